@@ -1,6 +1,7 @@
 //! `qlora-train check`
 
 use super::answer::Answer;
+use super::cpu_only::CpuOnly;
 use crate::adapter::recorded_base;
 use crate::arch::Arch;
 use crate::base::resolve_model;
@@ -25,6 +26,8 @@ pub struct CheckArgs {
     /// Engines that are to serve it, separated by commas [default: all]
     #[arg(long = "for", value_name = "ENGINES", value_delimiter = ',')]
     engines: Vec<EngineArg>,
+    #[command(flatten)]
+    device: CpuOnly,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -48,6 +51,7 @@ impl From<EngineArg> for Engine {
 }
 
 pub fn run(args: &CheckArgs) -> Result<Answer> {
+    args.device.check("check")?;
     let model = match &args.model {
         Some(model) => model.clone(),
         None => {

@@ -1,6 +1,7 @@
 //! `qlora-train export`
 
 use super::answer::Answer;
+use super::cpu_only::CpuOnly;
 use super::merge::{BaseWeights, merge_base};
 use crate::adapter::{Adapter, recorded_base};
 use crate::base::{Checkpoint, resolve_model};
@@ -38,6 +39,8 @@ struct UniformArgs {
     /// Directory to write; it must not exist, or be empty
     #[arg(long, visible_alias = "output")]
     output_dir: PathBuf,
+    #[command(flatten)]
+    device: CpuOnly,
 }
 
 #[derive(Args)]
@@ -72,6 +75,8 @@ struct GgufArgs {
     /// Template of a base model that has none of its own: chatml, alpaca or a file
     #[arg(long)]
     chat_template: Option<String>,
+    #[command(flatten)]
+    device: CpuOnly,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -105,6 +110,7 @@ pub fn run(args: &ExportArgs) -> Result<Answer> {
 }
 
 fn uniform(args: &UniformArgs) -> Result<Answer> {
+    args.device.check("export uniform")?;
     let adapter = Adapter::load(&args.adapter)?;
     let uniform = export_uniform(&adapter, &args.adapter, &args.output_dir)?;
     let (config, output) = (&uniform.config, args.output_dir.display().to_string());
@@ -126,6 +132,7 @@ fn uniform(args: &UniformArgs) -> Result<Answer> {
 }
 
 fn gguf(args: &GgufArgs) -> Result<Answer> {
+    args.device.check("export gguf")?;
     let model = match (&args.model, &args.adapter) {
         (Some(model), _) => model.clone(),
         (None, Some(adapter)) => {

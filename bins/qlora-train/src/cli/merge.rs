@@ -1,6 +1,7 @@
 //! `qlora-train merge`
 
 use super::answer::Answer;
+use super::cpu_only::check_cpu_only;
 use crate::adapter::{Adapter, Recipe, recorded_base, recorded_setting};
 use crate::base::{Checkpoint, resolve_model};
 use crate::config::{Purpose, Settings};
@@ -50,8 +51,8 @@ pub struct MergeArgs {
     /// Tokens of a row at most, with --data; longer rows are left out
     #[arg(long, requires = "data", default_value_t = 2048)]
     max_length: usize,
-    /// Where to measure: auto, cpu, cuda or cuda:N
-    #[arg(long, requires = "data")]
+    /// Where to measure: auto, cpu, cuda or cuda:N; merging itself is done on the CPU
+    #[arg(long)]
     device: Option<String>,
     /// What the CPU computes in: auto, f32 or bf16
     #[arg(long, requires = "data")]
@@ -91,6 +92,9 @@ pub(super) fn merge_base(
 }
 
 pub fn run(args: &MergeArgs) -> Result<Answer> {
+    if args.data.is_empty() {
+        check_cpu_only(args.device.as_deref(), "`merge` without `--data`")?;
+    }
     let Some(max_shard_bytes) = parse_bytes(&args.max_shard_size) else {
         refuse!("--max-shard-size: found {:?}, expected a size such as 5GB or 500MiB", args.max_shard_size);
     };

@@ -6,6 +6,7 @@ mod bench;
 mod chat;
 mod check;
 mod completions;
+mod cpu_only;
 mod datasheet;
 mod doctor;
 mod eval;

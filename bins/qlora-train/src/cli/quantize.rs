@@ -1,6 +1,7 @@
 //! `qlora-train quantize`
 
 use super::answer::Answer;
+use super::cpu_only::CpuOnly;
 use crate::base::{Checkpoint, QuantizeOptions, Quantized, quantize, resolve_model};
 use crate::error::{Error, Result};
 use crate::files::units::{format_bytes, parse_bytes};
@@ -38,9 +39,12 @@ pub struct QuantizeArgs {
     /// Bytes of one weight file at most, such as 5GB
     #[arg(long, default_value = "5GB")]
     max_shard_size: String,
+    #[command(flatten)]
+    device: CpuOnly,
 }
 
 pub fn run(args: &QuantizeArgs) -> Result<Answer> {
+    args.device.check("quantize")?;
     let Some(max_shard_bytes) = parse_bytes(&args.max_shard_size) else {
         refuse!("--max-shard-size: found {:?}, expected a size such as 5GB or 500MiB", args.max_shard_size);
     };

@@ -24,11 +24,29 @@ pub struct SettingsArgs {
 impl SettingsArgs {
     /// Prints what should be told of the settings, such as keys that have no effect.
     pub fn load(&self) -> Result<Settings> {
-        let (settings, notes) = Settings::load_noting(self.file.as_deref(), &self.overrides)?;
+        let loaded = Settings::load_noting(self.file.as_deref(), &self.overrides);
+        let (settings, notes) = loaded.map_err(|error| self.doubting_the_file(error))?;
         for note in notes {
             status!("{note}");
         }
         Ok(settings)
+    }
+
+    /// An error, with a word on the settings file where its name is not that of one: rows that follow `--data a.jsonl`
+    /// without a flag of their own.
+    fn doubting_the_file(&self, error: Error) -> Error {
+        let Some(file) = self.file.as_deref() else { return error };
+        let ending = file.extension().map(|ending| ending.to_string_lossy().to_lowercase());
+        if ending.is_some_and(|ending| ["yaml", "yml", "json"].contains(&ending.as_str())) {
+            return error;
+        }
+        let (mut lines, name) = (error.lines(), file.display().to_string());
+        let Some(first) = lines.first_mut().filter(|first| first.starts_with(&name)) else { return error };
+        *first = format!(
+            "{first}; {name} was read as the settings file, as it follows no flag: each further file of rows takes \
+             another `--data`"
+        );
+        Error::RefusedLines(lines)
     }
 
     /// The value of a key as it was written, last of the flags, else of the file.

@@ -402,6 +402,9 @@ const SECTIONS: &[(&str, &str)] = &[
     ("quantization", "quantization"),
     ("quantization_config", "quantization"),
     ("bnb_config", "quantization"),
+    // Keys that are handed on to bitsandbytes and to transformers: each is judged as it is elsewhere.
+    ("bnb_config_kwargs", "quantization"),
+    ("model_init_kwargs", "model"),
     ("logging", "logging"),
     ("special_tokens", "special_tokens"),
 ];
@@ -445,7 +448,7 @@ fn working_names() -> impl Iterator<Item = &'static str> {
 }
 
 /// Names that people try, and the setting that does what they say: by their letters they are nearer to another one.
-const MEANT: [(&[&str], &str); 5] = [
+const MEANT: [(&[&str], &str); 8] = [
     (
         &["resume", "resume_from", "resume_training", "resume_run", "continue", "continue_from"],
         "resume_from_checkpoint",
@@ -454,6 +457,9 @@ const MEANT: [(&[&str], &str); 5] = [
     (&["save_interval", "save_freq", "checkpoint_every", "checkpoint_steps", "checkpoint_interval"], "save_steps"),
     (&["log_every", "logging_interval", "log_steps", "log_freq"], "logging_steps"),
     (&["warmup", "num_warmup_steps"], "warmup_steps"),
+    (&["rank", "r", "lora_dim"], "lora_r"),
+    (&["alpha"], "lora_alpha"),
+    (&["dropout"], "lora_dropout"),
 ];
 
 /// The name of a setting that was probably meant: a word for it, or by its letters or the beginnings of its words; none

@@ -171,6 +171,10 @@ impl DataSet {
                 set.faults.push(DataFault { key: entry.key.clone(), line: entry.line, why });
             }
         }
+        // A name that is not known is told already.
+        if set.faults.is_empty() {
+            set.faults.extend(mixed_turns(entries));
+        }
         if set.paths.is_empty() && set.faults.is_empty() {
             let why = Reject::Because("found a data set without `path`, expected the `path` of a file".into());
             set.faults.push(DataFault { key: "datasets".into(), line: 0, why });
@@ -198,17 +202,22 @@ impl DataSet {
     }
 }
 
-/// A value as a file holds it, a list with all its parts.
+/// A value as a file holds it, lists and sections with all their parts.
 fn written(value: &Value) -> String {
     match value {
         Value::List(items) => format!("[{}]", items.iter().map(written).collect::<Vec<_>>().join(", ")),
+        Value::Map(entries) => {
+            let entry = |entry: &Entry| format!("{}: {}", entry.key.escape_debug(), written(&entry.value));
+            format!("{{{}}}", entries.iter().map(entry).collect::<Vec<_>>().join(", "))
+        }
         one => one.to_string().trim_matches('`').to_owned(),
     }
 }
 
 fn not_supported(key: &str, value: &Value, expected: &str) -> Reject {
-    let found: String = written(value).chars().take(80).collect();
-    let key = key.escape_debug();
+    let found = written(value);
+    let (shown, key): (String, _) = (found.chars().take(80).collect(), key.escape_debug());
+    let found = if shown.len() < found.len() { format!("{shown}…") } else { shown };
     Reject::Because(format!("`{key}: {found}` of a data set is not supported yet, expected {expected}"))
 }
 
@@ -279,6 +288,45 @@ fn property_mappings(value: &Value) -> Result<Option<Implied>, Reject> {
         }
     }
     Ok(entries.iter().find_map(|Entry { key, value, .. }| turns_of_share_gpt(key, value)))
+}
+
+/// Names of a turn's role and content that are of two forms, such as `role` beside `value`: what is not named is under
+/// Axolotl's own name, so that one name alone may mix them. Such turns are not read here, and rows that have both
+/// forms would be learned from the other key.
+fn mixed_turns(entries: &[Entry]) -> Option<DataFault> {
+    let inner = entries.iter().filter(|entry| entry.key == "message_property_mappings");
+    let inner = inner.flat_map(|entry| match &entry.value {
+        Value::Map(inner) => &inner[..],
+        _ => &[],
+    });
+    let named: Vec<(&Entry, &str)> = entries
+        .iter()
+        .filter(|entry| entry.key.starts_with("message_field_"))
+        .chain(inner)
+        .filter_map(|entry| match &entry.value {
+            Value::Str(name) => Some((entry, name.as_str())),
+            _ => None,
+        })
+        .collect();
+    let names = |part: &str, forms: [&'static str; 2]| -> Vec<&'static str> {
+        let of_part = |entry: &Entry| entry.key.trim_start_matches("message_field_") == part;
+        let is_named = |form: &str| named.iter().any(|(entry, name)| of_part(entry) && *name == form);
+        let found: Vec<&'static str> = forms.into_iter().filter(|form| is_named(form)).collect();
+        if found.is_empty() { vec![forms[0]] } else { found }
+    };
+    let (roles, contents) = (names("role", ["role", "from"]), names("content", ["content", "value"]));
+    if matches!((&roles[..], &contents[..]), (["role"], ["content"]) | (["from"], ["value"])) {
+        return None;
+    }
+    let (entry, name) = named.iter().find(|(_, name)| ["from", "value"].contains(name))?;
+    let why = format!(
+        "`{}: {name}` of a data set asks for turns of `{}` and `{}`, which are not supported yet; expected turns of \
+         `role` and `content`, or of `from` and `value`: name both, or rename the keys in the rows",
+        entry.key.escape_debug(),
+        roles.join("` and `"),
+        contents.join("` and `")
+    );
+    Some(DataFault { key: entry.key.clone(), line: entry.line, why: Reject::Because(why) })
 }
 
 fn other(entry: &Entry) -> Result<Option<Implied>, Reject> {

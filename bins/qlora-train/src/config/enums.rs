@@ -272,17 +272,29 @@ impl SettingValue for TargetModules {
             Value::List(items) => items.iter().map(String::read).collect::<Result<Vec<_>, _>>()?,
             one => vec![String::read(one)?],
         };
-        // mlx-lm writes `self_attn.q_proj`.
-        let last = |name: &'_ str| name.trim().rsplit('.').next().unwrap_or_default().to_owned();
-        let names: Vec<String> = items.iter().flat_map(|item| item.split(',')).map(last).collect();
+        // A comma of a regular expression parts no names.
+        let is_pattern = |item: &str| item.contains(['*', '+', '?', '(', '[', '{', '|', '\\', '^', '$']);
+        let parts = |item: &String| match is_pattern(item) {
+            true => vec![item.trim().to_owned()],
+            false => item.split(',').map(|name| name.trim().to_owned()).collect(),
+        };
+        let given: Vec<String> = items.iter().flat_map(parts).collect();
+        // mlx-lm writes `self_attn.q_proj`. A longer path, or a regular expression, may be of some layers only.
+        let blocks = ["self_attn", "mlp", "shared_mlp"];
+        let name_of = |item: &'_ str| match item.rsplit_once('.') {
+            Some((block, name)) if blocks.contains(&block) => name.to_owned(),
+            _ => item.to_owned(),
+        };
+        let names: Vec<String> = given.iter().map(|item| name_of(item)).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         if ["all-linear", "all_linear", "all"].iter().any(|all| names == [*all]) {
             return Ok(Self::all_linear());
         }
-        if let Some(name) = names.iter().find(|name| !Self::known().any(|known| known == **name)) {
+        if let Some(at) = names.iter().position(|name| !Self::known().any(|known| known == *name)) {
+            // A backslash of a regular expression is one, as it was given.
+            let shown = given[at].escape_debug().to_string().replace(r"\\", r"\");
             return Err(Reject::Because(format!(
-                "found `{}`, expected all-linear or some of {}",
-                name.escape_debug(),
+                "found `{shown}`, expected all-linear or some of {}",
                 Self::known().collect::<Vec<_>>().join(", ")
             )));
         }

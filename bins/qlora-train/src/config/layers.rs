@@ -516,7 +516,9 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
             faults.push(Fault::new(message, info.name, given.line));
         }
     }
-    let scale = flags.scale.or(file.scale);
+    // A flag for alpha wins over a scale of the file.
+    let alpha_is_flag = all.get("lora_alpha").is_some_and(|alpha| alpha.line == 0);
+    let scale = flags.scale.or(file.scale.filter(|_| !alpha_is_flag));
     let tool = Tool::of(&document.entries);
     if let Some(tool) = tool {
         let is_given = |name: &str| all.contains_key(name) || (name == "lora_alpha" && scale.is_some());
@@ -524,6 +526,9 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     }
     if let Some(scale) = scale {
         let alpha = f64::read(&scale.value).unwrap_or_default() * settings.lora_r as f64;
+        if let Some(given) = all.get("lora_alpha").filter(|given| f64::read(&given.value) != Ok(alpha)) {
+            notes.push(format!("{}: without effect here, as {} gives alpha / r", given.place, scale.place));
+        }
         let given = Given { value: Value::Float(alpha), ..scale };
         if let Err(message) = apply(find("lora_alpha"), &given, &mut settings) {
             faults.push(Fault::new(message, "scale", given.line));

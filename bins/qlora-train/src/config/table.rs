@@ -285,6 +285,8 @@ settings! {
     "Optimizer steps between two lines of metrics; below 1 it is a share of all steps."
     logging_steps: Every = Every::Steps(1), "1", "a count of steps from 1 to 1000000000, or a share of all steps below 1", RunOnly,
         ["log_interval", "steps_per_report"], |v| matches!(v, Every::Steps(1..=1_000_000_000) | Every::Share(_));
+    "Whether the first step is logged too, where `logging_steps` would pass it over."
+    logging_first_step: bool = false, "false", "true or false", RunOnly, [];
     "Whether the run writes `report.html`, one page with its curves, rows, memory, time and what it changed, while it works and at its end."
     report: bool = true, "true", "true or false", RunOnly, ["write_report"];
     "Trackers that are told the figures of the log: `tensorboard` writes event files. Others are not written, and told."

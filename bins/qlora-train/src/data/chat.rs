@@ -21,6 +21,8 @@ pub struct ChatText {
     pub supervised: Vec<Range<usize>>,
     /// How much a token of each of those ranges counts.
     pub weights: Vec<f32>,
+    /// Byte ranges of answers that are not learned because a part or a range of them says so, in order.
+    pub excluded: Vec<Range<usize>>,
     /// Supervised turns that end without a token of their own: a model trained on them does not learn to stop.
     pub open_ended: usize,
     /// What the rendered text lacks of what was said.
@@ -57,7 +59,7 @@ impl ChatTokenizer {
         let answers = rendered.answers()?;
         holds::check(&rendered, conversation, &answers, &mut notes)?;
 
-        let (mut supervised, mut weights, mut open_ended) = (Vec::new(), Vec::new(), 0);
+        let (mut supervised, mut weights, mut excluded, mut open_ended) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for (at, span) in answers {
             if span.is_empty() {
                 return Err(match at {
@@ -74,13 +76,19 @@ impl ChatTokenizer {
                     .map_err(|why| format!("`messages[{at}]`: {why}"))?,
             };
             let whole = learned.last().is_some_and(|(last, _)| last.end == span.end);
+            let mut covered = span.start;
+            for (range, _) in &learned {
+                excluded.extend((covered < range.start).then_some(covered..range.start));
+                covered = range.end;
+            }
+            excluded.extend((covered < span.end).then_some(covered..span.end));
             open_ended += usize::from(whole && !self.ends_with_added_token(rendered.text[span].trim_end()));
             for (range, weight) in learned {
                 supervised.push(range);
                 weights.push(of_turn * weight);
             }
         }
-        Ok(ChatText { text: rendered.text, supervised, weights, open_ended, notes })
+        Ok(ChatText { text: rendered.text, supervised, weights, excluded, open_ended, notes })
     }
 
     /// Tokenizes the rendered conversation once, as a whole.
@@ -91,7 +99,7 @@ impl ChatTokenizer {
     /// Like [`encode_chat`](Self::encode_chat), with tools.
     pub fn encode_conversation(&self, conversation: &Conversation) -> Result<ChatTokens, String> {
         let chat = self.render_conversation(conversation)?;
-        let (input_ids, labels, weights) = self.labeled(&chat.text, &chat.supervised, &chat.weights)?;
+        let (input_ids, labels, weights) = self.labeled(&chat.text, &chat.supervised, &chat.weights, &chat.excluded)?;
         Ok(ChatTokens { input_ids, labels, weights, open_ended: chat.open_ended, notes: chat.notes })
     }
 
@@ -101,7 +109,8 @@ impl ChatTokenizer {
     pub fn encode_completion(&self, prompt: &str, completion: &str) -> Result<ChatTokens, String> {
         let text = format!("{prompt}{completion}");
         let supervised = prompt.len()..text.len();
-        let (mut input_ids, mut labels, weights) = self.labeled(&text, std::slice::from_ref(&supervised), &[1.0])?;
+        let (mut input_ids, mut labels, weights) =
+            self.labeled(&text, std::slice::from_ref(&supervised), &[1.0], &[])?;
         if let Some(bos) = self.bos_token_id().filter(|_| self.begins_with_bos())
             && input_ids.first() != Some(&bos)
         {
@@ -131,25 +140,38 @@ impl ChatTokenizer {
 
     /// Token ids, labels and weights of a text (no weights: 1 each). A token is supervised when it holds any of a
     /// supervised span, as in transformers: where a prompt ends with a space, the answer's first word comes with that
-    /// space in one token.
-    fn labeled(&self, text: &str, supervised: &[Range<usize>], weights_of: &[f32]) -> Result<LabeledIds, String> {
+    /// space in one token. It is not where it holds any of an excluded range; in several spans it has the smallest of
+    /// their weights.
+    fn labeled(
+        &self,
+        text: &str,
+        supervised: &[Range<usize>],
+        weights_of: &[f32],
+        excluded: &[Range<usize>],
+    ) -> Result<LabeledIds, String> {
         let (mut input_ids, mut labels, mut weights) = (Vec::new(), Vec::new(), Vec::new());
         let weighted = weights_of.iter().any(|&weight| weight != 1.0);
         // Spans and tokens both come in order; a span is done with once a token begins behind it.
         let (mut spans, mut at) = (supervised, 0);
+        let mut gaps = excluded;
         self.encode_each(text, &mut |id, range| {
             while spans.first().is_some_and(|span| span.end <= range.start) {
                 spans = &spans[1..];
                 at += 1;
             }
-            let inside = spans.first().is_some_and(|span| {
-                span.contains(&range.start) || (range.start < span.start && span.start < range.end)
-            });
+            while gaps.first().is_some_and(|gap| gap.end <= range.start) {
+                gaps = &gaps[1..];
+            }
+            // A token of no text of its own stands at its start.
+            let end = range.end.max(range.start + 1);
+            let held = spans.iter().zip(&weights_of[at..]).take_while(|(span, _)| span.start < end);
+            let weight = held.map(|(_, &weight)| weight).reduce(f32::min);
+            let weight = weight.filter(|_| gaps.first().is_none_or(|gap| gap.start >= end));
             let label = i32::try_from(id).map_err(|_| format!("the tokenizer has the token id {id}"))?;
             input_ids.push(id);
-            labels.push(if inside { label } else { UNSUPERVISED });
+            labels.push(if weight.is_some() { label } else { UNSUPERVISED });
             if weighted {
-                weights.push(if inside { weights_of[at] } else { 1.0 });
+                weights.push(weight.unwrap_or(1.0));
             }
             Ok(())
         })?;

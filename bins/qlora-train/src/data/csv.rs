@@ -3,9 +3,10 @@
 use std::io::Read;
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use super::each::EachOf;
+use super::weight;
 use crate::error::{Context, Result};
 use crate::refuse;
 
@@ -21,7 +22,7 @@ pub(super) fn delimiter(path: &Path) -> Option<u8> {
 }
 
 /// Calls `each(number, row)` for every row, counted from 1. A value that is JSON of a list or an object is read as
-/// such, because that is how tables hold turns.
+/// such, because that is how tables hold turns; so is a number or a truth value in a column of weights.
 pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: EachOf) -> Result<()> {
     let name = path.display();
     let mut table = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(reader);
@@ -32,7 +33,10 @@ pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: Eac
     for (number, record) in (1..).zip(table.records()) {
         let row = match record {
             Ok(record) => {
-                let entries = header.iter().zip(record.iter()).map(|(key, text)| (key.trim().to_owned(), value(text)));
+                let entries = header.iter().zip(record.iter()).map(|(key, text)| {
+                    let key = key.trim();
+                    (key.to_owned(), if weight::KEYS.contains(&key) { weight_in(text) } else { value(text) })
+                });
                 Ok(Value::Object(entries.collect::<Map<_, _>>()))
             }
             Err(error) if error.is_io_error() => return Err(error).usage_context(|| format!("{name}: row {number}")),
@@ -41,6 +45,21 @@ pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: Eac
         each(number, row)?;
     }
     Ok(())
+}
+
+/// The value of a column that says how much of a row is learned: `0`, `0.5`, `true`, and `False` as Python writes it.
+fn weight_in(text: &str) -> Value {
+    let word = text.trim();
+    match word.to_lowercase().as_str() {
+        "true" => return Value::Bool(true),
+        "false" => return Value::Bool(false),
+        _ => {}
+    }
+    match super::json::parse(word) {
+        Ok(number @ Value::Number(_)) => number,
+        // Some programs write `.5` and `+1`.
+        _ => word.parse().ok().and_then(Number::from_f64).map_or_else(|| value(text), Value::Number),
+    }
 }
 
 fn value(text: &str) -> Value {

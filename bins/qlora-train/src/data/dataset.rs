@@ -26,6 +26,7 @@ use crate::config::{BadRow, PromptCompletion, TooLong};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::refuse;
+use crate::report::count as count_of;
 
 /// Rows are tokenized in parallel, this many at a time.
 const CHUNK: usize = 512;
@@ -168,18 +169,7 @@ fn load_files<'a>(
         refuse!("{files}: no row found; expected at least one");
     }
     if rows.is_empty() {
-        refuse!(
-            "{files}: no row is left: of {} rows, {} are longer than max_length {} and {} have no supervised \
-             token (labels that are not -100, assistant turns, completions or texts){}",
-            report.rows_read,
-            report.dropped,
-            options.max_length,
-            report.unsupervised,
-            match report.duplicates {
-                0 => String::new(),
-                duplicates => format!("; {duplicates} are there before (deduplicate)"),
-            }
-        );
+        refuse!("{files}: {}", no_row_is_left(&report));
     }
     let conversations = [RowKind::Messages, RowKind::ShareGpt, RowKind::Alpaca];
     if report.files.iter().flat_map(|file| &file.kinds).any(|(kind, _)| conversations.contains(kind)) {
@@ -507,6 +497,25 @@ impl<'a> Loader<'a> {
     }
 }
 
+/// Why every row was left out.
+fn no_row_is_left(report: &DatasetReport) -> String {
+    let some = |rows: usize, one: &str, many: &str, what: &str| {
+        (rows > 0).then(|| format!("{rows} {} {what}", if rows == 1 { one } else { many }))
+    };
+    let reasons = [
+        some(report.dropped, "is", "are", &format!("longer than max_length {}", report.max_length)),
+        some(
+            report.unsupervised,
+            "has",
+            "have",
+            "no supervised token (labels that are not -100, assistant turns, completions or texts)",
+        ),
+        some(report.duplicates, "is", "are", "there before (deduplicate)"),
+    ];
+    let reasons: Vec<String> = reasons.into_iter().flatten().collect();
+    format!("no row is left: of {}, {}", count_of(report.rows_read as u64, "row"), reasons.join(" and "))
+}
+
 impl Dataset {
     pub fn lengths(&self) -> Vec<usize> {
         self.rows.iter().map(Row::len).collect()
@@ -522,7 +531,11 @@ impl Dataset {
         let count =
             if val_set_size < 1.0 { (total as f64 * val_set_size).ceil() as usize } else { val_set_size as usize };
         if count >= total && count > 0 {
-            refuse!("val_set_size is {val_set_size}: that leaves no row to train on, there are {total} rows");
+            refuse!(
+                "val_set_size is {val_set_size}: that leaves no row to train on, there {} {}",
+                if total == 1 { "is" } else { "are" },
+                count_of(total as u64, "row")
+            );
         }
         let mut shuffled: Vec<usize> = (0..total).collect();
         Stream::new(seed, SPLIT_DOMAIN).shuffle(&mut shuffled);

@@ -83,7 +83,11 @@ pub(super) fn row_weight(map: &Map<String, Value>, kind: RowKind) -> Result<f32,
             _ => whole.insert(key.clone(), value.clone()),
         };
     }
-    Ok(weight::of(&whole).map_err(|why| format!("the row{why}"))?.unwrap_or(1.0))
+    let named = |why: String| match why.strip_prefix('.').and_then(|why| why.split_once(' ')) {
+        Some((key, why)) => format!("`{key}` of the row {why}"),
+        None => format!("the row{why}"),
+    };
+    Ok(weight::of(&whole).map_err(named)?.unwrap_or(1.0))
 }
 
 /// Refuses tool definitions beside plain text, in which they have no place.

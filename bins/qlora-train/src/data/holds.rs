@@ -48,7 +48,53 @@ pub(super) fn check(
             }
         }
     }
+    for role in silent_roles(rendered) {
+        let note = Note::Said(leaves_out(role));
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
     Ok(())
+}
+
+/// Turns of one role that are tried one by one for being left out, where together they do not show it.
+const FEW: usize = 16;
+
+/// The roles of turns that are not learned and that the template leaves out, although the text of another turn, or what
+/// the template writes itself, holds what they say. A turn is left out where the conversation reads the same whatever
+/// the turn says.
+fn silent_roles<'r>(rendered: &Rendered<'r>) -> Vec<&'r str> {
+    let messages = rendered.messages;
+    let says = |message: &Message| message.content.as_deref().is_some_and(|content| !content.trim().is_empty());
+    let context: Vec<usize> =
+        (0..messages.len()).filter(|&at| !messages[at].supervised && says(&messages[at])).collect();
+    if context.is_empty() {
+        return Vec::new();
+    }
+    let placeholder = |at: usize| format!("Placeholder{at}oF");
+    // One rendering tells most conversations; a template that refuses the placeholders is asked turn by turn.
+    let skeleton = rendered.render_with_each(&context, placeholder).unwrap_or_default();
+    let missing: Vec<usize> = context.into_iter().filter(|&at| !skeleton.contains(&placeholder(at))).collect();
+    let reads_the_same =
+        |turns: &[usize]| rendered.render_with_each(turns, placeholder).is_ok_and(|text| text == rendered.text);
+    let mut silent: Vec<&'r str> = Vec::new();
+    for &first in &missing {
+        let role = messages[first].role.as_str();
+        if silent.contains(&role) {
+            continue;
+        }
+        let turns: Vec<usize> = missing.iter().copied().filter(|&at| messages[at].role == role).collect();
+        let is_first = turns.first() == Some(&first);
+        if is_first && (reads_the_same(&turns) || turns.iter().take(FEW).any(|&at| reads_the_same(&[at]))) {
+            silent.push(role);
+        }
+    }
+    silent
+}
+
+fn leaves_out(role: &str) -> String {
+    let article = if role.starts_with('a') { "an" } else { "a" };
+    format!("the chat template leaves out what {article} {role} turn says")
 }
 
 /// Refuses answers whose calls are nowhere in the text, before it is asked where they are.
@@ -138,7 +184,7 @@ impl Turn<'_> {
                             .into(),
                     );
                 }
-                (false, _) => note(format!("the chat template leaves out what a {role} turn says")),
+                (false, _) => note(leaves_out(role)),
             }
         }
         // What the template cuts is not there to be counted.

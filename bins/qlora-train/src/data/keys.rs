@@ -101,7 +101,7 @@ const MEDIA_FORMS: [&str; 14] = [
 ];
 
 /// The words of a key in small letters: they end at a sign, and before a capital letter that follows a small one.
-fn words(key: &str) -> Vec<String> {
+pub(super) fn words(key: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut was_small = false;
     for letter in key.chars() {

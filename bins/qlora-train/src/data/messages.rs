@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::json;
 use super::keys::{is_empty, of_other_meaning};
 use super::notes::{KeyOf, Note};
-use super::{tools, weight};
+use super::{tools, unused, weight};
 
 const ROLES: &str = "system, developer, user, assistant or tool";
 /// Names of what an assistant thinks before it answers, the first that is there wins.
@@ -160,7 +160,7 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
     let (content, mut details) = match fields.get("content") {
         Some(Value::String(text)) => (Some(text.clone()), None),
         Some(Value::Array(parts)) => {
-            let (text, details) = join_parts(parts, notes)?;
+            let (text, details) = join_parts(parts, role == "assistant", notes)?;
             (Some(text), details)
         }
         None if role == "assistant" && fields.contains_key("tool_calls") => (None, None),
@@ -193,8 +193,9 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
     if role != "assistant" && (weight.is_some_and(|weight| weight > 0.0) || details.is_some()) {
         notes.push(Note::Said(format!("a {role} turn is marked to be learned: only what the assistant says is")));
     }
-    let unused = fields.keys().filter(|key| !TURN_KEYS.contains(&key.as_str()));
-    notes.extend(unused.map(|key| Note::UnusedKey(KeyOf::Turn, key.clone())));
+    let others = fields.iter().filter(|(key, _)| !TURN_KEYS.contains(&key.as_str()));
+    let known = || TURN_KEYS.iter().chain(&weight::KEYS).chain([&weight::DETAIL]).copied();
+    notes.extend(others.map(|(key, value)| unused::note(KeyOf::Turn, key, value, role == "assistant", known())));
     let weight = weight.unwrap_or(1.0);
     Ok(Message { role, content, supervised, weight, details: details.filter(|_| supervised), fields })
 }
@@ -246,7 +247,7 @@ fn reasoning(fields: &mut Map<String, Value>) -> Result<(), String> {
 type Details = Option<Vec<(Range<usize>, f32)>>;
 
 /// The texts of the parts, joined, and which ranges of them are learned where a part says so.
-fn join_parts(parts: &[Value], notes: &mut Vec<Note>) -> Result<(String, Details), String> {
+fn join_parts(parts: &[Value], of_assistant: bool, notes: &mut Vec<Note>) -> Result<(String, Details), String> {
     let (mut text, mut details, mut marked) = (String::new(), Vec::new(), false);
     for (at, part) in parts.iter().enumerate() {
         let expected = || {
@@ -270,8 +271,9 @@ fn join_parts(parts: &[Value], notes: &mut Vec<Note>) -> Result<(String, Details
         text.push_str(piece);
         details.push((range, weight.unwrap_or(1.0)));
         let used = |key: &str| PART_KEYS.contains(&key) || weight::KEYS.contains(&key);
-        let unused = map.iter().filter(|(key, value)| !used(key) && !value.is_null());
-        notes.extend(unused.map(|(key, _)| Note::UnusedKey(KeyOf::Part, key.clone())));
+        let others = map.iter().filter(|(key, value)| !used(key) && !value.is_null());
+        let known = || PART_KEYS.iter().chain(&weight::KEYS).copied();
+        notes.extend(others.map(|(key, value)| unused::note(KeyOf::Part, key, value, of_assistant, known())));
     }
     Ok((text, marked.then_some(details)))
 }

@@ -44,6 +44,7 @@ mod stream;
 mod template;
 mod tokenizer;
 mod tools;
+mod unused;
 mod weight;
 
 pub use batch::MicroBatch;

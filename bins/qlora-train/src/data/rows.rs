@@ -7,7 +7,7 @@ use super::keys::{KNOWN_KEYS, TASK, is_empty, of_other_meaning};
 use super::labeled::LabeledIds;
 use super::notes::{KeyOf, Note};
 use super::row_kind::{MASKS, RowKind};
-use super::{json, weight};
+use super::{json, unused, weight};
 
 /// Refuses keys that give the row another meaning, and tells those that nothing reads.
 pub(super) fn check_keys(map: &Map<String, Value>, kind: RowKind, notes: &mut Vec<Note>) -> Result<(), String> {
@@ -15,8 +15,9 @@ pub(super) fn check_keys(map: &Map<String, Value>, kind: RowKind, notes: &mut Ve
         return Err(format!("`{key}`: {why}"));
     }
     let used = |key: &str| kind.keys().contains(&key) || kind.optional_keys().contains(&key) || key == TASK;
-    let unused = map.iter().filter(|(key, value)| !used(key) && !weight::is_of_row(key, value) && !is_empty(value));
-    notes.extend(unused.map(|(key, _)| Note::UnusedKey(KeyOf::Row, key.clone())));
+    let others = map.iter().filter(|(key, value)| !used(key) && !weight::is_of_row(key, value) && !is_empty(value));
+    let known = || kind.keys().iter().chain(kind.optional_keys()).chain(&weight::KEYS).chain([&TASK]);
+    notes.extend(others.map(|(key, value)| unused::note(KeyOf::Row, key, value, true, known().copied())));
     Ok(())
 }
 

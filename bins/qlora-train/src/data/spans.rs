@@ -273,9 +273,16 @@ impl Rendered<'_> {
 
     /// The whole conversation with another content in this turn.
     pub fn render_with(&self, at: usize, content: &str) -> Result<String, String> {
-        let mut turns = self.turns.clone();
-        turns[at] = self.messages[at].with_content(content).to_jinja();
-        self.render(&turns, false)
+        self.render_with_each(&[at], |_| content.to_owned())
+    }
+
+    /// The whole conversation with other contents in these turns.
+    pub fn render_with_each(&self, turns: &[usize], content: impl Fn(usize) -> String) -> Result<String, String> {
+        let mut others = self.turns.clone();
+        for &at in turns {
+            others[at] = self.messages[at].with_content(&content(at)).to_jinja();
+        }
+        self.render(&others, false)
     }
 
     /// Where the turn's content begins and ends in the whole conversation.

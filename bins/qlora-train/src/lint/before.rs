@@ -74,7 +74,16 @@ pub fn large_batch(facts: &Facts) -> Option<String> {
 
 pub fn small_model_in_4_bits(facts: &Facts) -> Option<String> {
     let small = facts.is_nf4 && facts.parameters < 1_000_000_000;
-    small.then(|| format!("the base has {:.3}B parameters and is held in NF4", facts.parameters as f64 / 1e9))
+    small.then(|| format!("the base has {} parameters and is held in NF4", parameters(facts.parameters)))
+}
+
+/// A count of parameters as models are named by it, and small ones as they are.
+fn parameters(n: u64) -> String {
+    match n {
+        100_000_000.. => format!("{:.3}B", n as f64 / 1e9),
+        1_000_000.. => format!("{:.1}M", n as f64 / 1e6),
+        _ => thousands(n),
+    }
 }
 
 pub fn max_length(facts: &Facts) -> Option<String> {

@@ -180,15 +180,19 @@ fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) -> Result<Ada
             path.display()
         );
     }
+    let has = |lora: &LoraSpec| {
+        let ranks: BTreeSet<usize> = lora.terms.values().map(|term| term.r).collect();
+        let (ranks, s): (Vec<String>, _) =
+            (ranks.iter().map(usize::to_string).collect(), if ranks.len() == 1 { "" } else { "s" });
+        let dora = if lora.is_dora() { " with magnitudes (DoRA)" } else { "" };
+        format!("rank{s} {} on {}{dora}", ranks.join(", "), count(lora.terms.len() as u64, "linear layer"))
+    };
     if ranks(&own) != ranks(&spec.lora) {
         refuse!(
-            "`init_adapter`: {} has rank {} on {} linear layers{}, the run has {} of its own; give its lora_r, \
-             lora_target_modules and use_dora",
+            "`init_adapter`: {} has {}, the run has {}; give its lora_r, lora_target_modules and use_dora",
             path.display(),
-            adapter.config.r,
-            own.terms.len(),
-            if own.is_dora() { " with magnitudes (DoRA)" } else { "" },
-            spec.lora.terms.len()
+            has(&own),
+            has(&spec.lora)
         );
     }
     let untied = own.untied && loaded.checkpoint.arch().tie_word_embeddings;

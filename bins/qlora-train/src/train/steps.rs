@@ -171,7 +171,7 @@ impl<B: Backend> Run<'_, B> {
         let per_epoch = self.data.schedule.steps_per_epoch();
         let norms = self.gradient_norms.take();
         let (grad_norm_a, grad_norm_b) = (norms.map(|(a, _)| a), norms.map(|(_, b)| b));
-        if self.settings.logging_steps.due(done, total, per_epoch) || done == total {
+        if self.settings.logging_steps.due(done, total, per_epoch) || self.is_logged_first(done) || done == total {
             let since_log = std::mem::take(&mut self.progress.since_log);
             self.log(LogEntry {
                 loss: Some(since_log.mean()),
@@ -190,6 +190,11 @@ impl<B: Backend> Run<'_, B> {
         Ok(())
     }
 
+    /// Whether a step is logged because it is the first (`logging_first_step`).
+    fn is_logged_first(&self, step: u64) -> bool {
+        step == 1 && self.settings.logging_first_step
+    }
+
     /// A line for the loss that was just logged, with its curve so far: at each `logging_steps`, or some twenty in a
     /// run that logs every step.
     fn print_loss(&self, total: u64) {
@@ -201,7 +206,8 @@ impl<B: Backend> Run<'_, B> {
             Every::Steps(1) => Every::Steps((total / 20).max(1)),
             every => every,
         };
-        if !every.due(entry.step, total, self.data.schedule.steps_per_epoch()) && entry.step != total {
+        let due = every.due(entry.step, total, self.data.schedule.steps_per_epoch());
+        if !due && !self.is_logged_first(entry.step) && entry.step != total {
             return;
         }
         let losses: Vec<f64> = self.state.log_history.iter().filter_map(|entry| entry.loss).collect();

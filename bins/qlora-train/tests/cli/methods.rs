@@ -1,6 +1,6 @@
 //! Adapter methods from settings to what other programs load.
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, train};
 use qlora_train::adapter::Adapter;
 use qlora_train::arch::Arch;
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
@@ -213,6 +213,20 @@ fn whole_modules_that_cannot_be_trained_are_refused_by_name() {
     config["modules_to_save"] = json!(["embed_tokens", "lm_head", "model.norm"]);
     sandbox.write("out/adapter_config.json", &config.to_string());
     sandbox.refused("eval --model model --adapter out --data rows.jsonl", &["model.norm", "modules_to_save"]);
+}
+
+#[test]
+fn both_ranks_of_an_adapter_to_begin_with_are_told() {
+    let sandbox = Sandbox::new();
+    sandbox.train_into("out", "--lora-r 4 --lora-target-modules q_proj").ok();
+    let begin = |more: &str| train(&format!("--init-adapter out --output-dir other {more}"));
+    let layers = tiny_arch().num_layers;
+    let other = begin("--lora-r 8 --lora-target-modules q_proj");
+    let has = format!("out has rank 4 on {layers} linear layer");
+    sandbox.run(&other).ended(2, &["`init_adapter`", &has, "the run has rank 8 on", "lora_r"]);
+    let more = begin("--lora-r 4 --lora-target-modules q_proj,v_proj --rank-pattern v_proj=2");
+    let on = format!("the run has ranks 2, 4 on {} linear layers", 2 * layers);
+    sandbox.run(&more).ended(2, &["`init_adapter`", &has, &on, "lora_target_modules"]);
 }
 
 /// The adapter is one for the base as it is: what it computes there is what was trained, but for rounding.

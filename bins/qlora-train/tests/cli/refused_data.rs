@@ -38,7 +38,7 @@ fn a_wrong_row_is_named_by_its_line() {
 fn nothing_to_learn_from() {
     let sandbox = Sandbox::new();
     sandbox.write("rows.jsonl", r#"{"input_ids": [1, 2, 3], "labels": [-100, -100, -100]}"#);
-    let words = ["rows.jsonl: no row is left", "1 have no supervised token"];
+    let words = ["rows.jsonl: no row is left", "1 has no supervised token"];
     sandbox.refused(&train(""), &words);
     sandbox.refused("eval --model model --data rows.jsonl", &words);
     sandbox.write("rows.jsonl", "\n\n");
@@ -59,7 +59,7 @@ fn rows_that_are_too_long() {
     let words = ["long.jsonl: line 1: 90 tokens, longer than max_length 64"];
     sandbox.refused(&format!("{} --too-long error", train("--data long.jsonl")), &words);
     sandbox.refused(&train("--val-data long.jsonl --too-long error"), &words);
-    sandbox.refused(&train("--val-data long.jsonl"), &["long.jsonl: no row is left", "1 are longer"]);
+    sandbox.refused(&train("--val-data long.jsonl"), &["long.jsonl: no row is left", "1 is longer"]);
     sandbox.refused("eval --model model --data long.jsonl --max-length 64", &words);
     sandbox.refused(&train("--val-set-size 12"), &["val_set_size", "leaves no row to train on"]);
     sandbox.train("--val-data long.jsonl --too-long truncate").ok();

@@ -49,6 +49,25 @@ fn what_must_not_change_a_result_changes_no_bit() {
 }
 
 #[test]
+fn the_first_step_is_logged_where_it_is_asked_for() {
+    let sandbox = Sandbox::new();
+    for (out, more, steps) in [
+        ("asked", "--logging-steps 4 --logging-first-step true", &[1.0, 4.0, 6.0][..]),
+        ("not", "--logging-steps 4", &[4.0, 6.0]),
+        ("off", "--logging-steps 4 --logging-first-step false", &[4.0, 6.0]),
+        ("each", "--logging-steps 2 --logging-first-step", &[1.0, 2.0, 4.0, 6.0]),
+    ] {
+        sandbox.train_into(out, more).ok();
+        let lines = sandbox.lines(&format!("{out}/metrics.jsonl"));
+        let losses = lines.iter().filter(|line| line["loss"].is_number());
+        let found: Vec<f64> = losses.filter_map(|line| line["step"].as_f64()).collect();
+        assert_eq!(found, steps, "{more}");
+    }
+    let bytes = adapter_bytes(&sandbox, "not");
+    assert!(adapter_bytes(&sandbox, "asked") == bytes, "what is logged changes no result");
+}
+
+#[test]
 fn a_batch_of_four_is_four_accumulated_batches_of_one() {
     let sandbox = Sandbox::new();
     let batch = "--packing false --per-device-train-batch-size";

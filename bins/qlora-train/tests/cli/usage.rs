@@ -71,6 +71,53 @@ fn wrong_usage_has_exit_status_2_and_names_what_is_wrong() {
 }
 
 #[test]
+fn commands_that_use_no_gpu_take_a_device_all_the_same() {
+    let sandbox = Sandbox::chat();
+    sandbox.train_into("out", "--chat-template chatml").ok();
+    for (i, command) in [
+        "quantize --model model --output-dir",
+        "check out --model model",
+        "merge --model model --adapter out --output-dir",
+        "export gguf --model model --adapter out --chat-template chatml --output-dir",
+        "export uniform --adapter out --output-dir",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let line = |device: &str, at: usize| match command.ends_with("--output-dir") {
+            true => format!("{command} new-{i}-{at} --device {device}"),
+            false => format!("{command} --for peft --device {device}"),
+        };
+        for (at, device) in ["cpu", "auto"].into_iter().enumerate() {
+            sandbox.run(&line(device, at)).ok();
+        }
+        for device in ["cuda", "cuda:1"] {
+            let found = format!("found `{device}`");
+            sandbox.refused(&line(device, 2), &["`--device`", &found, "works on the CPU only", "give cpu or auto"]);
+        }
+        sandbox.refused(&line("tpu", 2), &["`--device`", "found `tpu`", "cpu, cuda or cuda:N"]);
+    }
+}
+
+#[test]
+fn rows_that_follow_no_flag_are_told_how_to_be_given() {
+    let sandbox = Sandbox::new();
+    sandbox.write("one.jsonl", "{\"prompt\": \"a\"}\n");
+    sandbox.write("run.yaml", "sead: 1\n");
+    let hint = "each further file of rows takes another `--data`";
+    for rows in ["rows.jsonl", "one.jsonl", "no-such.jsonl"] {
+        for command in ["preview", "train --output-dir out", "eval"] {
+            let line = format!("{command} --model model --data rows.jsonl {rows}");
+            sandbox.refused(&line, &[&format!("{rows} was read as the settings file"), hint]);
+        }
+    }
+    for line in ["preview --model model --data rows.jsonl run.yaml", "preview --model model --lora-r 0"] {
+        let done = sandbox.run(line);
+        assert!(done.status == Some(2) && !done.stderr.contains(hint), "{done:?}");
+    }
+}
+
+#[test]
 fn commands_that_people_look_for_are_told_what_does_it() {
     let sandbox = Sandbox::new();
     for (command, words) in [("fuse", "merge"), ("serve", "vllm"), ("push", "hf upload")] {

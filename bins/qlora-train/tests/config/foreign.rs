@@ -327,6 +327,87 @@ fn all_faults_of_a_data_set_are_told_at_their_lines() {
 }
 
 #[test]
+fn names_of_role_and_content_are_those_of_one_form() {
+    for taken in [
+        "message_field_role: role, message_field_content: content",
+        "message_field_role: from, message_field_content: value",
+        "message_field_role: from, message_property_mappings: {content: value}",
+        "message_property_mappings: {role: from, content: value}",
+        "message_property_mappings: {content: content}",
+        "message_field_content: null",
+    ] {
+        assert_eq!(noting(&format!("datasets: [{{path: a.jsonl, {taken}}}]")).0.data.len(), 1, "{taken}");
+    }
+    for (mixed, words) in [
+        ("message_field_content: value", ["`message_field_content: value`", "`role` and `value`"]),
+        ("message_field_role: from", ["`message_field_role: from`", "`from` and `content`"]),
+        ("message_property_mappings: {content: value}", ["`content: value`", "`role` and `value`"]),
+        ("message_property_mappings: {role: from, content: content}", ["`role: from`", "`from` and `content`"]),
+        ("message_field_role: role, message_field_content: value", ["`message_field_content: value`", "rename"]),
+        (
+            "message_field_role: role, message_property_mappings: {role: from, content: value}",
+            ["`role: from`", "`role` and `from`"],
+        ),
+    ] {
+        refused(&format!("datasets:\n  - {{path: a.jsonl, {mixed}}}"), &["line 2: `datasets`", words[0], words[1]]);
+        refused(&format!("test_datasets: [{{path: a.jsonl, {mixed}}}]"), &words);
+    }
+}
+
+/// Quotes are closed, and nothing is described that can be shown.
+#[test]
+fn values_of_a_data_set_are_shown_as_the_file_has_them() {
+    for (entry, shown) in [
+        ("roles: {user: [human]}", "`roles: {user: [human]}` of a data set"),
+        (
+            "roles: {user: [human, user], assistant: gpt}",
+            "`roles: {user: [human, user], assistant: gpt}` of a data set",
+        ),
+        ("split_thinking: {a: {b: 1}}", "`split_thinking: {a: {b: 1}}` of a data set"),
+        ("message_property_mappings: {role: {a: 1}}", "`message_property_mappings.role: {a: 1}` of a data set"),
+    ] {
+        refused(&format!("datasets: [{{path: a.jsonl, {entry}}}]"), &[shown]);
+    }
+    let long = format!("datasets: [{{path: a.jsonl, roles: {{user: [{}]}}}}]", vec!["human"; 40].join(", "));
+    refused(&long, &["`roles: {user: [human, human,", "…` of a data set"]);
+}
+
+#[test]
+fn keys_handed_on_to_other_libraries_are_judged_one_by_one() {
+    let (settings, notes) = noting(
+        "bnb_config_kwargs: {llm_int8_has_fp16_weight: false, bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true}\n\
+         model_init_kwargs: {torch_dtype: bfloat16, dtype: auto}\n",
+    );
+    assert!(settings.double_quant && notes.is_empty(), "{notes:?}");
+    assert!(!noting("bnb_config_kwargs: {bnb_4bit_use_double_quant: false}").0.double_quant);
+    refused("bnb_config_kwargs: {bnb_4bit_quant_type: fp4}", &["`bnb_config_kwargs.bnb_4bit_quant_type`", "`nf4`"]);
+    refused("model_init_kwargs: {torch_dtype: float32}", &["`model_init_kwargs.torch_dtype`", "`float32`"]);
+    refused("model_init_kwargs: {rope_scaling: {factor: 2.0}}", &["`model_init_kwargs.rope_scaling`"]);
+    refused("llm_int8_skip_modules: [lm_head, down_proj]", &["`llm_int8_skip_modules`", "not supported yet"]);
+    refused("relora_steps: 150", &["`relora_steps`", "not supported yet"]);
+    refused("past_index: 2", &["`past_index`", "not supported yet"]);
+    assert_eq!(noting("wandb: my-runs\ntorchdynamo: inductor").1, ["without effect here: `wandb`, `torchdynamo`"]);
+}
+
+#[test]
+fn an_alpha_beside_a_scale_is_told() {
+    let (settings, notes) = noting("lora_parameters: {rank: 8, scale: 20.0, alpha: 16}");
+    assert_eq!(settings.lora_alpha, 160.0);
+    let told = "cfg.yaml line 1: `lora_parameters.alpha`: without effect here";
+    assert!(
+        notes.len() == 1 && notes[0].starts_with(told) && notes[0].contains("`lora_parameters.scale`"),
+        "{notes:?}"
+    );
+    let (settings, notes) = noting("lora_parameters: {rank: 8, scale: 20.0, alpha: 160}");
+    assert!(settings.lora_alpha == 160.0 && notes.is_empty(), "{notes:?}");
+    let (settings, notes) = noting("lora_parameters: {rank: 8, alpha: 24}");
+    assert!(settings.lora_alpha == 24.0 && notes.is_empty(), "{notes:?}");
+    let flag = [("lora_alpha".to_owned(), "12".to_owned())];
+    let flagged = Settings::from_yaml("lora_parameters: {rank: 8, scale: 20.0}", "cfg.yaml", &flag).unwrap();
+    assert_eq!(flagged.lora_alpha, 12.0, "a flag wins over the file");
+}
+
+#[test]
 fn a_data_set_may_have_several_files() {
     let (settings, _) = noting("datasets: [{path: json, data_files: [a.jsonl, b.jsonl]}, {path: c.jsonl}]");
     assert_eq!(settings.data, ["a.jsonl", "b.jsonl", "c.jsonl"].map(PathBuf::from));
@@ -393,6 +474,9 @@ fn a_setting_is_suggested_that_does_what_was_meant() {
         ("eval-every", "eval_steps"),
         ("val_every", "eval_steps"),
         ("log_every", "logging_steps"),
+        ("rank", "lora_r"),
+        ("dropout", "lora_dropout"),
+        ("alpha", "lora_alpha"),
         ("save_interval", "save_steps"),
     ] {
         assert_eq!(nearest(word), Some(meant), "{word}");

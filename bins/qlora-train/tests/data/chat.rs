@@ -239,7 +239,17 @@ fn rows_without_an_answer_are_skipped_and_data_without_any_is_refused() {
     let tokenizer = chat_tokenizer(CHATML);
     let data = load_one(format!("{question}{answered}"), Some(&tokenizer)).unwrap();
     assert_eq!((data.rows.len(), data.report.unsupervised), (1, 1));
-    assert_says(&refusal(load_one(question, Some(&tokenizer))), &["no row is left", "1 have no supervised token"]);
+    assert_says(
+        &refusal(load_one(question, Some(&tokenizer))),
+        &["no row is left: of 1 row, 1 has no supervised token"],
+    );
+    let message = refusal(load_one(question.repeat(2), Some(&tokenizer)));
+    assert_says(&message, &["no row is left: of 2 rows, 2 have no supervised token"]);
+    assert!(!message.contains("longer"), "{message}");
+    let message = refusal(data.split(1.0, 1));
+    assert_says(&message, &["leaves no row to train on, there is 1 row"]);
+    let data = load_one(answered.repeat(2), Some(&tokenizer)).unwrap();
+    assert_says(&refusal(data.split(2.0, 1)), &["leaves no row to train on, there are 2 rows"]);
 }
 
 /// Words, white space, non-ASCII and things that look like markup.

@@ -351,3 +351,33 @@ fn addresses_are_refused_with_a_reason() {
         assert_says(&refusal(find(&[Path::new(address)])), &[address, "an address", "download it first"]);
     }
 }
+
+#[test]
+fn columns_of_weights_are_numbers_and_truth_values() {
+    for (name, delimiter) in [("a.csv", ","), ("a.tsv", "\t")] {
+        let table = |column: &str, value: &str| format!("text,{column}\na,{value}\n0,1\n").replace(',', delimiter);
+        for column in ["train", "training", "trainable", "weight", "loss_weight", "loss_mask"] {
+            for value in ["0", "0.0", " 0", ".0", "false", "False", "FALSE"] {
+                assert_eq!(read(name, table(column, value)).rows.len(), 1, "{column}: {value}");
+            }
+            for value in ["1", "1.0", "+1", "true", "True", ""] {
+                assert_eq!(read(name, table(column, value)).rows.len(), 2, "{column}: {value}");
+            }
+            let message = refusal(load_named(name, table(column, "x"), &options()));
+            assert_says(&message, &[&format!("`{column}` of the row is the string \"x\"")]);
+        }
+        for value in ["0.5", ".5", "5e-1"] {
+            let rows = read(name, table("weight", value)).rows;
+            assert!(rows[0].weights.contains(&0.5) && !rows[0].weights.contains(&5.0), "{value}");
+        }
+        assert_eq!(read(name, table("loss", "False")).rows.len(), 1);
+        assert_eq!(read(name, table("loss", "2.35")).rows.len(), 2);
+        for (column, value, found) in [("weight", "-1", "-1"), ("train", "0.5", "0.5")] {
+            let message = refusal(load_named(name, table(column, value), &options()));
+            assert_says(&message, &[&format!("`{column}` of the row is the number {found}")]);
+        }
+        assert_says(&refusal(load_named(name, table("weight", "nan"), &options())), &["the string \"nan\""]);
+    }
+    let text = refusal(load_named("a.jsonl", "{\"text\": \"a\", \"weight\": \"0\"}", &options()));
+    assert_says(&text, &["`weight` of the row is the string \"0\""]);
+}

@@ -60,7 +60,7 @@ fn every_key_that_says_do_not_learn_is_followed_on_parts() {
     for key in FLAGS {
         let part = |text: &str, value: Value| with(json!({"type": "text", "text": text}), key, value);
         let last = row(json!([part("Bad guess. ", json!(false)), part("It is 4.", json!(true))]));
-        // " It" begins with the space before it.
+        // Each letter of these is a token.
         assert_eq!(learned(&last), "It is 4.<|im_end|>", "{key}");
         let first = row(json!([part("It is 4.", json!(1)), part(" I guess.", json!(0))]));
         assert_eq!(learned(&first), "It is 4.", "{key}");
@@ -276,4 +276,114 @@ fn compared_answers_are_refused_under_every_name() {
         assert!(load_row(&json!({"messages": turns, key: 0.5}), &tokenizer).is_ok(), "{key}");
     }
     assert!(load_row(&json!({"messages": turns, "unrejectedly": "x"}), &tokenizer).is_ok());
+}
+
+/// The remarks about the only row.
+#[track_caller]
+fn remarks(row: &Value) -> Vec<String> {
+    let data = load_row(row, &chat_tokenizer(CHATML)).unwrap_or_else(|error| panic!("{row}: {error}"));
+    let mut lines = data.report.files[0].notes.lines("line");
+    // These templates write no BOS, which is told too.
+    lines.retain(|line| !line.contains("BOS token"));
+    lines
+}
+
+/// A flag that nothing reads would let be learned what it says is not: quiet runs hear of it too.
+#[test]
+fn keys_that_look_like_flags_are_warned_of() {
+    let places = [("the row", "rows"), ("a turn", "turns"), ("a part of a turn", "parts of turns")];
+    let row = |place: &str, key: &str, value: &Value| {
+        let plain = json!({"type": "text", "text": "a"});
+        let with = |yes: bool, to: Value| if yes { with(to, key, value.clone()) } else { to };
+        let content = json!([with(place == "a part of a turn", plain)]);
+        let turn = with(place == "a turn", json!({"role": "assistant", "content": content}));
+        with(place == "the row", json!({"messages": [{"role": "user", "content": "q"}, turn]}))
+    };
+    for (place, listed) in places {
+        for (key, off, on) in [
+            ("masked", json!(true), json!(false)),
+            ("Masked", json!(1), json!(0)),
+            ("isMasked", json!("true"), json!("false")),
+            ("learn", json!(false), json!(true)),
+            ("IGNORE", json!(true), json!(false)),
+            ("no_loss", json!(true), json!(false)),
+            ("no-loss", json!(true), json!(false)),
+            ("loss_scale", json!(0.0), json!(1.0)),
+            ("lossScale", json!(0.5), json!(1)),
+            ("supervised", json!(0), json!(1)),
+        ] {
+            let said = remarks(&row(place, key, &off));
+            assert_eq!(said.len(), 1, "{said:?}");
+            assert_says(&said[0], &["warning: in 1 row (line 1)", place, &format!("`{key}`"), "`train: false`"]);
+            assert_eq!(remarks(&row(place, key, &on)), [format!("not used: `{key}` of {listed}")]);
+        }
+        // Both values are found with both meanings.
+        for value in [json!(true), json!(false), json!(0), json!([0, 1])] {
+            assert_says(&remarks(&row(place, "mask", &value))[0], &["warning: ", place, "`mask`"]);
+        }
+        // No flag.
+        assert_eq!(remarks(&row(place, "mask", &json!("a mask"))), [format!("not used: `mask` of {listed}")]);
+        for key in FLAGS {
+            let capital = key[..1].to_uppercase() + &key[1..];
+            for other in [key.to_uppercase(), capital] {
+                let said = remarks(&row(place, &other, &json!(false)));
+                assert_eq!(said.len(), 1, "{said:?}");
+                assert_says(&said[0], &["warning: ", place, &format!("`{other}`"), &format!("`{key}` is read")]);
+                assert_eq!(remarks(&row(place, &other, &json!(true))), [format!("not used: `{other}` of {listed}")]);
+            }
+        }
+    }
+    // What the user says is not learned anyway.
+    let row = json!({"messages": [{"role": "user", "content": "q", "masked": true, "Train": false},
+                                  {"role": "assistant", "content": "a"}]});
+    assert_eq!(remarks(&row), ["not used: `Train`, `masked` of turns"]);
+    // A measured loss.
+    let row =
+        json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "Loss": 0.3});
+    assert_eq!(remarks(&row), ["not used: `Loss` of rows"]);
+}
+
+#[test]
+fn known_keys_in_other_letters_are_warned_of() {
+    let turns = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
+    for (key, known) in
+        [("System", "system"), ("TOOLS", "tools"), ("Task", "task"), ("chatTemplateKwargs", "chat_template_kwargs")]
+    {
+        let said = remarks(&json!({"messages": turns, key: "x"}));
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert_says(&said[0], &["warning: ", "the row", &format!("`{key}`"), &format!("`{known}` is read")]);
+        assert_eq!(remarks(&json!({"messages": turns, key: ""})), [""; 0], "{key}");
+    }
+    let row = json!({"messages": [{"role": "user", "content": "q"},
+                                  {"role": "assistant", "content": "a", "Tool_Calls": [{"name": "f"}], "ID": "7"}]});
+    let said = remarks(&row);
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert_eq!(said[0], "not used: `ID` of turns");
+    assert_says(&said[1], &["warning: ", "a turn", "`Tool_Calls`", "`tool_calls` is read"]);
+}
+
+/// The tokenizer has `he`, `hel` and ` w` as one token each.
+#[test]
+fn a_token_across_two_parts_is_learned_where_both_are() {
+    let row =
+        |parts: Value| json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": parts}]});
+    let (on, off) = (json!(true), json!(false));
+    let part = |text: &str, train: &Value| json!({"type": "text", "text": text, "train": train});
+    for (parts, expected) in [
+        (json!([part("ah", &on), part("el b", &off)]), "a"),
+        (json!([part("ah", &off), part("el b", &on)]), " b<|im_end|>"),
+        (json!([part("ahe", &on), part("l b", &on)]), "ahel b<|im_end|>"),
+        (json!([part("h", &on), part("e", &off), part("l", &on), part("o", &on)]), "o<|im_end|>"),
+        (json!([part("a ", &on), part("w", &off)]), "a"),
+        (json!([part("a ", &off), part("wo", &on)]), "o<|im_end|>"),
+        (json!([part("ab", &on), part("cd", &off)]), "ab"),
+    ] {
+        assert_eq!(learned(&row(parts.clone())), expected, "{parts}");
+    }
+    let range = |begin: u64, end: u64| json!({"begin_offset": begin, "end_offset": end, "train": true});
+    let turn = |detail: Value| json!({"role": "assistant", "content": "ahelo", "train_detail": detail});
+    // What no range holds is not learned either.
+    for (detail, expected) in [(json!([range(0, 1)]), "a"), (json!([range(2, 4)]), "o<|im_end|>")] {
+        assert_eq!(learned(&json!({"messages": [{"role": "user", "content": "q"}, turn(detail)]})), expected);
+    }
 }

@@ -306,3 +306,65 @@ fn functions_are_tools_of_that_type() {
     let row = json!({"messages": turns, "functions": [function]});
     assert_says(&refusal(load_row(&row, CHATML)), &["does not write the row's `tools`"]);
 }
+
+/// What is warned of in the only row.
+#[track_caller]
+fn warned(row: &Value, template: &str) -> Vec<String> {
+    let (data, _) = load_row(row, template).unwrap_or_else(|error| panic!("{row}: {error}"));
+    let mut lines = data.report.files[0].notes.lines("line");
+    // These templates write no BOS, which is told too.
+    lines.retain(|line| !line.contains("BOS token"));
+    lines
+}
+
+/// Another turn, or the template itself, may hold the words of a turn that is left out.
+#[test]
+fn a_turn_that_is_left_out_is_told_although_its_words_stand_elsewhere() {
+    let without = |role: &str| {
+        WHOLE.replacen("{% for m in messages %}", &format!("{{% for m in messages if m.role != '{role}' %}}"), 1)
+    };
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let row = |turns: &[Value]| json!({"messages": turns});
+    let left_out =
+        |role: &str| format!("warning: in 1 row (line 1) the chat template leaves out what a {role} turn says");
+    for result in ["42", "4", "It is 42.", "assistant", "user\n6", " 42\n"] {
+        let asked =
+            [turn("user", "6*7?"), turn("assistant", "calc"), turn("tool", result), turn("assistant", "It is 42.")];
+        assert_eq!(warned(&row(&asked), &without("tool")), [left_out("tool")], "{result}");
+        assert_eq!(warned(&row(&asked), WHOLE), [""; 0], "{result}");
+        // Several of one role are told once.
+        let twice = [&asked[..], &asked[..]].concat();
+        assert_eq!(warned(&row(&twice), &without("tool")), [left_out("tool")], "{result}");
+    }
+    let system = [turn("system", "w?"), turn("user", "w?"), turn("assistant", "a")];
+    assert_eq!(warned(&row(&system), &without("system")), [left_out("system")]);
+    assert_eq!(warned(&row(&system), WHOLE), [""; 0]);
+    // The last turn of the user only.
+    let last = r"{% for m in messages %}{% if m.role != 'user' or loop.index0 + 2 == messages | length %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let greeting = [turn("user", "Hi"), turn("user", "Hi, who?"), turn("assistant", "a")];
+    assert_eq!(warned(&row(&greeting), WHOLE), [""; 0]);
+    let earlier = json!({"role": "assistant", "content": "hm", "train": false});
+    let greeting = [turn("user", "Hi"), earlier, turn("user", "Hi, who?"), turn("assistant", "a")];
+    assert_eq!(warned(&row(&greeting), last), [left_out("user")]);
+    // An empty turn says nothing that could be left out.
+    let silent = [turn("system", " "), turn("user", "q"), turn("assistant", "a")];
+    assert_eq!(warned(&row(&silent), &without("system")), [""; 0]);
+}
+
+#[test]
+fn a_turn_that_is_written_elsewhere_or_otherwise_is_not_told() {
+    let row = json!({"messages": [{"role": "system", "content": " s\n"}, {"role": "user", "content": "  s "},
+                                  {"role": "assistant", "content": "a"}, {"role": "user", "content": "a"},
+                                  {"role": "assistant", "content": "b"}]});
+    // Trimmed, in the first turn of the user, in the last one.
+    let trimmed = WHOLE.replacen("m.content or ''", "(m.content or '') | trim", 1);
+    let merged = r"{% for m in messages %}{% if m.role != 'system' %}{{ '<|im_start|>' + m.role + '\n' }}{% if loop.index0 == 1 and messages[0].role == 'system' %}{{ (messages[0].content | trim) + '\n\n' }}{% endif %}{{ (m.content | trim) + '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let moved = merged.replacen("loop.index0 == 1", "loop.index0 == 3", 1);
+    // Refuses a turn of the user that it does not know.
+    let strict = format!(
+        "{{% for m in messages if m.role == 'user' and (m.content | trim) not in ['s', 'a'] %}}{{{{ raise_exception('no') }}}}{{% endfor %}}{trimmed}"
+    );
+    for template in [trimmed.as_str(), merged, &moved, &strict] {
+        assert_eq!(warned(&row, template), [""; 0], "{template}");
+    }
+}

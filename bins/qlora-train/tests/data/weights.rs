@@ -161,7 +161,8 @@ fn an_array_where_there_are_no_tokens_is_refused() {
         for row in [json!({"text": "ab"}), json!({"prompt": "a", "completion": "b"})] {
             let mut row = row;
             row[key] = json!([1, 0.5]);
-            assert_says(&refusal(load_one(row.to_string(), Some(&tokenizer))), &["the row", key, "an array"]);
+            let message = refusal(load_one(row.to_string(), Some(&tokenizer)));
+            assert_says(&message, &[&format!("`{key}` of the row is an array")]);
         }
     }
 }
@@ -223,4 +224,17 @@ proptest! {
         let expected: String = learned.map(|at| format!("answer {at}={};", of(at))).collect();
         prop_assert_eq!(found, expected);
     }
+}
+
+/// The tokenizer has `hel` as one token.
+#[test]
+fn a_token_across_two_parts_has_the_smaller_weight() {
+    let row = |first: Value, second: Value| {
+        let parts = json!([{"text": "ah", "weight": first}, {"text": "elp", "weight": second}]);
+        json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": parts}]})
+    };
+    assert_pieces(&row(json!(2), json!(0.5)), &[("a", 2.0), ("help<|im_end|>", 0.5)]);
+    assert_pieces(&row(json!(0.5), json!(2)), &[("ahel", 0.5), ("p<|im_end|>", 2.0)]);
+    assert_pieces(&row(json!(0), json!(2)), &[("p<|im_end|>", 2.0)]);
+    assert_pieces(&row(json!(2), json!(0)), &[("a", 2.0)]);
 }

@@ -1,0 +1,30 @@
+//! `--device` of the commands that use no GPU.
+
+use crate::config::{Device, Settings};
+use crate::error::Result;
+use crate::refuse;
+use clap::Args;
+
+#[derive(Args)]
+pub(super) struct CpuOnly {
+    /// Where to work: auto or cpu; the command uses no GPU
+    #[arg(long)]
+    device: Option<String>,
+}
+
+impl CpuOnly {
+    /// Refused: a GPU, and what is no device.
+    pub fn check(&self, command: &str) -> Result<()> {
+        check_cpu_only(self.device.as_deref(), &format!("`{command}`"))
+    }
+}
+
+/// Refuses a device other than the CPU, on which alone `what` works.
+pub(super) fn check_cpu_only(device: Option<&str>, what: &str) -> Result<()> {
+    let Some(device) = device else { return Ok(()) };
+    let given = [("device".to_owned(), device.to_owned())];
+    if let Some(Device::Cuda(_)) = Settings::load(None, &given)?.device {
+        refuse!("`--device`: found `{device}`, but {what} works on the CPU only: give cpu or auto, or leave it out");
+    }
+    Ok(())
+}
