@@ -5,6 +5,7 @@ use crate::data::ChatTokenizer;
 use crate::error::{Context, Result};
 use crate::files::json::read_bounded;
 use crate::refuse;
+use crate::report::status;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -39,6 +40,12 @@ fn of_generation_config(dir: &Path, vocab_size: usize) -> Result<Vec<u32>> {
         Some(Value::Array(ids)) => ids.clone(),
         Some(id) => vec![id.clone()],
     };
+    let is_nothing = |texts: &Value| texts.is_null() || texts.as_array().is_some_and(Vec::is_empty);
+    if config.get("stop_strings").is_some_and(|texts| !is_nothing(texts)) {
+        status!(
+            "{shown}: key `stop_strings` is not followed: answers end at tokens; `generate --stop TEXT` ends one at a text"
+        );
+    }
     let mut found = Vec::new();
     for id in ids {
         let Some(id) = id.as_i64() else {

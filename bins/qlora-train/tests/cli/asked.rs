@@ -106,6 +106,16 @@ fn a_prompt_comes_from_standard_input() {
 }
 
 #[test]
+fn texts_at_which_a_model_says_answers_end_are_told() {
+    let sandbox = Sandbox::chat();
+    for (texts, is_told) in [(json!(["hel"]), true), (json!("hel"), true), (json!([]), false), (Value::Null, false)] {
+        sandbox.write("model/generation_config.json", &json!({"stop_strings": texts}).to_string());
+        let said = sandbox.run("generate --model model --prompt hello --max-new-tokens 2").ok().stderr;
+        assert_eq!(said.contains("generation_config.json: key `stop_strings` is not followed"), is_told, "{said}");
+    }
+}
+
+#[test]
 fn an_answer_ends_before_a_stop_text_and_top_k_of_one_is_greedy() {
     let sandbox = Sandbox::chat();
     let of = |more: &str| {
