@@ -60,7 +60,7 @@ fn operations(bench: &mut Bench<'_>) {
     let layer = |kind, m, width| move || Layer { kind, m, width, seed: 70 };
     let heads = Kind::Rope { heads: 72, pad: 8 * 128, kept: 0, inverse: false };
     let (h, i, d) = (8192, 28672, 128);
-    // As a step of a family with such norms runs them, and the norm alone.
+    // The norm of heads alone, and with the rotation that families with such norms have behind it.
     let turned = Some(Turn { before_norm: false, kept: 0 });
     let norms = |turn| HeadNorms { heads: 64, kv_heads: 8, whole: false, turn };
     for (kind, m, width) in [

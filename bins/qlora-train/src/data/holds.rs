@@ -1,6 +1,8 @@
 //! Whether a rendered conversation holds what was said: templates leave out what they do not know (tool calls,
 //! reasoning), and some cut it (`<think>` of earlier turns). What is missing is told; where it is the answer, refused.
 
+use std::collections::BTreeSet;
+
 use super::messages::{Conversation, Message};
 use super::notes::Note;
 use super::spans::{Answer, PROBES, Rendered};
@@ -59,6 +61,9 @@ pub(super) fn check(
 
 /// Turns of one role that are tried one by one for being left out, where together they do not show it.
 const FEW: usize = 16;
+/// A placeholder is the number of its turn between these.
+const BEFORE: &str = "Placeholder";
+const BEHIND: &str = "oF";
 
 /// The roles of turns that are not learned and that the template leaves out, although the text of another turn, or what
 /// the template writes itself, holds what they say. A turn is left out where the conversation reads the same whatever
@@ -71,25 +76,23 @@ fn silent_roles<'r>(rendered: &Rendered<'r>) -> Vec<&'r str> {
     if context.is_empty() {
         return Vec::new();
     }
-    let placeholder = |at: usize| format!("Placeholder{at}oF");
+    let placeholder = |at: usize| format!("{BEFORE}{at}{BEHIND}");
     // One rendering tells most conversations; a template that refuses the placeholders is asked turn by turn.
     let skeleton = rendered.render_with_each(&context, placeholder).unwrap_or_default();
-    let missing: Vec<usize> = context.into_iter().filter(|&at| !skeleton.contains(&placeholder(at))).collect();
-    let reads_the_same =
-        |turns: &[usize]| rendered.render_with_each(turns, placeholder).is_ok_and(|text| text == rendered.text);
-    let mut silent: Vec<&'r str> = Vec::new();
-    for &first in &missing {
-        let role = messages[first].role.as_str();
-        if silent.contains(&role) {
-            continue;
-        }
-        let turns: Vec<usize> = missing.iter().copied().filter(|&at| messages[at].role == role).collect();
-        let is_first = turns.first() == Some(&first);
-        if is_first && (reads_the_same(&turns) || turns.iter().take(FEW).any(|&at| reads_the_same(&[at]))) {
-            silent.push(role);
+    let number = |rest: &str| rest.split_once(BEHIND)?.0.parse::<usize>().ok();
+    let written: BTreeSet<usize> = skeleton.split(BEFORE).skip(1).filter_map(number).collect();
+    let mut missing: Vec<(&'r str, Vec<usize>)> = Vec::new();
+    for at in context.into_iter().filter(|at| !written.contains(at)) {
+        let role = messages[at].role.as_str();
+        match missing.iter_mut().find(|(other, _)| *other == role) {
+            Some((_, turns)) => turns.push(at),
+            None => missing.push((role, vec![at])),
         }
     }
-    silent
+    let reads_the_same =
+        |turns: &[usize]| rendered.render_with_each(turns, placeholder).is_ok_and(|text| text == rendered.text);
+    let is_silent = |turns: &[usize]| reads_the_same(turns) || turns.iter().take(FEW).any(|&at| reads_the_same(&[at]));
+    missing.into_iter().filter(|(_, turns)| is_silent(turns)).map(|(role, _)| role).collect()
 }
 
 fn leaves_out(role: &str) -> String {
