@@ -86,7 +86,7 @@ fn the_best_answers_decide_the_checkpoint_and_the_end() {
     let sandbox = Sandbox::chat();
     // Rows that are learned, and asked for: an answer is right after some steps.
     let line = "--data chat.jsonl --val-data chat.jsonl --max-steps 300 --max-length 128 --learning-rate 2e-2 --eval-steps 10 \
-                --eval-answers 2 --eval-max-new-tokens 8 --save-steps 0 --metric-for-best-model exact_match \
+                --eval-answers 2 --eval-max-new-tokens 8 --save-steps 0 --metric-for-best-model exact_match --compute f32 \
                 --load-best-model-at-end --early-stopping-patience 12 --lr-scheduler-type constant";
     let done = sandbox.train(line).ok();
     let lines = answered(&sandbox, "out");

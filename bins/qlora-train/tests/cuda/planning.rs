@@ -2,7 +2,7 @@
 
 use crate::commands::Directory;
 use crate::runs::{Trained, micro_batches, train_on};
-use crate::sources::{config, memory, small_config, spec, with_norms_after, with_norms_around};
+use crate::sources::{memory, small_config, spec, with_norms_after, with_norms_around};
 use lab::device::{Tally, set_schedule};
 use qlora_train::arch::{Arch, QkNorm};
 use qlora_train::backend::cuda::Cuda;
@@ -13,7 +13,7 @@ use qlora_train::session::plan::{PlannedJob, StoredAs, plan};
 use qlora_train::session::{Budget, Device};
 use trainer_lab::model::Documents;
 
-const BUDGET: Budget = Budget { limit: u64::MAX, in_use: 0, in_use_name: "", host_limit: u64::MAX };
+const BUDGET: Budget = Budget { limit: u64::MAX, in_use: 0, in_use_name: "", read_bytes: 0, host_limit: u64::MAX };
 
 fn planned(spec: &ModelSpec) -> u64 {
     let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
@@ -42,10 +42,10 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
     ];
     let normed = [(cases[1], QkNorm::Head), (cases[7], QkNorm::Head)];
     let (kept, recomputed) = (cases[1], cases[7]);
-    let plain = config();
+    let plain = small_config();
     let cases = cases.into_iter().map(|case| (case, QkNorm::None)).chain(normed);
     let cases = cases.map(|(case, qk_norm)| (case, Arch { qk_norm, ..plain.clone() }));
-    let others = [(kept, with_norms_after(config())), (recomputed, with_norms_around(config()))];
+    let others = [(kept, with_norms_after(small_config())), (recomputed, with_norms_around(small_config()))];
     for ((quantization, states, activations, tokens), arch) in cases.chain(others) {
         let config = Arch { num_layers: 5, ..arch };
         let spec = ModelSpec { activations: activations.to_vec(), quantization, tokens, states, ..spec(config) };
@@ -79,7 +79,7 @@ fn a_run_with_weights_in_host_memory_takes_what_was_planned() {
         [(Quantization::Nf4 { block_size: 64, double_quant: true }, "NF4 weights"), (Quantization::None, "weights")]
     {
         // With room for so many tokens the step needs more than loading does.
-        let spec = ModelSpec { quantization, tokens: 512, ..spec(Arch { num_layers: 6, ..config() }) };
+        let spec = ModelSpec { quantization, tokens: 512, ..spec(Arch { num_layers: 6, ..small_config() }) };
         let resident = planned(&spec);
         let mut cuda = Cuda::new(0, spec.run_shape(), &spec.arch, resident.run_bytes).unwrap();
         steps(&mut cuda, &spec);

@@ -3,6 +3,7 @@
 use super::Outcome;
 use anyhow::{Context, Result, ensure};
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Stdio};
 use tools_support::command::{check, finished};
@@ -20,6 +21,9 @@ const LARGEST: u64 = 64_000;
 /// Bytes of all files at most that are neither sources nor cargo's own: tables, pages and licenses.
 const MOST_BESIDE: u64 = 80_000;
 
+/// Features that no build but that of tests has.
+const OF_TESTS: [&str; 1] = ["failpoints"];
+
 /// Every set of features compiles without a warning, each alone.
 pub fn features(workspace: &Workspace) -> Result<Outcome> {
     cuda::toolkit(workspace)?;
@@ -29,9 +33,8 @@ pub fn features(workspace: &Workspace) -> Result<Outcome> {
         // The trainer as a part of the workspace, so that its many dependencies keep their features and are not
         // checked again; the library alone, so that its dependents are not.
         let selection: &[&str] = if name == PUBLISHED[0] { &["--package", name] } else { &["--workspace"] };
-        for set in power_set(&package.features.keys().map(String::as_str).collect::<Vec<_>>()) {
-            println!("{name} with [{set}]");
-            let set: Vec<_> = set.split(',').filter(|name| !name.is_empty()).collect();
+        for set in different_sets(&package.features) {
+            println!("{name} with [{}]", set.join(","));
             let set: Vec<_> = set.iter().map(|feature| format!("{name}/{feature}")).collect();
             let mut command = workspace.cargo(&["clippy", "--quiet", "--release", "--locked"]);
             command.args(selection).args(["--features", &set.join(","), "--", "--deny", "warnings"]);
@@ -42,14 +45,20 @@ pub fn features(workspace: &Workspace) -> Result<Outcome> {
     Ok(Outcome::Passed(vec![format!("{count} sets of features compile")]))
 }
 
-/// All subsets, as cargo takes them; without `default`, which is a set of others.
-fn power_set(features: &[&str]) -> Vec<String> {
-    let features: Vec<_> = features.iter().filter(|name| **name != "default").collect();
-    let subset = |bits: usize| {
-        let chosen = features.iter().enumerate().filter(|(index, _)| bits >> index & 1 == 1);
-        chosen.map(|(_, name)| **name).collect::<Vec<_>>().join(",")
+/// All sets of features that differ: one that another of the set turns on adds nothing. `default` is a set of others,
+/// and what only tests turn on is there in the last set, with all others.
+fn different_sets(features: &BTreeMap<String, Vec<String>>) -> Vec<Vec<&str>> {
+    let known: Vec<&str> = features.keys().map(String::as_str).filter(|name| *name != "default").collect();
+    let adds_nothing = |name: &str, set: &[&str]| set.iter().any(|other| features[*other].iter().any(|on| on == name));
+    let subset = |bits: usize| -> Vec<&str> {
+        let chosen = known.iter().enumerate().filter(|(index, _)| bits >> index & 1 == 1);
+        chosen.map(|(_, name)| *name).collect()
     };
-    (0..1usize << features.len()).map(subset).collect()
+    let sets = (0..1usize << known.len()).map(subset);
+    let all = known.iter().copied().filter(|name| !adds_nothing(name, &known)).collect::<Vec<_>>();
+    sets.filter(|set| !set.iter().any(|name| adds_nothing(name, set)))
+        .filter(|set| *set == all || !set.iter().any(|name| OF_TESTS.contains(name)))
+        .collect()
 }
 
 /// The oldest compiler that the packages name, where rustup has it; clippy looks for newer functions of std everywhere.
@@ -202,9 +211,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_sets_of_features_are_formed() {
-        assert_eq!(power_set(&[]), [""]);
-        assert_eq!(power_set(&["a", "default", "b"]), ["", "a", "b", "a,b"]);
+    fn all_sets_of_features_that_differ_are_formed() {
+        let sets = |features: &[(&str, &[&str])]| -> Vec<String> {
+            let of = |on: &&[&str]| on.iter().map(|name| name.to_string()).collect();
+            let features = features.iter().map(|(name, on)| (name.to_string(), of(on))).collect();
+            different_sets(&features).into_iter().map(|set| set.join(",")).collect()
+        };
+        assert_eq!(sets(&[]), [""]);
+        assert_eq!(sets(&[("a", &[]), ("default", &["a"]), ("b", &["dep:c"])]), ["", "a", "b", "a,b"]);
+        assert_eq!(sets(&[("a", &[]), ("b", &["a"]), ("c", &[])]), ["", "a", "b", "c", "a,c", "b,c"]);
+        assert_eq!(sets(&[("a", &[]), ("failpoints", &[])]), ["", "a", "a,failpoints"]);
     }
 
     #[test]
