@@ -9,7 +9,7 @@ use qlora_train::arch::Arch;
 use qlora_train::config::TooLong;
 use qlora_train::data::MicroBatch;
 use qlora_train::data::{ChatTokenizer, DataOptions, Message, UNSUPERVISED, load};
-use qlora_train::infer::stop::stop_tokens;
+use qlora_train::infer::stop::Stop;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -298,12 +298,12 @@ fn what_is_learned_ends_where_a_turn_does_and_answers_stop_there() {
         }
         let config = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../tests/golden/{family}/config.json"));
         let mut arch = Arch { vocab_size: 50_000, eos_token_ids: Vec::new(), ..Arch::from_file(&config).unwrap() };
-        let alone = stop_tokens(dir.path(), &arch, &tokenizer, true).unwrap();
+        let alone = Stop::of_model(dir.path(), &arch, &tokenizer, true).unwrap().tokens;
         assert!(alone.contains(&turn_end), "{template}: {alone:?} without {turn_end}");
         let ids: Vec<u32> = ends.iter().map(|end| id(end)).collect();
         arch.eos_token_ids = ids[..1].to_vec();
         fs::write(dir.path().join("generation_config.json"), json!({ "eos_token_id": ids }).to_string()).unwrap();
-        let all = stop_tokens(dir.path(), &arch, &tokenizer, true).unwrap();
+        let all = Stop::of_model(dir.path(), &arch, &tokenizer, true).unwrap().tokens;
         assert!(ids.iter().chain([&turn_end]).all(|id| all.contains(id)), "{template}: {all:?} without {ids:?}");
     }
 }

@@ -15,7 +15,7 @@ use qlora_train::data::{ChatTokenizer, DataFiles, MicroBatch, UNSUPERVISED, load
 use qlora_train::error::Result;
 use qlora_train::files::tensor::StoredType;
 use qlora_train::gguf::{Gguf, write_model_dir};
-use qlora_train::infer::stop::stop_tokens;
+use qlora_train::infer::stop::Stop;
 use qlora_train::lora::{LoraSpec, ParamId};
 use qlora_train::model::{Llama, ModelSpec};
 use qlora_train::train::output_dir::{check_output_dir, check_recorded_base, recorded_arithmetic};
@@ -201,7 +201,7 @@ pub fn generation_config(data: &[u8]) {
     fs::write(dir.join("generation_config.json"), data).unwrap();
     TOKENIZER.with(|tokenizer| {
         for ends_turns in [false, true] {
-            refused(stop_tokens(&dir, &tiny(), tokenizer, ends_turns));
+            refused(Stop::of_model(&dir, &tiny(), tokenizer, ends_turns));
         }
     });
 }
@@ -221,7 +221,7 @@ pub fn run_record(data: &[u8]) {
     }
     refused(check_recorded_base(&dir, "0123"));
     refused(recorded_arithmetic(&dir));
-    refused(recorded_base(&dir));
+    refused(recorded_base(&dir, None));
 }
 
 fn identity_in(record: &Value) -> Option<Identity> {

@@ -2,12 +2,12 @@
 
 use super::answer::Answer;
 use super::model_args::{Chosen, ModelArgs};
-use super::sampling_args::{SamplingArgs, StopTexts};
+use super::sampling_args::SamplingArgs;
 use crate::backend::Backend;
 use crate::config::Settings;
 use crate::data::{ChatTokenizer, Message, TextStream};
 use crate::error::{Context, Error, Result};
-use crate::infer::stop::stop_tokens;
+use crate::infer::stop::{Stop, StopWatch};
 use crate::infer::{InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::model::generate::generate;
@@ -66,7 +66,8 @@ pub fn run(args: &ChatArgs, to_program: bool) -> Result<Answer> {
     if max_new_tokens >= context {
         refuse!("--max-new-tokens: found {max_new_tokens}, expected fewer than the {context} tokens of --context");
     }
-    let stop = stop_tokens(checkpoint.dir(), checkpoint.arch(), &tokenizer, true)?;
+    let stop = Stop::of_model(checkpoint.dir(), checkpoint.arch(), &tokenizer, true)?;
+    let stop = stop.and_before(&args.sampling.stop);
     let job = Chat { args, settings, adapters, loaded, tokenizer, context, stop, device: device.clone(), to_program };
     device.run(job)
 }
@@ -79,7 +80,7 @@ struct Chat<'a> {
     tokenizer: ChatTokenizer,
     /// Tokens of the conversation with an answer.
     context: usize,
-    stop: Vec<u32>,
+    stop: Stop,
     device: Device,
     to_program: bool,
 }
@@ -126,26 +127,26 @@ impl DeviceJob for Chat<'_> {
                 turns.messages.pop();
                 continue;
             };
-            let streaming = !to_program && args.sampling.stop.is_empty();
+            let streaming = !to_program && !stop.has_texts();
             let mut stream = TextStream::new(&tokenizer, streaming.then(|| PrintableOut(io::stdout())));
-            let mut stop_texts = StopTexts::new(&args.sampling.stop, &tokenizer, 1);
+            let mut watch = StopWatch::new(&stop, &tokenizer, 1);
             let sampling = args.sampling.sampling();
             let answer = generate(
                 &mut model.backend,
                 &model.model,
                 &[prompt],
                 max_new_tokens,
-                &stop,
+                &stop.tokens,
                 &sampling,
                 &mut |answer, id| {
                     stream.push(id)?;
-                    stop_texts.go_on(answer, id)
+                    watch.go_on(answer, id)
                 },
             )?;
             stream.finish()?;
             stream.write("\n")?;
             let whole = tokenizer.decode(&answer[0], true)?;
-            let text = stop_texts.cut(&whole).to_owned();
+            let text = watch.cut(&whole).to_owned();
             if !streaming && !to_program {
                 screen.write(&format!("{text}\n"))?;
             }

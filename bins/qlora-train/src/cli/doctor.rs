@@ -1,10 +1,10 @@
 //! `qlora-train doctor`: what a run would find on this machine.
 
 use super::answer::Answer;
-use crate::base::hub_cache;
 use crate::config::{Device, Settings};
 use crate::error::Result;
 use crate::files::units::format_bytes;
+use crate::hub::hub_cache;
 use crate::refuse;
 use crate::report::{count, printable};
 use crate::session::disk::free_bytes;
@@ -124,7 +124,7 @@ fn disk() -> Finding {
 /// Where hub ids are looked up. None is no problem: a model can be a directory.
 fn hub() -> Finding {
     let cache = hub_cache().map(|path| path.display().to_string());
-    let text = cache.clone().unwrap_or_else(|| "none yet; `hf download` makes it".to_owned());
+    let text = cache.clone().unwrap_or_else(|| "none yet; a model that is named by its id makes it".to_owned());
     Finding::good("hub cache", text, json!({"path": cache}))
 }
 
@@ -158,8 +158,8 @@ mod gpu {
     pub fn look(ordinal: usize) -> Vec<Finding> {
         let (Kernels::Cuda, Some(architectures)) = (KERNELS, ARCHITECTURES) else {
             let problem = format!(
-                "this binary was built for the CPU only: `{CUDA_BUILD}` builds one for a GPU (`cargo xtask setup-cuda` \
-                 fetches nvcc where there is none)"
+                "this binary was built for the CPU only; in a checkout of its source, `{CUDA_BUILD}` builds one for a GPU \
+                 (`cargo xtask setup-cuda` fetches nvcc where there is none)"
             );
             return vec![Finding::missing("gpu", problem)];
         };

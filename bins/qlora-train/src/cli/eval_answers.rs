@@ -3,10 +3,10 @@
 use super::answer::Answer;
 use crate::backend::Backend;
 use crate::config::Settings;
-use crate::data::{ChatTokenizer, Row};
+use crate::data::{ChatTokenizer, Rows};
 use crate::error::{Context, Result};
 use crate::infer::answers::{Question, Score, Scores, by_task};
-use crate::infer::stop::stop_tokens;
+use crate::infer::stop::{Stop, StopWatch};
 use crate::infer::{InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::model::generate::{Sampling, generate};
@@ -62,7 +62,7 @@ pub fn run(
     settings: Settings,
     adapters: Vec<PathBuf>,
     loaded: Loaded,
-    rows: &[Row],
+    rows: &Rows,
     with_base: bool,
     device: Device,
 ) -> Result<Answer> {
@@ -70,8 +70,9 @@ pub fn run(
     let tokenizer = loaded.open_tokenizer()?;
     let mut questions = Vec::new();
     let most = args.first.map_or(usize::MAX, |first| first as usize);
-    for row in rows {
-        questions.extend(Question::of(row, tokenizer)?);
+    for row in rows.iter() {
+        let row = row?;
+        questions.extend(Question::of(&row, tokenizer)?);
         if questions.len() == most {
             break;
         }
@@ -100,7 +101,7 @@ pub fn run(
         );
     }
     let chat = tokenizer.template().is_some();
-    let stop = stop_tokens(loaded.checkpoint.dir(), loaded.checkpoint.arch(), tokenizer, chat)?;
+    let stop = Stop::of_model(loaded.checkpoint.dir(), loaded.checkpoint.arch(), tokenizer, chat)?;
     let (show, show_base) = (args.show as usize, with_base || adapters.is_empty());
     let job = AnswerRows {
         settings,
@@ -124,7 +125,7 @@ struct AnswerRows {
     loaded: Loaded,
     questions: Vec<Question>,
     pattern: Option<Regex>,
-    stop: Vec<u32>,
+    stop: Stop,
     max_new_tokens: usize,
     /// Tokens of the longest prompt with its answer
     longest: usize,
@@ -185,11 +186,13 @@ impl AnswerRows {
         for questions in self.questions.chunks(AT_ONCE) {
             let prompts: Vec<Vec<u32>> = questions.iter().map(|question| question.prompt.clone()).collect();
             let (backend, llama) = (&mut model.backend, &model.model);
-            let mut go_on = |_, _| Ok(true);
-            let answers =
-                generate(backend, llama, &prompts, self.max_new_tokens, &self.stop, &Sampling::GREEDY, &mut go_on)?;
+            let mut watch = StopWatch::new(&self.stop, tokenizer, prompts.len());
+            let mut go_on = |answer, id| watch.go_on(answer, id);
+            let (new, tokens) = (self.max_new_tokens, &self.stop.tokens);
+            let answers = generate(backend, llama, &prompts, new, tokens, &Sampling::GREEDY, &mut go_on)?;
             for (question, ids) in questions.iter().zip(answers) {
-                let text = tokenizer.decode(&ids, true)?.trim().to_owned();
+                let whole = tokenizer.decode(&ids, true)?;
+                let text = watch.cut(&whole).trim().to_owned();
                 scores.push(Score::of(&text, &question.reference, self.pattern.as_ref()));
                 texts.push(text);
             }

@@ -2,14 +2,14 @@
 
 use super::answer::Answer;
 use super::model_args::{Chosen, ModelArgs};
-use super::sampling_args::{SamplingArgs, StopTexts};
+use super::sampling_args::SamplingArgs;
 use crate::backend::Backend;
 use crate::config::{PromptCompletion, Settings};
 use crate::data::{ChatTokenizer, TextStream};
 use crate::error::{Context, Result};
 use crate::files::json::read_bounded;
 use crate::infer::prompt::Form;
-use crate::infer::stop::stop_tokens;
+use crate::infer::stop::{Stop, StopWatch};
 use crate::infer::{InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::model::generate::generate;
@@ -156,7 +156,8 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
              prompt or lower --max-new-tokens"
         );
     }
-    let stop = stop_tokens(checkpoint.dir(), checkpoint.arch(), &tokenizer, form == Form::Chat)?;
+    let stop = Stop::of_model(checkpoint.dir(), checkpoint.arch(), &tokenizer, form == Form::Chat)?;
+    let stop = stop.and_before(&args.sampling.stop);
     device.clone().run(Generate {
         args,
         settings,
@@ -183,7 +184,7 @@ struct Generate<'a> {
     prompts: Vec<Vec<u32>>,
     /// Tokens of the longest prompt with its answer.
     longest: usize,
-    stop: Vec<u32>,
+    stop: Stop,
     device: Device,
     to_program: bool,
 }
@@ -213,7 +214,7 @@ impl DeviceJob for Generate<'_> {
         let sampling = args.sampling.sampling();
 
         // Answers side by side cannot be written as they grow.
-        let streaming = !to_program && prompts.len() == 1 && args.sampling.stop.is_empty();
+        let streaming = !to_program && prompts.len() == 1 && !stop.has_texts();
         let (mut completions, mut text) = (Vec::new(), Vec::new());
         for index in 0..adapters.len().max(1) {
             if index > 0 {
@@ -226,13 +227,13 @@ impl DeviceJob for Generate<'_> {
             let mut bar = (!streaming).then(|| Bars::new("generating", (max_new_tokens * prompts.len()) as u64));
             let start = Instant::now();
             let mut done = 0;
-            let mut stop_texts = StopTexts::new(&args.sampling.stop, &tokenizer, prompts.len());
+            let mut watch = StopWatch::new(&stop, &tokenizer, prompts.len());
             let answers = generate(
                 &mut model.backend,
                 &model.model,
                 &prompts,
                 max_new_tokens,
-                &stop,
+                &stop.tokens,
                 &sampling,
                 &mut |answer, id| {
                     done += 1;
@@ -240,7 +241,7 @@ impl DeviceJob for Generate<'_> {
                         bar.set(done, String::new());
                     }
                     stream.push(id)?;
-                    stop_texts.go_on(answer, id)
+                    watch.go_on(answer, id)
                 },
             )?;
             if let Some(mut bar) = bar {
@@ -251,7 +252,7 @@ impl DeviceJob for Generate<'_> {
             stream.finish()?;
             stream.write("\n")?;
             let whole: Vec<String> = answers.iter().map(|ids| tokenizer.decode(ids, true)).collect::<Result<_>>()?;
-            let texts: Vec<&str> = whole.iter().map(|text| stop_texts.cut(text)).collect();
+            let texts: Vec<&str> = whole.iter().map(|text| watch.cut(text)).collect();
             for (prompt, text) in asked.iter().zip(&texts) {
                 let mut completion = json!({"prompt": prompt, "text": text});
                 if let (Value::Object(fields), Some(name)) =

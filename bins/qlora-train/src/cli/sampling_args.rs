@@ -1,11 +1,7 @@
 //! Arguments of how text is drawn and where it ends, of `generate` and `chat`.
 
-use std::collections::VecDeque;
-
 use clap::Args;
 
-use crate::data::ChatTokenizer;
-use crate::error::Result;
 use crate::model::generate::Sampling;
 
 #[derive(Args)]
@@ -51,36 +47,4 @@ fn top_p(text: &str) -> Result<f32, String> {
 fn repetition_penalty(text: &str) -> Result<f32, String> {
     let value = text.parse().map_err(|_| "expected a number")?;
     if (0.01..=100.0).contains(&value) { Ok(value) } else { Err("expected 0.01 to 100".to_owned()) }
-}
-
-/// Answers that end before a text. Tokens are looked at as they come; the text is cut when all are there.
-pub(super) struct StopTexts<'a> {
-    texts: &'a [String],
-    tokenizer: &'a ChatTokenizer,
-    /// Tokens of each answer that a text may still begin in
-    recent: Vec<VecDeque<u32>>,
-}
-
-impl<'a> StopTexts<'a> {
-    pub fn new(texts: &'a [String], tokenizer: &'a ChatTokenizer, answers: usize) -> Self {
-        Self { texts, tokenizer, recent: vec![VecDeque::new(); answers] }
-    }
-
-    /// Whether an answer goes on after a token. A token that adds no text, or part of a character, counts too: a few
-    /// tokens more are kept than the longest text has bytes.
-    pub fn go_on(&mut self, answer: usize, id: u32) -> Result<bool> {
-        let Some(longest) = self.texts.iter().map(String::len).max() else { return Ok(true) };
-        let recent = &mut self.recent[answer];
-        recent.push_back(id);
-        if recent.len() > longest + 16 {
-            recent.pop_front();
-        }
-        let text = self.tokenizer.decode(recent.make_contiguous(), true)?;
-        Ok(!self.texts.iter().any(|stop| text.contains(stop.as_str())))
-    }
-
-    pub fn cut<'b>(&self, text: &'b str) -> &'b str {
-        let end = self.texts.iter().filter_map(|stop| text.find(stop.as_str())).min();
-        &text[..end.unwrap_or(text.len())]
-    }
 }

@@ -11,7 +11,7 @@ use super::answers::{BestMetric, SamplePrompts};
 use super::enums::{MixStrategy, Preset, Scheduler};
 use super::intervals::Every;
 use super::lr_schedule;
-use super::mixing::OfEach;
+use super::mixing::{OfEach, RowsOfEach};
 use super::table::{Effect, SETTINGS, SettingInfo, Settings};
 use super::types::{Reject, ValSet};
 use super::yaml::Value;
@@ -56,7 +56,10 @@ impl Settings {
         if purpose == Purpose::Bench {
             return Ok(());
         }
-        self.model_path()?;
+        // An adapter that the run begins with knows its base.
+        if self.init_adapter.is_none() {
+            self.model_path()?;
+        }
         self.check_mixing()?;
         if purpose != Purpose::Plan && self.data.is_empty() {
             refuse!("`data` is missing: give the training rows, `data: rows.jsonl` in YAML or `--data rows.jsonl`");
@@ -72,6 +75,7 @@ impl Settings {
     pub fn mix_nothing(&mut self) {
         (self.data_weights, self.interleave_probs) = (OfEach::NONE, OfEach::NONE);
         (self.data_max_samples, self.mix_strategy) = (OfEach::NONE, MixStrategy::Concat);
+        self.data_rows = RowsOfEach::ALL;
     }
 
     /// What mixes files has a number for each of them.
@@ -80,6 +84,7 @@ impl Settings {
             ("data_weights", self.data_weights.0.len()),
             ("data_max_samples", self.data_max_samples.0.len()),
             ("interleave_probs", self.interleave_probs.0.len()),
+            ("data_rows", self.data_rows.0.len()),
         ];
         for (name, numbers) in given.into_iter().filter(|(_, numbers)| *numbers > 0) {
             if numbers != self.data.len() {
@@ -88,6 +93,10 @@ impl Settings {
                     self.data.len()
                 );
             }
+        }
+        let (rows, entries) = (self.val_data_rows.0.len(), self.val_data.len());
+        if rows > 0 && rows != entries {
+            refuse!("`val_data_rows`: found {rows} ranges for {entries} entries of `val_data`, expected one for each");
         }
         let interleaves = self.mix_strategy != MixStrategy::Concat;
         if interleaves && (self.interleave_probs.0.is_empty() || !self.data_weights.0.is_empty() || !self.shuffle) {

@@ -179,10 +179,12 @@ fn row(batch: &RecordBatch, at: usize, columns: &Columns) -> Result<Value, Strin
     let mut left = MAX_VALUES;
     for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
         let name = field.name();
-        if !columns.reads(name) {
+        let kind = field.data_type();
+        let is_plain = kind.is_integer() || kind.is_floating() || *kind == DataType::Boolean;
+        if !columns.reads(name) && !(columns.warns_of(name) && is_plain) {
             continue;
         }
-        let is_number = field.data_type().is_numeric() || *field.data_type() == DataType::Boolean;
+        let is_number = kind.is_numeric() || *kind == DataType::Boolean;
         let value = match is_of_other_meaning(name) && !is_number {
             // That it is there is all that matters, and it may be the bytes of an image.
             true => {

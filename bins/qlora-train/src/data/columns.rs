@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::keys::{KNOWN_KEYS, TASK, compares, is_of_other_meaning};
 use super::row_kind::RowKind;
+use super::unused::may_be_flag;
 use super::weight;
 
 /// Key of a row, and the name by which it is known.
@@ -105,6 +106,11 @@ impl Columns {
             || weight::KEYS.contains(&name)
             || name == TASK
             || self.renamed.iter().any(|(column, _)| column == name)
+    }
+
+    /// Whether a column is read where it holds numbers or truth values, to be warned of: nothing follows it.
+    pub(super) fn warns_of(&self, name: &str) -> bool {
+        !self.reads(name) && may_be_flag(name)
     }
 
     /// Whether a column makes a row of some format.

@@ -187,6 +187,7 @@ fn share_gpt_turn(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, String
     if let Some(Value::Null) = map.get("value") {
         return Err(".value is null; expected a string".into());
     }
+    check_other_form(map, if role == CALL { "assistant" } else { role })?;
     // The rules of `messages` hold from here on, those of `weight` included.
     let mut fields = Map::new();
     let (role, text) = if role == CALL { ("assistant", "tool_calls") } else { (role, "content") };
@@ -198,6 +199,24 @@ fn share_gpt_turn(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, String
         return Err(".value is empty; expected the call, a JSON text of {\"name\", \"arguments\"}".into());
     }
     message(&Value::Object(fields), notes).map_err(|why| why.replacen(&format!(".{text}"), ".value", 1))
+}
+
+/// Refuses a turn that says something else under the keys of the other form, of which one would be learned by chance.
+fn check_other_form(map: &Map<String, Value>, role: &str) -> Result<(), String> {
+    if let (Some(Value::String(content)), Some(Value::String(value))) = (map.get("content"), map.get("value"))
+        && content != value
+    {
+        return Err(" has `content` and `value`, which differ; keep one of the two".into());
+    }
+    let other = match map.get("role").and_then(Value::as_str) {
+        Some("function" | "ipython") => "tool",
+        Some(known @ ("system" | "developer" | "user" | "assistant" | "tool")) => known,
+        _ => return Ok(()),
+    };
+    match other == role {
+        true => Ok(()),
+        false => Err(format!(" has `role` ({other}) and `from`, which differ; keep one of the two")),
+    }
 }
 
 /// `history` is a list of [instruction, output] pairs that came before; only `output` is supervised.

@@ -156,6 +156,11 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
     if let Some((key, why)) = of_other_meaning(&fields) {
         return Err(format!(".{key}: {why}"));
     }
+    if let (Some(Value::String(content)), Some(Value::String(value))) = (fields.get("content"), fields.get("value"))
+        && content != value
+    {
+        return Err(" has `content` and `value`, which differ; keep one of the two".into());
+    }
     tool_calls(&mut fields, &role)?;
     let (content, mut details) = match fields.get("content") {
         Some(Value::String(text)) => (Some(text.clone()), None),

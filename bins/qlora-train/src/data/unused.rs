@@ -62,6 +62,12 @@ pub(super) fn note<'k>(
     Note::UnusedKey(of, key.to_owned())
 }
 
+/// Whether a key that nothing reads may say what is learned, by its name.
+pub(super) fn may_be_flag(key: &str) -> bool {
+    let spelled = words(key).join("_");
+    FLAGS.iter().any(|(name, _)| spelled == *name) || weight::KEYS.contains(&spelled.as_str())
+}
+
 /// Whether the value changes anything under the known key: a flag that says "learned" does not.
 fn says_something(of: KeyOf, name: &str, value: &Value, is_learned: bool) -> bool {
     if !weight::KEYS.contains(&name) {

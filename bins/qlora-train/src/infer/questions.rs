@@ -3,11 +3,11 @@
 
 use super::answers::{Question, Score, Scores};
 use super::prompt::Form;
-use super::stop::stop_tokens;
+use super::stop::{Stop, StopWatch};
 use crate::arch::Arch;
 use crate::backend::Backend;
 use crate::config::{BadRow, SamplePrompt, SamplePrompts, Settings, TooLong};
-use crate::data::{self, ChatTokenizer, DataOptions, Row};
+use crate::data::{self, ChatTokenizer, DataOptions, Row, Rows};
 use crate::error::{Context, Result};
 use crate::files::hash::hex;
 use crate::files::json::read_bounded;
@@ -45,7 +45,7 @@ pub struct Questions {
     pub all: Vec<Asked>,
     /// Prompts of the user's, which come first
     pub of_user: usize,
-    stop: Vec<u32>,
+    stop: Stop,
     max_new_tokens: usize,
     pattern: Option<Regex>,
 }
@@ -60,7 +60,7 @@ pub struct Answered {
 impl Questions {
     /// What the settings ask, of these validation rows. Refused: a file that holds no prompts, rows without an answer,
     /// and prompts that leave no room for one.
-    pub fn load(settings: &Settings, loaded: &Loaded, validation: &[Row]) -> Result<Self> {
+    pub fn load(settings: &Settings, loaded: &Loaded, validation: &Rows) -> Result<Self> {
         if settings.sample_prompts == SamplePrompts::None && settings.eval_answers == 0 {
             return Ok(Self::default());
         }
@@ -77,11 +77,12 @@ impl Questions {
         }
         let of_user = all.len();
         let mut of_rows = 0;
-        for row in validation {
+        for row in validation.iter() {
             if of_rows == settings.eval_answers {
                 break;
             }
-            if let Some(question) = Question::of(row, tokenizer)? {
+            let row = row?;
+            if let Some(question) = Question::of(&row, tokenizer)? {
                 all.push(of_row(question, tokenizer)?);
                 of_rows += 1;
             }
@@ -104,7 +105,7 @@ impl Questions {
         if let Some(pattern) = pattern.as_ref().filter(|pattern| !with_reference().any(|text| pattern.is_match(text))) {
             refuse!("`answer_match`: {:?} is found in no reference, expected it in some", pattern.as_str());
         }
-        let stop = stop_tokens(loaded.checkpoint.dir(), arch, tokenizer, tokenizer.template().is_some())?;
+        let stop = Stop::of_model(loaded.checkpoint.dir(), arch, tokenizer, tokenizer.template().is_some())?;
         let questions = Self { all, of_user, stop, max_new_tokens: settings.eval_max_new_tokens, pattern };
         check_lengths(&questions.prompts(), arch)?;
         Ok(questions)
@@ -125,7 +126,8 @@ impl Questions {
         for Asked { ids, reference, .. } in &self.all {
             hash.update(format!("{ids:?} {reference:?}\n"));
         }
-        hash.update(format!("{:?}", self.stop));
+        hash.update(format!("{:?}", self.stop.tokens));
+        self.stop.texts().for_each(|text| hash.update(format!("{text:?}")));
         hex(hash.finalize())
     }
 
@@ -145,17 +147,19 @@ impl Questions {
             let mut cache = model.cache_of(backend, planned.cache_rows(capacity))?;
             let prompts: Vec<Vec<u32>> = self.all[group.clone()].iter().map(|asked| asked.ids.clone()).collect();
             let mut stopped = false;
-            let mut token = |_, _| {
+            let mut watch = StopWatch::new(&self.stop, tokenizer, prompts.len());
+            let mut token = |answer, id| {
                 stopped |= !go_on(answers.len());
-                Ok(!stopped)
+                Ok(!stopped && watch.go_on(answer, id)?)
             };
-            let (new, stop) = (self.max_new_tokens, &self.stop);
+            let (new, stop) = (self.max_new_tokens, &self.stop.tokens);
             let said = generate_in(backend, model, &mut cache, &prompts, new, stop, &Sampling::GREEDY, &mut token)?;
             if stopped {
                 return Ok(None);
             }
             for (asked, ids) in self.all[group].iter().zip(said) {
-                let text = tokenizer.decode(&ids, true)?.trim().to_owned();
+                let whole = tokenizer.decode(&ids, true)?;
+                let text = watch.cut(&whole).trim().to_owned();
                 let score = asked.reference.as_ref().map(|wanted| Score::of(&text, wanted, self.pattern.as_ref()));
                 answers.push(Answered { text, score });
             }

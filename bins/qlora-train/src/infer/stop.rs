@@ -1,79 +1,185 @@
-//! Tokens at which an answer ends.
+//! Where an answer ends: tokens, and texts.
 
 use crate::arch::Arch;
 use crate::data::ChatTokenizer;
 use crate::error::{Context, Result};
 use crate::files::json::read_bounded;
 use crate::refuse;
-use crate::report::status;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 
 const FILE: &str = "generation_config.json";
 const MAX_BYTES: u64 = 1 << 20;
+/// Texts of a model at most, and bytes of one: each is looked for after every token.
+const MAX_TEXTS: usize = 64;
+const MAX_TEXT_BYTES: usize = 1024;
 
-/// The tokens that end an answer, by all who say so: config.json, generation_config.json, the tokenizer's EOS, and the
-/// chat template, whose answers end with a token that was trained on.
-pub fn stop_tokens(dir: &Path, arch: &Arch, tokenizer: &ChatTokenizer, chat: bool) -> Result<Vec<u32>> {
-    let mut stop: BTreeSet<u32> = arch.eos_token_ids.iter().copied().collect();
-    stop.extend(of_generation_config(dir, arch.vocab_size)?);
-    stop.extend(tokenizer.eos_token_id());
-    if chat {
-        stop.extend(tokenizer.turn_end_ids());
-    }
-    Ok(stop.into_iter().collect())
+/// What ends an answer: the tokens and texts of the model, and texts of the user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stop {
+    pub tokens: Vec<u32>,
+    texts: Vec<StopText>,
 }
 
-/// `eos_token_id` of generation_config.json: one id or several; none where the file or the key is missing. Ids outside
-/// the vocabulary can never be drawn and are left out.
-fn of_generation_config(dir: &Path, vocab_size: usize) -> Result<Vec<u32>> {
-    let path = dir.join(FILE);
-    if !path.exists() {
-        return Ok(Vec::new());
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct StopText {
+    text: String,
+    /// Whether the answer ends with it, as transformers' do, or before it.
+    is_kept: bool,
+}
+
+impl Stop {
+    /// By all who say where an answer ends: config.json, generation_config.json with its `stop_strings`, the
+    /// tokenizer's EOS, and the chat template, whose answers end with a token that was trained on.
+    pub fn of_model(dir: &Path, arch: &Arch, tokenizer: &ChatTokenizer, chat: bool) -> Result<Self> {
+        let Self { tokens, texts } = Self::of_generation_config(dir, arch.vocab_size)?;
+        let mut all: BTreeSet<u32> = arch.eos_token_ids.iter().copied().chain(tokens).collect();
+        all.extend(tokenizer.eos_token_id());
+        if chat {
+            all.extend(tokenizer.turn_end_ids());
+        }
+        Ok(Self { tokens: all.into_iter().collect(), texts })
     }
-    let shown = path.display();
-    let config: Value = serde_json::from_slice(&read_bounded(&path, MAX_BYTES)?)
-        .usage_context(|| format!("{shown}: not a JSON object"))?;
-    let ids = match config.get("eos_token_id") {
-        None | Some(Value::Null) => Vec::new(),
-        Some(Value::Array(ids)) => ids.clone(),
-        Some(id) => vec![id.clone()],
-    };
-    let is_nothing = |texts: &Value| texts.is_null() || texts.as_array().is_some_and(Vec::is_empty);
-    if config.get("stop_strings").is_some_and(|texts| !is_nothing(texts)) {
-        status!(
-            "{shown}: key `stop_strings` is not followed: answers end at tokens; `generate --stop TEXT` ends one at a text"
-        );
+
+    /// Answers that end before these texts too.
+    #[must_use]
+    pub fn and_before(mut self, texts: &[String]) -> Self {
+        self.texts.extend(texts.iter().map(|text| StopText { text: text.clone(), is_kept: false }));
+        self
     }
-    let mut found = Vec::new();
-    for id in ids {
-        let Some(id) = id.as_i64() else {
-            refuse!("{shown}: key `eos_token_id`: found {id}, expected a token id or a list of them");
+
+    pub fn has_texts(&self) -> bool {
+        !self.texts.is_empty()
+    }
+
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.texts.iter().map(|stop| stop.text.as_str())
+    }
+
+    /// `eos_token_id` of generation_config.json, one id or several, and its `stop_strings`; none where the file or the
+    /// key is missing. Ids outside the vocabulary can never be drawn and are left out.
+    fn of_generation_config(dir: &Path, vocab_size: usize) -> Result<Self> {
+        let path = dir.join(FILE);
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let shown = path.display();
+        let config: Value = serde_json::from_slice(&read_bounded(&path, MAX_BYTES)?)
+            .usage_context(|| format!("{shown}: not a JSON object"))?;
+        let several = |key: &str| match config.get(key) {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::Array(items)) => items.clone(),
+            Some(one) => vec![one.clone()],
         };
-        found.extend(u32::try_from(id).ok().filter(|&id| (id as usize) < vocab_size));
+        let mut found = Self::default();
+        for id in several("eos_token_id") {
+            let Some(id) = id.as_i64() else {
+                refuse!("{shown}: key `eos_token_id`: found {id}, expected a token id or a list of them");
+            };
+            found.tokens.extend(u32::try_from(id).ok().filter(|&id| (id as usize) < vocab_size));
+        }
+        let texts = several("stop_strings");
+        if texts.len() > MAX_TEXTS {
+            refuse!("{shown}: key `stop_strings`: found {} texts, expected at most {MAX_TEXTS}", texts.len());
+        }
+        for text in texts {
+            match text {
+                Value::String(text) if (1..=MAX_TEXT_BYTES).contains(&text.len()) => {
+                    found.texts.push(StopText { text, is_kept: true });
+                }
+                Value::String(text) => refuse!(
+                    "{shown}: key `stop_strings`: found a text of {} bytes, expected 1 to {MAX_TEXT_BYTES}",
+                    text.len()
+                ),
+                other => {
+                    refuse!("{shown}: key `stop_strings`: found {other:.80}, expected a text or a list of them")
+                }
+            }
+        }
+        Ok(found)
     }
-    Ok(found)
+}
+
+/// Looks for the texts that end answers: tokens as they come, the text once all are there.
+pub struct StopWatch<'a> {
+    texts: &'a [StopText],
+    tokenizer: &'a ChatTokenizer,
+    /// Tokens of each answer that a text may still begin in
+    recent: Vec<VecDeque<u32>>,
+}
+
+impl<'a> StopWatch<'a> {
+    pub fn new(stop: &'a Stop, tokenizer: &'a ChatTokenizer, answers: usize) -> Self {
+        Self { texts: &stop.texts, tokenizer, recent: vec![VecDeque::new(); answers] }
+    }
+
+    /// Whether an answer goes on after a token. A token that adds no text, or part of a character, counts too: a few
+    /// tokens more are kept than the longest text has bytes.
+    pub fn go_on(&mut self, answer: usize, id: u32) -> Result<bool> {
+        let Some(longest) = self.texts.iter().map(|stop| stop.text.len()).max() else { return Ok(true) };
+        let recent = &mut self.recent[answer];
+        recent.push_back(id);
+        if recent.len() > longest + 16 {
+            recent.pop_front();
+        }
+        let text = self.tokenizer.decode(recent.make_contiguous(), true)?;
+        Ok(!self.texts.iter().any(|stop| text.contains(stop.text.as_str())))
+    }
+
+    /// The answer up to where it ends.
+    pub fn cut<'b>(&self, text: &'b str) -> &'b str {
+        cut(self.texts, text)
+    }
+}
+
+fn cut<'a>(texts: &[StopText], text: &'a str) -> &'a str {
+    let end = |stop: &StopText| {
+        let at = text.find(stop.text.as_str())?;
+        Some((at, if stop.is_kept { at + stop.text.len() } else { at }))
+    };
+    // The one that is there first; of two at one place, the shorter.
+    let end = texts.iter().filter_map(end).min();
+    &text[..end.map_or(text.len(), |(_, end)| end)]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn of(text: &str) -> Result<Stop> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE), text).unwrap();
+        Stop::of_generation_config(dir.path(), 10)
+    }
+
     #[test]
     fn one_id_several_and_none_are_read_and_others_are_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let of = |text: &str| {
-            std::fs::write(dir.path().join(FILE), text).unwrap();
-            of_generation_config(dir.path(), 10)
-        };
-        assert_eq!(of_generation_config(Path::new("no/such"), 10).unwrap(), [0u32; 0]);
-        assert_eq!(of(r#"{"eos_token_id": 3}"#).unwrap(), [3]);
-        assert_eq!(of(r#"{"eos_token_id": [3, 9, 10, -1]}"#).unwrap(), [3, 9]);
-        assert_eq!(of(r#"{"eos_token_id": null, "temperature": 0.6}"#).unwrap(), [0u32; 0]);
-        for bad in [r#"{"eos_token_id": "x"}"#, "{"] {
+        let tokens = |text: &str| of(text).unwrap().tokens;
+        assert_eq!(Stop::of_generation_config(Path::new("no/such"), 10).unwrap(), Stop::default());
+        assert_eq!(tokens(r#"{"eos_token_id": 3}"#), [3]);
+        assert_eq!(tokens(r#"{"eos_token_id": [3, 9, 10, -1]}"#), [3, 9]);
+        assert_eq!(tokens(r#"{"eos_token_id": null, "temperature": 0.6}"#), [0u32; 0]);
+        let long = format!("{{\"stop_strings\": {:?}}}", "x".repeat(MAX_TEXT_BYTES + 1));
+        let many = format!("{{\"stop_strings\": {:?}}}", vec!["x"; MAX_TEXTS + 1]);
+        for bad in
+            [r#"{"eos_token_id": "x"}"#, "{", r#"{"stop_strings": 3}"#, r#"{"stop_strings": ["a", ""]}"#, &long, &many]
+        {
             let error = of(bad).unwrap_err();
             assert!(error.to_string().contains(FILE) && error.exit_status() == 2, "{error}");
+        }
+    }
+
+    #[test]
+    fn an_answer_ends_with_a_text_of_the_model_and_before_one_of_the_user() {
+        for (texts, found) in [(r#""</a>""#, 1), (r#"["</a>", "b"]"#, 2), ("[]", 0), ("null", 0)] {
+            assert_eq!(of(&format!("{{\"stop_strings\": {texts}}}")).unwrap().texts().count(), found, "{texts}");
+        }
+        let stop = of(r#"{"stop_strings": ["</a>"]}"#).unwrap().and_before(&["END".to_owned()]);
+        for (text, expected) in
+            [("x</a>y END", "x</a>"), ("x END </a>", "x "), ("nothing", "nothing"), ("</a></a>", "</a>"), ("END", "")]
+        {
+            assert_eq!(cut(&stop.texts, text), expected);
         }
     }
 }

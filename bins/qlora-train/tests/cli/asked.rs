@@ -105,28 +105,49 @@ fn a_prompt_comes_from_standard_input() {
     sandbox.refused("generate --model model -p - -p -", &["--prompt", "twice"]);
 }
 
+/// What is answered to hello with these arguments.
+fn answer(sandbox: &Sandbox, more: &str) -> String {
+    let line = format!("generate --model model --prompt hello --max-new-tokens 24 --json {more}");
+    let answer = sandbox.run(&line).json();
+    answer["completions"][0]["text"].as_str().unwrap().to_owned()
+}
+
+/// The characters of a text that can stand alone in a line of arguments.
+fn graphic(text: &str) -> Vec<String> {
+    text.chars().filter(char::is_ascii_graphic).map(String::from).collect()
+}
+
+/// An answer with several such characters, and the arguments that draw it.
+fn drawn(sandbox: &Sandbox) -> (String, String) {
+    let drawn = (1..40).map(|seed| format!("--temperature 1 --seed {seed}")).map(|more| (answer(sandbox, &more), more));
+    drawn.into_iter().find(|(text, _)| graphic(text).len() > 4).unwrap()
+}
+
 #[test]
-fn texts_at_which_a_model_says_answers_end_are_told() {
+fn answers_end_with_the_texts_that_a_model_says() {
     let sandbox = Sandbox::chat();
-    for (texts, is_told) in [(json!(["hel"]), true), (json!("hel"), true), (json!([]), false), (Value::Null, false)] {
+    let (whole, more) = drawn(&sandbox);
+    let stop = &graphic(&whole)[2];
+    let end = whole.find(stop).unwrap() + stop.len();
+    for texts in [json!([stop]), json!(stop), json!(["no such text", stop])] {
         sandbox.write("model/generation_config.json", &json!({"stop_strings": texts}).to_string());
-        let said = sandbox.run("generate --model model --prompt hello --max-new-tokens 2").ok().stderr;
-        assert_eq!(said.contains("generation_config.json: key `stop_strings` is not followed"), is_told, "{said}");
+        assert_eq!(answer(&sandbox, &more), whole[..end], "{whole:?} {texts}");
+        // A text of the user's ends it before.
+        assert_eq!(answer(&sandbox, &format!("{more} --stop={stop}")), whole[..end - stop.len()], "{whole:?} {texts}");
     }
+    for texts in [json!([]), Value::Null, json!(["no such text"])] {
+        sandbox.write("model/generation_config.json", &json!({"stop_strings": texts}).to_string());
+        assert_eq!(answer(&sandbox, &more), whole, "{texts}");
+    }
+    sandbox.write("model/generation_config.json", r#"{"stop_strings": [3]}"#);
+    sandbox.refused("generate --model model --prompt hello", &["generation_config.json", "stop_strings"]);
 }
 
 #[test]
 fn an_answer_ends_before_a_stop_text_and_top_k_of_one_is_greedy() {
     let sandbox = Sandbox::chat();
-    let of = |more: &str| {
-        let line = format!("generate --model model --prompt hello --max-new-tokens 24 --json {more}");
-        let answer = sandbox.run(&line).json();
-        answer["completions"][0]["text"].as_str().unwrap().to_owned()
-    };
-    // An answer with several characters that can stand alone in a line of arguments.
-    let graphic = |text: &str| text.chars().filter(char::is_ascii_graphic).map(String::from).collect::<Vec<_>>();
-    let drawn = (1..40).map(|seed| format!("--temperature 1 --seed {seed}")).map(|more| (of(&more), more));
-    let (whole, more) = drawn.into_iter().find(|(text, _)| graphic(text).len() > 4).unwrap();
+    let of = |more: &str| answer(&sandbox, more);
+    let (whole, more) = drawn(&sandbox);
     let stops = graphic(&whole);
     let stops = [&stops[stops.len() / 2], &stops[stops.len() - 1]];
     let cut = |stop: &str| whole.find(stop).unwrap();

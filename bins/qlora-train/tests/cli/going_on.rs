@@ -34,6 +34,12 @@ fn a_new_run_begins_with_an_adapter() {
         let after = sandbox.eval(&format!("--data rows.jsonl --adapter {name}"));
         assert!((after - before).abs() < 1e-3, "{name}: {after}, was {before}");
     }
+    // Its record names the base.
+    let end = "--data rows.jsonl --max-length 64 --max-steps 1 --lora-r 4 --output-dir five";
+    let done = sandbox.run(&format!("train --init-adapter first {end}")).ok();
+    assert!(done.stderr.contains("model: model, the base of first"), "{done:#?}");
+    let end = "--data rows.jsonl --max-steps 1 --output-dir six";
+    sandbox.run(&format!("train --init-adapter nothing {end}")).ended(2, &["nothing"]);
     sandbox
         .train_into("four", "--max-steps 1 --lora-r 3 --init-adapter first")
         .ended(2, &["`init_adapter`", "rank", "lora_r"]);

@@ -30,6 +30,15 @@ impl Directory {
         directory
     }
 
+    /// A model with a tokenizer and a chat template, as `chat`.
+    fn write_chat_model(&self) {
+        let chat = Arch { vocab_size: fixture::VOCAB_SIZE, ..config() };
+        Synthetic::new(chat, 1).write(&self.path("chat")).unwrap();
+        fixture::write_json(&self.path("chat"), "tokenizer.json", &fixture::tokenizer_json());
+        let tokenizer = fixture::tokenizer_config(Some(fixture::CHATML));
+        fixture::write_json(&self.path("chat"), "tokenizer_config.json", &tokenizer);
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
@@ -127,11 +136,7 @@ fn what_a_gpu_does_not_do_is_refused_by_name() {
 #[test]
 fn text_is_made_on_the_device() {
     let directory = Directory::new();
-    let chat = Arch { vocab_size: fixture::VOCAB_SIZE, ..config() };
-    Synthetic::new(chat, 1).write(&directory.path("chat")).unwrap();
-    fixture::write_json(&directory.path("chat"), "tokenizer.json", &fixture::tokenizer_json());
-    let tokenizer = fixture::tokenizer_config(Some(fixture::CHATML));
-    fixture::write_json(&directory.path("chat"), "tokenizer_config.json", &tokenizer);
+    directory.write_chat_model();
     for (adapter, rank) in [("a", 8), ("b", 40)] {
         directory.done(&format!(
             "train --json --model chat --data rows.jsonl --output-dir {adapter} --max-length 64 --lora-r {rank} --seed {rank} \
@@ -157,4 +162,46 @@ fn text_is_made_on_the_device() {
     assert_ne!(drawn[0], drawn[2], "prompts draw from streams of their own");
     assert_ne!(texts("--temperature 1 --seed 6"), texts("--temperature 1 --seed 5"));
     assert_eq!(texts("--temperature 0 --seed 6"), texts(""));
+}
+
+/// The arena of a run that answers while it trains has the room that its plan says, and not a byte of the run changes.
+#[test]
+fn answers_while_a_run_trains_change_no_bit_of_it_and_are_what_generate_says() {
+    let directory = Directory::new();
+    directory.write_chat_model();
+    std::fs::write(directory.path("prompts.txt"), "hello\nwho are you, and what do you do all day long?\n").unwrap();
+    let run = |out: &str, more: &str| {
+        directory.done(&format!(
+            "train --json --model chat --data rows.jsonl --output-dir {out} --max-length 64 --lora-r 8 --lora-dropout 0.1 \
+             --learning-rate 3e-2 --max-steps 4 --save-steps 2 --device cuda {more}"
+        ));
+    };
+    let file = |name: &str| std::fs::read(directory.path(name)).unwrap();
+    for (name, more) in [("plain", ""), ("recomputed", "--gradient-checkpointing true --per-device-train-batch-size 2")]
+    {
+        let with = format!("{name}-with");
+        run(name, more);
+        run(&with, &format!("{more} --sample-prompts prompts.txt --eval-steps 2 --eval-max-new-tokens 70"));
+        for written in ["adapter_model.safetensors", "checkpoint-4/optimizer.safetensors"] {
+            assert!(file(&format!("{name}/{written}")) == file(&format!("{with}/{written}")), "{name}: {written}");
+        }
+        assert_eq!(directory.losses(name), directory.losses(&with));
+        let metrics = String::from_utf8(file(&format!("{with}/metrics.jsonl"))).unwrap();
+        let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let answered: Vec<Value> = lines.filter(|line| !line["samples"].is_null()).collect();
+        assert_eq!(answered.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 2, 4], "{name}");
+        let logged = |at: usize| -> Vec<String> {
+            let samples = answered[at]["samples"].as_array().unwrap();
+            samples.iter().map(|sample| sample["answer"].as_str().unwrap().to_owned()).collect()
+        };
+        let said = |adapter: &str| -> Vec<String> {
+            let line = "generate --json --model chat --prompts prompts.txt --max-new-tokens 70 --device cuda";
+            let (said, _) = directory.done(&format!("{line} {adapter}"));
+            let texts = said["completions"].as_array().unwrap().iter();
+            texts.map(|one| one["text"].as_str().unwrap().trim().to_owned()).collect()
+        };
+        assert_eq!(logged(0), said(""), "{name}");
+        assert_eq!(logged(2), said(&format!("--adapter {with}")), "{name}");
+        assert_ne!(logged(0), logged(2), "{name}: four steps are to change what is said");
+    }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arrow_array::types::Int32Type;
 use arrow_array::{
-    Array, ArrayRef, BinaryArray, DictionaryArray, Float64Array, Int64Array, LargeStringArray, ListArray, NullArray,
-    RecordBatch, StringArray, StringViewArray, StructArray, TimestampSecondArray,
+    Array, ArrayRef, BinaryArray, BooleanArray, DictionaryArray, Float64Array, Int64Array, LargeStringArray, ListArray,
+    NullArray, RecordBatch, StringArray, StringViewArray, StructArray, TimestampSecondArray,
 };
 use arrow_buffer::{NullBuffer, OffsetBuffer};
 use arrow_ipc::CompressionType;
@@ -111,6 +111,37 @@ fn texts_of_every_layout_are_the_same_text() {
             let texts: Vec<u32> = data.rows.iter().map(|row| row.input_ids[1]).collect();
             assert_eq!(texts, [98, 97], "{kind}");
         }
+    }
+}
+
+#[test]
+fn columns_that_look_like_flags_are_warned_of() {
+    let tokenizer = chat_tokenizer(CHATML);
+    let flags: [(&str, ArrayRef); 4] = [
+        ("masked", Arc::new(BooleanArray::from(vec![true, false]))),
+        ("learn", Arc::new(Int64Array::from(vec![1, 0]))),
+        ("lossScale", Arc::new(Float64Array::from(vec![0.5, 1.0]))),
+        ("Train", Arc::new(BooleanArray::from(vec![false, true]))),
+    ];
+    let others: [(&str, ArrayRef); 3] = [
+        ("masked", text(&[Some("a word"), None])),
+        ("mask", Arc::new(BinaryArray::from(vec![&b"\xFF"[..], b"\xFE"]))),
+        ("ignored", Arc::new(TimestampSecondArray::from(vec![1, 2]))),
+    ];
+    let texts = || ("text", text(&[Some("a"), Some("b")]));
+    let remarks = |column: (&str, ArrayRef)| {
+        let bytes = write(Form::File, None, &[batch(vec![texts(), column])]);
+        load_one(bytes, Some(&tokenizer)).unwrap().report.files[0].notes.lines("row")
+    };
+    for (name, values) in flags {
+        let said = remarks((name, values));
+        // The other value says that the row is learned, as it is.
+        assert_eq!(said[0], format!("not used: `{name}` of rows"));
+        assert_says(&said[1], &["warning: in 1 row", &format!("`{name}`"), "nothing reads"]);
+    }
+    for other in others {
+        let name = other.0;
+        assert_eq!(remarks(other), [""; 0], "{name}");
     }
 }
 

@@ -171,6 +171,14 @@ fn wrong_text_rows_are_refused_with_their_line_and_what_was_expected() {
         (json!({"conversations": [{"from": "gpt"}]}), &["`conversations[0]` has no `value`"]),
         (json!({"conversations": [{"from": "gpt", "value": null}]}), &["`conversations[0]`.value is null"]),
         (json!({"conversations": [{"from": "gpt", "value": 7}]}), &["`conversations[0]`.value is the number 7"]),
+        (
+            json!({"conversations": [{"from": "gpt", "value": "a", "content": "b"}]}),
+            &["`conversations[0]` has `content` and `value`, which differ"],
+        ),
+        (
+            json!({"conversations": [{"from": "gpt", "value": "a", "role": "user"}]}),
+            &["`conversations[0]` has `role` (user) and `from`, which differ"],
+        ),
         (json!({"conversations": [{"value": "a"}]}), &["`conversations[0]` has no `from`"]),
         (json!({"messages": []}), &["`messages` must be a non-empty array"]),
         (json!({"messages": [{"role": "user", "content": null}]}), &["`messages[0]`.content is null"]),

@@ -27,7 +27,7 @@ fn content_may_be_a_list_of_texts() {
 
 #[test]
 fn wrong_turns_are_refused_with_their_place() {
-    let table: [(&str, &[&str]); 13] = [
+    let table: [(&str, &[&str]); 14] = [
         ("[]", &["non-empty array", "an empty array"]),
         ("\"hi\"", &["non-empty array", "the string \"hi\""]),
         ("[3]", &["`messages[0]` must be an object"]),
@@ -37,6 +37,7 @@ fn wrong_turns_are_refused_with_their_place() {
         ("[{\"from\": \"human\", \"value\": \"a\"}]", &["ShareGPT turn"]),
         ("[{\"role\": \"user\", \"content\": null}]", &["content is null"]),
         ("[{\"role\": \"assistant\", \"content\": null}]", &["content is null"]),
+        ("[{\"role\": \"user\", \"content\": \"a\", \"value\": \"b\"}]", &["`content` and `value`, which differ"]),
         ("[{\"role\": \"user\", \"content\": 7}]", &["content is the number 7"]),
         ("[{\"role\": \"user\", \"content\": [{\"type\": \"image\"}]}]", &["content[0]", "\"image\"", "only text"]),
         ("[{\"role\": \"user\", \"content\": [\"a\"]}]", &["content[0]", "the string \"a\""]),

@@ -101,6 +101,32 @@ fn conversations_and_token_ids_are_read_from_every_row_group() {
 }
 
 #[test]
+fn columns_that_look_like_flags_are_warned_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.parquet");
+    let tokenizer = chat_tokenizer(CHATML);
+    let remarks = |flag: &str, column: Column| {
+        let schema = format!("message rows {{ required binary text (UTF8); {flag} }}");
+        let texts = Column::Text(vec!["a", "b"], vec![0, 0], vec![0, 0]);
+        write(&path, &schema, &[vec![texts, column]], Compression::UNCOMPRESSED);
+        let data = load(std::slice::from_ref(&path), Some(&tokenizer), &options()).unwrap();
+        data.report.files[0].notes.lines("row")
+    };
+    let numbers = |values: Vec<i64>| Column::Integers(values, vec![1, 1], vec![0, 0]);
+    for (name, values) in [("masked", vec![0, 1]), ("learn", vec![1, 0]), ("Train", vec![0, 1])] {
+        let said = remarks(&format!("optional int64 {name};"), numbers(values));
+        // The other value says that the row is learned, as it is.
+        assert_eq!(said[0], format!("not used: `{name}` of rows"));
+        assert_says(&said[1], &["warning: in 1 row", &format!("`{name}`"), "nothing reads"]);
+    }
+    // What is no plain number is not read.
+    let none = [""; 0];
+    assert_eq!(remarks("optional int64 ignored (TIMESTAMP_MILLIS);", numbers(vec![1, 2])), none);
+    let bytes = Column::Bytes(vec![&[0xFF], &[0xFE]], vec![1, 1], vec![0, 0]);
+    assert_eq!(remarks("optional binary mask;", bytes), none);
+}
+
+#[test]
 fn wrong_rows_are_refused_by_their_number() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rows.parquet");

@@ -27,7 +27,7 @@ use crate::files::failpoint;
 use crate::files::tensor::StoredType;
 use crate::files::units::format_bytes;
 use crate::gguf::{Entries, Entry, GgmlType, Header, TensorInfo, encode, interleaved_row, padding};
-use crate::infer::stop::stop_tokens;
+use crate::infer::stop::Stop;
 use crate::refuse;
 use crate::session::disk::free_bytes;
 use family::{GgufFamily, Named, RopeFactors};
@@ -345,11 +345,12 @@ fn file_stem(checkpoint: &Checkpoint) -> String {
     if stem.trim_matches(['.', '-']).is_empty() { "model".to_owned() } else { stem }
 }
 
-/// Texts of the tokens that end an answer.
+/// Texts of the tokens that end an answer, and texts that do.
 fn stop_texts(checkpoint: &Checkpoint, tokenizer: &ChatTokenizer) -> Result<Vec<String>> {
-    let ids = stop_tokens(checkpoint.dir(), checkpoint.arch(), tokenizer, tokenizer.template().is_some())?;
+    let stop = Stop::of_model(checkpoint.dir(), checkpoint.arch(), tokenizer, tokenizer.template().is_some())?;
     let own = tokenizer.vocabulary();
-    Ok(ids.iter().filter_map(|&id| own.get(id as usize).cloned().flatten()).collect())
+    let of_tokens = stop.tokens.iter().filter_map(|&id| own.get(id as usize).cloned().flatten());
+    Ok(of_tokens.chain(stop.texts().map(str::to_owned)).collect())
 }
 
 /// Refuses an output for which there is no room.
