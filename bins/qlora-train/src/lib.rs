@@ -15,6 +15,7 @@ pub mod error;
 pub mod export;
 pub mod files;
 pub mod gguf;
+pub mod hub;
 pub mod infer;
 pub mod lint;
 pub mod lora;

@@ -26,6 +26,7 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         | "messages_column"
         | "text_column"
         | "logging_dir"
+        | "tokenized_cache"
         | "adapter_architecture"
         | "init_adapter"
         | "eos_token"
@@ -85,6 +86,10 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         "metric_for_best_model" => words(&["eval_exact_match", "eval_rouge_l", "eval_match"]),
         "data_weights" | "interleave_probs" => prop::collection::vec(share(), 1..4).prop_map(Json::from).boxed(),
         "data_max_samples" => prop::collection::vec(2u64..=65536, 1..4).prop_map(Json::from).boxed(),
+        "data_rows" | "val_data_rows" => {
+            let range = (0u64..1000, 1000u64..2000).prop_map(|(from, to)| format!("{from}:{to}"));
+            prop::collection::vec(range, 1..4).prop_map(Json::from).boxed()
+        }
         "mix_strategy" => words(&["interleave_under", "interleave_over"]),
         "max_steps"
         | "max_samples"

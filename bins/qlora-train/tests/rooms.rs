@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The top one first.
-const ROOMS: [&str; 22] = [
+const ROOMS: [&str; 23] = [
     "cli",
     "bench",
     "train",
@@ -23,6 +23,7 @@ const ROOMS: [&str; 22] = [
     "config",
     "run_report",
     "lint",
+    "hub",
     "report",
     "gguf",
     "files",

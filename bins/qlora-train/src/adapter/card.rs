@@ -1,7 +1,7 @@
 //! The model card, `README.md`: front matter that the hub reads, and what the adapter was trained on.
 
 use super::{Adapter, TargetModules, metadata};
-use crate::base::looks_like_hub_id;
+use crate::hub::is_hub_name;
 use indexmap::IndexMap;
 use std::fmt::Display;
 
@@ -13,7 +13,7 @@ pub(super) fn model_card(adapter: &Adapter) -> String {
     let base = config.base_model_name_or_path.as_deref();
     // The hub rejects a card whose base is not one of its own ids; a relative path can look like one.
     let recorded = adapter.metadata.get(metadata::BASE_NAME).map(String::as_str);
-    let hub_base = recorded.or(base).filter(|name| looks_like_hub_id(name));
+    let hub_base = recorded.or(base).filter(|name| is_hub_name(name));
     let mut card = String::from("---\n");
     if let Some(base) = hub_base {
         card += &format!("base_model: {base}\n");

@@ -1,9 +1,9 @@
 //! Adapter directories that stand where a model is expected.
 
 use super::kind::{ADAPTER_CONFIG, check_adapter};
-use crate::base::looks_like_hub_id;
 use crate::error::Result;
 use crate::files::json::read_bounded;
+use crate::hub::{HubId, is_hub_name};
 use crate::refuse;
 use serde_json::Value;
 use std::path::Path;
@@ -35,15 +35,17 @@ pub fn recorded_setting(adapter: &Path, name: &str) -> Option<String> {
 
 /// The base that an adapter was trained on: as its run was told, else as adapter_config.json names it.
 ///
+/// An id of the hub has the revision that adapter_config.json records, unless another one is chosen (`revision`).
+///
 /// Refused: no adapter; no record; a directory that is not there, of a path that was given in another one.
-pub fn recorded_base(adapter: &Path) -> Result<String> {
+pub fn recorded_base(adapter: &Path, revision: Option<&str>) -> Result<String> {
     check_adapter(adapter)?;
     let recorded =
         [recorded_setting(adapter, "model"), text_in(&adapter.join(ADAPTER_CONFIG), "/base_model_name_or_path")];
     let mut recorded = recorded.into_iter().flatten();
-    let is_there = |base: &String| Path::new(base).exists() || looks_like_hub_id(base);
+    let is_there = |base: &String| Path::new(base).exists() || HubId::parse(base).is_some();
     match recorded.clone().find(is_there).or_else(|| recorded.next()) {
-        Some(base) if is_there(&base) => Ok(base),
+        Some(base) if is_there(&base) => Ok(at_recorded_revision(adapter, base, revision)),
         Some(base) => refuse!(
             "{}: records the base {base:?}, and there is no such directory{}; give it with --model",
             adapter.display(),
@@ -52,6 +54,20 @@ pub fn recorded_base(adapter: &Path) -> Result<String> {
         None => {
             refuse!("{}: found no record of the base that it was trained on; give it with --model", adapter.display())
         }
+    }
+}
+
+/// The id of a base with its recorded revision, or without any where another is chosen.
+fn at_recorded_revision(adapter: &Path, base: String, chosen: Option<&str>) -> String {
+    let Some(id) = HubId::parse(&base).filter(|_| !Path::new(&base).exists()) else { return base };
+    if chosen.is_some() {
+        return id.name;
+    }
+    let config = adapter.join(ADAPTER_CONFIG);
+    let named = text_in(&config, "/base_model_name_or_path").is_some_and(|named| named == base);
+    match text_in(&config, "/revision").filter(|revision| named && is_hub_name(&base) && revision != "main") {
+        Some(revision) if HubId::parse(&format!("{base}@{revision}")).is_some() => format!("{base}@{revision}"),
+        _ => base,
     }
 }
 
@@ -65,16 +81,20 @@ mod tests {
         assert!(!is_adapter(dir.path()));
         std::fs::write(dir.path().join(ADAPTER_CONFIG), r#"{"base_model_name_or_path": "org/base"}"#).unwrap();
         assert!(is_adapter(dir.path()));
-        assert_eq!(recorded_base(dir.path()).unwrap(), "org/base");
+        assert_eq!(recorded_base(dir.path(), None).unwrap(), "org/base");
+        let at_commit = r#"{"base_model_name_or_path": "org/base", "revision": "0e9e39f"}"#;
+        std::fs::write(dir.path().join(ADAPTER_CONFIG), at_commit).unwrap();
+        assert_eq!(recorded_base(dir.path(), None).unwrap(), "org/base@0e9e39f");
+        assert_eq!(recorded_base(dir.path(), Some("v2")).unwrap(), "org/base");
         std::fs::write(dir.path().join(ADAPTER_CONFIG), r#"{"base_model_name_or_path": "/gone/base"}"#).unwrap();
-        let error = recorded_base(dir.path()).unwrap_err().to_string();
+        let error = recorded_base(dir.path(), None).unwrap_err().to_string();
         assert!(error.contains("records the base \"/gone/base\"") && error.contains("--model"), "{error}");
         std::fs::write(dir.path().join(ADAPTER_CONFIG), r#"{"base_model_name_or_path": "org/base"}"#).unwrap();
         // A path that is gone says nothing.
         for (model, expected) in [("gone", "org/base"), ("org/other", "org/other")] {
             let run = serde_json::json!({"settings": {"model": model}}).to_string();
             std::fs::write(dir.path().join("run.json"), run).unwrap();
-            assert_eq!(recorded_base(dir.path()).unwrap(), expected);
+            assert_eq!(recorded_base(dir.path(), None).unwrap(), expected);
         }
         // A checkpoint of the run, and a directory beside it that is none.
         for (name, recorded) in [("checkpoint-3", Some("org/other")), ("other", None)] {

@@ -1,19 +1,15 @@
-//! The name of the model in a directory, and the directory of a named model: the layout of the local Hugging Face
-//! cache, `models--org--name/{refs/<branch>, snapshots/<commit>/}`.
+//! The name of the model in a directory, and the directory of a named model.
 
-use std::ffi::OsString;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use crate::error::Result;
 use crate::files::home::expand_home;
-use crate::files::json::read_bounded;
+use crate::hub::{Environment, HubId, Need, find_model, is_hub_name};
 use crate::refuse;
 
 const CACHE_PREFIX: &str = "models--";
-/// Far above the name of a commit.
-const MAX_REFERENCE_BYTES: u64 = 4096;
 
 /// The name by which an adapter refers to its base.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +32,7 @@ impl BaseName {
             return found;
         }
         if let Some(name) = config.get("_name_or_path").and_then(Value::as_str)
-            && looks_like_hub_id(name)
+            && is_hub_name(name)
             && !Path::new(name).exists()
             && !dir.join(name).exists()
         {
@@ -56,111 +52,41 @@ fn from_cache_layout(path: &Path) -> Option<BaseName> {
     Some(BaseName { name: id.replacen("--", "/", 1), revision: Some(commit.to_owned()), is_hub: true })
 }
 
-/// `org/name`, of the characters that the hub allows.
-pub fn looks_like_hub_id(text: &str) -> bool {
-    let part = |part: &str| {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_') && part.chars().all(allowed)
-    };
-    text.split_once('/').is_some_and(|(org, name)| part(org) && part(name)) && !text.contains("--")
-}
-
-/// The directory of a model: `arg` itself where it is a directory, else the snapshot of the hub id `arg` in the local
-/// Hugging Face cache (`revision`: a branch, tag or commit; "main" if none). Refused, with the places looked at and the
-/// command that downloads it, where there is none. Nothing is downloaded.
+/// The directory of a model with its weights: `arg` itself where it is a directory, else the snapshot of the hub id `arg`
+/// (`org/name`, perhaps with `@revision`) in the local Hugging Face cache, into which it is downloaded where it is not
+/// there (`revision`: a branch, tag or commit; "main" if none).
 pub fn resolve_model(arg: &str, revision: Option<&str>) -> Result<PathBuf> {
-    let arg = expand_home(Path::new(arg)).to_string_lossy().into_owned();
-    resolve_in(&arg, revision, &cache_roots(|name| std::env::var_os(name)))
+    resolve_in(arg, revision, &Environment::read(), Need::Weights)
 }
 
-/// The first folder of huggingface_hub's cache that is there.
-pub fn hub_cache() -> Option<PathBuf> {
-    cache_roots(|name| std::env::var_os(name)).into_iter().find(|root| root.is_dir())
+/// Like [`resolve_model`], of a model whose config, tokenizer and chat template are enough.
+pub fn resolve_description(arg: &str, revision: Option<&str>) -> Result<PathBuf> {
+    resolve_in(arg, revision, &Environment::read(), Need::Description)
 }
 
-/// Folder of huggingface_hub's cache, the most specific setting first.
-fn cache_roots(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let mut roots: Vec<PathBuf> = [
-        path("HF_HUB_CACHE"),
-        path("HUGGINGFACE_HUB_CACHE"),
-        path("HF_HOME").map(|home| home.join("hub")),
-        path("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")),
-        path("HOME").map(|home| home.join(".cache/huggingface/hub")),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    roots.dedup();
-    roots
-}
-
-fn resolve_in(arg: &str, revision: Option<&str>, roots: &[PathBuf]) -> Result<PathBuf> {
-    let path = Path::new(arg);
+fn resolve_in(arg: &str, revision: Option<&str>, environment: &Environment, need: Need) -> Result<PathBuf> {
+    let path = expand_home(Path::new(arg));
+    let arg = path.display();
     if path.is_dir() {
         if let Some(revision) = revision {
             refuse!("{arg}: found a directory with revision {revision:?}, expected a revision only for a hub id");
         }
-        return Ok(path.to_owned());
+        return Ok(path);
     }
     if path.exists() {
         refuse!(
             "{arg}: found a file, expected the directory of a model in Hugging Face format, or a hub id (org/name)"
         );
     }
-    if !looks_like_hub_id(arg) {
+    let Some(id) = path.to_str().and_then(HubId::parse) else {
         refuse!("{arg}: found no such directory, expected the directory of a model, or a hub id (org/name)");
-    }
-    let wanted = revision.unwrap_or("main");
-    if wanted.is_empty() || !Path::new(wanted).components().all(|part| matches!(part, Component::Normal(_))) {
-        refuse!("{arg}: found revision {wanted:?}, expected a branch, tag or commit");
-    }
-    let folder = format!("{CACHE_PREFIX}{}", arg.replace('/', "--"));
-    let mut looked = Vec::new();
-    for model in roots.iter().map(|root| root.join(&folder)) {
-        if let Some(found) = snapshot(&model, wanted)? {
-            return Ok(found);
-        }
-        looked.push(model.display().to_string());
-    }
-    let places =
-        if looked.is_empty() { "nowhere: neither HF_HOME nor HOME is set".to_owned() } else { looked.join(", ") };
-    let suffix = revision.map_or(String::new(), |revision| format!(" --revision {revision}"));
-    refuse!(
-        "{arg}: found no such directory, and no snapshot of revision {wanted:?} in the local Hugging Face cache (looked \
-         in {places}); download it with `hf download {arg}{suffix}`"
-    )
-}
-
-/// The snapshot directory that a branch, tag or commit stands for.
-fn snapshot(model: &Path, revision: &str) -> Result<Option<PathBuf>> {
-    let reference = model.join("refs").join(revision);
-    let commit = if reference.is_file() {
-        let text = String::from_utf8_lossy(&read_bounded(&reference, MAX_REFERENCE_BYTES)?).trim().to_owned();
-        if text.is_empty() || !text.chars().all(|c| c.is_ascii_alphanumeric()) {
-            refuse!("{}: found {text:?}, expected the name of a commit: download the model again", reference.display());
-        }
-        text
-    } else {
-        revision.to_owned()
     };
-    let dir = model.join("snapshots").join(commit);
-    Ok(dir.is_dir().then_some(dir))
+    find_model(environment, &id.at(revision)?, need)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hub_ids_are_told_from_paths() {
-        for id in ["meta-llama/Llama-3.1-8B", "a/b", "HuggingFaceTB/SmolLM2-135M_x"] {
-            assert!(looks_like_hub_id(id), "{id}");
-        }
-        for path in ["/a/b", "./a", "../a", "a", "a/b/c", "~/m", "a/", "/", "", "a b/c", "a/.hidden", "a--b/c"] {
-            assert!(!looks_like_hub_id(path), "{path}");
-        }
-    }
 
     #[test]
     fn the_cache_layout_names_model_and_commit() {
@@ -188,30 +114,22 @@ mod tests {
     }
 
     #[test]
-    fn cache_roots_follow_the_environment() {
-        let roots = |set: &[(&str, &str)]| {
-            cache_roots(|name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
-        };
-        assert_eq!(roots(&[("HOME", "/h")]), [PathBuf::from("/h/.cache/huggingface/hub")]);
-        let all = roots(&[("HOME", "/h"), ("HF_HOME", "/x"), ("HF_HUB_CACHE", "/y"), ("XDG_CACHE_HOME", "")]);
-        assert_eq!(all, ["/y", "/x/hub", "/h/.cache/huggingface/hub"].map(PathBuf::from));
-    }
-
-    #[test]
     fn a_hub_id_is_found_by_branch_and_by_commit_or_refused_with_the_places_looked_at() {
         let root = tempfile::tempdir().unwrap();
         let model = root.path().join("models--org--tiny");
         std::fs::create_dir_all(model.join("snapshots/abc123")).unwrap();
         std::fs::create_dir_all(model.join("refs")).unwrap();
         std::fs::write(model.join("refs/main"), "abc123\n").unwrap();
-        let roots = [PathBuf::from("/nonexistent/hub"), root.path().to_owned()];
+        let environment = Environment::offline(&[PathBuf::from("/nonexistent/hub"), root.path().to_owned()]);
+        let resolve = |arg: &str, revision: Option<&str>| resolve_in(arg, revision, &environment, Need::Weights);
         let snapshot = model.join("snapshots/abc123");
-        assert_eq!(resolve_in("org/tiny", None, &roots).unwrap(), snapshot);
-        assert_eq!(resolve_in("org/tiny", Some("abc123"), &roots).unwrap(), snapshot);
-        assert_eq!(resolve_in(snapshot.to_str().unwrap(), None, &roots).unwrap(), snapshot);
+        assert_eq!(resolve("org/tiny", None).unwrap(), snapshot);
+        assert_eq!(resolve("org/tiny", Some("abc123")).unwrap(), snapshot);
+        assert_eq!(resolve("org/tiny@abc123", None).unwrap(), snapshot);
+        assert_eq!(resolve(snapshot.to_str().unwrap(), None).unwrap(), snapshot);
 
         let refused = |arg: &str, revision: Option<&str>, words: &[&str]| {
-            let error = resolve_in(arg, revision, &roots).unwrap_err();
+            let error = resolve(arg, revision).unwrap_err();
             assert_eq!(error.exit_status(), 2, "{error}");
             words.iter().for_each(|word| assert!(error.to_string().contains(word), "{error} lacks {word}"));
         };
@@ -219,6 +137,7 @@ mod tests {
         refused("org/other", None, &places);
         refused("org/tiny", Some("v2"), &["\"v2\"", "hf download org/tiny --revision v2"]);
         refused("org/tiny", Some("../../x"), &["revision", "expected a branch, tag or commit"]);
+        refused("org/tiny@abc123", Some("main"), &["\"main\"", "keep one of them"]);
         refused("/nonexistent/model", None, &["found no such directory"]);
         refused(snapshot.to_str().unwrap(), Some("main"), &["only for a hub id"]);
         std::fs::write(model.join("refs/main"), "../../../etc").unwrap();

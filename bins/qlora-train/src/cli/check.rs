@@ -4,19 +4,20 @@ use super::answer::Answer;
 use super::cpu_only::CpuOnly;
 use crate::adapter::recorded_base;
 use crate::arch::Arch;
-use crate::base::resolve_model;
+use crate::base::resolve_description;
 use crate::error::Result;
 use crate::export::{Engine, Subject, Verdict};
+use crate::hub::HubId;
 use crate::report::{printable, status};
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct CheckArgs {
     /// Adapter directory
     adapter: PathBuf,
-    /// Base model: a Hugging Face directory, or a hub id in the local cache; without it, the one that the adapter was
+    /// Base model: a Hugging Face directory, or a hub id (org/name@revision); without it, the one that the adapter was
     /// trained on. Of its files config.json is enough
     #[arg(long)]
     model: Option<String>,
@@ -55,13 +56,16 @@ pub fn run(args: &CheckArgs) -> Result<Answer> {
     let model = match &args.model {
         Some(model) => model.clone(),
         None => {
-            let base = recorded_base(&args.adapter)?;
+            let base = recorded_base(&args.adapter, args.revision.as_deref())?;
             status!("base: {base}, as {} records", args.adapter.display());
             base
         }
     };
-    let dir = resolve_model(&model, args.revision.as_deref())?;
+    let dir = resolve_description(&model, args.revision.as_deref())?;
     let arch = Arch::from_file(&dir.join("config.json"))?;
+    // Engines take a revision elsewhere.
+    let id = HubId::parse(&model).filter(|_| !Path::new(&model).exists());
+    let model = id.map_or(model, |id| id.name);
     let subject = Subject::read(&args.adapter, &model, &dir, &arch)?;
     let asked: Vec<Engine> = args.engines.iter().map(|&engine| engine.into()).collect();
     let engines = Engine::ALL.into_iter().filter(|engine| asked.is_empty() || asked.contains(engine));

@@ -5,7 +5,7 @@ use super::eval_answers::{self, AnswersArgs};
 use super::model_args::{Chosen, ModelArgs};
 use crate::backend::Backend;
 use crate::config::{Settings, TooLong, ValSet};
-use crate::data::{self, DataOptions, Row};
+use crate::data::{self, DataOptions, Rows};
 use crate::error::Result;
 use crate::infer::evaluate::{Evaluation, evaluate};
 use crate::infer::{InferenceJob, InferenceModel};
@@ -13,8 +13,10 @@ use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{Bars, printable, status_lines};
 use crate::session::host::set_threads;
-use crate::session::training_data::{data_options, find_files, split, training_options, validation_options};
-use crate::session::untrained_tokens::warn_of_untrained_tokens;
+use crate::session::training_data::{
+    data_options, find_files, split, training_options, validation_options, validation_rows,
+};
+use crate::session::untrained_tokens::warn_of_untrained;
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
 use serde_json::json;
@@ -24,8 +26,8 @@ use std::path::PathBuf;
 pub struct EvalArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Rows: JSONL, JSON or Parquet files; repeated, the loss is over all of them, and over each. Without it, the
-    /// validation rows of the settings file, else its training rows
+    /// Rows: JSONL, JSON or Parquet files, or ids of data sets on the hub; repeated, the loss is over all of them, and
+    /// over each. Without it, the validation rows of the settings file, else its training rows
     #[arg(long, required_unless_present = "config")]
     data: Vec<PathBuf>,
     /// Evaluate the base alone too, after the adapters: what they changed
@@ -126,15 +128,17 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
         let training = read(&settings.data, &training_options(&settings, options.clone()))?;
         options = validation_options(&settings, options, &training.rows);
     }
-    if settings.val_data.is_empty() {
-        options = training_options(&settings, options);
-    }
+    options = match settings.val_data.is_empty() {
+        true => training_options(&settings, options),
+        false => validation_rows(&settings, options),
+    };
     let dataset = read(&files, &options)?;
     status_lines!(dataset.report.lines());
     // Those that the run of the settings file held back.
     let held_back = settings.val_set_size != ValSet::Off;
-    let rows = if held_back { split(&settings, dataset)?.1 } else { dataset.rows };
-    warn_of_untrained_tokens(&loaded, &rows)?;
+    let rows = Rows::from(dataset.rows);
+    let rows = if held_back { split(&settings, rows)?.1 } else { rows };
+    warn_of_untrained(&loaded, rows.ids())?;
     if args.answers.is_asked() {
         return eval_answers::run(&args.answers, settings, adapters, loaded, &rows, args.with_base, device);
     }
@@ -148,7 +152,7 @@ struct Evaluate {
     settings: Settings,
     adapters: Vec<PathBuf>,
     loaded: Loaded,
-    rows: Vec<Row>,
+    rows: Rows,
     device: Device,
 }
 
@@ -158,9 +162,9 @@ impl DeviceJob for Evaluate {
     fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Answer> {
         let Self { with_base, files, settings, adapters, loaded, rows, device } = self;
         let adapters = &adapters[..];
-        let longest = rows.iter().map(Row::len).max().unwrap_or(0);
+        let longest = rows.lengths().max().unwrap_or(0);
         // Short rows share a batch; a small data set needs no more than its own tokens.
-        let tokens = longest.max(settings.max_length.min(rows.iter().map(Row::len).sum()));
+        let tokens = longest.max(settings.max_length.min(rows.lengths().sum()));
         let mut model = InferenceModel::load(
             &settings,
             &loaded.checkpoint,

@@ -45,7 +45,7 @@ struct UniformArgs {
 
 #[derive(Args)]
 struct GgufArgs {
-    /// Base model: a Hugging Face directory, or a hub id in the local cache; without it, the one that the adapter was
+    /// Base model: a Hugging Face directory, or a hub id (org/name@revision); without it, the one that the adapter was
     /// trained on
     #[arg(long)]
     model: Option<String>,
@@ -136,7 +136,7 @@ fn gguf(args: &GgufArgs) -> Result<Answer> {
     let model = match (&args.model, &args.adapter) {
         (Some(model), _) => model.clone(),
         (None, Some(adapter)) => {
-            let base = recorded_base(adapter)?;
+            let base = recorded_base(adapter, args.revision.as_deref())?;
             status!("base: {base}, as {} records", adapter.display());
             base
         }

@@ -12,7 +12,7 @@ use crate::files::units::{format_bytes, parse_bytes};
 use crate::refuse;
 use crate::report::{Bars, printable, status, status_lines, warning};
 use crate::session::host::set_threads;
-use crate::session::training_data::{data_options, find_files};
+use crate::session::training_data::{data_options, find_files, training_options};
 use crate::session::{Device, Interruption, Loaded};
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct MergeArgs {
-    /// Base model: a Hugging Face directory, or a hub id in the local cache; without it, the one that the adapter was
+    /// Base model: a Hugging Face directory, or a hub id (org/name@revision); without it, the one that the adapter was
     /// trained on
     #[arg(long)]
     model: Option<String>,
@@ -101,7 +101,7 @@ pub fn run(args: &MergeArgs) -> Result<Answer> {
     let model = match &args.model {
         Some(model) => model.clone(),
         None => {
-            let base = recorded_base(&args.adapter)?;
+            let base = recorded_base(&args.adapter, args.revision.as_deref())?;
             status!("base: {base}, as {} records", args.adapter.display());
             base
         }
@@ -158,7 +158,7 @@ fn measure_on_rows(args: &MergeArgs, model: &str, adapter: &Adapter, base: Merge
     let device = Device::choose(&settings)?;
     let loaded = Loaded::open_for(&settings, std::slice::from_ref(&args.adapter))?;
     let device = device.for_model(&settings, loaded.checkpoint.arch());
-    let options = data_options(&settings, &loaded);
+    let options = training_options(&settings, data_options(&settings, &loaded));
     let dataset = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
     status_lines!(dataset.report.lines());
     let trained = match adapter.recipe(&args.adapter.display().to_string())? {

@@ -28,7 +28,9 @@ mod train;
 
 use crate::config::{SettingsArgs, unknown_flag};
 use crate::error::{Context, Error, Result};
-use crate::report::{Verbosity, print_error, print_text, printable_json, printable_lines, set_verbosity, status};
+use crate::report::{
+    Verbosity, in_part, print_error, print_text, printable_json, printable_lines, set_verbosity, status,
+};
 use answer::Answer;
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -186,7 +188,7 @@ pub fn main(commit: &'static str) -> ExitCode {
 
 /// The answer of a command that ended with an error, for programs.
 fn print_error_object(message: &str, exit_status: u8) {
-    let told = json!({"error": {"message": message, "exit_status": exit_status}});
+    let told = json!({"error": {"message": in_part(message), "exit_status": exit_status}});
     // Nobody listens if this fails.
     let _ = print(&printable_json(&told.to_string()));
 }

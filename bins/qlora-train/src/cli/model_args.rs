@@ -15,7 +15,7 @@ pub(super) struct ModelArgs {
     /// Settings file of a run: its model, its data and, where it is trained, its adapter; the flags below win over it
     #[arg(value_name = "CONFIG.yaml")]
     pub config: Option<PathBuf>,
-    /// Base model: a Hugging Face directory, or a hub id in the local cache; without it, the one that the first adapter
+    /// Base model: a Hugging Face directory, or a hub id (org/name@revision); without it, the one that the first adapter
     /// was trained on. An adapter directory stands for that adapter on its base
     #[arg(long, required_unless_present_any = ["adapter", "config"])]
     pub model: Option<String>,
@@ -79,7 +79,7 @@ impl ModelArgs {
         let base = match (&model, adapters.first()) {
             (Some(model), _) if !is_adapter(Path::new(model)) => model.clone(),
             (_, Some(adapter)) => {
-                let base = recorded_base(adapter)?;
+                let base = recorded_base(adapter, self.revision.as_deref())?;
                 status!("base: {base}, as {} records", adapter.display());
                 base
             }

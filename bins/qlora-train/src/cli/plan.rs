@@ -6,14 +6,18 @@ use super::run_size::RunSize;
 use crate::arch::Arch;
 use crate::arch::shapes::shape;
 use crate::backend::{PlannedBuffer, Quantization};
+use crate::base::resolve_description;
 use crate::bench::stored_in_16_bits;
 use crate::config::{BestMetric, Purpose, SamplePrompts, Settings, SettingsArgs, WeightResidency};
+use crate::data::Rows;
 use crate::error::Result;
+use crate::files::json::read_object;
 use crate::files::units::format_bytes;
+use crate::hub::HubId;
 use crate::infer::questions::{Questions, check_positions};
 use crate::model::ModelSpec;
 use crate::refuse;
-use crate::report::{thousands, trainable_line};
+use crate::report::{status, thousands, trainable_line};
 use crate::session::host::set_threads;
 use crate::session::model_spec::{check_quantization, effective_settings, model_spec, model_spec_of, of_settings};
 use crate::session::plan::{MemoryPlan, StoredAs};
@@ -21,6 +25,7 @@ use crate::session::predicted::step_seconds;
 use crate::session::training_data::find_files;
 use crate::session::{Device, Loaded, TrainingData, advice, plan, planner, replace_adapter_by_base};
 use clap::Args;
+use jiff::Timestamp;
 use serde_json::{Map, json};
 use std::fmt::Write;
 
@@ -43,7 +48,8 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
     replace_adapter_by_base(&mut settings)?;
     find_files(&mut settings)?;
     let device = Device::choose_for_plan(&settings)?;
-    if let Some(arch) = named_shape(&settings)? {
+    let named = named_shape(&settings)?;
+    if let Some(arch) = named.map_or_else(|| described_model(&settings), |arch| Ok(Some(arch)))? {
         let rows = settings.per_device_train_batch_size;
         let (tokens, positions) = (rows * settings.max_length, settings.max_length);
         let device = device.for_model(&settings, &arch);
@@ -58,7 +64,11 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
         }
         return answer(&settings, &device, spec, &stored_in_16_bits, rows, &forecast);
     }
-    let loaded = Loaded::open(&settings)?;
+    let mut loaded = Loaded::open(&settings)?;
+    if settings.tokenized_cache.is_some() {
+        // A run of today is told the same date, so that it finds the rows.
+        loaded.set_clock(Timestamp::now());
+    }
     let checkpoint = &loaded.checkpoint;
     let device = device.for_model(&settings, checkpoint.arch());
     check_quantization(&settings, checkpoint)?;
@@ -74,7 +84,7 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
         None => {
             let (eval_answers, answer_match, metric_for_best_model) = (0, None, BestMetric::Loss);
             let settings = Settings { eval_answers, answer_match, metric_for_best_model, ..settings.clone() };
-            Questions::load(&settings, &loaded, &[])?
+            Questions::load(&settings, &loaded, &Rows::default())?
         }
     };
     check_positions(&questions.prompts(), checkpoint.arch(), positions)?;
@@ -108,12 +118,31 @@ fn named_shape(settings: &Settings) -> Result<Option<Arch>> {
     }
 }
 
+/// The architecture of a model of the hub whose weights the cache lacks: a plan without rows needs no more. None: the
+/// weights are there or have to be, as those of a quantized model, which say themselves how they are stored.
+fn described_model(settings: &Settings) -> Result<Option<Arch>> {
+    let model = settings.model_path()?;
+    let needs_tokens = !settings.data.is_empty() || settings.sample_prompts != SamplePrompts::None;
+    let Some(name) = model.to_str().filter(|name| HubId::parse(name).is_some()) else { return Ok(None) };
+    if needs_tokens || model.exists() {
+        return Ok(None);
+    }
+    let dir = resolve_description(name, settings.revision.as_deref())?;
+    let config = dir.join("config.json");
+    let has_weights = ["model.safetensors", "model.safetensors.index.json"].iter().any(|file| dir.join(file).exists());
+    if has_weights || read_object(&config)?.contains_key("quantization_config") {
+        return Ok(None);
+    }
+    status!("{name}: planned by its config.json alone; its weights are not downloaded");
+    Ok(Some(Arch::from_file(&config)?))
+}
+
 /// Parts of a plan, in the order in which they are shown, and the buffers of each by the beginning of their names.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("weights", &["NF4 weights", "16-bit weights", "weights", "embedding", "lm_head", "norms", "biases", "rotation"]),
     ("adapters", &["LoRA", "low-rank", "adapter"]),
     ("optimizer", &["AdamW", "optimizer", "the optimi", "gradients"]),
-    ("other", &["CUDA context", "rows, tokenizer", "saving"]),
+    ("other", &["CUDA context", "rows, tokenizer", "saving", "reading rows"]),
     ("workspace", &["workspace", "gaps", "logits", "batch", "losses", "attention over the KV"]),
 ];
 const ACTIVATIONS: &str = "activations";

@@ -2,12 +2,13 @@
 
 use super::answer::Answer;
 use crate::config::{Purpose, Settings, SettingsArgs};
-use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
+use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens, UNSUPERVISED};
 use crate::error::Result;
 use crate::refuse;
 use crate::report::{count, printable, printable_lines, status_lines};
+use crate::session::host::set_threads;
 use crate::session::training_data::{
-    data_options, find_files, mix, names, schedule, schedule_options, training_options,
+    data_options, find_files, mix, names, schedule, schedule_options, training_options, validation_rows,
 };
 use crate::session::untrained_tokens::warn_of_untrained_tokens;
 use crate::session::{Loaded, replace_adapter_by_base};
@@ -17,6 +18,7 @@ use qlora_kernels::rng::Stream;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::io::IsTerminal;
+use std::ops::Range;
 
 #[derive(Args)]
 pub struct PreviewArgs {
@@ -41,6 +43,13 @@ pub struct PreviewArgs {
 
 /// Keeps the draws of rows apart from those of training.
 const PREVIEW_DOMAIN: u64 = 3 << 32;
+
+/// Tokens of a row that are shown at most, of its beginning and of its end.
+const SHOWN_TOKENS: usize = 16_384;
+/// Those of them at its end
+const SHOWN_AT_END: usize = 1_024;
+/// Tokens of a row in the answer of `--json` at most, all of its beginning.
+const ANSWERED_TOKENS: usize = 131_072;
 
 /// How the loss mask is shown.
 #[derive(Clone, Copy, PartialEq)]
@@ -79,6 +88,7 @@ fn styled(token: &str, supervised: bool, special: bool) -> String {
 pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let mut settings = args.settings.load()?;
     settings.validate(Purpose::Preview)?;
+    set_threads(settings.threads)?;
     replace_adapter_by_base(&mut settings)?;
     find_files(&mut settings)?;
     let loaded = Loaded::open(&settings)?;
@@ -87,7 +97,8 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let dataset = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &training)?;
     status_lines!(dataset.report.lines());
     if !settings.val_data.is_empty() {
-        let validation = data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &options)?;
+        let of_validation = validation_rows(&settings, options.clone());
+        let validation = data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &of_validation)?;
         status_lines!(validation.report.validation_lines());
     }
     warn_of_untrained_tokens(&loaded, &dataset.rows)?;
@@ -165,46 +176,69 @@ fn text_of(
     marks: Marks,
 ) -> Result<String> {
     let place = dataset.report.place(row.file, row.line);
-    let mut text = format!("{}: {} tokens, {} supervised\n", printable(&place), row.len(), row.supervised());
-    let kind = |at: usize, supervised: bool| {
-        let id = row.input_ids[at];
-        (supervised, row.weight(at), marks == Marks::Color && special.added.contains(&id))
+    let shown = Shown { row, tokenizer, special, marks };
+    let head = format!("{}: {} tokens, {} supervised", printable(&place), row.len(), row.supervised());
+    let Some(left_out) = row.len().checked_sub(SHOWN_TOKENS).filter(|&left_out| left_out > 0) else {
+        return Ok(format!("{head}\n{}", shown.part(0..row.len())?));
     };
-    let tokens = data::describe(row, tokenizer);
-    let (mut at, mut before) = (0, 0);
-    let mut blocks = Blocks::default();
-    while at < tokens.len() {
-        let (supervised, weight, bold) = kind(at, tokens[at].1);
-        let another = |&i: &usize| kind(i, tokens[i].1) != (supervised, weight, bold);
-        let end = (at..tokens.len()).find(another).unwrap_or(tokens.len());
-        let part = match tokenizer {
-            // Decoded with the part before, on which blanks and characters of several tokens depend.
-            Some(tokenizer) => {
-                let known = tokenizer.decode(&row.input_ids[before..at], false)?.len();
-                let both = tokenizer.decode(&row.input_ids[before..end], false)?;
-                before = at;
-                both.get(known..).unwrap_or_default().to_owned()
-            }
-            None => {
-                text += if at > 0 { " " } else { "" };
-                tokens[at..end].iter().map(|(token, _)| token.as_str()).collect::<Vec<_>>().join(" ")
-            }
-        };
-        let part = part.split('\n').map(printable).collect::<Vec<_>>().join("\n");
-        if tokenizer.is_some() {
-            blocks.begin(&mut text, supervised, &part);
-        }
-        match (marks, supervised) {
-            (Marks::Color, _) => text += &styled(&part, supervised, bold),
-            (Marks::Brackets, true) => text = text + "⟦" + &part + "⟧",
-            (Marks::Brackets, false) => text += &part,
-        }
-        if supervised && weight != 1.0 {
-            let _ = write!(text, "×{weight}");
-        }
-        at = end;
+    let (begin, end) = (SHOWN_TOKENS - SHOWN_AT_END, row.len() - SHOWN_AT_END);
+    let left_out = count(left_out as u64, "token");
+    Ok(format!("{head}\n{}\n… {left_out} left out here …\n{}", shown.part(0..begin)?, shown.part(end..row.len())?))
+}
+
+/// A row that is shown as text.
+struct Shown<'a> {
+    row: &'a Row,
+    tokenizer: Option<&'a ChatTokenizer>,
+    special: &'a SpecialTokens,
+    marks: Marks,
+}
+
+impl Shown<'_> {
+    /// Whether a token is learned, how much it counts, and whether it is shown as a special one.
+    fn kind(&self, at: usize) -> (bool, f32, bool) {
+        let learned = at > 0 && self.row.labels[at] != UNSUPERVISED;
+        let special = self.marks == Marks::Color && self.special.added.contains(&self.row.input_ids[at]);
+        (learned, self.row.weight(at), special)
     }
-    Ok(text)
+
+    /// The text of some tokens that follow each other.
+    fn part(&self, tokens: Range<usize>) -> Result<String> {
+        let ids = &self.row.input_ids;
+        let (mut text, mut at, mut before) = (String::new(), tokens.start, tokens.start);
+        let mut blocks = Blocks::default();
+        while at < tokens.end {
+            let (supervised, weight, bold) = self.kind(at);
+            let end = (at..tokens.end).find(|&i| self.kind(i) != (supervised, weight, bold)).unwrap_or(tokens.end);
+            let part = match self.tokenizer {
+                // Decoded with the part before, on which blanks and characters of several tokens depend.
+                Some(tokenizer) => {
+                    let known = tokenizer.decode(&ids[before..at], false)?.len();
+                    let both = tokenizer.decode(&ids[before..end], false)?;
+                    before = at;
+                    both.get(known..).unwrap_or_default().to_owned()
+                }
+                None => {
+                    text += if at > tokens.start { " " } else { "" };
+                    ids[at..end].iter().map(|id| format!("<{id}>")).collect::<Vec<_>>().join(" ")
+                }
+            };
+            let part = part.split('\n').map(printable).collect::<Vec<_>>().join("\n");
+            if self.tokenizer.is_some() {
+                blocks.begin(&mut text, supervised, &part);
+            }
+            match (self.marks, supervised) {
+                (Marks::Color, _) => text += &styled(&part, supervised, bold),
+                (Marks::Brackets, true) => text = text + "⟦" + &part + "⟧",
+                (Marks::Brackets, false) => text += &part,
+            }
+            if supervised && weight != 1.0 {
+                let _ = write!(text, "×{weight}");
+            }
+            at = end;
+        }
+        Ok(text)
+    }
 }
 
 /// What is learned of a row stands in blocks of its own, and what is not in others.
@@ -265,21 +299,32 @@ fn chosen<'a>(args: &PreviewArgs, rows: &'a [Row], seed: u64) -> Result<Vec<&'a 
 }
 
 fn json_of(row: &Row, dataset: &Dataset, tokenizer: Option<&ChatTokenizer>) -> Value {
-    let tokens: Vec<String> = data::describe(row, tokenizer).into_iter().map(|(token, _)| token).collect();
+    let answered = row.len().min(ANSWERED_TOKENS);
+    let first = Row {
+        input_ids: row.input_ids[..answered].to_vec(),
+        labels: row.labels[..answered].to_vec(),
+        weights: row.weights.get(..answered).unwrap_or_default().to_vec(),
+        task: None,
+        ..*row
+    };
+    let tokens: Vec<String> = data::describe(&first, tokenizer).into_iter().map(|(token, _)| token).collect();
     let mut json = json!({
         "file": file_of(row, dataset),
         "line": row.line,
         "length": row.len(),
         "supervised": row.supervised(),
-        "input_ids": row.input_ids,
-        "labels": row.labels,
+        "input_ids": first.input_ids,
+        "labels": first.labels,
         "tokens": tokens,
     });
-    if let Some(text) = tokenizer.and_then(|tokenizer| tokenizer.decode(&row.input_ids, false).ok()) {
+    if let Some(text) = tokenizer.and_then(|tokenizer| tokenizer.decode(&first.input_ids, false).ok()) {
         json["text"] = text.into();
     }
-    if !row.weights.is_empty() {
-        json["weights"] = row.weights.clone().into();
+    if !first.weights.is_empty() {
+        json["weights"] = first.weights.into();
+    }
+    if answered < row.len() {
+        json["left_out"] = (row.len() - answered).into();
     }
     json
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct QuantizeArgs {
-    /// Model: a Hugging Face directory, or a hub id in the local cache
+    /// Model: a Hugging Face directory, or a hub id (org/name@revision)
     #[arg(long)]
     model: String,
     /// Revision of a hub id

@@ -2,7 +2,6 @@
 
 use crate::bench::layers::Rows;
 use crate::config::Settings;
-use crate::data::Row;
 use crate::session::TrainingData;
 
 /// What a run computes, on average over its steps.
@@ -28,9 +27,9 @@ impl RunSize {
             schedule.steps(0).take(seen as usize).flat_map(|step| step.micro_batches).collect();
         let (mut rows, mut tokens, mut learned) = (0, 0, 0);
         for &row in first.iter().flatten() {
-            (rows, tokens, learned) = (rows + 1, tokens + data.rows[row].len(), learned + data.rows[row].supervised());
+            (rows, tokens, learned) = (rows + 1, tokens + data.rows.tokens(row), learned + data.rows.supervised(row));
         }
-        let validation: usize = data.validation.iter().map(Row::len).sum();
+        let validation: usize = data.validation.lengths().sum();
         let evaluations = settings.eval_steps.times(steps, per_epoch).max(1) + u64::from(settings.eval_on_start);
         Self {
             steps,

@@ -14,6 +14,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let (model, data) =
         (settings.model.clone().unwrap_or_default(), settings.val_data.first().or(settings.data.first()));
     let data = data.map(|path| path.display().to_string());
+    let model = settings.revision.as_ref().map_or(model.clone(), |revision| format!("{model}@{revision}"));
     let train::TrainOutcome { summary: outcome, adapter, weights_read } = train::train(settings)?;
     let quoted = |text: &str| crate::files::shell::quoted(text);
     let (base, put) = (quoted(&model), quoted(&adapter.display().to_string()));

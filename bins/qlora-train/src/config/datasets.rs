@@ -1,15 +1,18 @@
 //! Axolotl's `datasets: [{path, type, …}]`: where the rows are, and what the keys beside say about columns and
 //! template.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::compat::Implied;
 use super::template_names::{self, own_template};
 use super::types::{Reject, SettingValue, is_off, is_unset};
 use super::yaml::{Entry, Value};
+use crate::hub::DataSetId;
 
 /// Keys that hold a path.
 const PATHS: [&str; 3] = ["path", "data_files", "file"];
+/// Keys that say which rows of a data set of the hub are meant.
+const OF_HUB: [&str; 5] = ["path", "data_files", "name", "split", "revision"];
 /// Values of `path` that say how to read `data_files`.
 const READERS: [&str; 5] = ["json", "jsonl", "parquet", "csv", "text"];
 
@@ -135,12 +138,14 @@ impl DataSet {
             return Ok(set);
         };
         let files = entries.iter().any(|entry| entry.key == "data_files" && !is_unset(&entry.value));
+        let id = hub_id(entries);
         let mut named_by: Option<&str> = None;
         for entry in entries {
             let (key, value) = (entry.key.as_str(), &entry.value);
             let reader = matches!(value, Value::Str(text) if READERS.contains(&text.as_str()));
             let done = match key {
                 "path" if files && reader => Ok(()),
+                _ if id.is_some() && OF_HUB.contains(&key) => Ok(()),
                 _ if PATHS.contains(&key) && is_unset(value) => Ok(()),
                 _ if PATHS.contains(&key) => match named_by.replace(key) {
                     None => set.add_paths(key, value),
@@ -169,6 +174,12 @@ impl DataSet {
             };
             if let Err(why) = done {
                 set.faults.push(DataFault { key: entry.key.clone(), line: entry.line, why });
+            }
+        }
+        if let Some((entry, id)) = id {
+            match of_hub(id, entries) {
+                Ok(paths) => set.paths.extend(paths),
+                Err(why) => set.faults.push(DataFault { key: entry.key.clone(), line: entry.line, why }),
             }
         }
         // A name that is not known is told already.
@@ -200,6 +211,50 @@ impl DataSet {
             None => Ok(self.paths),
         }
     }
+}
+
+/// The `path` of a data set where it is an id of the hub and no path.
+fn hub_id(entries: &[Entry]) -> Option<(&Entry, &str)> {
+    let entry = entries.iter().find(|entry| entry.key == "path")?;
+    let Value::Str(text) = &entry.value else { return None };
+    let is_id = matches!(DataSetId::parse(text), Ok(Some(_))) && !Path::new(text).exists();
+    is_id.then_some((entry, text.as_str()))
+}
+
+/// An id of the hub with the revision, subset and split that stand beside it, one for each pattern of files.
+fn of_hub(id: &str, entries: &[Entry]) -> Result<Vec<PathBuf>, Reject> {
+    let given = |key: &str| entries.iter().find(|entry| entry.key == key && !is_unset(&entry.value));
+    let text = |key: &str| given(key).map(|entry| String::read(&entry.value)).transpose();
+    let (name, split, revision) = (text("name")?, text("split")?, text("revision")?);
+    let whole = id.contains(':') && (name.is_some() || split.is_some() || given("data_files").is_some());
+    if whole || (id.contains('@') && revision.is_some()) {
+        return Err(Reject::Because(format!(
+            "found `path: {id}`, which says which part is meant, and a key beside it that says it too: keep one of them"
+        )));
+    }
+    let base = revision.map_or_else(|| id.to_owned(), |revision| format!("{id}@{revision}"));
+    let (split, rows) = match split.as_deref().map(|split| split.split_at(split.find('[').unwrap_or(split.len()))) {
+        Some((split, rows)) => (Some(split), rows),
+        None => (None, ""),
+    };
+    let parts: Vec<String> = match (given("data_files"), name, split) {
+        (Some(entry), _, _) => {
+            let items = match &entry.value {
+                Value::List(items) => &items[..],
+                one => std::slice::from_ref(one),
+            };
+            items.iter().map(|item| Ok(format!(":{}", String::read(item)?))).collect::<Result<_, Reject>>()?
+        }
+        (None, Some(name), Some(split)) => vec![format!(":{name}/{split}")],
+        (None, Some(part), None) => vec![format!(":{part}")],
+        (None, None, Some(part)) => vec![format!(":{part}")],
+        (None, None, None) => vec![String::new()],
+    };
+    let path = |part: String| match DataSetId::parse(&format!("{base}{part}{rows}")) {
+        Ok(_) => Ok(PathBuf::from(format!("{base}{part}{rows}"))),
+        Err(error) => Err(Reject::Because(error.to_string())),
+    };
+    parts.into_iter().map(path).collect()
 }
 
 /// A value as a file holds it, lists and sections with all their parts.

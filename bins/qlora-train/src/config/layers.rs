@@ -14,6 +14,7 @@ use super::types::{Reject, SettingValue, ValSet, is_unset};
 use super::yaml::{self, Document, Entry, Value};
 use crate::error::{Error, Result};
 use crate::files::home::expand_home;
+use crate::hub::HubId;
 
 /// Pairs of settings that stand in for each other, so that a flag for one silences the file's other.
 const INSTEAD: [(&str, &str); 2] = [("warmup_steps", "warmup_ratio"), ("val_data", "val_set_size")];
@@ -496,6 +497,11 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
         }
     }
     // Numbers of single entries go with the entries.
+    for (data, rows) in [("data", "data_rows"), ("val_data", "val_data_rows")] {
+        if flags.given.contains_key(data) {
+            file.given.remove(rows);
+        }
+    }
     for name in OF_EACH.iter().filter(|_| flags.given.contains_key("data")) {
         file.given.remove(name);
     }
@@ -564,8 +570,9 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     }
     // Here, so that what is recorded of the base can be found by others.
     settings.model = settings.model.map(|model| expand_home(Path::new(&model)).to_string_lossy().into_owned());
-    for path in [&mut settings.output_dir, &mut settings.init_adapter, &mut settings.logging_dir].into_iter().flatten()
-    {
+    faults.extend(split_revision(&mut settings).err());
+    let Settings { output_dir, init_adapter, logging_dir, tokenized_cache, .. } = &mut settings;
+    for path in [output_dir, init_adapter, logging_dir, tokenized_cache].into_iter().flatten() {
         *path = expand_home(path);
     }
     if let Resume::From(path) = &mut settings.resume_from_checkpoint {
@@ -588,6 +595,15 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
 
 fn clash(one: &str, other: &str, place: &str) -> String {
     format!("`{one}` stands in for `{other}`, which {place} gives as well: keep one of them")
+}
+
+/// Puts the revision of `model: org/name@revision` into `revision`.
+fn split_revision(settings: &mut Settings) -> Result<(), Fault> {
+    let named = settings.model.as_deref().filter(|model| model.contains('@') && !Path::new(model).exists());
+    let Some(id) = named.and_then(HubId::parse) else { return Ok(()) };
+    let id = id.at(settings.revision.as_deref()).map_err(|error| Fault::new(error.to_string(), "revision", 0))?;
+    (settings.model, settings.revision) = (Some(id.name), id.revision);
+    Ok(())
 }
 
 /// Leaves at most one of `warmup_ratio` and `warmup_steps` in force, so that the resolved settings say it plainly.

@@ -4,6 +4,7 @@ use serde_json::Value as Json;
 
 use super::types::{Reject, SettingValue, is_unset};
 use super::yaml::Value;
+use crate::hub::Slice;
 
 /// Numbers in the order of `data`; empty: none are given.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,8 +46,45 @@ impl<T: SettingValue> SettingValue for OfEach<T> {
     }
 }
 
+/// Rows of each entry of `data`, by their numbers; empty: all.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowsOfEach(pub Vec<Slice>);
+
+impl RowsOfEach {
+    pub const ALL: Self = Self(Vec::new());
+}
+
+impl SettingValue for RowsOfEach {
+    const LIST: bool = true;
+    fn read(value: &Value) -> Result<Self, Reject> {
+        let items = match value {
+            value if is_unset(value) => &[],
+            Value::List(items) => &items[..],
+            one => std::slice::from_ref(one),
+        };
+        let mut rows = Vec::with_capacity(items.len());
+        for item in items {
+            let texts = match item {
+                Value::Str(text) => text.split(','),
+                _ => return Err(Reject::Wrong),
+            };
+            for text in texts {
+                let text = text.trim();
+                let inside = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+                rows.push(Slice::parse(inside).ok_or(Reject::Wrong)?);
+            }
+        }
+        Ok(Self(rows))
+    }
+
+    fn json(&self) -> Json {
+        self.0.iter().map(Slice::to_string).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::SettingValue;
     use crate::config::Settings;
 
     #[test]
@@ -61,10 +99,15 @@ mod tests {
         assert_eq!(of("", &[("data_weights", "2"), ("data-weights", "0.5")]).0, [2.0, 0.5]);
         let sections = "data:\n- {path: a, weight: 2}\n- b\n- {data_files: [c, d], num_samples: 7}";
         assert_eq!(of(sections, &[]), (vec![2.0, 1.0, 1.0, 1.0], vec![0, 0, 7, 7], vec![]));
+        let rows = |yaml: &str| Settings::from_yaml(yaml, "f", &[]).unwrap().data_rows;
+        assert_eq!(rows("data_rows: ':10,[10%:],:'").json(), serde_json::json!([":10", "10%:", ":"]));
+        assert_eq!(rows("data_rows: [':10', '10%:', ':']"), rows("data_rows: ':10,10%:,:'"));
         let refused = |yaml: &str| Settings::from_yaml(yaml, "f", &[]).unwrap_err().to_string();
         assert!(refused("data: [{path: a, weight: 2}]\ndata_weights: [3]").contains("keep one of them"));
         assert!(refused("data: [{path: a, weight: 0}]").contains("`weight: 0` of a data set"));
         assert!(refused("val_data: [{path: a, weight: 2}]").contains("trained on"));
         assert!(refused("data_weights: [-1]").contains("a number above 0"));
+        assert!(refused("data_rows: 100").contains("such as :1000"));
+        assert!(refused("data_rows: 'x:'").contains("such as :1000"));
     }
 }

@@ -68,7 +68,7 @@ pub use enums::{
 };
 pub use intervals::{Every, Resume};
 pub use lints::AllowedLints;
-pub use mixing::OfEach;
+pub use mixing::{OfEach, RowsOfEach};
 pub use patterns::{LayerNumbers, Pattern};
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};
 pub use template_names::FALLBACK as FALLBACK_TEMPLATE;

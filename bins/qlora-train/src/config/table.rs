@@ -12,7 +12,7 @@ use super::enums::{
 };
 use super::intervals::{Every, Resume};
 use super::lints::AllowedLints;
-use super::mixing::OfEach;
+use super::mixing::{OfEach, RowsOfEach};
 use super::patterns::{LayerNumbers, ModuleNames, Pattern};
 use super::trackers::ReportTo;
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet, is_auto};
@@ -100,13 +100,13 @@ macro_rules! settings {
 }
 
 settings! {
-    "Base model: a Hugging Face directory."
+    "Base model: a Hugging Face directory, or the id of a model on the hub, `org/name` or `org/name@revision`, which is downloaded where the local cache lacks it."
     model: Option<String> = None, "none: must be given", "the path of a model", Results,
         ["base_model", "model_name_or_path", "base_model_name_or_path", "model_name", "model.name", "model.path", "model.name_or_path"];
-    "Revision of the base model, recorded in the adapter."
+    "Revision of a base model of the hub; the commit that it stands for is recorded in the adapter."
     revision: Option<String> = None, "none", "a branch, tag or commit", Results,
         ["model_revision", "revision_of_model"];
-    "Training rows: JSONL, JSON, Parquet or CSV files, patterns of their names, or a folder that holds them; the format of a row is told by its keys."
+    "Training rows: JSONL, JSON, Parquet or CSV files, patterns of their names, a folder that holds them, or the id of a data set on the hub, `org/name`, `org/name:split` or `org/name@revision:subset/split[:1000]`; the format of a row is told by its keys."
     data: Vec<PathBuf> = Vec::new(), "none: must be given", "one path or a list of paths", Results,
         ["datasets", "dataset", "dataset_name", "data_path", "train_data", "train_file", "data.path", "data.train", "data.train_path",
          "data.file", "data.files", "data.train_data", "data.dataset_path", "training.data"];
@@ -124,6 +124,10 @@ settings! {
     "Rows taken of each entry of `data` at most, the first of each of its files; 0: all. In YAML also `max_samples` beside the `path` of an entry."
     data_max_samples: OfEach<usize> = OfEach::NONE, "none", "a count of rows for each entry of `data`", ResultsIfSet, [],
         |v| v.0.iter().all(|v| *v <= 1_000_000_000);
+    "Rows of each entry of `data` by their numbers, `FROM:TO` counted from 0, in hundredths of them with a %; of a folder's or pattern's files all together. An id of the hub has them in brackets, `org/name:train[:1000]`."
+    data_rows: RowsOfEach = RowsOfEach::ALL, "none", "rows such as :1000, 1000:2000 or 10%: for each entry of `data`", ResultsIfSet, [];
+    "Like `data_rows`, of each entry of `val_data`."
+    val_data_rows: RowsOfEach = RowsOfEach::ALL, "none", "rows such as :1000, 1000:2000 or 10%: for each entry of `val_data`", ResultsIfSet, [];
     "How often the rows of each entry of `data` are trained on in an epoch: 2 is twice, 0.5 half of them, drawn by `seed`, the same in every epoch. In YAML also `weight` beside the `path` of an entry."
     data_weights: OfEach<f64> = OfEach::NONE, "1 for each", "a number above 0, at most 1000, for each entry of `data`", ResultsIfSet,
         ["dataset_weights", "mixing_weights"], |v| v.0.iter().all(|v| *v > 0.0 && *v <= 1000.0);
@@ -256,6 +260,8 @@ settings! {
     shuffle: bool = true, "true", "true or false", ResultsIfSet, ["data.shuffle"];
     "Whether several short rows share one pack of `max_length` tokens; they never attend to each other."
     packing: bool = true, "true", "true or false", Results, ["sample_packing"];
+    "Directory in which tokenized rows are kept, so that a later start with the same data, tokenizer, template and settings takes them from there, and no start holds them in memory."
+    tokenized_cache: Option<PathBuf> = None, "none", "the path of a directory", RunOnly, [];
     "Chat template, instead of the model's own."
     chat_template: Option<String> = None, "none: the model's own", "chatml, alpaca, llama3, llama2, mistral, zephyr, vicuna, gemma, phi3, qwen3_training, deepseek_r1_training or the path of a template file",
         Results, ["chat_template_path", "chat_template_jinja"];

@@ -1,7 +1,7 @@
 //! Rows laid one behind the other, without padding: what one forward and backward pass trains on.
 
 use super::UNSUPERVISED;
-use super::dataset::Row;
+use super::row::Row;
 
 /// T tokens of B rows, concatenated. Attention is blocked between rows and positions restart at 0 in each.
 #[derive(Clone, Debug, Default, PartialEq)]

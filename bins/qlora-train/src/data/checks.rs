@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::UNSUPERVISED;
-use super::dataset::Row;
+use super::row::Row;
 use super::tokenizer::ChatTokenizer;
 
 /// The tokens that begin and end what a model reads.

@@ -1,5 +1,6 @@
 //! Rows of a CSV file: the first line names the columns, every value is text.
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::path::Path;
 
@@ -27,7 +28,8 @@ pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: Eac
     let name = path.display();
     let mut table = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(reader);
     let header = table.headers().usage_context(|| format!("{name}: the header"))?.clone();
-    if let Some((at, twice)) = header.iter().enumerate().find(|(at, key)| header.iter().take(*at).any(|k| k == *key)) {
+    let mut seen = HashSet::new();
+    if let Some((at, twice)) = header.iter().map(str::trim).enumerate().find(|(_, key)| !seen.insert(*key)) {
         refuse!("{name}: the column {twice:?} is there twice (the second time as column {})", at + 1);
     }
     for (number, record) in (1..).zip(table.records()) {

@@ -4,10 +4,8 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qlora_kernels::rng::Stream;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use super::UNSUPERVISED;
 use super::budget::size;
@@ -18,12 +16,15 @@ use super::notes::Note;
 use super::options::{DataOptions, RowIdentity};
 use super::reader::{Unit, at, read_rows};
 use super::report::{DatasetReport, FileReport, RowPlace};
+use super::row::Row;
 use super::row_kind::RowKind;
+use super::row_list::{Sink, parts};
 use super::rows;
+use super::split::held_back;
 use super::template::Builtin;
 use super::tokenizer::ChatTokenizer;
 use crate::config::{BadRow, PromptCompletion, TooLong};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::units::format_bytes;
 use crate::refuse;
 use crate::report::count as count_of;
@@ -32,88 +33,20 @@ use crate::report::count as count_of;
 const CHUNK: usize = 512;
 /// Fewer, where they are long.
 const CHUNK_BYTES: u64 = 16 << 20;
-const SPLIT_DOMAIN: u64 = 0x5350_4C49_0000_0000;
-
-/// A tokenized row. `labels[t]` is `input_ids[t]` where the token is supervised and −100 elsewhere: not shifted.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Row {
-    pub input_ids: Vec<u32>,
-    pub labels: Vec<i32>,
-    /// How much the loss of each token counts, as `labels` not shifted; empty: 1 each.
-    pub weights: Vec<f32>,
-    /// Index into [`DatasetReport::files`].
-    pub file: usize,
-    /// Where the row stands in its file, counted from 1: its line, or its number in a Parquet file.
-    pub line: usize,
-    /// What it is of, if it says so.
-    pub task: Option<Arc<str>>,
-}
-
-impl Row {
-    pub fn len(&self) -> usize {
-        self.input_ids.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.input_ids.is_empty()
-    }
-
-    /// How much the loss of token `at` counts.
-    pub fn weight(&self, at: usize) -> f32 {
-        self.weights.get(at).copied().unwrap_or(1.0)
-    }
-
-    /// Bytes that it takes in memory, about.
-    fn bytes(&self) -> u64 {
-        let entries = self.input_ids.capacity() + self.labels.capacity() + self.weights.capacity();
-        (size_of::<Self>() + 4 * entries) as u64
-    }
-
-    /// Rows of equal identities are the same to train on; files, lines and tasks do not count.
-    fn identity(&self) -> RowIdentity {
-        let mut hash = Sha256::new();
-        for (id, label) in self.input_ids.iter().zip(&self.labels) {
-            hash.update(id.to_le_bytes());
-            hash.update(label.to_le_bytes());
-        }
-        self.weights.iter().for_each(|weight| hash.update(weight.to_le_bytes()));
-        hash.update(self.len().to_le_bytes());
-        hash.finalize().into()
-    }
-
-    /// The row in pieces of `length` tokens. Each begins with the last token of the one before, so that every token is
-    /// predicted once.
-    fn pieces(&self, length: usize) -> impl Iterator<Item = Row> + '_ {
-        let starts = (0..self.len() - 1).step_by(length - 1);
-        starts.map(move |start| {
-            let range = start..(start + length).min(self.len());
-            Row {
-                input_ids: self.input_ids[range.clone()].to_vec(),
-                labels: self.labels[range.clone()].to_vec(),
-                weights: self.weights.get(range).map_or_else(Vec::new, <[f32]>::to_vec),
-                task: self.task.clone(),
-                ..*self
-            }
-        })
-    }
-
-    /// Tokens that are predicted. The first token never is: nothing comes before it.
-    pub fn supervised(&self) -> usize {
-        self.labels.iter().skip(1).filter(|&&label| label != UNSUPERVISED).count()
-    }
-}
-
-/// Identities of rows, by which they are told apart.
-pub fn identities(rows: &[Row]) -> HashSet<RowIdentity> {
-    rows.iter().map(Row::identity).collect()
-}
+/// Part of the memory that may be used of which rows at work are at most: text and tokens take some twenty times their
+/// bytes meanwhile.
+const CHUNK_PART: u64 = 64;
+/// Times that a row is there while it is read, at least: its line, its values, its text and what it is rendered to.
+const ROW_COPIES: u64 = 4;
+/// Bytes of a row above which it is asked whether there is the memory to read it.
+const LONG_BYTES: u64 = 1 << 20;
 
 #[derive(Clone, Debug)]
-pub struct Dataset {
+pub struct Dataset<R = Vec<Row>> {
     /// SHA-256 (hex) of each file
     pub hashes: Vec<String>,
     /// In the order of the files; every one has at least one supervised token and at most `max_length` tokens.
-    pub rows: Vec<Row>,
+    pub rows: R,
     pub report: DatasetReport,
 }
 
@@ -127,21 +60,31 @@ pub type OpenTokenizer<'a> = dyn Fn() -> Result<&'a ChatTokenizer> + 'a;
 /// of a row; an EOS whose label is masked behind supervised tokens; what the chat template refuses; a row that is too
 /// long, under `error`; no supervised token in any row.
 pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &DataOptions) -> Result<Dataset> {
-    load_files(paths, tokenizer, None, options)
+    in_memory(load_into(Sink::Memory(Vec::new()), paths, tokenizer, None, options)?)
 }
 
 /// Like [`load`], with a tokenizer that is opened if a row needs one. Every file is read once, so that it may be a
 /// pipe.
-pub fn load_once<'a>(paths: &[PathBuf], open: &OpenTokenizer<'a>, options: &'a DataOptions) -> Result<Dataset> {
-    load_files(paths, None, Some(open), options)
+pub fn load_once(paths: &[PathBuf], open: &OpenTokenizer, options: &DataOptions) -> Result<Dataset> {
+    in_memory(load_into(Sink::Memory(Vec::new()), paths, None, Some(open), options)?)
 }
 
-fn load_files<'a>(
+fn in_memory((dataset, _): (Dataset<Sink>, Option<&ChatTokenizer>)) -> Result<Dataset> {
+    let Dataset { hashes, rows, report } = dataset;
+    match rows {
+        Sink::Memory(rows) => Ok(Dataset { hashes, rows, report }),
+        Sink::File(_) => Err(Error::Failed("rows were written to a file instead of memory".to_owned())),
+    }
+}
+
+/// Like [`load`] and [`load_once`], with the rows put where `sink` says, and the tokenizer if a row needed it.
+pub(super) fn load_into<'a>(
+    sink: Sink,
     paths: &[PathBuf],
     tokenizer: Option<&'a ChatTokenizer>,
     open: Option<&OpenTokenizer<'a>>,
-    options: &'a DataOptions,
-) -> Result<Dataset> {
+    options: &DataOptions,
+) -> Result<(Dataset<Sink>, Option<&'a ChatTokenizer>)> {
     if paths.is_empty() {
         refuse!("no data file was given");
     }
@@ -151,7 +94,7 @@ fn load_files<'a>(
     let mut loader = Loader {
         tokenizer,
         options,
-        rows: Vec::new(),
+        rows: sink,
         report: DatasetReport::default(),
         waiting: vec![],
         waiting_bytes: 0,
@@ -168,7 +111,7 @@ fn load_files<'a>(
     if report.rows_read == 0 {
         refuse!("{files}: no row found; expected at least one");
     }
-    if rows.is_empty() {
+    if report.rows_kept == 0 {
         refuse!("{files}: {}", no_row_is_left(&report));
     }
     let conversations = [RowKind::Messages, RowKind::ShareGpt, RowKind::Alpaca];
@@ -186,12 +129,7 @@ fn load_files<'a>(
                 .to_owned(),
         });
     }
-    report.weighted = rows.iter().filter(|row| !row.weights.is_empty()).count();
-    report.rows_kept = rows.len();
-    report.tokens = rows.iter().map(Row::len).sum();
-    report.supervised_tokens = rows.iter().map(Row::supervised).sum();
-    report.longest = rows.iter().map(Row::len).max().unwrap_or(0);
-    Ok(Dataset { rows, report, hashes })
+    Ok((Dataset { rows, report, hashes }, tokenizer))
 }
 
 /// Whether a prompt and its completion are turns of the chat template.
@@ -203,10 +141,10 @@ fn by_template(setting: PromptCompletion, tokenizer: &ChatTokenizer) -> bool {
     }
 }
 
-struct Loader<'a> {
+struct Loader<'a, 'o> {
     tokenizer: Option<&'a ChatTokenizer>,
-    options: &'a DataOptions,
-    rows: Vec<Row>,
+    options: &'o DataOptions,
+    rows: Sink,
     report: DatasetReport,
     /// Rows read and not tokenized yet.
     waiting: Vec<(usize, RowKind, Value)>,
@@ -230,15 +168,17 @@ struct Read {
     notes: Vec<Note>,
 }
 
-impl<'a> Loader<'a> {
+impl<'a> Loader<'a, '_> {
     /// Returns the file's SHA-256.
     fn file(&mut self, path: &Path, open: Option<&OpenTokenizer<'a>>) -> Result<String> {
         let file = self.report.files.len();
         self.report.files.push(FileReport::new(path));
         let options = self.options;
-        let most = options.most_of(file);
+        let (most, meant) = (options.most_of(file), options.rows_of(file));
+        let mut numbers = 0..u64::MAX;
         let hash = read_rows(path, &options.columns, &mut |unit, line, row| {
-            if self.report.files[file].rows >= most {
+            let is_meant = numbers.next().is_some_and(|number| meant.contains(&number));
+            if !is_meant || self.report.files[file].rows >= most {
                 return Ok(());
             }
             self.report.files[file].unit = unit;
@@ -254,12 +194,25 @@ impl<'a> Loader<'a> {
                     if let (None, Some(open), false) = (self.tokenizer, open, kind == RowKind::Tokenized) {
                         self.tokenizer = Some(open()?);
                     }
-                    self.waiting_bytes += size(&row);
+                    let bytes = size(&row);
+                    let left = options.memory.saturating_sub(self.held_bytes);
+                    if bytes > LONG_BYTES && bytes.saturating_mul(ROW_COPIES) > left {
+                        refuse!(
+                            "{}: {} {line}: a row of {}, which takes more to be read than is left of the {} of memory that \
+                             may be used: split it, or raise host_memory if more is free",
+                            path.display(),
+                            unit.name(),
+                            format_bytes(bytes),
+                            format_bytes(options.memory)
+                        );
+                    }
+                    self.waiting_bytes += bytes;
                     self.waiting.push((line, kind, row));
                 }
                 Err(why) => self.bad(path, file, line, &why)?,
             }
-            let full = self.waiting.len() == CHUNK || self.waiting_bytes > CHUNK_BYTES;
+            let most_bytes = CHUNK_BYTES.min(options.memory / CHUNK_PART);
+            let full = self.waiting.len() == CHUNK || self.waiting_bytes > most_bytes;
             if full { self.tokenize(path, file) } else { Ok(()) }
         })?;
         if self.report.files[file].rows == 0 && self.report.bad_rows.is_empty() {
@@ -276,6 +229,12 @@ impl<'a> Loader<'a> {
         let done: Vec<(usize, Result<Read, String>)> =
             waiting.into_par_iter().map(|(line, kind, row)| (line, this.row(&row, kind))).collect();
         let unit = self.report.files[file].unit;
+        if let Some(why) = self.tokenizer.and_then(ChatTokenizer::given_up) {
+            // Nothing is rendered any more: no choice of rows goes on without it.
+            let ending = |with: &str| done.iter().find(|(_, row)| row.as_ref().is_err_and(|why| why.ends_with(with)));
+            let line = ending(why).or_else(|| ending("")).or(done.last()).map_or(0, |(line, _)| *line);
+            return Err(at(path, unit, line, why));
+        }
         for (line, result) in done {
             let read = match result {
                 Ok(read) => read,
@@ -438,6 +397,10 @@ impl<'a> Loader<'a> {
                     row.input_ids.truncate(max_length);
                     row.labels.truncate(max_length);
                     row.weights.truncate(max_length);
+                    // Most of the memory of a long row is that of the part that was cut off.
+                    row.input_ids.shrink_to_fit();
+                    row.labels.shrink_to_fit();
+                    row.weights.shrink_to_fit();
                 }
                 TooLong::Chunk if row.supervised() + 1 == row.len() => {
                     report.chunked += 1;
@@ -468,7 +431,8 @@ impl<'a> Loader<'a> {
     /// A row of at most `max_length` tokens.
     fn keep_fitting(&mut self, path: &Path, unit: Unit, row: Row, open_ended: bool) -> Result<()> {
         let report = &mut self.report;
-        if row.supervised() == 0 {
+        let supervised = row.supervised();
+        if supervised == 0 {
             report.skip_unsupervised(RowPlace { file: row.file, line: row.line });
             return Ok(());
         }
@@ -480,7 +444,12 @@ impl<'a> Loader<'a> {
             }
         }
         report.open_ended += usize::from(open_ended);
-        self.held_bytes += row.bytes();
+        report.weighted += usize::from(!row.weights.is_empty());
+        report.rows_kept += 1;
+        report.tokens += row.len();
+        report.supervised_tokens += supervised;
+        report.longest = report.longest.max(row.len());
+        self.held_bytes += self.rows.bytes(&row);
         if self.held_bytes > self.options.memory {
             refuse!(
                 "{}: {} {}: the {} rows up to here take the {} of memory that may be used: give fewer (max_samples), shorter \
@@ -492,8 +461,7 @@ impl<'a> Loader<'a> {
                 format_bytes(self.options.memory)
             );
         }
-        self.rows.push(row);
-        Ok(())
+        self.rows.push(row)
     }
 }
 
@@ -524,30 +492,8 @@ impl Dataset {
     /// Takes rows at random out for validation: a share of them below 1 (rounded up), else that many. Both parts keep
     /// the order of the files. The same seed gives the same parts. Returns (training, validation) rows.
     pub fn split(self, val_set_size: f64, seed: u64) -> Result<(Vec<Row>, Vec<Row>)> {
-        let total = self.rows.len();
-        if !(val_set_size.is_finite() && val_set_size >= 0.0) || (val_set_size > 1.0 && val_set_size.fract() != 0.0) {
-            refuse!("val_set_size is {val_set_size}; expected a share below 1 or a number of rows");
-        }
-        let count =
-            if val_set_size < 1.0 { (total as f64 * val_set_size).ceil() as usize } else { val_set_size as usize };
-        if count >= total && count > 0 {
-            refuse!(
-                "val_set_size is {val_set_size}: that leaves no row to train on, there {} {}",
-                if total == 1 { "is" } else { "are" },
-                count_of(total as u64, "row")
-            );
-        }
-        let mut shuffled: Vec<usize> = (0..total).collect();
-        Stream::new(seed, SPLIT_DOMAIN).shuffle(&mut shuffled);
-        let mut is_validation = vec![false; total];
-        for &at in &shuffled[..count] {
-            is_validation[at] = true;
-        }
-        let mut parts = (Vec::with_capacity(total - count), Vec::with_capacity(count));
-        for (row, validation) in self.rows.into_iter().zip(is_validation) {
-            if validation { parts.1.push(row) } else { parts.0.push(row) }
-        }
-        Ok(parts)
+        let is_validation = held_back(self.rows.len(), val_set_size, seed)?;
+        Ok(parts(self.rows, &is_validation))
     }
 }
 

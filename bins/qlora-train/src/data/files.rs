@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::error::{Context, Result};
 use crate::files::home::expand_home;
 use crate::files::json::read_object;
+use crate::hub::{DataSetId, Environment, find_data_set};
 use crate::refuse;
 
 /// Names that a folder's files of rows end with.
@@ -41,7 +42,8 @@ pub struct DataFiles {
 }
 
 impl DataFiles {
-    /// Finds the files that `paths` mean. Refused: an address, a pattern that nothing matches, a folder without rows.
+    /// Finds the files that `paths` mean; those of an id of the hub are downloaded where the cache lacks them. Refused:
+    /// an address, a pattern that nothing matches, a folder without rows, an id that neither hub nor cache has.
     pub fn find(paths: &[PathBuf]) -> Result<Self> {
         let mut found = Self::default();
         for path in paths {
@@ -49,11 +51,16 @@ impl DataFiles {
             if let Some((scheme, _)) = text.split_once("://") {
                 refuse!(
                     "{text}: an address ({scheme}); rows are read from files only, so that a run can be repeated: download it \
-                     first and give its path"
+                     first and give its path, or name a data set of the hub by its id (org/name)"
                 );
             }
             let path = expand_home(path);
-            if path.is_dir() {
+            let id = if path.exists() { None } else { path.to_str().map(DataSetId::parse).transpose()?.flatten() };
+            if let Some(id) = id {
+                let files = find_data_set(&Environment::read(), &id)?;
+                found.training.extend(files.training);
+                found.validation.extend(files.validation);
+            } else if path.is_dir() {
                 found.folder(&path)?;
             } else if !path.exists() && text.contains(['*', '?', '[']) {
                 found.training.extend(matches(&path)?);

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Rows counted by length in buckets that double: 1, 2, 3..=4, 5..=8, … tokens. Empty rows are in the first one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Histogram(Vec<usize>);
 
 /// Characters of the longest bar.

@@ -3,13 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
+use super::json;
+
 /// Lines named one by one; more than these are only counted.
 const NAMED: usize = 5;
 /// Different remarks and keys that are kept of a file.
 const MOST: usize = 40;
 
 /// Whose keys are meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum KeyOf {
     Row,
     Turn,
@@ -35,12 +39,21 @@ pub enum Note {
     Said(String),
 }
 
+/// The rows that a sentence is true of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Said {
+    rows: usize,
+    /// The last of their lines: a row may say it of several turns.
+    last: usize,
+    /// The first of their lines.
+    named: Vec<usize>,
+}
+
 /// The remarks about the rows of a file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notes {
     unused: BTreeMap<KeyOf, BTreeSet<String>>,
-    /// The sentence, the rows it is true of, and the first of their lines.
-    said: BTreeMap<String, (usize, Vec<usize>)>,
+    said: BTreeMap<String, Said>,
 }
 
 impl Notes {
@@ -49,19 +62,20 @@ impl Notes {
             Note::UnusedKey(of, key) => {
                 let keys = self.unused.entry(of).or_default();
                 if keys.len() < MOST {
-                    keys.insert(key);
+                    keys.insert(json::shorten(&key));
                 }
             }
             Note::Said(sentence) => {
                 if self.said.len() == MOST && !self.said.contains_key(&sentence) {
                     return;
                 }
-                let (rows, lines) = self.said.entry(sentence).or_default();
-                // A row may say it of several turns.
-                if lines.last() != Some(&line) {
-                    *rows += 1;
-                    if lines.len() < NAMED {
-                        lines.push(line);
+                let said = self.said.entry(sentence).or_default();
+                // Lines are counted from 1.
+                if said.last != line {
+                    said.rows += 1;
+                    said.last = line;
+                    if said.named.len() < NAMED {
+                        said.named.push(line);
                     }
                 }
             }
@@ -85,7 +99,7 @@ impl Notes {
         if !keys.is_empty() {
             lines.push(format!("not used: {}", keys.join("; ")));
         }
-        for (sentence, (rows, named)) in &self.said {
+        for (sentence, Said { rows, named, .. }) in &self.said {
             let places: Vec<String> = named.iter().map(usize::to_string).collect();
             let more = if *rows > named.len() { ", …" } else { "" };
             let count = if *rows == 1 { "1 row".to_owned() } else { format!("{rows} rows") };
@@ -102,5 +116,22 @@ impl Notes {
 impl fmt::Display for Notes {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(&self.lines("line").join("\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_counts_once_however_often_it_says_a_sentence() {
+        let mut notes = Notes::default();
+        for line in (1..=9).flat_map(|line| [line, line, line]) {
+            notes.add(Note::Said("says it".into()), line);
+        }
+        assert_eq!(notes.lines("line"), ["warning: in 9 rows (line 1, 2, 3, 4, 5, …) says it"]);
+        let mut once = Notes::default();
+        [7, 7].into_iter().for_each(|line| once.add(Note::Said("says it".into()), line));
+        assert_eq!(once.lines("row"), ["warning: in 1 row (row 7) says it"]);
     }
 }

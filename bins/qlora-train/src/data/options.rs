@@ -1,10 +1,12 @@
 //! Settings of the data.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::columns::Columns;
 use crate::config::{BadRow, PromptCompletion, TooLong};
+use crate::hub::Slice;
 
 /// SHA-256 over the tokens, labels and weights of a row.
 pub type RowIdentity = [u8; 32];
@@ -27,6 +29,8 @@ pub struct DataOptions {
     pub max_samples: Option<usize>,
     /// In its place for each of the files, 0 for all; empty: none has a number of its own.
     pub max_samples_of_each: Vec<usize>,
+    /// Rows that are meant of each of the files, by their numbers; empty: all.
+    pub rows_of_each: Vec<Slice>,
     /// Whether rows that were there before are left out.
     pub deduplicate: bool,
     /// Rows that count as having been there, for `deduplicate`.
@@ -38,6 +42,11 @@ pub struct DataOptions {
 }
 
 impl DataOptions {
+    /// Numbers of the rows that are meant of a file, counted from 0.
+    pub(super) fn rows_of(&self, file: usize) -> Range<u64> {
+        self.rows_of_each.get(file).and_then(Slice::rows).unwrap_or(0..u64::MAX)
+    }
+
     /// Rows taken of a file at most.
     pub(super) fn most_of(&self, file: usize) -> usize {
         match self.max_samples_of_each.get(file) {
@@ -59,6 +68,7 @@ impl Default for DataOptions {
             columns: Columns::default(),
             max_samples: None,
             max_samples_of_each: Vec::new(),
+            rows_of_each: Vec::new(),
             deduplicate: false,
             known_rows: Arc::default(),
             prompt_completion: PromptCompletion::Auto,

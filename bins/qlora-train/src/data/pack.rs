@@ -1,6 +1,7 @@
 //! Packing: rows share a bin of `max_length` tokens, so that short rows do not leave the device idle.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use crate::error::Result;
 use crate::refuse;
@@ -36,26 +37,30 @@ fn check_length(row: usize, length: usize, max_length: usize) -> Result<()> {
 /// returned in the order of the row that opened them, so that another order gives other bins. Every row of `order` is
 /// in exactly one bin. Errors: a row longer than `max_length`.
 pub fn pack(lengths: &[usize], order: &[usize], max_length: usize) -> Result<Vec<Vec<usize>>> {
-    let mut by_length: Vec<(usize, usize)> = order.iter().copied().enumerate().collect();
-    by_length.sort_by_key(|&(rank, row)| (std::cmp::Reverse(lengths[row]), rank));
-    // Bins as ranks in `order`, and (free tokens, bin) to find the best fit.
+    let mut by_length: Vec<(Reverse<usize>, usize)> =
+        order.iter().enumerate().map(|(rank, &row)| (Reverse(lengths[row]), rank)).collect();
+    by_length.sort_unstable();
+    // Bins as ranks in `order`, and by their free tokens, the first of equals on top, to find the best fit.
     let mut bins: Vec<Vec<usize>> = Vec::new();
-    let mut free: BTreeSet<(usize, usize)> = BTreeSet::new();
-    for (rank, row) in by_length {
-        let length = lengths[row];
-        check_length(row, length, max_length)?;
-        let (room, bin) = match free.range((length, 0)..).next().copied() {
-            Some(fit) => {
-                free.remove(&fit);
-                fit
+    let mut free: BTreeMap<usize, BinaryHeap<Reverse<usize>>> = BTreeMap::new();
+    for (Reverse(length), rank) in by_length {
+        check_length(order[rank], length, max_length)?;
+        let fit = free.range_mut(length..).next().map(|(&room, bins)| (room, bins.pop(), bins.is_empty()));
+        let (room, bin) = match fit {
+            Some((room, Some(Reverse(bin)), emptied)) => {
+                if emptied {
+                    free.remove(&room);
+                }
+                (room, bin)
             }
-            None => {
+            _ => {
                 bins.push(Vec::new());
                 (max_length, bins.len() - 1)
             }
         };
         bins[bin].push(rank);
-        free.insert((room - length, bin));
+        // A row of no tokens would fit a full bin too.
+        free.entry(room - length).or_default().push(Reverse(bin));
     }
     bins.sort_by_key(|bin| bin[0]);
     Ok(bins.into_iter().map(|bin| bin.into_iter().map(|rank| order[rank]).collect()).collect())

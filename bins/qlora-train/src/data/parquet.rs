@@ -1,8 +1,10 @@
 //! Rows of a Parquet file, of its known columns only: a table's other columns cost nothing and may hold anything.
 
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
+use parquet::basic::{ConvertedType, Type as PhysicalType};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -51,6 +53,18 @@ pub(super) fn read_rows(path: &Path, file: File, columns: &Columns, each: EachOf
     Ok(())
 }
 
+/// How many rows a file says that it has. None: it is no Parquet file.
+pub(super) fn claimed_rows(path: &Path, mut file: File) -> Result<Option<u64>> {
+    let mut magic = [0; 4];
+    let begins = file.read_exact(&mut magic).is_ok() && magic == *b"PAR1";
+    if !begins || !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return Ok(None);
+    }
+    parquet_claims::check_footer(&mut file).map_err(|why| damaged(path, &ParquetError::General(why)))?;
+    let reader = guarded(path, || SerializedFileReader::new(file))?.map_err(|error| damaged(path, &error))?;
+    Ok(Some(u64::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0)))
+}
+
 /// The rows with their known columns, and how many the file says it has.
 fn open(path: &Path, mut file: File, columns: &Columns, budget: &Budget) -> Result<(RowIter<'static>, i64)> {
     let name = path.display();
@@ -60,11 +74,12 @@ fn open(path: &Path, mut file: File, columns: &Columns, budget: &Budget) -> Resu
     let reader = SerializedFileReader::new(file).map_err(|error| damaged(path, &error))?;
     let metadata = reader.metadata().file_metadata();
     let (schema, expected) = (metadata.schema(), metadata.num_rows());
+    let known: Vec<_> = schema.get_fields().iter().filter(|field| is_read(field, columns)).cloned().collect();
     let most_values = MAX_VALUES as i64;
     for group in reader.metadata().row_groups() {
         // A few bytes may stand for as many values as one likes, and for as much text.
         let read = |column: &&ColumnChunkMetaData| {
-            column.column_path().parts().first().is_some_and(|root| columns.reads(root))
+            column.column_path().parts().first().is_some_and(|root| known.iter().any(|field| field.name() == root))
         };
         let sum = |of: fn(&ColumnChunkMetaData) -> i64| -> i64 {
             group.columns().iter().filter(read).map(|column| of(column).max(0)).fold(0, i64::saturating_add)
@@ -105,10 +120,22 @@ fn open(path: &Path, mut file: File, columns: &Columns, budget: &Budget) -> Resu
             Columns::guess_names(&names)
         );
     }
-    let known: Vec<_> = schema.get_fields().iter().filter(|field| columns.reads(field.name())).cloned().collect();
     let projection = Type::group_type_builder(schema.name()).with_fields(known).build();
     let rows = projection.and_then(|projection| RowIter::from_file_into(Box::new(reader)).project(Some(projection)));
     Ok((rows.map_err(|error| damaged(path, &error))?, expected))
+}
+
+/// Known columns, and plain numbers and truth values that are warned of.
+fn is_read(field: &Type, columns: &Columns) -> bool {
+    use PhysicalType::{BOOLEAN, DOUBLE, FLOAT, INT32, INT64};
+    let is_plain = || {
+        let info = field.get_basic_info();
+        field.is_primitive()
+            && info.logical_type_ref().is_none()
+            && info.converted_type() == ConvertedType::NONE
+            && matches!(field.get_physical_type(), BOOLEAN | INT32 | INT64 | FLOAT | DOUBLE)
+    };
+    columns.reads(field.name()) || columns.warns_of(field.name()) && is_plain()
 }
 
 fn damaged(path: &Path, error: &ParquetError) -> Error {

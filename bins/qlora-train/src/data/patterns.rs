@@ -21,7 +21,7 @@ use tokenizers::{
     PreTokenizedString, PreTokenizerWrapper, SplitDelimiterBehavior, TokenizerImpl,
 };
 
-use super::json;
+use super::{growth, json};
 
 pub(super) type Tokenizer = TokenizerImpl<ModelWrapper, Normalizer, PreTokenizer, PostProcessorWrapper, DecoderWrapper>;
 
@@ -38,8 +38,8 @@ const OF_WORDS: [&str; 5] = [
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 ];
 
-/// Bytes that a part of the normalizer may make of a text.
-const MAX_NORMALIZED_BYTES: usize = 16 << 20;
+/// Those of models have one.
+const MAX_BYTE_LEVELS: usize = 4;
 
 /// An expression that fails where its search gives up.
 #[derive(Debug)]
@@ -113,6 +113,15 @@ impl PreTokenizer {
         })
     }
 
+    /// Parts that write each byte of a text as a character, which has up to two.
+    fn byte_levels(&self) -> usize {
+        match self {
+            Self::ByteLevel(_) | Self::Other(PreTokenizerWrapper::ByteLevel(_)) => 1,
+            Self::Sequence(parts) => parts.iter().map(Self::byte_levels).sum(),
+            Self::Split { .. } | Self::Other(_) => 0,
+        }
+    }
+
     /// What it does at the places where texts are cut.
     fn at_cuts(&self) -> AtCuts {
         use SplitDelimiterBehavior::{Isolated, Removed};
@@ -170,7 +179,14 @@ pub(super) fn may_cut(tokenizer: &Tokenizer) -> bool {
 
 impl<'de> Deserialize<'de> for PreTokenizer {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::from_library(PreTokenizerWrapper::deserialize(deserializer)?).map_err(D::Error::custom)
+        let part = Self::from_library(PreTokenizerWrapper::deserialize(deserializer)?).map_err(D::Error::custom)?;
+        match part.byte_levels() {
+            count if count > MAX_BYTE_LEVELS => Err(D::Error::custom(format!(
+                "`pre_tokenizer` has {count} parts `ByteLevel`, each of which may double a text; expected at most \
+                 {MAX_BYTE_LEVELS}"
+            ))),
+            _ => Ok(part),
+        }
     }
 }
 
@@ -199,7 +215,16 @@ impl tokenizers::PreTokenizer for PreTokenizer {
 /// Parts that rewrite a text before it is cut.
 #[derive(Debug)]
 pub(super) enum Normalizer {
-    Replace { pattern: Pattern, content: String },
+    Replace {
+        pattern: Pattern,
+        content: String,
+    },
+    /// The library's own, of a text and not of an expression.
+    ReplaceText {
+        text: String,
+        content: String,
+        part: NormalizerWrapper,
+    },
     Sequence(Vec<Normalizer>),
     Other(NormalizerWrapper),
 }
@@ -212,7 +237,11 @@ impl Normalizer {
                 let written = serde_json::to_value(&replace).map_err(|error| error.to_string())?;
                 match written.pointer("/pattern/Regex").and_then(Value::as_str) {
                     Some(source) => Self::Replace { pattern: Pattern::new(source)?, content: replace.content },
-                    None => Self::Other(NormalizerWrapper::Replace(replace)),
+                    None => {
+                        let text = written.pointer("/pattern/String").and_then(Value::as_str).unwrap_or_default();
+                        let (text, content) = (text.to_owned(), replace.content.clone());
+                        Self::ReplaceText { text, content, part: NormalizerWrapper::Replace(replace) }
+                    }
                 }
             }
             NormalizerWrapper::Sequence(parts) => {
@@ -236,14 +265,18 @@ impl Normalizer {
                     | NormalizerWrapper::NFKD(_)
                     | NormalizerWrapper::Lowercase(_)
             ),
-            Self::Replace { .. } => false,
+            Self::Replace { .. } | Self::ReplaceText { .. } => false,
         }
     }
 }
 
 impl<'de> Deserialize<'de> for Normalizer {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::from_library(NormalizerWrapper::deserialize(deserializer)?).map_err(D::Error::custom)
+        // Looked at before the library makes anything of it.
+        let written = Value::deserialize(deserializer)?;
+        growth::check_normalizer(&written).map_err(D::Error::custom)?;
+        let part = NormalizerWrapper::deserialize(&written).map_err(D::Error::custom)?;
+        Self::from_library(part).map_err(D::Error::custom)
     }
 }
 
@@ -251,10 +284,22 @@ impl tokenizers::Normalizer for Normalizer {
     fn normalize(&self, text: &mut NormalizedString) -> tokenizers::Result<()> {
         let done = match self {
             Self::Replace { pattern, content } => {
-                grows_within(text.get(), pattern, content).and_then(|()| text.replace(pattern, content))
+                let count = |text: &str| -> tokenizers::Result<usize> {
+                    let pieces = pattern::Pattern::find_matches(&pattern, text)?;
+                    Ok(pieces.into_iter().filter(|(_, found)| *found).count())
+                };
+                replaces_within(text, content, &json::shorten(pattern.0.as_str()), count)
+                    .and_then(|()| text.replace(pattern, content))
+            }
+            Self::ReplaceText { text: replaced, content, part } => {
+                let count = |text: &str| -> tokenizers::Result<usize> { Ok(text.matches(replaced.as_str()).count()) };
+                replaces_within(text, content, &json::shorten(replaced), count).and_then(|()| part.normalize(text))
             }
             Self::Sequence(parts) => parts.iter().try_for_each(|part| part.normalize(text)),
-            Self::Other(part) => part.normalize(text),
+            Self::Other(part) => {
+                let made = text.get().len().saturating_add(growth::added_by(part, text.get()));
+                growth::within(text.get_original().len(), made, "normalizer").and_then(|()| part.normalize(text))
+            }
         };
         if let Err(error) = &done {
             NOT_NORMALIZED.set(Some(error.to_string()));
@@ -263,22 +308,19 @@ impl tokenizers::Normalizer for Normalizer {
     }
 }
 
-/// Refuses to replace so much by so much that no memory holds it.
-fn grows_within(text: &str, pattern: &Pattern, content: &str) -> tokenizers::Result<()> {
+/// Refuses to put `content` in the place of so many matches that no memory holds the text.
+fn replaces_within(
+    text: &NormalizedString,
+    content: &str,
+    name: &str,
+    matches: impl FnOnce(&str) -> tokenizers::Result<usize>,
+) -> tokenizers::Result<()> {
+    let (original, present) = (text.get_original().len(), text.get());
+    let made = |matches: usize| present.len().saturating_add(matches.saturating_mul(content.len()));
     // Most texts are far from it, and their matches are not counted.
-    if text.len().saturating_add(1).saturating_mul(content.len()) <= MAX_NORMALIZED_BYTES {
-        return Ok(());
-    }
-    let matches = pattern::Pattern::find_matches(&pattern, text)?.into_iter().filter(|(_, found)| *found).count();
-    match matches.saturating_mul(content.len()) <= MAX_NORMALIZED_BYTES {
-        true => Ok(()),
-        false => Err(format!(
-            "a `Replace` of tokenizer.json ({}) makes more than {} MiB of a text of {} bytes",
-            json::shorten(pattern.0.as_str()),
-            MAX_NORMALIZED_BYTES >> 20,
-            text.len()
-        )
-        .into()),
+    match growth::within(original, made(present.len() + 1), name) {
+        Ok(()) => Ok(()),
+        Err(_) => growth::within(original, made(matches(present)?), name),
     }
 }
 
@@ -445,8 +487,43 @@ mod tests {
         let tokenizer = Tokenizer::from_bytes(file(replace, split(OF_WORDS[1], "Isolated", false))).unwrap();
         let encode = |text: &str| checked(|| tokenizer.encode(text, false));
         let why = encode(&"a".repeat(100)).unwrap_err().to_string();
-        assert!(why.contains("makes more than 16 MiB of a text of 100 bytes"), "{why}");
+        assert!(why.contains("(a) makes more than 12 times as much of a text of 100 bytes"), "{why}");
         assert!(encode(&"b".repeat(100)).is_ok());
+    }
+
+    /// Parts that multiply a text, each in its own way, and those that do so together.
+    #[test]
+    fn no_part_of_a_normalizer_makes_much_of_a_text() {
+        let sequence = |parts: Vec<Value>| json!({"type": "Sequence", "normalizers": parts});
+        let text = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+        let prepend = |text: &str| json!({"type": "Prepend", "prepend": text});
+        let long = "y".repeat(1 << 20);
+        let words = || split(OF_WORDS[1], "Isolated", false);
+        for normalizer in [
+            text("a", &long),
+            text("", &long),
+            prepend(&long),
+            sequence(vec![text("a", "aa"); 40]),
+            sequence(vec![prepend(&long[..1000]); 1000]),
+            sequence(vec![json!({"type": "ByteLevel"}); 40]),
+        ] {
+            let tokenizer = Tokenizer::from_bytes(file(normalizer.clone(), words())).unwrap();
+            let encode = |text: &str| checked(|| tokenizer.encode(text, false));
+            let why = encode(&"aé".repeat(100)).unwrap_err().to_string();
+            assert!(why.contains("times as much of a text of 300 bytes"), "{why}");
+        }
+        // Those of models.
+        for normalizer in [
+            text(" ", "▁"),
+            sequence(vec![prepend("▁"), text(" ", "▁")]),
+            sequence(vec![json!({"type": "NFKC"}), text("\n", "▁▁▁")]),
+        ] {
+            let tokenizer = Tokenizer::from_bytes(file(normalizer, words())).unwrap();
+            assert!(checked(|| tokenizer.encode("ﷺ \n".repeat(5000), false)).is_ok());
+        }
+        let huge = json!({"type": "Precompiled", "precompiled_charsmap": "/////wAAAAA="});
+        let why = Tokenizer::from_bytes(file(huge, words())).unwrap_err().to_string();
+        assert!(why.contains("precompiled_charsmap"), "{why}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -44,7 +45,7 @@ const ZSTANDARD: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 const ROWS_UNDER: [&str; 6] = ["train", "data", "rows", "examples", "instances", "items"];
 
 /// What counts the rows of a file in messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {
     Line,
     Row,
@@ -64,19 +65,6 @@ pub(super) fn at(path: &Path, unit: Unit, number: usize, why: &str) -> Error {
     Error::Refused(format!("{}: {} {number}: {why}", path.display(), unit.name()))
 }
 
-/// What to do where a path that is not there looks like the name of a data set of the hub.
-fn of_hub(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let is_name = path.is_relative() && text.split('/').count() == 2 && path.extension().is_none();
-    match is_name && !path.exists() && !path.starts_with("..") {
-        true => format!(
-            " (a data set of the hub? `hf download --repo-type dataset {text} --local-dir DIR` fetches its files, whose path \
-             is given here)"
-        ),
-        false => String::new(),
-    }
-}
-
 /// What a callback gets: the unit and number of a row, and the row, or why it cannot be read.
 pub(super) type Each<'a> = &'a mut dyn FnMut(Unit, usize, Result<Value, String>) -> Result<()>;
 
@@ -87,7 +75,7 @@ pub(super) fn read_rows(path: &Path, columns: &Columns, each: Each) -> Result<St
     if path.is_dir() {
         refuse!("{name}: is a directory; give the data file itself ({SUPPORTED})");
     }
-    let file = File::open(path).usage_context(|| format!("{name}: cannot open the data file{}", of_hub(path)))?;
+    let file = File::open(path).usage_context(|| format!("{name}: cannot open the data file"))?;
     let mut reader = BufReader::with_capacity(1 << 16, HashingReader::new(file));
     let head = reader.fill_buf().usage_context(|| format!("{name}: cannot read"))?;
     if head.starts_with(b"PAR1") {

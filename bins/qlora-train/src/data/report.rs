@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::histogram::Histogram;
 use super::notes::Notes;
 use super::reader::Unit;
@@ -16,8 +18,10 @@ const NAMED_ROWS: usize = 5;
 /// Tasks that are evaluated apart; with more of them, none is.
 pub const MAX_TASKS: usize = 100;
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileReport {
+    /// Not kept where tokenized rows are: what they are read from may have moved.
+    #[serde(skip)]
     pub path: PathBuf,
     /// What its rows are counted by.
     pub unit: Unit,
@@ -62,13 +66,13 @@ impl fmt::Display for FileReport {
 }
 
 /// A row of a file: index into [`DatasetReport::files`], and line or number, counted from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowPlace {
     pub file: usize,
     pub line: usize,
 }
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DatasetReport {
     pub files: Vec<FileReport>,
     /// Rows in the files.

@@ -1,10 +1,12 @@
 //! The formats that a row can have, and their keys.
 
+use serde::{Deserialize, Serialize};
+
 /// Masks and weights of tokens in tokenized rows: 0 is not learned.
 pub(super) const MASKS: [&str; 5] = ["weight", "loss_weight", "loss_mask", "completion_mask", "assistant_masks"];
 
 /// The format of a row. The rows of one file may differ in it; they are counted by format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum RowKind {
     /// `messages`: a conversation of `role` / `content` turns, written by the model's chat template.
     Messages,

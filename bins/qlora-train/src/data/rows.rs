@@ -54,11 +54,17 @@ fn of_row(key: &str, value: &Value) -> bool {
     weight::KEYS.contains(&key) && !value.is_array()
 }
 
+/// Bytes of the name of a task.
+const MAX_TASK_BYTES: usize = 1000;
+
 /// The task of a row, if it names one. Numbers count as what they are written as.
 pub(super) fn task(map: &Map<String, Value>) -> Result<Option<String>, String> {
     match map.get(TASK) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(task)) if task.trim().is_empty() => Ok(None),
+        Some(Value::String(task)) if task.len() > MAX_TASK_BYTES => {
+            Err(format!("`{TASK}` is a text of {} bytes; expected a name of at most {MAX_TASK_BYTES}", task.len()))
+        }
         Some(Value::String(task)) => Ok(Some(task.trim().to_owned())),
         Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(Some(value.to_string())),
         Some(other) => {

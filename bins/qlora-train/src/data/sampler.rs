@@ -64,6 +64,10 @@ pub struct Schedule {
     /// The rows of an epoch
     mix: Mix,
     options: ScheduleOptions,
+    /// Packs of an epoch. None: rows are not packed.
+    packs: Option<usize>,
+    /// Tokens of the largest micro-batch of the first epoch, of all ranks
+    largest_of_first: usize,
     steps_per_epoch: u64,
     total_steps: u64,
     rank: usize,
@@ -153,7 +157,10 @@ impl Schedule {
         if options.max_steps == Some(0) {
             refuse!("max_steps is 0; expected at least 1");
         }
-        let schedule = Self { lengths, mix, options, steps_per_epoch: 0, total_steps: 0, rank: 0, world_size: 1 };
+        let (packs, largest_of_first, steps_per_epoch, total_steps) = (None, 0, 0, 0);
+        let (rank, world_size) = (0, 1);
+        let schedule =
+            Self { lengths, mix, options, packs, largest_of_first, steps_per_epoch, total_steps, rank, world_size };
         schedule.counted()
     }
 
@@ -175,8 +182,10 @@ impl Schedule {
     /// With the number of steps.
     fn counted(mut self) -> Result<Self> {
         // Packing places rows by length or in their order, so every epoch has the same number of bins.
-        let micro_batches = self.epoch(0)?.len();
-        self.steps_per_epoch = micro_batches.div_ceil(self.micro_batches_per_step()) as u64;
+        let (packs, micro_batches) = self.packs_and_micro_batches(0)?;
+        self.packs = packs;
+        self.largest_of_first = micro_batches.iter().map(|rows| self.tokens(rows)).max().unwrap_or(0);
+        self.steps_per_epoch = micro_batches.len().div_ceil(self.micro_batches_per_step()) as u64;
         let epochs = self.options.num_train_epochs;
         self.total_steps =
             self.options.max_steps.unwrap_or_else(|| (epochs * self.steps_per_epoch as f64).ceil() as u64);
@@ -213,16 +222,20 @@ impl Schedule {
 
     /// How full the packs of the first epoch are. None without packing.
     pub fn packing(&self) -> Option<Packing> {
-        let options = &self.options;
-        let packs = options.packing.then(|| options.packs(&self.lengths, &self.mix, 0).ok())??.len();
-        let tokens = self.tokens_of_epoch();
-        Some(Packing { rows: self.mix.len(), packs, tokens, max_length: options.max_length })
+        let (packs, tokens) = (self.packs?, self.tokens_of_epoch());
+        Some(Packing { rows: self.mix.len(), packs, tokens, max_length: self.options.max_length })
     }
 
     /// Tokens of the largest micro-batch of the whole run; of a run too long to walk through, the most that one can
     /// have.
     pub fn max_tokens(&self) -> usize {
         let bound = self.most_tokens();
+        if self.world_size == 1 && self.total_steps >= self.steps_per_epoch {
+            // No later epoch has to be walked through, or there is none.
+            if self.largest_of_first == bound || self.total_steps == self.steps_per_epoch {
+                return self.largest_of_first;
+            }
+        }
         let (mut largest, mut rows) = (0, 0);
         for batch in self.steps(0).flat_map(|step| step.micro_batches) {
             largest = largest.max(self.tokens(&batch));
@@ -260,12 +273,18 @@ impl Schedule {
 
     /// The micro-batches of an epoch.
     fn epoch(&self, epoch: u64) -> Result<VecDeque<Vec<usize>>> {
+        self.packs_and_micro_batches(epoch).map(|(_, micro_batches)| micro_batches)
+    }
+
+    /// The number of packs in an epoch, where rows are packed, and its micro-batches.
+    fn packs_and_micro_batches(&self, epoch: u64) -> Result<(Option<usize>, VecDeque<Vec<usize>>)> {
         let options = &self.options;
         let batch = options.per_device_train_batch_size;
         Ok(if options.packing {
-            options.packs(&self.lengths, &self.mix, epoch)?.chunks(batch).map(<[_]>::concat).collect()
+            let packs = options.packs(&self.lengths, &self.mix, epoch)?;
+            (Some(packs.len()), packs.chunks(batch).map(<[_]>::concat).collect())
         } else {
-            options.order(&self.mix, epoch).chunks(batch).map(<[usize]>::to_vec).collect()
+            (None, options.order(&self.mix, epoch).chunks(batch).map(<[usize]>::to_vec).collect())
         })
     }
 }

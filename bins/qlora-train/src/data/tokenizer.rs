@@ -15,13 +15,14 @@ use sha2::{Digest, Sha256};
 use tokenizers::PostProcessorWrapper;
 
 use super::cuts;
+use super::growth;
 use super::guard::guarded;
 use super::habits::{Habits, OwnTokens};
 use super::json;
 use super::messages::{Conversation, Message};
 use super::patterns::{Tokenizer, checked, may_cut};
 use super::side_files;
-use super::template::{Builtin, ChatTemplate, MAX_SOURCE_BYTES, Vocabulary};
+use super::template::{Builtin, ChatTemplate, MAX_SOURCE_BYTES, MAX_TEXT_BYTES, Vocabulary};
 use crate::config::FALLBACK_TEMPLATE;
 use crate::error::{Context, Error, Result};
 use crate::files::hash::hex;
@@ -37,8 +38,6 @@ const SPECIAL_TOKENS: [&str; 7] =
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 /// Settings of a tokenizer; some list each of a hundred thousand tokens.
 const MAX_CONFIG_BYTES: u64 = 64 << 20;
-/// A token and its label take eight bytes, and a text may have as many tokens as bytes.
-const MAX_TEXT_BYTES: usize = 16 << 20;
 
 /// A token that was added to a vocabulary: its text is found in a text as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -399,6 +398,11 @@ impl ChatTokenizer {
         self.training.map(Builtin::name)
     }
 
+    /// Why a template renders nothing any more, whatever the conversation.
+    pub(super) fn given_up(&self) -> Option<&str> {
+        [&self.template, &self.tool_template].into_iter().flatten().find_map(ChatTemplate::given_up)
+    }
+
     pub(super) fn no_template(&self) -> String {
         format!(
             "{}: the model has no chat template; set `chat_template` to chatml, alpaca or a Jinja file",
@@ -524,6 +528,12 @@ fn read_tokenizer(path: &Path, beside: &side_files::AddedTokens) -> Result<Token
         tokenizer = parse(&whole)?;
     }
     beside.check(&tokenizer, path, &bytes)?;
+    let checked = growth::check_model(tokenizer.get_model())
+        .and_then(|()| tokenizer.get_decoder().map_or(Ok(()), growth::check_decoder))
+        .and_then(|()| growth::check_tokens(tokenizer.get_vocab(true).keys()));
+    if let Err(why) = checked {
+        refuse!("{}: {why}", path.display());
+    }
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).usage_context(|| format!("{}: truncation", path.display()))?;
     Ok(tokenizer)

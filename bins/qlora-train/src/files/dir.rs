@@ -10,7 +10,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, linkat, mkdirat, openat, renameat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags, linkat, mkdirat, openat, renameat, statat,
+    statx, unlinkat,
+};
 use rustix::io::{Errno, retry_on_intr};
 
 /// Entries below each other at most: what this program writes has two levels.
@@ -185,8 +188,15 @@ impl Dir {
         absent(retry_on_intr(|| unlinkat(&self.handle, name.as_ref(), AtFlags::REMOVEDIR)))
     }
 
-    /// Removes a name with everything below it; links are removed, what they lead to is not. `removed` is called after
-    /// each.
+    /// Whether another file system, or another part of one, is mounted there: what is in it belongs elsewhere. Unknown to
+    /// kernels before 5.8, which is taken for no.
+    fn is_mount(&self, name: &OsStr) -> bool {
+        let found = retry_on_intr(|| statx(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()));
+        found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+    }
+
+    /// Removes a name with everything below it; links are removed, what they lead to is not. Failed: a directory that is
+    /// mounted there, of which nothing is removed. `removed` is called after each.
     pub fn remove_all(&self, name: impl AsRef<OsStr>, removed: &mut dyn FnMut()) -> io::Result<()> {
         self.remove_below(name.as_ref(), MAX_DEPTH, removed)
     }
@@ -196,6 +206,10 @@ impl Dir {
             None => return Ok(()),
             Some(Kind::Directory) => {
                 let depth = depth.checked_sub(1).ok_or_else(|| io::Error::other("directories too deep"))?;
+                if self.is_mount(name) {
+                    let why = format!("{} is mounted there: unmount it first", self.join(name).display());
+                    return Err(io::Error::new(ErrorKind::ResourceBusy, why));
+                }
                 let sub = self.sub(name)?;
                 sub.names()?.iter().try_for_each(|below| sub.remove_below(below, depth, removed))?;
                 self.remove_empty(name)?;
@@ -265,6 +279,32 @@ mod tests {
         dir.remove_all("link", &mut || ()).unwrap();
         dir.remove_all("absent", &mut || ()).unwrap();
         assert!(names(&inside).is_empty());
+        assert_eq!(std::fs::read_to_string(outside.join("mine")).unwrap(), "mine");
+    }
+
+    /// A directory that is mounted belongs elsewhere.
+    #[test]
+    fn what_is_mounted_is_not_removed() {
+        let base = tempfile::tempdir().unwrap();
+        let (inside, outside) = (base.path().join("inside"), base.path().join("outside"));
+        std::fs::create_dir_all(inside.join("a")).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        let dir = Dir::open(&inside).unwrap();
+        assert!(!dir.is_mount(OsStr::new("a")) && !dir.is_mount(OsStr::new("absent")));
+        std::fs::write(outside.join("mine"), "mine").unwrap();
+        let run = |program: &str, arguments: &[&OsStr]| {
+            let mut command = std::process::Command::new(program);
+            command.args(arguments).stderr(std::process::Stdio::null()).status().is_ok_and(|status| status.success())
+        };
+        let place = inside.join("a");
+        // Only root may mount.
+        if !run("mount", &["--bind".as_ref(), outside.as_ref(), place.as_ref()]) {
+            return println!("not run: nothing can be mounted here");
+        }
+        let known = dir.is_mount(OsStr::new("a"));
+        let removed = if known { dir.remove_all("a", &mut || ()) } else { Ok(()) };
+        assert!(run("umount", &[place.as_ref()]));
+        assert!(!known || removed.unwrap_err().to_string().contains("a is mounted there: unmount it first"));
         assert_eq!(std::fs::read_to_string(outside.join("mine")).unwrap(), "mine");
     }
 

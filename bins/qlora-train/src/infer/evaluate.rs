@@ -1,10 +1,10 @@
 //! Loss over a data set, and over the files and tasks that its rows are of.
 
 use crate::backend::Backend;
-use crate::data::{MAX_TASKS, Row};
+use crate::data::{MAX_TASKS, Rows};
 use crate::error::{Error, Result};
 use crate::model::Llama;
-use crate::objective::{Objective, Sft, WeightedBatch, total_weight};
+use crate::objective::{Objective, Sft, total_weight};
 use crate::report::printable;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,18 +78,18 @@ impl fmt::Display for Evaluation {
     }
 }
 
-/// Rows side by side in batches of at most `capacity` tokens. A row alone may be longer.
-fn batches(rows: &[&Row], capacity: usize) -> Vec<WeightedBatch> {
+/// The `numbers` of rows that are side by side in batches of at most `capacity` tokens. A row alone may be longer.
+fn batches<'a>(rows: &Rows, numbers: &'a [usize], capacity: usize) -> Vec<&'a [usize]> {
     let mut batches = Vec::new();
     let mut start = 0;
-    while start < rows.len() {
+    while start < numbers.len() {
         let mut end = start + 1;
-        let mut tokens = rows[start].len();
-        while end < rows.len() && tokens + rows[end].len() <= capacity {
-            tokens += rows[end].len();
+        let mut tokens = rows.tokens(numbers[start]);
+        while end < numbers.len() && tokens + rows.tokens(numbers[end]) <= capacity {
+            tokens += rows.tokens(numbers[end]);
             end += 1;
         }
-        batches.push(Sft.micro_batch(&mut rows[start..end].iter().copied()));
+        batches.push(&numbers[start..end]);
         start = end;
     }
     batches
@@ -125,22 +125,23 @@ impl Sum {
 pub fn evaluate<B: Backend>(
     backend: &mut B,
     model: &Llama<B>,
-    rows: &[Row],
+    rows: &Rows,
     files: &[PathBuf],
     capacity: usize,
     go_on: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Option<Evaluation>> {
-    let tasks: BTreeSet<Option<&str>> = rows.iter().map(|row| row.task.as_deref()).collect();
+    let tasks: BTreeSet<Option<&str>> = (0..rows.len()).map(|row| rows.task(row)).collect();
     let by_task = tasks.len() > 1 && tasks.iter().flatten().count() <= MAX_TASKS;
     // No batch has rows of two parts.
-    let mut groups: BTreeMap<(usize, Option<&str>), Vec<&Row>> = BTreeMap::new();
-    for row in rows {
-        groups.entry((row.file, row.task.as_deref().filter(|_| by_task))).or_default().push(row);
+    let mut groups: BTreeMap<(usize, Option<&str>), Vec<usize>> = BTreeMap::new();
+    for row in 0..rows.len() {
+        groups.entry((rows.file(row), rows.task(row).filter(|_| by_task))).or_default().push(row);
     }
     let mut whole = Sum::default();
     let (mut of_files, mut of_tasks): (BTreeMap<usize, Sum>, BTreeMap<&str, Sum>) = Default::default();
-    for ((file, task), rows) in groups {
-        for batch in batches(&rows, capacity) {
+    for ((file, task), numbers) in groups {
+        for numbers in batches(rows, &numbers, capacity) {
+            let batch = Sft.micro_batch_of(rows, numbers)?;
             let weighted = batch.batch();
             let loss = model.loss(backend, &weighted)?;
             let one = Sum { loss, weight: total_weight(&[weighted]), tokens: weighted.supervised() };

@@ -9,12 +9,19 @@ mod sft;
 pub use sft::Sft;
 
 use crate::backend::Batch;
-use crate::data::{MicroBatch, Row};
+use crate::data::{MicroBatch, Row, Rows};
+use crate::error::Result;
 
 /// From rows to the weight of every token.
 pub trait Objective {
     /// The micro-batch of some rows.
     fn micro_batch(&self, rows: &mut dyn Iterator<Item = &Row>) -> WeightedBatch;
+
+    /// The micro-batch of the rows with these numbers. Failed: they cannot be read.
+    fn micro_batch_of(&self, rows: &Rows, numbers: &[usize]) -> Result<WeightedBatch> {
+        let read = numbers.iter().map(|&at| rows.get(at)).collect::<Result<Vec<_>>>()?;
+        Ok(self.micro_batch(&mut read.iter().map(|row| &**row)))
+    }
 }
 
 /// A micro-batch and what its tokens count.

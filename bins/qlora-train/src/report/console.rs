@@ -48,6 +48,7 @@ pub(crate) fn print(verbosity: Verbosity, prefix: &str, text: fmt::Arguments) {
         return;
     }
     let text = format!("{prefix}{text}");
+    let text = in_part(&text);
     let line = printable(&text);
     BARS.suspend(|| {
         let _ = writeln!(std::io::stderr(), "{line}");
@@ -66,6 +67,20 @@ pub(crate) fn section(title: &str) {
     BARS.suspend(|| {
         let _ = writeln!(std::io::stderr(), "{gap}{style}{title}{style:#}");
     });
+}
+
+/// Bytes of a line that are told, and those of them at its end: names and values of files may be of any length.
+const TOLD_BYTES: usize = 8000;
+const TOLD_AT_END: usize = 1000;
+
+/// A line as far as it is told: its beginning and its end, with what is left out between them.
+pub(crate) fn in_part(line: &str) -> Cow<'_, str> {
+    if line.len() <= TOLD_BYTES {
+        return Cow::Borrowed(line);
+    }
+    let boundary = |from: usize| (from..line.len()).find(|&at| line.is_char_boundary(at)).unwrap_or(line.len());
+    let (begin, end) = (boundary(TOLD_BYTES - TOLD_AT_END), boundary(line.len() - TOLD_AT_END));
+    Cow::Owned(format!("{} … ({} bytes left out) … {}", &line[..begin], end - begin, &line[end..]))
 }
 
 /// Whether a character could move the cursor, color the terminal or turn the direction of writing.
@@ -173,6 +188,23 @@ pub(crate) fn print_error(error: &Error) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_line_is_told_in_part() {
+        for c in ["a", "é", "語", "🦀"] {
+            let whole = c.repeat(TOLD_BYTES / c.len());
+            assert!(matches!(in_part(&whole), Cow::Borrowed(_)));
+            let line = format!("begin {} end", c.repeat(1 << 20));
+            let told = in_part(&line);
+            let (begin, rest) = told.split_once(" … (").unwrap();
+            let (left_out, end) = rest.split_once(" bytes left out) … ").unwrap();
+            assert!(
+                line.starts_with(begin) && line.ends_with(end) && begin.starts_with("begin ") && end.ends_with(" end")
+            );
+            assert_eq!(begin.len() + left_out.parse::<usize>().unwrap() + end.len(), line.len());
+            assert!(told.len() < TOLD_BYTES + 60, "{}", told.len());
+        }
+    }
 
     #[test]
     fn control_characters_are_escaped_and_the_rest_is_left() {

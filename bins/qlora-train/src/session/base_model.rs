@@ -56,6 +56,16 @@ impl Loaded {
         self.clock = Some(clock);
     }
 
+    /// Time that the chat template is told; none: that of the opening.
+    pub fn clock(&self) -> Option<Timestamp> {
+        self.clock
+    }
+
+    /// What the tokenizer is opened from, in words.
+    pub fn tokenizer_source(&self) -> String {
+        format!("{:?} {:?} {:?}", self.checkpoint.dir(), self.chat_template, self.adapters)
+    }
+
     /// The tokenizer if it was opened: not where all rows are token ids already.
     pub fn tokenizer(&self) -> Option<&ChatTokenizer> {
         self.tokenizer.get()
@@ -96,14 +106,19 @@ impl Loaded {
     }
 }
 
-/// Puts the base of an adapter in its place where `model` names the adapter's directory; the run begins with it. What a
-/// run begins with an adapter for is read in the adapter's form, unless another one is chosen.
+/// Puts the base of an adapter in its place where `model` names the adapter's directory, and the run begins with it; or
+/// where the run begins with an adapter and no model is named. What a run begins with an adapter for is read in the
+/// adapter's form, unless another one is chosen.
 pub fn replace_adapter_by_base(settings: &mut Settings) -> Result<()> {
     if let Some(adapter) = settings.model.clone().map(PathBuf::from).filter(|model| is_adapter(model)) {
-        let base = recorded_base(&adapter)?;
+        let base = recorded_base(&adapter, settings.revision.as_deref())?;
         status!("{} is an adapter: the run begins with its weights, on its base {base}", adapter.display());
         settings.model = Some(base);
         settings.init_adapter.get_or_insert(adapter);
+    } else if let (None, Some(adapter)) = (&settings.model, &settings.init_adapter) {
+        let base = recorded_base(adapter, settings.revision.as_deref())?;
+        status!("model: {base}, the base of {}", adapter.display());
+        settings.model = Some(base);
     }
     follow_form(settings)
 }

@@ -6,6 +6,7 @@ use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, Isa, Precision};
 use crate::backend::cuda::Cuda;
 use crate::config::{self, Settings};
+use crate::data::heap_peak;
 use crate::error::{Context, Error, Result};
 use crate::model::ModelSpec;
 use crate::report::{count, status};
@@ -56,6 +57,8 @@ pub struct Budget {
     /// Bytes in use before the run begins
     pub in_use: u64,
     pub in_use_name: &'static str,
+    /// Most bytes that were in use at once so far: reading tokenizer and rows takes more than they take then
+    pub read_bytes: u64,
     /// Bytes of pinned host memory, beside a GPU
     pub host_limit: u64,
 }
@@ -77,18 +80,22 @@ impl Budget {
         let own = own_bytes();
         // The allocator holds more or less of many rows from one process to the next, by the order of threads.
         let in_use = (own + own / 16 + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
-        Self { limit, in_use, in_use_name: "rows, tokenizer and program", host_limit: 0 }
+        // Freed pieces between those in use, of several threads, were up to a fifth of the peak.
+        let most = heap_peak();
+        let read_bytes = own.max(most + most / 4 + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
+        Self { limit, in_use, in_use_name: "rows, tokenizer and program", read_bytes, host_limit: 0 }
     }
 
     /// Limits on a GPU where a context was just made. Memory of other processes counts as in use.
     fn of_gpu(memory: MemInfo, limit: Option<u64>, host_limit: u64) -> Self {
         let in_use = (memory.total - memory.free).saturating_add(Self::LATER);
         let limit = limit.map_or(memory.total, |limit| limit.min(memory.total));
-        Self { limit, in_use, in_use_name: "CUDA context, and what else is on the GPU", host_limit }
+        Self { limit, in_use, in_use_name: "CUDA context, and what else is on the GPU", read_bytes: 0, host_limit }
     }
 
     fn of_another_gpu(limit: u64, host_limit: u64) -> Self {
-        Self { limit, in_use: Self::CONTEXT + Self::LATER, in_use_name: "CUDA context (assumed)", host_limit }
+        let in_use = Self::CONTEXT + Self::LATER;
+        Self { limit, in_use, in_use_name: "CUDA context (assumed)", read_bytes: 0, host_limit }
     }
 }
 

@@ -2,23 +2,17 @@
 
 use super::{Loaded, TrainingData};
 use crate::config::{Quantization, Settings};
-use crate::data::{ChatTokenizer, Row};
+use crate::data::{ChatTokenizer, Rows};
 use crate::lint::{DataFacts, Facts};
 use crate::model::ModelSpec;
 use std::collections::{BTreeSet, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Training rows that were there before, and validation rows that are trained on too, by a hash of tokens, labels and
 /// weights.
-fn repeated(training: &[Row], validation: &[Row]) -> (usize, usize) {
-    let hash = |row: &Row| {
-        let mut hasher = DefaultHasher::new();
-        (&row.input_ids, &row.labels).hash(&mut hasher);
-        row.weights.iter().for_each(|weight| weight.to_bits().hash(&mut hasher));
-        hasher.finish()
-    };
-    let known: HashSet<u64> = training.iter().map(hash).collect();
-    (training.len() - known.len(), validation.iter().filter(|row| known.contains(&hash(row))).count())
+fn repeated(training: &Rows, validation: &Rows) -> (usize, usize) {
+    let known: HashSet<u64> = (0..training.len()).map(|row| training.hash(row)).collect();
+    let overlap = (0..validation.len()).filter(|&row| known.contains(&validation.hash(row))).count();
+    (training.len() - known.len(), overlap)
 }
 
 /// What there is to know of a run before its first step.
@@ -50,7 +44,7 @@ pub fn facts(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, data: &Trai
             longest: data.longest,
             duplicates,
             overlap,
-            supervised_tokens: data.rows.iter().map(Row::supervised).sum(),
+            supervised_tokens: data.rows.supervised_tokens(),
             open_ended: data.report.open_ended,
             packs: schedule.packing().map(|packing| packing.packs),
             steps_per_epoch: schedule.steps_per_epoch(),

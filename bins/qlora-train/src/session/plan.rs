@@ -17,6 +17,9 @@ use crate::refuse;
 /// Tokens of a batch at most: far beyond what any memory holds, and few enough for a plan to list them.
 pub(super) const MAX_BATCH_TOKENS: usize = 1 << 28;
 
+/// Name of the memory that reading tokenizer and rows took beyond that of the run.
+const READING: &str = "reading rows, before the run";
+
 /// Planned memory of a run, and the memory that may be used.
 #[derive(Clone, Debug)]
 pub struct MemoryPlan {
@@ -39,8 +42,13 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Peak with what is taken before the run begins.
+    /// Peak with what is taken before the run begins: that of the run, or that of reading its rows.
     pub fn peak_bytes(&self) -> u64 {
+        self.bytes_of_run().max(self.budget.read_bytes)
+    }
+
+    /// Peak once the rows are read.
+    pub fn bytes_of_run(&self) -> u64 {
         self.run_bytes.saturating_add(self.saving_bytes).saturating_add(self.budget.in_use)
     }
 
@@ -147,7 +155,7 @@ pub fn plan(
         let bytes = 4 * spec.lora.lengths(&spec.arch).map(|len| len as u64).sum::<u64>();
         buffers.push(PlannedBuffer { name: "LoRA at the start".to_owned(), bytes });
     }
-    let run_bytes = buffers.iter().map(|buffer| buffer.bytes).sum();
+    let run_bytes: u64 = buffers.iter().map(|buffer| buffer.bytes).sum();
     let saving_bytes = match (device, job) {
         (Device::Cpu(_), PlannedJob::Train) => saving_bytes(spec),
         _ => 0,
@@ -157,6 +165,10 @@ pub fn plan(
     }
     if budget.in_use > 0 {
         buffers.push(PlannedBuffer { name: budget.in_use_name.to_owned(), bytes: budget.in_use });
+    }
+    let of_run = run_bytes.saturating_add(saving_bytes).saturating_add(budget.in_use);
+    if budget.read_bytes > of_run {
+        buffers.push(PlannedBuffer { name: READING.to_owned(), bytes: budget.read_bytes - of_run });
     }
     buffers.sort_by_key(|buffer| std::cmp::Reverse(buffer.bytes));
     Ok(MemoryPlan {
@@ -272,6 +284,16 @@ fn answer<B: Backend>(b: &mut B, model: &Llama<B>, spec: &ModelSpec) -> Result<(
 pub fn refuse_unless_it_fits(plan: &MemoryPlan, tokens: usize, advice: &str) -> Result<()> {
     if plan.fits() {
         return Ok(());
+    }
+    if plan.bytes_of_run() <= plan.budget.limit && plan.budget.read_bytes > plan.budget.limit {
+        refuse!(
+            "reading the tokenizer and the rows takes {} of {} and {} may be used: shorten the longest rows or split their \
+             files, or raise {} if more is free",
+            format_bytes(plan.budget.read_bytes),
+            plan.place(),
+            format_bytes(plan.budget.limit),
+            plan.device.memory_setting(),
+        );
     }
     let on_device = plan.peak_bytes() > plan.budget.limit;
     let (needed, limit, buffers, place, setting) = match on_device {

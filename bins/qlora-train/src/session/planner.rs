@@ -265,6 +265,7 @@ mod tests {
     use crate::files::tensor::StoredType;
     use crate::lora::LoraSpec;
     use crate::session::advice::{Asked, longest_row};
+    use crate::session::plan::refuse_unless_it_fits;
 
     const LAYERS: usize = 9;
 
@@ -291,7 +292,7 @@ mod tests {
     }
 
     fn budget(limit: u64) -> Budget {
-        Budget { limit, in_use: 0, in_use_name: "", host_limit: u64::MAX }
+        Budget { limit, in_use: 0, in_use_name: "", read_bytes: 0, host_limit: u64::MAX }
     }
 
     fn bytes(activations: Activations, kept: usize) -> u64 {
@@ -338,6 +339,27 @@ mod tests {
         assert!(refused.contains("quantize"), "{refused}");
         let refused = residencies(&Device::unopened(0), &spec(), weights, &stored_in_nf4).unwrap_err().to_string();
         assert!(refused.contains("GPU"), "{refused}");
+    }
+
+    /// The peak is that of reading the rows, where it is the higher one, and then only less to read helps.
+    #[test]
+    fn reading_counts_where_it_takes_more_than_the_run() {
+        let spec = ModelSpec { activations: Activations::Recompute.keeping(0, LAYERS), ..spec() };
+        let at = |limit, read_bytes| {
+            let budget = Budget { read_bytes, ..budget(limit) };
+            plan(&Device::Cpu(Precision::F32), &spec, &stored, PlannedJob::Train, budget).unwrap()
+        };
+        let run = at(u64::MAX, 0).peak_bytes();
+        for (read, peak) in [(0, run), (run, run), (run + 1, run + 1), (3 * run, 3 * run)] {
+            let plan = at(u64::MAX, read);
+            let sum: u64 = plan.buffers.iter().map(|buffer| buffer.bytes).sum();
+            assert_eq!((plan.peak_bytes(), sum), (peak, peak), "{read}");
+            assert!(at(peak, read).fits() && !at(peak - 1, read).fits(), "{read}");
+        }
+        let refused = |limit, read| refuse_unless_it_fits(&at(limit, read), 500, "advice").unwrap_err().to_string();
+        let (reading, running) = (refused(2 * run, 3 * run), refused(run - 1, 0));
+        assert!(reading.contains("reading the tokenizer and the rows takes"), "{reading}");
+        assert!(running.contains("the run needs") && running.contains("advice"), "{running}");
     }
 
     /// With every amount of memory the planner keeps as many of the last layers as fit, and computes the others again.

@@ -15,12 +15,17 @@ const NAMED: usize = 6;
 
 /// Warns of marks in `rows` whose embedding, or whose row of the output layer, is zero or that of another mark.
 pub fn warn_of_untrained_tokens<'a>(loaded: &Loaded, rows: impl IntoIterator<Item = &'a Row>) -> Result<()> {
-    // Rows of token ids need no tokenizer, and nothing names their marks.
-    let Some(tokenizer) = loaded.tokenizer() else { return Ok(()) };
-    warn_of_untrained_ids(&loaded.checkpoint, tokenizer, rows.into_iter().flat_map(|row| row.input_ids.iter().copied()))
+    warn_of_untrained(loaded, rows.into_iter().flat_map(|row| row.input_ids.iter().copied()))
 }
 
-/// Like [`warn_of_untrained_tokens`], for token ids.
+/// Like [`warn_of_untrained_tokens`], for the token ids of rows.
+pub fn warn_of_untrained(loaded: &Loaded, ids: impl IntoIterator<Item = u32>) -> Result<()> {
+    // Rows of token ids need no tokenizer, and nothing names their marks.
+    let Some(tokenizer) = loaded.tokenizer() else { return Ok(()) };
+    warn_of_untrained_ids(&loaded.checkpoint, tokenizer, ids)
+}
+
+/// Like [`warn_of_untrained`], with a tokenizer that was opened otherwise.
 pub fn warn_of_untrained_ids(
     checkpoint: &Checkpoint,
     tokenizer: &ChatTokenizer,

@@ -178,14 +178,14 @@ pub(super) fn details(
     data: &TrainingData,
     device: String,
     earlier: Option<(&Path, u64)>,
-) -> Details {
+) -> Result<Details> {
     let mut kept = Details::default();
     if let Some((output, step)) = earlier {
         let bytes = read_bounded(&output.join(DETAILS_FILE), MAX_DETAILS_BYTES).ok();
         kept = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         kept.warnings.retain(|warning| warning.step <= step);
     }
-    Details {
+    Ok(Details {
         command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
         device,
         quantization: recipe(settings, &loaded.checkpoint).to_string(),
@@ -193,7 +193,7 @@ pub(super) fn details(
         trainable: spec.trained_parameters(),
         total_steps: data.schedule.total_steps(),
         warnings: kept.warnings,
-        data: data_details(settings, loaded, data),
+        data: data_details(settings, loaded, data)?,
         memory: MemoryDetails {
             place: plan.place().to_owned(),
             planned: plan.peak_bytes(),
@@ -202,10 +202,10 @@ pub(super) fn details(
         },
         operations: kept.operations,
         modules: Vec::new(),
-    }
+    })
 }
 
-fn data_details(settings: &Settings, loaded: &Loaded, data: &TrainingData) -> DataDetails {
+fn data_details(settings: &Settings, loaded: &Loaded, data: &TrainingData) -> Result<DataDetails> {
     let report = &data.report;
     let left_out = [
         (format!("longer than max_length {}, left out", report.max_length), report.dropped),
@@ -215,19 +215,23 @@ fn data_details(settings: &Settings, loaded: &Loaded, data: &TrainingData) -> Da
         ("no learned token, left out".to_owned(), report.unsupervised),
         ("cannot be trained on, skipped (on_bad_row)".to_owned(), report.skipped),
     ];
-    DataDetails {
+    let example = |row: Result<Cow<Row>>| -> Result<_> {
+        let row = row?;
+        Ok(pieces(&row, loaded.tokenizer()))
+    };
+    Ok(DataDetails {
         files: settings.data.iter().map(|path| path.display().to_string()).collect(),
         rows: data.rows.len(),
         validation_rows: data.validation.len(),
-        tokens: data.rows.iter().map(Row::len).sum(),
-        supervised_tokens: data.rows.iter().map(Row::supervised).sum(),
+        tokens: data.rows.lengths().sum(),
+        supervised_tokens: data.rows.supervised_tokens(),
         max_length: settings.max_length,
         left_out: left_out.into_iter().filter(|(_, rows)| *rows > 0).collect(),
         lengths: report.lengths.buckets(),
         chat_template: loaded.tokenizer().map(|tokenizer| tokenizer.template_origin().to_owned()),
         packing: data.schedule.packing().map(|packing| packing.to_string()),
-        examples: data.rows.iter().take(EXAMPLES).map(|row| pieces(row, loaded.tokenizer())).collect(),
-    }
+        examples: data.rows.iter().take(EXAMPLES).map(example).collect::<Result<_>>()?,
+    })
 }
 
 /// A row as text, in pieces that are learned or not; its ids where there is no tokenizer.

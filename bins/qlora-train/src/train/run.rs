@@ -145,7 +145,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;
     let findings = lint::before(&facts(&settings, &loaded, &spec, &data), settings.allow.names());
     let earlier = saved.as_ref().map(|saved| (output.as_path(), saved.trainer.global_step));
-    let details = observer::details(&settings, &loaded, &spec, &plan, &data, device.in_words(), earlier);
+    let details = observer::details(&settings, &loaded, &spec, &plan, &data, device.in_words(), earlier)?;
     let bytes = plan.run_bytes;
     let run = Prepared {
         settings,

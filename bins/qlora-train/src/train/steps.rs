@@ -113,9 +113,8 @@ impl<B: Backend> Run<'_, B> {
     }
 
     fn step(&mut self, hyper: &Hyperparameters, step: &Step) -> Result<StepReport> {
-        let rows = &self.data.rows;
-        let batch_of = |indices: &Vec<usize>| Sft.micro_batch(&mut indices.iter().map(|&index| &rows[index]));
-        let batches: Vec<WeightedBatch> = step.micro_batches.iter().map(batch_of).collect();
+        let batch_of = |numbers: &Vec<usize>| Sft.micro_batch_of(&self.data.rows, numbers);
+        let batches: Vec<WeightedBatch> = step.micro_batches.iter().map(batch_of).collect::<Result<_>>()?;
         let batches: Vec<Batch> = batches.iter().map(WeightedBatch::batch).collect();
         let accumulation = self.settings.gradient_accumulation_steps;
         let stop = || {

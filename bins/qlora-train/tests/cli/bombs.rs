@@ -158,11 +158,9 @@ fn a_long_text_takes_the_memory_of_its_tokens() {
 #[test]
 fn templates_that_make_values_of_any_size_are_refused() {
     let sandbox = Sandbox::chat();
-    // The limit is that of one conversation, and several are rendered at a time.
-    sandbox.write(
-        "one.jsonl",
-        "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\"}]}\n",
-    );
+    // Several conversations, whose memory is bounded together.
+    let row = "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\"}]}\n";
+    sandbox.write("several.jsonl", &row.repeat(8));
     let nested =
         "{% set n = namespace(s=['x' * 1000]) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}";
     for template in [
@@ -182,7 +180,7 @@ fn templates_that_make_values_of_any_size_are_refused() {
         "{% set n = namespace(s=[1, 2]) %}{% for i in range(60) %}{% set n.s = n.s | chain(n.s) %}{% endfor %}{{ n.s | list | length }}".to_owned(),
     ] {
         sandbox.write("stranger.jinja", &template);
-        let (done, peak) = sandbox.run_watched(&format!("{LINE} one.jsonl --chat-template stranger.jinja"));
+        let (done, peak) = sandbox.run_watched(&format!("{LINE} several.jsonl --threads 4 --chat-template stranger.jinja"));
         let error = done.stderr.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
         println!("{:4} MiB: {template}: {error}", peak >> 20);
         assert!(done.status == Some(2) && peak < 400 << 20, "{peak} bytes: {template}: {done:?}");

@@ -173,7 +173,21 @@ impl Sandbox {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qlora-train"));
         command.args(line.split_whitespace()).current_dir(self.0.path()).stdin(Stdio::null());
         command.env_remove(VARIABLE).env("HF_HOME", self.path("no-cache")).env_remove("HF_HUB_CACHE");
+        // No test asks a hub of others.
+        command.env("HF_HUB_OFFLINE", "1");
         command
+    }
+
+    /// With variables of the environment, of which those without a value are taken away.
+    pub fn run_with(&self, line: &str, variables: &[(&str, &str)]) -> Done {
+        let mut command = self.command(line);
+        for (name, value) in variables {
+            match value.is_empty() {
+                true => command.env_remove(name),
+                false => command.env(name, value),
+            };
+        }
+        finish(&mut command)
     }
 
     pub fn run(&self, line: &str) -> Done {

@@ -137,7 +137,7 @@ fn what_a_flag_turns_off_or_gives_itself_is_no_fault_of_the_file() {
     let error = load(modules, &[("exclude-modules", "lm_head")]).unwrap_err().to_string();
     assert!(error.contains("cfg.yaml line 2") && error.contains("`--exclude-modules`"), "{error}");
     // Rows that are given otherwise need none of the file's; what the file says of their columns holds.
-    let rows = "datasets: [{path: org/rows, split: 'train[:20%]', type: {field_instruction: q, field_output: a}}]";
+    let rows = "datasets: [{path: org/rows, shards: 4, type: {field_instruction: q, field_output: a}}]";
     assert!(load(rows, &[]).is_err());
     let settings = load(rows, &[("data", "mine.jsonl")]).unwrap();
     assert_eq!(settings.data, [PathBuf::from("mine.jsonl")]);
@@ -312,6 +312,27 @@ fn keys_of_a_data_set_that_are_off_are_no_defaults() {
     for key in ["roles_to_train:", "roles_to_train: [assistant]", "train_on_eos: turn", "train_on_eos: null"] {
         noting(&format!("datasets:\n  - path: a.jsonl\n    {key}\n"));
     }
+}
+
+/// Axolotl's keys of a data set of the hub become one id.
+#[test]
+fn a_data_set_of_the_hub_is_one_id_with_its_split_and_revision() {
+    let of = |set: &str| noting(&format!("datasets: [{{{set}}}]")).0.data;
+    for (set, expected) in [
+        ("path: org/rows", "org/rows"),
+        ("path: org/rows, split: train, type: alpaca", "org/rows:train"),
+        ("path: org/rows, split: 'train[:20%]'", "org/rows:train[:20%]"),
+        ("path: org/rows, name: main, split: test", "org/rows:main/test"),
+        ("path: org/rows, name: main, revision: v1", "org/rows@v1:main"),
+        ("path: org/rows, data_files: 'data/*.jsonl'", "org/rows:data/*.jsonl"),
+        ("path: 'org/rows@v1:train[5:]'", "org/rows@v1:train[5:]"),
+    ] {
+        assert_eq!(of(set), [PathBuf::from(expected)], "{set}");
+    }
+    assert_eq!(of("path: org/rows, data_files: [a.jsonl, b.jsonl]").len(), 2);
+    refused("datasets: [{path: 'org/rows:train', split: test}]", &["keep one"]);
+    refused("datasets: [{path: org/rows, split: '../x'}]", &["expected a split"]);
+    refused("datasets: [{path: org/rows, split: 'train[x:]'}]", &["[x:]", "[:1000]"]);
 }
 
 /// Each fault of a data set is told, at its own line, and a flag that gives the rows silences all of them.

@@ -112,11 +112,23 @@ fn tables_of_text_are_read_by_their_header() {
     assert_eq!(read("a.csv", format!("messages\n\"{turns}\"\n")).rows.len(), 1);
     for (content, parts) in [
         ("text,text\na,b\n", ["column \"text\"", "twice"]),
+        // Blanks around a name are no part of it.
+        ("text,id, text\na,b,c\n", ["column \"text\"", "twice (the second time as column 3)"]),
         ("text,id\na\n", ["row 1", "broken CSV"]),
         ("a,b\n1,2\n", ["unknown kind of row", "`a`"]),
     ] {
         assert_says(&refusal(load_named("a.csv", content, &options())), &parts);
     }
+}
+
+/// The columns of a table may be many.
+#[test]
+fn a_table_of_many_columns_is_read() {
+    let columns: Vec<String> = (0..200_000).map(|at| format!("c{at}")).collect();
+    let table = |header: &str| format!("{header},{}\nhello{}\n", columns.join(","), ",x".repeat(columns.len()));
+    assert_eq!(read("a.csv", table("text")).rows.len(), 1);
+    let twice = refusal(load_named("a.csv", table("c199999"), &options()));
+    assert_says(&twice, &["a.csv", "column \"c199999\"", "twice (the second time as column 200001)"]);
 }
 
 #[test]

@@ -386,6 +386,17 @@ fn an_array_may_hold_what_python_writes() {
     assert_eq!(data.rows.len(), 2);
 }
 
+/// One row that takes more to be read than there is.
+#[test]
+fn a_row_that_is_longer_than_the_memory_is_refused() {
+    let file = file("rows.jsonl", &format!("{{\"text\": \"a\"}}\n{{\"text\": \"{}\"}}\n", "a ".repeat(1 << 20)));
+    let (tokenizer, paths) = (chat_tokenizer(CHATML), std::slice::from_ref(&file.path));
+    let at = |memory| load(paths, Some(&tokenizer), &DataOptions { memory, too_long: TooLong::Drop, ..options() });
+    let message = refusal(at(7 << 20));
+    assert_says(&message, &["rows.jsonl: line 2: a row of 2.0 MiB", "7.0 MiB of memory", "split it", "host_memory"]);
+    assert_eq!(at(9 << 20).unwrap().rows.len(), 1);
+}
+
 /// Rows that would take more memory than there is are refused while they are read, and not by the system.
 #[test]
 fn rows_end_where_the_memory_does() {

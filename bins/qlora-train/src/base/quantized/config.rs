@@ -151,7 +151,7 @@ pub(super) fn quantized_config(original: &Map<String, Value>, quantization: Valu
     if let Some(tie) = config.get_mut("tie_word_embeddings").filter(|_| !tied) {
         *tie = false.into();
     }
-    let hub_id = |name: &Value| name.as_str().is_some_and(crate::base::looks_like_hub_id);
+    let hub_id = |name: &Value| name.as_str().is_some_and(crate::hub::is_hub_name);
     if config.get("_name_or_path").is_some_and(|name| !hub_id(name)) {
         config.shift_remove("_name_or_path");
     }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::base::BaseName;
-use crate::base::base_name::looks_like_hub_id;
 use crate::error::Result;
 use crate::files::safetensors::TensorFile;
+use crate::hub::is_hub_name;
 use crate::refuse;
 
 const FINGERPRINT: &str = "qlora.base_fingerprint";
@@ -52,10 +52,10 @@ impl OriginalBase {
         let is_digest = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
         let digest = "a fingerprint of 64 hex digits: the file is damaged, get it again";
         // A path would be one of another machine.
-        let is_name = |name: &str| !name.is_empty() && (!name.contains('/') || looks_like_hub_id(name));
+        let is_name = |name: &str| !name.is_empty() && (!name.contains('/') || is_hub_name(name));
         let name = text(NAME, is_name, "a hub id or the name of a directory")?;
         Ok(Some(Self {
-            name: BaseName { is_hub: looks_like_hub_id(&name), name, revision: metadata.get(REVISION).cloned() },
+            name: BaseName { is_hub: is_hub_name(&name), name, revision: metadata.get(REVISION).cloned() },
             fingerprint: text(FINGERPRINT, is_digest, digest)?,
             quantized_fingerprint: text(QUANTIZED_FINGERPRINT, is_digest, digest)?,
         }))

@@ -21,6 +21,7 @@ use minijinja::value::Rest;
 use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, State, Value};
 
 use super::habits::{Habits, OwnTokens};
+pub use allocations::heap_peak;
 pub use builtin::Builtin;
 pub(super) use builtin::Vocabulary;
 pub(super) use python::python_float;
@@ -39,6 +40,13 @@ const UNLIKE_JINJA: [(&str, &str); 2] = [
 const NAME: &str = "chat_template";
 /// Bytes of a template at most: nested expressions take stack by their length. The largest known has 20 kB.
 pub(super) const MAX_SOURCE_BYTES: usize = 256 << 10;
+/// Bytes of a text that is tokenized, at most: a token and its label take eight bytes, and a text may have as many tokens
+/// as bytes.
+pub(super) const MAX_TEXT_BYTES: usize = 16 << 20;
+/// Characters of a template's own words that are told.
+const TOLD: usize = 2000;
+/// Said of the conversations that come after the one that took too much.
+const GIVEN_UP: &str = "the chat template was given up at another conversation, which takes too much";
 /// The filter that stands for `{% generation %}` in the rendering with marks, and the template that uses it.
 const MARKED: &str = "generation_marks";
 
@@ -143,6 +151,9 @@ impl ChatTemplate {
                 .map_err(|error| JinjaError::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
         });
         environment.add_filter(MARKED, |text: String| format!("{}{text}{}", MARKS[0], MARKS[1]));
+        // The engine makes its table of small numbers at the first of them, which no other thread may be waiting for when
+        // one waits for memory.
+        let _ = environment.render_str("{% autoescape true %}{{ 1 }}{% endautoescape %}", ());
         // Jinja reads templates with Python's universal line ends, in string literals too.
         let lines = source.replace("\r\n", "\n").replace('\r', "\n");
         let plain = replace_generation_tags(&lines, ["with", "endwith"]);
@@ -162,6 +173,11 @@ impl ChatTemplate {
     /// The template as it was given.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// Why it renders nothing any more: a conversation took too much, and what it took cannot be had back.
+    pub(super) fn given_up(&self) -> Option<&str> {
+        self.given_up.get().map(String::as_str)
     }
 
     /// Whether the rendered text depends on the day it is rendered on.
@@ -239,8 +255,8 @@ impl ChatTemplate {
         messages: &[Value],
         add_generation_prompt: bool,
     ) -> (Result<String, String>, u64) {
-        if let Some(why) = self.given_up.get() {
-            return (Err(why.clone()), 0);
+        if self.given_up.get().is_some() {
+            return (Err(GIVEN_UP.to_owned()), 0);
         }
         let fixed = [
             ("messages".to_owned(), Value::from(messages)),
@@ -256,7 +272,7 @@ impl ChatTemplate {
             match rendered {
                 Ok(rendered) => {
                     let instructions = rendered.state().fuel_levels().map_or(0, |(used, _)| used);
-                    (Ok(rendered.into_output()), instructions)
+                    (short_enough(rendered.into_output()), instructions)
                 }
                 Err(error) => (Err(explain(&error)), cost_of(&error)),
             }
@@ -284,6 +300,18 @@ fn cost_of(error: &JinjaError) -> u64 {
     }
 }
 
+/// Refuses text that is too long: it is handed on, beside those of other conversations at the same time.
+fn short_enough(text: String) -> Result<String, String> {
+    match text.len() {
+        bytes if bytes > MAX_TEXT_BYTES => Err(format!(
+            "the chat template makes {bytes} bytes of text of the conversation, more than the {} MiB that are tokenized at \
+             once; split it",
+            MAX_TEXT_BYTES >> 20
+        )),
+        _ => Ok(text),
+    }
+}
+
 fn explain_stopped(stopped: Stopped, work: &str) -> String {
     match stopped {
         Stopped::Time => {
@@ -299,6 +327,7 @@ fn explain_stopped(stopped: Stopped, work: &str) -> String {
             "the chat template takes too much work: memory for more than {} million values to {work}",
             supervise::MAX_REQUESTS / 1_000_000
         ),
+        Stopped::Crowded => GIVEN_UP.to_owned(),
         Stopped::Panic => format!("the chat template is broken: its engine fails to {work}"),
         Stopped::NoThread => "the chat template cannot be used: no thread can be started".to_owned(),
     }
@@ -318,12 +347,20 @@ fn raised(error: &JinjaError) -> Option<&Raised> {
 
 fn explain(error: &JinjaError) -> String {
     if let Some(raised) = raised(error) {
-        return format!("the chat template refuses the conversation: {}", raised.message);
+        return format!("the chat template refuses the conversation: {}", told(&raised.message));
     }
     if error.kind() == ErrorKind::OutOfFuel {
         return "the chat template does not end: it took more than 5 million instructions for one conversation".into();
     }
-    format!("the chat template fails: {error}")
+    format!("the chat template fails: {}", told(&error.to_string()))
+}
+
+/// The beginning of a text that may be of any length.
+fn told(text: &str) -> String {
+    match text.char_indices().nth(TOLD) {
+        Some((end, _)) => format!("{} … ({} bytes more)", &text[..end], text.len() - end),
+        None => text.to_owned(),
+    }
 }
 
 /// `{% generation %}` is a tag of transformers' own that marks what the assistant says. It becomes a block of another

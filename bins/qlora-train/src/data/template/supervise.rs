@@ -4,6 +4,10 @@
 //! Fuel ends what is slow by its instructions. Memory, and how often it is asked for, ends nearly all of the rest; both
 //! are counted, with the same result everywhere. Processor time is for what is left, which no template that is meant
 //! well comes near to.
+//!
+//! The process takes so much once, however many threads render: a piece of work that needs more than a small share waits
+//! until it is the only one that does (see `allocations`). What is given up keeps what it has. Then nothing of that
+//! size is rendered any more, and the error ends the command.
 
 use std::cell::Cell;
 use std::fs;
@@ -12,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::super::guard::guarded;
-use super::allocations::{Beyond, Quota, Verdict, metered};
+use super::allocations::{Allowance, Beyond, Quota, Verdict, metered};
 
 /// Address space; memory is only taken for what is used of it.
 const STACK_BYTES: usize = 512 << 20;
@@ -23,6 +27,10 @@ pub(super) const MAX_SECONDS: u64 = if cfg!(debug_assertions) { 60 } else { 1 };
 const FUZZED: bool = cfg!(fuzzing);
 /// Memory of one piece of work. The longest text that is tokenized takes a tenth.
 pub(super) const MAX_BYTES: i64 = if FUZZED { 8 << 20 } else { 256 << 20 };
+/// Memory of one piece of work that others may take meanwhile: far more than a conversation of usual length needs.
+const SHARE_BYTES: i64 = if FUZZED { MAX_BYTES } else { 16 << 20 };
+/// Memory beyond a share, for one piece of work at a time.
+static ALLOWANCE: Allowance = Allowance::new();
 /// Requests for memory: two for each instruction that a template has fuel for.
 pub(super) const MAX_REQUESTS: u64 = if FUZZED { 200_000 } else { 10_000_000 };
 /// Seconds by the clock that stand for one of processor time, where that is not known.
@@ -37,6 +45,8 @@ pub(super) enum Stopped {
     Memory,
     /// Values are copied or compared without end.
     Requests,
+    /// Others took too much, and left no memory for what is beyond a share.
+    Crowded,
     Panic,
     NoThread,
 }
@@ -73,7 +83,7 @@ pub(super) fn supervised<T: Send + 'static>(work: impl FnOnce() -> T + Send + 's
 pub(super) fn supervised_costed<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<(T, u64), Stopped> {
-    let memory = Quota { bytes: MAX_BYTES, requests: MAX_REQUESTS };
+    let memory = Quota { bytes: MAX_BYTES, share: SHARE_BYTES, allowance: &ALLOWANCE, requests: MAX_REQUESTS };
     supervised_within(&Limits { seconds: MAX_SECONDS as f64, memory }, work)
 }
 
@@ -89,8 +99,12 @@ fn supervised_within<T: Send + 'static>(
         drop(sender.send(done.map(|done| (done, requests))));
     });
     worker.jobs.send(job).map_err(|_| Stopped::NoThread)?;
-    let started = Instant::now();
+    let mut started = Instant::now();
     let mut before: Option<f64> = None;
+    let give_up = |why| {
+        verdict.give_up(memory.allowance);
+        Err(why)
+    };
     let done = loop {
         match result.recv_timeout(LOOK) {
             Ok(Some(done)) => break Ok(done),
@@ -99,6 +113,9 @@ fn supervised_within<T: Send + 'static>(
                 match verdict.get() {
                     Some(Beyond::Bytes) => return Err(Stopped::Memory),
                     Some(Beyond::Requests) => return Err(Stopped::Requests),
+                    None if verdict.waits() && memory.allowance.is_lost() => return give_up(Stopped::Crowded),
+                    // Whoever waits takes no time.
+                    None if verdict.waits() => started = Instant::now(),
                     None => {}
                 }
                 let seconds = match worker.processor_seconds() {
@@ -106,7 +123,7 @@ fn supervised_within<T: Send + 'static>(
                     None => started.elapsed().as_secs_f64() / CLOCK_SECONDS,
                 };
                 if seconds > limits.seconds {
-                    return Err(Stopped::Time);
+                    return give_up(Stopped::Time);
                 }
             }
         }
@@ -158,12 +175,15 @@ mod tests {
     }
 
     // Each limit alone, so that a slow machine does not meet another one first.
-    const NONE: Quota = Quota { bytes: i64::MAX, requests: u64::MAX };
+    fn no_quota() -> Quota {
+        let allowance = Box::leak(Box::new(Allowance::new()));
+        Quota { bytes: i64::MAX, share: i64::MAX, allowance, requests: u64::MAX }
+    }
 
     #[test]
     fn work_that_takes_no_end_is_given_up() {
         let started = Instant::now();
-        let limits = Limits { seconds: 0.5, memory: NONE };
+        let limits = Limits { seconds: 0.5, memory: no_quota() };
         assert_eq!(supervised_within(&limits, || while std::hint::black_box(true) {}), Err(Stopped::Time));
         assert!(started.elapsed() >= Duration::from_millis(500));
         assert_eq!(supervised(|| 9), Ok(9));
@@ -177,15 +197,50 @@ mod tests {
                 all.push(vec![1; 1 << 20]);
             }
         };
-        let limits = Limits { seconds: f64::INFINITY, memory: Quota { bytes: 64 << 20, ..NONE } };
+        let limits = Limits { seconds: f64::INFINITY, memory: Quota { bytes: 64 << 20, ..no_quota() } };
         assert_eq!(supervised_within::<()>(&limits, grow), Err(Stopped::Memory));
         let ask = || {
             loop {
                 std::hint::black_box(vec![1u8; 16]);
             }
         };
-        let limits = Limits { seconds: f64::INFINITY, memory: Quota { requests: 1000, ..NONE } };
+        let limits = Limits { seconds: f64::INFINITY, memory: Quota { requests: 1000, ..no_quota() } };
         assert_eq!(supervised_within::<()>(&limits, ask), Err(Stopped::Requests));
         assert_eq!(supervised(|| 9), Ok(9));
+    }
+
+    /// Threads that all need more than a share take turns, and one that does not end lets the others go.
+    #[test]
+    fn what_needs_much_memory_takes_turns() {
+        const SHARE: i64 = 1 << 20;
+        let memory = Quota { bytes: 8 * SHARE, share: SHARE, ..no_quota() };
+        let limits = |seconds| Limits { seconds, memory };
+        let large = || {
+            let large = std::hint::black_box(vec![1u8; 4 << 20]);
+            thread::sleep(Duration::from_millis(5));
+            large.len()
+        };
+        thread::scope(|scope| {
+            let run =
+                || scope.spawn(move || (0..4).map(|_| supervised_within(&limits(60.0), large)).collect::<Vec<_>>());
+            let threads: Vec<_> = (0..4).map(|_| run()).collect();
+            for done in threads {
+                assert!(done.join().unwrap().into_iter().all(|done| done.is_ok_and(|(len, _)| len == 4 << 20)));
+            }
+            let endless = || {
+                let large = std::hint::black_box(vec![1u8; 4 << 20]);
+                while std::hint::black_box(true) {}
+                large.len()
+            };
+            let endless = scope.spawn(move || supervised_within(&limits(1.0), endless));
+            thread::sleep(Duration::from_millis(200));
+            let others: Vec<_> = (0..3).map(|_| scope.spawn(move || supervised_within(&limits(60.0), large))).collect();
+            assert_eq!(endless.join().unwrap(), Err(Stopped::Time));
+            for other in others {
+                assert_eq!(other.join().unwrap(), Err(Stopped::Crowded));
+            }
+            let small = || std::hint::black_box(vec![1u8; 1 << 19]).len();
+            assert_eq!(supervised_within(&limits(60.0), small).map(|(len, _)| len), Ok(1 << 19));
+        });
     }
 }

@@ -1,0 +1,90 @@
+//! Facts about a row that stands in a file, which are known without reading it.
+
+use super::row_bytes::RowForm;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RowHead {
+    /// Where its bytes begin in the file of rows.
+    pub begin: u64,
+    /// Hash of its bytes.
+    pub hash: u64,
+    /// Where it stands in the data file.
+    pub line: u64,
+    pub tokens: u32,
+    pub supervised: u32,
+    /// Index of the data file.
+    pub file: u32,
+    /// Number of its task; [`RowHead::NO_TASK`]: it names none.
+    pub task: u32,
+    pub form: RowForm,
+}
+
+impl RowHead {
+    pub const NO_TASK: u32 = u32::MAX;
+    /// Bytes of a head in a file: all but the beginning, which follows from the rows before.
+    pub const BYTES: usize = 33;
+
+    /// Bytes of the row.
+    pub fn size(&self) -> u64 {
+        self.form.size(self.tokens)
+    }
+
+    pub fn write(&self, bytes: &mut Vec<u8>) {
+        bytes.extend(self.hash.to_le_bytes());
+        bytes.extend(self.line.to_le_bytes());
+        [self.tokens, self.supervised, self.file, self.task].iter().for_each(|n| bytes.extend(n.to_le_bytes()));
+        bytes.push(self.form.to_byte());
+    }
+
+    /// The heads of rows that follow each other from the beginning of a file, and where the last one ends. None: these
+    /// are no heads.
+    pub fn read_all(bytes: &[u8]) -> Option<(Vec<Self>, u64)> {
+        let mut heads = Vec::with_capacity(bytes.len() / Self::BYTES);
+        let mut begin = 0u64;
+        for mut bytes in bytes.chunks(Self::BYTES) {
+            let (hash, line) = (u64::from_le_bytes(take(&mut bytes)?), u64::from_le_bytes(take(&mut bytes)?));
+            let mut number = || Some(u32::from_le_bytes(take(&mut bytes)?));
+            let (tokens, supervised, file, task) = (number()?, number()?, number()?, number()?);
+            let form = RowForm::from_byte(u8::from_le_bytes(take(&mut bytes)?))?;
+            let head = Self { begin, hash, line, tokens, supervised, file, task, form };
+            begin = begin.checked_add(head.size())?;
+            heads.push(head);
+        }
+        Some((heads, begin))
+    }
+}
+
+/// Takes the first bytes away. None: there are fewer.
+pub(super) fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (first, rest) = bytes.split_first_chunk::<N>()?;
+    *bytes = rest;
+    Some(*first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_are_read_as_they_were_written_and_begin_where_the_ones_before_end() {
+        let head = |begin, tokens, form| RowHead {
+            begin,
+            hash: u64::MAX - begin,
+            line: 1 << 40,
+            tokens,
+            supervised: tokens / 2,
+            file: 3,
+            task: RowHead::NO_TASK,
+            form: RowForm::from_byte(form).unwrap(),
+        };
+        // 9 ids and 9 bits; 9 ids and 9 labels; 9 ids, 9 labels and 9 weights.
+        let heads = [head(0, 9, 0), head(38, 9, 1), head(110, 9, 3), head(218, 0, 0)];
+        let mut bytes = Vec::new();
+        heads.iter().for_each(|head| head.write(&mut bytes));
+        assert_eq!(bytes.len(), heads.len() * RowHead::BYTES);
+        assert_eq!(RowHead::read_all(&bytes), Some((heads.to_vec(), 218)));
+        assert_eq!(RowHead::read_all(&bytes[1..]), None);
+        *bytes.last_mut().unwrap() = 4;
+        assert_eq!(RowHead::read_all(&bytes), None);
+    }
+}

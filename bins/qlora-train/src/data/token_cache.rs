@@ -1,0 +1,212 @@
+//! Rows that are tokenized once: a start with the same data, tokenizer, template and settings takes them from a file.
+//!
+//! The setting `tokenized_cache` names a directory for such files; without it nothing is written. Every start reads all
+//! bytes of the data and compares their SHA-256: sizes and times of files would be faster and may lie, and a run is the
+//! same run only on the same bytes. A file that is damaged, or of another tokenizer, is told and made anew. It holds
+//! what was said of the rows too, so that a later start says the same; rows that were refused are in no file, so that
+//! they are refused again. Where there is no room for a file the run is refused: without it the rows might not have
+//! room in memory either.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::dataset::{Dataset, OpenTokenizer, load_into, load_once};
+use super::options::DataOptions;
+use super::report::DatasetReport;
+use super::row_file::{RowFile, RowWriter};
+use super::row_head::RowHead;
+use super::row_list::{Rows, Sink};
+use super::token_key::{rows_key, tokenizer_key};
+use crate::error::{Error, Result};
+use crate::files::atomic::AtomicFiles;
+use crate::files::hash::{file_hash, hex};
+use crate::files::json::read_bounded;
+use crate::files::units::format_bytes;
+use crate::refuse;
+use crate::report::count;
+
+/// Characters of a key in the name of a file.
+const NAME: usize = 32;
+/// Far above a key and a hash.
+const MAX_NOTE_BYTES: u64 = 4 << 10;
+
+/// A directory for tokenized rows.
+#[derive(Clone, Debug)]
+pub struct TokenCache {
+    pub dir: PathBuf,
+    /// What the tokenizer is opened from, if it is
+    pub of: String,
+    /// Time that chat templates are told
+    pub clock: Option<Timestamp>,
+}
+
+/// Rows, and a line about the file that they are in.
+#[derive(Clone, Debug)]
+pub struct TokenizedRows {
+    pub dataset: Dataset<Rows>,
+    pub said: Vec<String>,
+}
+
+/// What a file says of its rows.
+#[derive(Serialize, Deserialize)]
+struct Made {
+    /// [`rows_key`]
+    key: String,
+    /// [`tokenizer_key`]; none where no row needed a tokenizer.
+    tokenizer: Option<String>,
+    report: DatasetReport,
+}
+
+/// A file of rows as it was found.
+enum Found {
+    Rows(Box<Dataset<Rows>>),
+    Nothing,
+    /// It is not used, for this reason.
+    Unusable(String),
+}
+
+/// Like [`load_once`], with rows that are kept in `cache`, and taken from there if an earlier start kept them. `known`
+/// are rows that count as having been there, for `deduplicate`. Failed: there is no room for the rows.
+pub fn load_tokenized(
+    paths: &[PathBuf],
+    open: &OpenTokenizer,
+    options: &DataOptions,
+    known: Option<&Rows>,
+    cache: Option<&TokenCache>,
+) -> Result<TokenizedRows> {
+    let knowing = || -> Result<DataOptions> {
+        let options = options.clone();
+        Ok(match known {
+            None => options,
+            Some(rows) => DataOptions { known_rows: Arc::new(rows.identities()?), ..options },
+        })
+    };
+    // Rows that are known by more than a file of theirs have no key.
+    let is_keyed = options.known_rows.is_empty() && known.is_none_or(|known| known.digest().is_some());
+    let pipe = paths.iter().find(|path| !path.is_file());
+    let (Some(cache), None) = (cache.filter(|_| is_keyed), pipe) else {
+        let Dataset { hashes, rows, report } = load_once(paths, open, &knowing()?)?;
+        let why = pipe.map_or("other rows that it depends on are in no file".to_owned(), |pipe| {
+            format!("{} is no plain file and is read once", pipe.display())
+        });
+        let said = cache.map(|_| format!("`tokenized_cache`: nothing is kept: {why}"));
+        let dataset = Dataset { hashes, rows: rows.into(), report };
+        return Ok(TokenizedRows { dataset, said: said.into_iter().collect() });
+    };
+    let hashes = paths.par_iter().map(|path| file_hash(path)).collect::<Result<Vec<_>>>()?;
+    let key = rows_key(paths, &hashes, options, &cache.of, known.and_then(Rows::digest));
+    let name = format!("{}.rows", &key[..NAME]);
+    let files = Files { paths, hashes: &hashes, key: &key, path: cache.dir.join(&name) };
+    let shown = files.path.display();
+    let mut said = Vec::new();
+    match files.find(Some(open), options, cache)? {
+        Found::Rows(dataset) => {
+            said.push(format!("{shown}: tokenized rows of an earlier start"));
+            return Ok(TokenizedRows { dataset: *dataset, said });
+        }
+        Found::Nothing => {}
+        Found::Unusable(why) => said.push(format!("warning: {shown}: {why}; it is made anew")),
+    }
+    let writer = Sink::File(Box::new(RowWriter::create(&cache.dir, &name)?));
+    let (Dataset { hashes: read, rows, report }, tokenizer) = load_into(writer, paths, None, Some(open), &knowing()?)?;
+    if let Some((path, _)) = paths.iter().zip(read.iter().zip(&hashes)).find(|(_, (read, hash))| read != hash) {
+        refuse!("{}: was written to while it was read; begin again when it is whole", path.display());
+    }
+    let tokenizer = tokenizer.map(|tokenizer| tokenizer_key(tokenizer, cache.clock)).transpose()?;
+    if let Sink::File(writer) = rows {
+        writer.finish(Made { key: key.clone(), tokenizer, report })?;
+    }
+    match files.find(None, options, cache)? {
+        Found::Rows(dataset) => {
+            let bytes = dataset.rows.place().map_or(0, |(_, bytes)| bytes);
+            said.push(format!("{shown}: tokenized rows for the next start, {}", format_bytes(bytes)));
+            Ok(TokenizedRows { dataset: *dataset, said })
+        }
+        Found::Nothing => Err(Error::Failed(format!("{shown}: was removed as soon as it was written; begin again"))),
+        Found::Unusable(why) => Err(Error::Failed(format!(
+            "{shown}: {why}, although it was just written: the disk does not keep what it is given; choose another \
+             `tokenized_cache`, or leave it out"
+        ))),
+    }
+}
+
+/// Data files and the file of their rows.
+struct Files<'a> {
+    paths: &'a [PathBuf],
+    hashes: &'a [String],
+    key: &'a str,
+    path: PathBuf,
+}
+
+impl Files<'_> {
+    /// The file as it is there; without `open` its tokenizer is not asked for. Refused: the tokenizer that the rows need
+    /// cannot be opened; memory has no room for what is known of each row.
+    fn find(&self, open: Option<&OpenTokenizer>, options: &DataOptions, cache: &TokenCache) -> Result<Found> {
+        let unusable = |why: &str| Ok(Found::Unusable(why.to_owned()));
+        let (file, heads, made) = match RowFile::open::<Made>(&self.path) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(Found::Nothing),
+            Err(why) => return Ok(Found::Unusable(why)),
+        };
+        let Made { key, tokenizer, mut report } = made;
+        if key != self.key || report.files.len() != self.paths.len() {
+            return unusable("holds other rows than its name says");
+        }
+        if let (Some(key), Some(open)) = (tokenizer, open)
+            && tokenizer_key(open()?, cache.clock)? != key
+        {
+            return unusable("is of another tokenizer, chat template or date");
+        }
+        if (heads.len() * size_of::<RowHead>()) as u64 > options.memory {
+            refuse!(
+                "{}: what is to be known of {} takes more than the {} of memory that may be used: give fewer (max_samples), \
+                 or raise host_memory if more is free",
+                self.path.display(),
+                count(heads.len() as u64, "row"),
+                format_bytes(options.memory)
+            );
+        }
+        report.files.iter_mut().zip(self.paths).for_each(|(file, path)| file.path.clone_from(path));
+        let (hashes, rows) = (self.hashes.to_vec(), Rows::in_file(file, heads));
+        Ok(Found::Rows(Box::new(Dataset { hashes, rows, report })))
+    }
+}
+
+/// A hash that is kept in a cache under a key.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    key: String,
+    hash: String,
+    /// SHA-256 (hex) of the two.
+    sum: String,
+}
+
+impl Kept {
+    fn new(key: &str, hash: &str) -> Self {
+        Self { key: key.to_owned(), hash: hash.to_owned(), sum: hex(Sha256::digest(format!("{key}\n{hash}"))) }
+    }
+
+    fn name(key: &str) -> String {
+        format!("{}.json", &hex(Sha256::digest(key))[..NAME])
+    }
+}
+
+/// The hash that [`remember`] kept under a key; none where there is none, or what is there is damaged.
+pub fn recall(dir: &Path, key: &str) -> Option<String> {
+    let bytes = read_bounded(&dir.join(Kept::name(key)), MAX_NOTE_BYTES).ok()?;
+    let kept: Kept = serde_json::from_slice(&bytes).ok()?;
+    let whole = Kept::new(key, &kept.hash);
+    (whole.key == kept.key && whole.sum == kept.sum).then_some(kept.hash)
+}
+
+/// Keeps a hash that takes long to compute.
+pub fn remember(dir: &Path, key: &str, hash: &str) -> Result<()> {
+    let mut files = AtomicFiles::new(dir)?;
+    files.add(&Kept::name(key), |to| Ok(serde_json::to_writer(to, &Kept::new(key, hash))?))?;
+    files.commit()
+}

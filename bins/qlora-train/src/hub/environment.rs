@@ -1,0 +1,211 @@
+//! Where the cache lies, which hub is asked, and as whom: by the variables that Hugging Face's own client reads.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::address::Address;
+use crate::error::Result;
+use crate::files::regular::read_at_most;
+use crate::refuse;
+
+const ENDPOINT: &str = "HF_ENDPOINT";
+const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+const TIMEOUT: &str = "HF_HUB_DOWNLOAD_TIMEOUT";
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_TIMEOUT_SECONDS: f64 = 3600.0;
+/// The first that is set counts.
+const TOKENS: [&str; 2] = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
+/// Any of them keeps the hub from being asked.
+const OFFLINE: [&str; 2] = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"];
+/// A token is some 40 characters.
+const MAX_TOKEN_BYTES: u64 = 4096;
+
+/// A secret that stands in one header and nowhere else.
+#[derive(Clone)]
+pub(super) struct Token(String);
+
+impl Token {
+    fn of(text: &str, place: &str) -> Result<Option<Self>> {
+        let text = text.trim();
+        if !text.chars().all(|c| c.is_ascii_graphic()) {
+            refuse!("{place}: found characters that no token has; expected one line, as the hub shows it");
+        }
+        Ok((!text.is_empty()).then(|| Self(text.to_owned())))
+    }
+
+    pub fn header(&self) -> String {
+        format!("Bearer {}", self.0)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// The variables, as text.
+pub struct Environment {
+    /// Folders of caches, the most specific setting first; downloads go into the first.
+    pub(super) roots: Vec<PathBuf>,
+    /// The variable that keeps the hub from being asked
+    pub(super) offline: Option<&'static str>,
+    endpoint: Option<String>,
+    timeout: Option<String>,
+    /// The token, and the variable that it is from
+    token: Option<(&'static str, String)>,
+    token_files: Vec<PathBuf>,
+}
+
+impl Environment {
+    /// That of this process.
+    pub fn read() -> Self {
+        Self::of(|name| std::env::var_os(name))
+    }
+
+    /// Caches in these folders, and no hub.
+    pub fn offline(roots: &[PathBuf]) -> Self {
+        Self { roots: roots.to_vec(), offline: Some(OFFLINE[0]), ..Self::of(|_| None) }
+    }
+
+    fn of(variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let path = |name: &str| set(name).map(PathBuf::from);
+        let text = |name: &str| set(name).map(|value| value.to_string_lossy().into_owned());
+        let is_on = |name: &str| {
+            text(name).is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.trim().to_uppercase().as_str()))
+        };
+        let homes: Vec<PathBuf> = [
+            path("HF_HOME"),
+            path("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")),
+            path("HOME").map(|home| home.join(".cache/huggingface")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let own = [path("HF_HUB_CACHE"), path("HUGGINGFACE_HUB_CACHE")].into_iter().flatten();
+        let mut roots: Vec<PathBuf> = own.chain(homes.iter().map(|home| home.join("hub"))).collect();
+        roots.dedup();
+        let token = TOKENS.into_iter().find_map(|name| Some((name, text(name)?)));
+        let silent = token.is_none() && is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN");
+        let of_home = homes.first().map(|home| home.join("token"));
+        let token_files = path("HF_TOKEN_PATH").or(of_home).into_iter().filter(|_| !silent).collect();
+        Self {
+            roots,
+            offline: OFFLINE.into_iter().find(|name| is_on(name)),
+            endpoint: text(ENDPOINT),
+            timeout: text(TIMEOUT),
+            token,
+            token_files,
+        }
+    }
+
+    /// The hub. Refused: a value that is no address.
+    pub(super) fn endpoint(&self) -> Result<Address> {
+        let text = self.endpoint.as_deref().unwrap_or(DEFAULT_ENDPOINT).trim().trim_end_matches('/');
+        match Address::parse(text) {
+            Some(address) => Ok(address),
+            None => refuse!("{ENDPOINT}: found {text:?}, expected the address of a hub, such as {DEFAULT_ENDPOINT}"),
+        }
+    }
+
+    /// How long a hub may say nothing.
+    pub(super) fn timeout(&self) -> Result<Duration> {
+        let Some(text) = self.timeout.as_deref() else { return Ok(DEFAULT_TIMEOUT) };
+        match text.trim().parse::<f64>() {
+            Ok(seconds) if (0.05..=MAX_TIMEOUT_SECONDS).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+            _ => refuse!("{TIMEOUT}: found {text:?}, expected seconds, at most {MAX_TIMEOUT_SECONDS}"),
+        }
+    }
+
+    /// The token that the hub is asked with. Refused: a token that is none, or a file of it that cannot be read.
+    pub(super) fn token(&self) -> Result<Option<Token>> {
+        if let Some((name, text)) = &self.token {
+            return Token::of(text, name);
+        }
+        let Some(file) = self.token_files.iter().find(|file| file.is_file()) else { return Ok(None) };
+        let name = file.display().to_string();
+        let Some(bytes) = read_at_most(file, MAX_TOKEN_BYTES)? else {
+            refuse!("{name}: found more than {MAX_TOKEN_BYTES} bytes, expected a token of the hub");
+        };
+        Token::of(&String::from_utf8_lossy(&bytes), &name)
+    }
+}
+
+/// The first folder of the hub's cache that is there.
+pub fn hub_cache() -> Option<PathBuf> {
+    Environment::read().roots.into_iter().find(|root| root.is_dir())
+}
+
+/// The places, for a message.
+pub(super) fn shown(places: &[PathBuf]) -> String {
+    let shown: Vec<String> = places.iter().map(|path| Path::display(path).to_string()).collect();
+    if shown.is_empty() { "nowhere: neither HF_HOME nor HOME is set".to_owned() } else { shown.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(set: &[(&str, &str)]) -> Environment {
+        Environment::of(|name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
+    }
+
+    #[test]
+    fn caches_follow_the_environment() {
+        assert_eq!(of(&[("HOME", "/h")]).roots, [PathBuf::from("/h/.cache/huggingface/hub")]);
+        let all = of(&[("HOME", "/h"), ("HF_HOME", "/x"), ("HF_HUB_CACHE", "/y"), ("XDG_CACHE_HOME", "")]).roots;
+        assert_eq!(all, ["/y", "/x/hub", "/h/.cache/huggingface/hub"].map(PathBuf::from));
+        let cache = of(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/c"), ("HUGGINGFACE_HUB_CACHE", "/y")]).roots;
+        assert_eq!(cache, ["/y", "/c/huggingface/hub", "/h/.cache/huggingface/hub"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn a_word_turns_the_hub_off() {
+        for (name, value, expected) in [
+            ("HF_HUB_OFFLINE", "1", Some("HF_HUB_OFFLINE")),
+            ("HF_HUB_OFFLINE", "true", Some("HF_HUB_OFFLINE")),
+            ("TRANSFORMERS_OFFLINE", "yes", Some("TRANSFORMERS_OFFLINE")),
+            ("HF_HUB_OFFLINE", "0", None),
+            ("HF_HUB_OFFLINE", "", None),
+        ] {
+            assert_eq!(of(&[(name, value)]).offline, expected, "{name}={value}");
+        }
+    }
+
+    #[test]
+    fn the_hub_and_its_patience_are_read_or_refused() {
+        assert_eq!(of(&[]).endpoint().unwrap().to_string(), DEFAULT_ENDPOINT);
+        let mirror = of(&[(ENDPOINT, "http://127.0.0.1:8080/hub/")]).endpoint().unwrap();
+        assert_eq!(mirror.to_string(), "http://127.0.0.1:8080/hub");
+        for wrong in ["ftp://x", "huggingface.co", "http://", "a b"] {
+            let error = of(&[(ENDPOINT, wrong)]).endpoint().unwrap_err();
+            assert!(error.is_usage() && error.to_string().contains(ENDPOINT), "{wrong}: {error}");
+        }
+        assert_eq!(of(&[(TIMEOUT, "0.5")]).timeout().unwrap(), Duration::from_millis(500));
+        for wrong in ["0", "-1", "soon", "NaN", "inf", "1e9"] {
+            assert!(of(&[(TIMEOUT, wrong)]).timeout().unwrap_err().to_string().contains(TIMEOUT), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_token_comes_from_a_variable_or_a_file_and_is_never_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().to_str().unwrap();
+        let token = |set: &[(&str, &str)]| of(set).token().unwrap().map(|token| token.header());
+        assert_eq!(token(&[("HF_HOME", home)]), None);
+        std::fs::write(dir.path().join("token"), "hf_file\n").unwrap();
+        std::fs::write(dir.path().join("other"), "hf_other").unwrap();
+        let other = dir.path().join("other");
+        assert_eq!(token(&[("HF_HOME", home)]).unwrap(), "Bearer hf_file");
+        assert_eq!(token(&[("HF_HOME", home), ("HF_TOKEN_PATH", other.to_str().unwrap())]).unwrap(), "Bearer hf_other");
+        assert_eq!(token(&[("HF_HOME", home), ("HUGGING_FACE_HUB_TOKEN", "old")]).unwrap(), "Bearer old");
+        assert_eq!(token(&[("HF_HOME", home), ("HF_TOKEN", "new"), (TOKENS[1], "old")]).unwrap(), "Bearer new");
+        assert_eq!(token(&[("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]), None);
+        let secret = of(&[("HF_TOKEN", "hf_secret\r\nx: y")]).token().unwrap_err().to_string();
+        assert!(secret.contains("HF_TOKEN") && !secret.contains("secret"), "{secret}");
+        assert!(!format!("{:?}", of(&[("HF_TOKEN", "hf_secret")]).token().unwrap()).contains("secret"));
+    }
+}

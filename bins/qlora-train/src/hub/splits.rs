@@ -1,0 +1,339 @@
+//! The subsets and splits of a data set, and which files are meant.
+
+use std::collections::BTreeMap;
+
+use glob::{MatchOptions, Pattern};
+
+use super::card::Config;
+use super::id::is_file_pattern;
+use super::infer::{self, Place};
+
+/// Endings of files of rows that are read, by kind; of two kinds with equally many files the first is taken.
+const KINDS: [&[&str]; 4] = [
+    &[".parquet"],
+    &[".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst"],
+    &[".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst"],
+    &[".arrow", ".feather"],
+];
+/// Files that say something of the rows and are none.
+const NO_ROWS: [&str; 6] = [
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "config.json",
+    "tokenizer_config.json",
+];
+const TRAIN: &str = "train";
+const DEFAULT: &str = "default";
+/// Splits to validate on, the first that is there.
+const VALIDATION: [&str; 6] = ["validation", "valid", "val", "dev", "eval", "test"];
+/// Names in one message
+const MAX_NAMED: usize = 20;
+/// Each is compared with every file.
+const MAX_PATTERNS: usize = 10_000;
+const MAX_PATTERN_BYTES: usize = 1024;
+
+/// Files to train on, and those to validate on that go with them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Chosen {
+    pub training: Vec<String>,
+    pub validation: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Subset {
+    name: String,
+    is_default: bool,
+    /// (name, files), in the order of the card or of the names
+    splits: Vec<(String, Vec<String>)>,
+}
+
+/// The files of rows of a data set, sorted out.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Splits {
+    subsets: Vec<Subset>,
+    /// All files of rows
+    names: Vec<String>,
+}
+
+fn kind_of(name: &str) -> Option<usize> {
+    let name = name.to_lowercase();
+    KINDS.iter().position(|endings| endings.iter().any(|ending| name.ends_with(ending)))
+}
+
+/// Whether a file of a repository holds rows that are read here.
+fn holds_rows(name: &str) -> bool {
+    let hidden = name.split('/').any(|part| part.starts_with(['.', '_']));
+    let file = name.rsplit('/').next().unwrap_or(name);
+    kind_of(name).is_some() && !hidden && !NO_ROWS.contains(&file)
+}
+
+/// The files of rows of a repository, by name.
+fn rows_of(names: &[&str]) -> Vec<String> {
+    let mut rows: Vec<String> = names.iter().filter(|name| holds_rows(name)).map(|name| (*name).to_owned()).collect();
+    rows.sort();
+    rows
+}
+
+/// Files of the kind that most of them are of: the others are the same rows once more.
+fn of_one_kind(files: Vec<String>) -> Vec<String> {
+    let count = |kind: usize| files.iter().filter(|file| kind_of(file) == Some(kind)).count();
+    let most = (0..KINDS.len()).rev().max_by_key(|kind| count(*kind));
+    files.into_iter().filter(|file| kind_of(file) == most).collect()
+}
+
+/// Files that a pattern means: `*` stays in a folder, `**` goes below, and a folder stands for all below it.
+fn matching(pattern: &str, names: &[String]) -> Result<Vec<String>, String> {
+    let pattern = pattern.trim_start_matches("./");
+    if pattern.len() > MAX_PATTERN_BYTES {
+        return Err(format!("has a pattern of {} characters, expected at most {MAX_PATTERN_BYTES}", pattern.len()));
+    }
+    let compiled = Pattern::new(pattern).map_err(|error| format!("{pattern:?} is no pattern of files ({error})"))?;
+    let options = MatchOptions { require_literal_separator: true, ..MatchOptions::new() };
+    let folder = format!("{}/", pattern.trim_end_matches('/'));
+    let is_meant = |name: &&String| compiled.matches_with(name, options) || name.starts_with(&folder);
+    Ok(names.iter().filter(is_meant).cloned().collect())
+}
+
+impl Splits {
+    /// By the card where it names files, else by the names alone. Errors: a pattern of the card that is none.
+    pub fn new(names: &[&str], configs: Option<&[Config]>) -> Result<Self, String> {
+        let names = rows_of(names);
+        let patterns = |config: &Config| config.splits().iter().map(|(_, patterns)| patterns.len()).sum::<usize>();
+        let count = configs.unwrap_or_default().iter().map(patterns).sum::<usize>();
+        if count > MAX_PATTERNS {
+            return Err(format!("has {count} patterns of files, expected at most {MAX_PATTERNS}"));
+        }
+        let subsets = match configs {
+            Some(configs) => {
+                configs.iter().map(|config| by_card(config, &names)).collect::<Result<Vec<_>, String>>()?
+            }
+            None => by_names(&names, infer::place),
+        };
+        Ok(Self { subsets, names }.with_default())
+    }
+
+    /// Files that the hub itself converted, in a branch of their own.
+    pub fn converted(names: &[&str]) -> Self {
+        let names = rows_of(names);
+        Self { subsets: by_names(&names, infer::converted_place), names }.with_default()
+    }
+
+    /// One subset is the default: that which says so, is called so, or is the only one.
+    fn with_default(mut self) -> Self {
+        self.subsets.retain(|subset| subset.splits.iter().any(|(_, files)| !files.is_empty()));
+        if self.subsets.iter().any(|subset| subset.is_default) {
+            return self;
+        }
+        let only = self.subsets.len() == 1;
+        for subset in &mut self.subsets {
+            subset.is_default = only || subset.name.is_empty() || subset.name == DEFAULT;
+        }
+        self
+    }
+
+    /// Whether there are any rows that are read here.
+    pub fn is_empty(&self) -> bool {
+        self.subsets.is_empty()
+    }
+
+    /// The files of a part: `split`, `subset`, `subset/split`, or a pattern of files; none: the split for training of
+    /// the default subset. Errors: there is no such part, or several could be meant; the sentence names those there are.
+    pub fn choose(&self, part: Option<&str>) -> Result<Chosen, String> {
+        let Some(part) = part else {
+            let Some(subset) = self.default() else {
+                return Err(format!("has several subsets, expected one of them: {}", self.all_parts()));
+            };
+            return self.training_of(subset);
+        };
+        if is_file_pattern(part) {
+            let training = matching(part, &self.names)?;
+            return match training.is_empty() {
+                true => Err(format!("has no file of rows {part:?}, expected some of {}", listed(&self.names))),
+                false => Ok(Chosen { training, validation: Vec::new() }),
+            };
+        }
+        let split = |subset: &Subset, name: &str| {
+            let found = subset.splits.iter().find(|(split, _)| split == name);
+            found.map(|(_, files)| Chosen { training: files.clone(), validation: Vec::new() })
+        };
+        if let Some(chosen) = self.default().and_then(|subset| split(subset, part)) {
+            return Ok(chosen);
+        }
+        if let Some(subset) = self.named(part) {
+            return self.training_of(subset);
+        }
+        let inner = part.rsplit_once('/').and_then(|(subset, name)| split(self.named(subset)?, name));
+        inner.ok_or_else(|| format!("has no part {part:?}, expected one of {}", self.all_parts()))
+    }
+
+    fn default(&self) -> Option<&Subset> {
+        self.subsets.iter().find(|subset| subset.is_default)
+    }
+
+    fn named(&self, name: &str) -> Option<&Subset> {
+        let own = self.subsets.iter().find(|subset| subset.name == name);
+        own.or_else(|| self.default().filter(|_| name == DEFAULT))
+    }
+
+    /// The split for training of a subset, and the one for validation that goes with it.
+    fn training_of(&self, subset: &Subset) -> Result<Chosen, String> {
+        let is_training =
+            |name: &str| name.strip_prefix(TRAIN).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
+        let own = subset.splits.iter().find(|(name, _)| name == TRAIN);
+        let all: Vec<_> = subset.splits.iter().filter(|(name, _)| is_training(name)).collect();
+        let (name, training) = match (own, &all[..]) {
+            (Some(own), _) | (None, &[own]) => own,
+            _ => {
+                return Err(format!("has no split that is the one for training, expected one of {}", self.all_parts()));
+            }
+        };
+        let suffix = name.strip_prefix(TRAIN).unwrap_or_default();
+        let goes_with = |split: &&str| subset.splits.iter().find(|(name, _)| *name == format!("{split}{suffix}"));
+        let validation = VALIDATION.iter().find_map(goes_with);
+        let validation = validation.map_or_else(Vec::new, |(_, files)| files.clone());
+        Ok(Chosen { training: training.clone(), validation })
+    }
+
+    /// Every part by the name that asks for it.
+    fn all_parts(&self) -> String {
+        let part = |subset: &Subset, split: &str| match subset.is_default || subset.name.is_empty() {
+            true => split.to_owned(),
+            false => format!("{}/{split}", subset.name),
+        };
+        let parts: Vec<String> = self
+            .subsets
+            .iter()
+            .flat_map(|subset| subset.splits.iter().map(move |(split, _)| part(subset, split)))
+            .collect();
+        listed(&parts)
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join(", ");
+    let more = names.len().saturating_sub(MAX_NAMED);
+    if more > 0 { format!("{shown} and {more} more") } else { shown }
+}
+
+fn by_card(config: &Config, names: &[String]) -> Result<Subset, String> {
+    let dir = config.data_dir.as_deref().map(|dir| dir.trim_matches('/')).filter(|dir| !dir.is_empty());
+    let below = |pattern: &str| dir.map_or_else(|| pattern.to_owned(), |dir| format!("{dir}/{pattern}"));
+    let name = config.config_name.clone().unwrap_or_else(|| DEFAULT.to_owned());
+    let mut splits = Vec::new();
+    for (split, patterns) in config.splits() {
+        let mut files = Vec::new();
+        for pattern in patterns {
+            files.extend(matching(&below(&pattern), names)?);
+        }
+        files.sort();
+        files.dedup();
+        splits.push((split, of_one_kind(files)));
+    }
+    if splits.is_empty() {
+        let inside = matching(&below("**"), names)?;
+        let place = |path: &str| Place { subset: String::new(), ..infer::place(path) };
+        splits = by_names(&inside, place).into_iter().flat_map(|subset| subset.splits).collect();
+    }
+    Ok(Subset { name, is_default: config.default == Some(true), splits })
+}
+
+/// Where no name tells a split, all rows are for training.
+fn by_names(names: &[String], place: fn(&str) -> Place) -> Vec<Subset> {
+    let places: Vec<(Place, &String)> = names.iter().map(|name| (place(name), name)).collect();
+    let any = places.iter().any(|(place, _)| place.split.is_some());
+    let mut found: BTreeMap<String, BTreeMap<String, Vec<String>>> = BTreeMap::new();
+    for (Place { subset, split }, name) in places {
+        let split = match (split, any) {
+            (Some(split), _) => split,
+            (None, false) => TRAIN.to_owned(),
+            // A file beside those of splits is of none.
+            (None, true) => continue,
+        };
+        found.entry(subset).or_default().entry(split).or_default().push(name.clone());
+    }
+    let subset = |(name, splits): (String, BTreeMap<String, Vec<String>>)| Subset {
+        name,
+        is_default: false,
+        splits: splits.into_iter().map(|(split, files)| (split, of_one_kind(files))).collect(),
+    };
+    found.into_iter().map(subset).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::card::configs;
+    use super::*;
+
+    fn choose(names: &[&str], card: &str, part: Option<&str>) -> Result<(Vec<String>, Vec<String>), String> {
+        let configs = configs(card).unwrap();
+        let chosen = Splits::new(names, configs.as_deref())?.choose(part)?;
+        Ok((chosen.training, chosen.validation))
+    }
+
+    fn training(names: &[&str], card: &str, part: Option<&str>) -> String {
+        choose(names, card, part).unwrap().0.join(" ")
+    }
+
+    #[test]
+    fn names_alone_tell_the_split_for_training() {
+        let alpaca = ["README.md", "data/train-00000-of-00001-a09b.parquet", "dataset_infos.json", ".gitattributes"];
+        assert_eq!(training(&alpaca, "", None), alpaca[1]);
+        assert_eq!(training(&["README.md", "rows.json"], "", None), "rows.json");
+        let parts = ["train.jsonl", "test.jsonl", "extra.jsonl", "valid.jsonl"];
+        let (train, valid) = choose(&parts, "", None).unwrap();
+        assert_eq!((train.join(" "), valid.join(" ")), ("train.jsonl".to_owned(), "valid.jsonl".to_owned()));
+        assert_eq!(training(&parts, "", Some("test")), "test.jsonl");
+        assert_eq!(training(&parts, "", Some("extra.jsonl")), "extra.jsonl");
+        assert_eq!(training(&parts, "", Some("t*.jsonl")), "test.jsonl train.jsonl");
+        // The rows once more in another form are left out.
+        let twice = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "train.jsonl"];
+        assert_eq!(training(&twice, "", None), twice[..2].join(" "));
+    }
+
+    #[test]
+    fn several_subsets_or_splits_have_to_be_chosen_from() {
+        let gsm8k = [
+            "main/train-00000-of-00001.parquet",
+            "main/test-00000-of-00001.parquet",
+            "socratic/train-00000-of-00001.parquet",
+        ];
+        let error = choose(&gsm8k, "", None).unwrap_err();
+        assert!(error.contains("main/test, main/train, socratic/train"), "{error}");
+        assert_eq!(training(&gsm8k, "", Some("main")), gsm8k[0]);
+        assert_eq!(training(&gsm8k, "", Some("main/test")), gsm8k[1]);
+        assert_eq!(choose(&gsm8k, "", Some("main")).unwrap().1, [gsm8k[1]]);
+        assert!(choose(&gsm8k, "", Some("other")).unwrap_err().contains("has no part \"other\""));
+        let chat = ["data/train_sft-00000-of-00001.parquet", "data/test_sft-00000-of-00001.parquet"];
+        assert_eq!(choose(&chat, "", None).unwrap(), (vec![chat[0].to_owned()], vec![chat[1].to_owned()]));
+        let two = ["data/train_sft-00000-of-00001.parquet", "data/train_gen-00000-of-00001.parquet"];
+        assert!(choose(&two, "", None).unwrap_err().contains("train_gen, train_sft"));
+        assert_eq!(training(&two, "", Some("train_gen")), two[1]);
+    }
+
+    #[test]
+    fn a_card_wins_over_names() {
+        let names = ["a/one.jsonl", "a/two.jsonl", "b/train.jsonl", "b/deep/x.jsonl"];
+        let card = |files: &str| format!("---\nconfigs:\n- config_name: x\n  data_files:\n{files}---\n");
+        assert_eq!(training(&names, &card("  - split: train\n    path: a/*\n"), None), "a/one.jsonl a/two.jsonl");
+        assert_eq!(training(&names, &card("  - split: train\n    path: b/*\n"), None), "b/train.jsonl");
+        assert_eq!(training(&names, &card("  - split: train\n    path: b/**\n"), None), "b/deep/x.jsonl b/train.jsonl");
+        assert_eq!(training(&names, &card("  - split: train\n    path: a\n"), None), "a/one.jsonl a/two.jsonl");
+        assert!(choose(&names, &card("  - split: train\n    path: '[['\n"), None).unwrap_err().contains("no pattern"));
+        let dir = "---\nconfigs:\n- config_name: x\n  data_dir: b\n- config_name: y\n  data_dir: a\n---\n";
+        assert_eq!(training(&names, dir, Some("x")), "b/train.jsonl");
+        assert_eq!(training(&names, dir, Some("y")), "a/one.jsonl a/two.jsonl");
+        let missing = card("  - split: train\n    path: gone/*\n");
+        assert!(Splits::new(&names, configs(&missing).unwrap().as_deref()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_the_hub_converted_is_sorted_by_its_folders() {
+        let names = ["default/train/0000.parquet", "default/train/0001.parquet", "default/test/0000.parquet"];
+        let chosen = Splits::converted(&names).choose(None).unwrap();
+        assert_eq!(chosen.training, names[..2]);
+        assert_eq!(chosen.validation, names[2..]);
+        assert!(Splits::converted(&["x.bin"]).is_empty());
+    }
+}

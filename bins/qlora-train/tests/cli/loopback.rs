@@ -1,0 +1,227 @@
+//! A hub on the loopback, of models and data sets in memory, which can be told to stall, cut, redirect and lie.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// With the query
+    pub path: String,
+    pub range: Option<String>,
+    pub authorization: Option<String>,
+}
+
+/// An answer in place of the truth.
+pub enum Reply {
+    /// A status and headers, without a body
+    Status(u16, Vec<(&'static str, String)>),
+    /// A status 200 with these bytes
+    Bytes(Vec<u8>),
+    /// The truth, of which so many bytes arrive before the connection ends
+    Cut(usize),
+    /// The truth, of which so many bytes arrive before nothing more does
+    Stall(usize),
+    /// The whole file, whatever part was asked for
+    Whole,
+}
+
+/// The files of a commit
+type Files = BTreeMap<String, Vec<u8>>;
+/// Gives the answer to a request, the n-th (from 0) of its path.
+type Rule = Box<dyn Fn(&Request, usize) -> Option<Reply> + Send + Sync>;
+
+#[derive(Default)]
+struct State {
+    /// (kind/org/name, revision) → commit and files
+    revisions: Mutex<BTreeMap<(String, String), (String, Files)>>,
+    requests: Mutex<Vec<Request>>,
+    rule: Mutex<Option<Rule>>,
+}
+
+pub struct Loopback {
+    pub address: String,
+    state: Arc<State>,
+}
+
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn git_hash(bytes: &[u8]) -> String {
+    hex(&Sha1::new().chain_update(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether the hub keeps a file apart from git.
+fn is_large(name: &str) -> bool {
+    name.ends_with(".safetensors") || name.ends_with(".parquet")
+}
+
+impl Loopback {
+    pub fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let state = Arc::<State>::default();
+        let served = state.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let state = served.clone();
+                // A client that goes away ends its thread.
+                std::thread::spawn(move || drop(serve(&state, stream)));
+            }
+        });
+        Self { address, state }
+    }
+
+    /// Puts files under a revision and their commit, whose name is returned.
+    pub fn add(&self, repository: &str, revision: &str, files: &[(&str, &[u8])]) -> String {
+        let files: Files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
+        let all: Vec<String> = files.iter().map(|(name, bytes)| format!("{name} {}", sha256(bytes))).collect();
+        let commit = git_hash(all.join("\n").as_bytes());
+        let mut revisions = self.state.revisions.lock().unwrap();
+        for revision in [revision, commit.as_str()] {
+            revisions.insert((repository.to_owned(), revision.to_owned()), (commit.clone(), files.clone()));
+        }
+        commit
+    }
+
+    /// Like [`add`](Self::add), the files of a directory and `more`.
+    pub fn add_dir(&self, repository: &str, dir: &Path, more: &[(&str, &[u8])]) -> String {
+        let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        let found: Vec<(String, Vec<u8>)> = entries
+            .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap()))
+            .collect();
+        let mut files: Vec<(&str, &[u8])> = found.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect();
+        files.extend(more);
+        self.add(repository, "main", &files)
+    }
+
+    pub fn answer(&self, rule: impl Fn(&Request, usize) -> Option<Reply> + Send + Sync + 'static) {
+        *self.state.rule.lock().unwrap() = Some(Box::new(rule));
+    }
+
+    pub fn requests(&self) -> Vec<Request> {
+        self.state.requests.lock().unwrap().clone()
+    }
+
+    /// Requests whose path ends so.
+    pub fn asked(&self, end: &str) -> Vec<Request> {
+        self.requests().into_iter().filter(|request| request.path.ends_with(end)).collect()
+    }
+
+    pub fn forget(&self) {
+        self.state.requests.lock().unwrap().clear();
+    }
+}
+
+fn serve(state: &State, stream: TcpStream) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 || line.trim().is_empty() {
+            break;
+        }
+        lines.push(line.trim().to_owned());
+    }
+    let Some(path) = lines.first().and_then(|line| line.split(' ').nth(1)) else { return Ok(()) };
+    let header = |name: &str| {
+        let found = lines.iter().skip(1).filter_map(|line| line.split_once(':'));
+        found.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned()).next()
+    };
+    let request = Request { path: path.to_owned(), range: header("range"), authorization: header("authorization") };
+    let nth = {
+        let mut requests = state.requests.lock().unwrap();
+        requests.push(request.clone());
+        requests.iter().filter(|earlier| earlier.path == request.path).count() - 1
+    };
+    let reply = state.rule.lock().unwrap().as_ref().and_then(|rule| rule(&request, nth));
+    answer(state, &request, reply, stream)
+}
+
+fn answer(state: &State, request: &Request, reply: Option<Reply>, mut stream: TcpStream) -> std::io::Result<()> {
+    let found = truth(state, &request.path);
+    let (bytes, headers) = match (&reply, found) {
+        (Some(Reply::Status(status, headers)), _) => return write_head(&mut stream, *status, headers, Some(0)),
+        (Some(Reply::Bytes(bytes)), _) => (bytes.clone(), Vec::new()),
+        (_, Some(found)) => found,
+        (_, None) => return write_head(&mut stream, 404, &[("X-Error-Code", "RepoNotFound".to_owned())], Some(0)),
+    };
+    let number = |range: &str| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok();
+    let asked = request.range.as_deref().and_then(number);
+    let from = asked.filter(|_| !matches!(reply, Some(Reply::Whole | Reply::Bytes(_))));
+    if from.is_some_and(|from: usize| from >= bytes.len()) {
+        return write_head(&mut stream, 416, &[], Some(0));
+    }
+    let (status, mut headers) = (if from.is_some() { 206 } else { 200 }, headers);
+    if let Some(from) = from {
+        headers.push(("Content-Range", format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len())));
+    }
+    let part = &bytes[from.unwrap_or(0)..];
+    write_head(&mut stream, status, &headers, Some(part.len()))?;
+    match reply {
+        Some(Reply::Cut(at)) => stream.write_all(&part[..at.min(part.len())]),
+        Some(Reply::Stall(at)) => {
+            stream.write_all(&part[..at.min(part.len())])?;
+            // Until the client goes away.
+            stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+            stream.read(&mut [0]).map(|_| ())
+        }
+        _ => stream.write_all(part),
+    }
+}
+
+fn write_head(
+    stream: &mut TcpStream,
+    status: u16,
+    headers: &[(&'static str, String)],
+    length: Option<usize>,
+) -> std::io::Result<()> {
+    let mut head = format!("HTTP/1.1 {status} -\r\nConnection: close\r\n");
+    headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+    if let Some(length) = length {
+        head += &format!("Content-Length: {length}\r\n");
+    }
+    stream.write_all((head + "\r\n").as_bytes())
+}
+
+/// The listing or the file that a path names, and headers that say more of it.
+fn truth(state: &State, path: &str) -> Option<(Vec<u8>, Vec<(&'static str, String)>)> {
+    let path = path.split('?').next()?;
+    let revisions = state.revisions.lock().unwrap();
+    if let Some(rest) = path.strip_prefix("/api/") {
+        let (repository, revision) = rest.split_once("/revision/")?;
+        let (commit, files) = revisions.get(&(repository.to_owned(), revision.replace("%2F", "/")))?;
+        let siblings: Vec<Value> = files.iter().map(|(name, bytes)| sibling(name, bytes)).collect();
+        return Some((json!({"sha": commit, "siblings": siblings}).to_string().into_bytes(), Vec::new()));
+    }
+    let (repository, file) = path.strip_prefix('/')?.split_once("/resolve/")?;
+    let (commit, name) = file.split_once('/')?;
+    let kind = if repository.starts_with("datasets/") { "" } else { "models/" };
+    let (_, files) = revisions.get(&(format!("{kind}{repository}"), commit.to_owned()))?;
+    let bytes = files.get(name)?.clone();
+    let etag = if is_large(name) { sha256(&bytes) } else { git_hash(&bytes) };
+    let headers = vec![("ETag", format!("\"{etag}\"")), ("X-Linked-Size", bytes.len().to_string())];
+    Some((bytes, headers))
+}
+
+fn sibling(name: &str, bytes: &[u8]) -> Value {
+    let mut sibling = json!({"rfilename": name, "size": bytes.len(), "blobId": git_hash(bytes)});
+    if is_large(name) {
+        sibling["lfs"] = json!({"sha256": sha256(bytes), "size": bytes.len(), "pointerSize": 134});
+        sibling["blobId"] = git_hash(b"pointer").into();
+    }
+    sibling
+}
