@@ -1,10 +1,11 @@
 //! Loss over a data set, and over the files and tasks that its rows are of.
 
 use crate::backend::Backend;
+use crate::comm::Communicator;
 use crate::data::{MAX_TASKS, Row};
 use crate::error::{Error, Result};
 use crate::model::Llama;
-use crate::objective::{Objective, Sft, WeightedBatch, total_weight};
+use crate::objective::{Objective, Sft, total_weight};
 use crate::report::printable;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -79,7 +80,7 @@ impl fmt::Display for Evaluation {
 }
 
 /// Rows side by side in batches of at most `capacity` tokens. A row alone may be longer.
-fn batches(rows: &[&Row], capacity: usize) -> Vec<WeightedBatch> {
+fn batches<'a, 'r>(rows: &'a [&'r Row], capacity: usize) -> Vec<&'a [&'r Row]> {
     let mut batches = Vec::new();
     let mut start = 0;
     while start < rows.len() {
@@ -89,7 +90,7 @@ fn batches(rows: &[&Row], capacity: usize) -> Vec<WeightedBatch> {
             tokens += rows[end].len();
             end += 1;
         }
-        batches.push(Sft.micro_batch(&mut rows[start..end].iter().copied()));
+        batches.push(&rows[start..end]);
         start = end;
     }
     batches
@@ -120,15 +121,17 @@ impl Sum {
 }
 
 /// The mean loss of the supervised tokens by their weights, over all of `rows` and by the file of `files` and the task
-/// they are of. `go_on` is called after each batch with its rows; if it says no, there is no result. Failed: the loss
-/// is not finite.
+/// they are of. The ranks take the batches in turn, and all have the same result as one process, to the bit. `go_on` is
+/// called after each round of batches with their number of rows; if it says no, there is no result. Failed: the loss is
+/// not finite.
 pub fn evaluate<B: Backend>(
     backend: &mut B,
     model: &Llama<B>,
     rows: &[Row],
     files: &[PathBuf],
     capacity: usize,
-    go_on: &mut dyn FnMut(usize) -> bool,
+    comm: &mut dyn Communicator,
+    go_on: &mut dyn FnMut(&mut dyn Communicator, usize) -> Result<bool>,
 ) -> Result<Option<Evaluation>> {
     let tasks: BTreeSet<Option<&str>> = rows.iter().map(|row| row.task.as_deref()).collect();
     let by_task = tasks.len() > 1 && tasks.iter().flatten().count() <= MAX_TASKS;
@@ -137,21 +140,33 @@ pub fn evaluate<B: Backend>(
     for row in rows {
         groups.entry((row.file, row.task.as_deref().filter(|_| by_task))).or_default().push(row);
     }
+    let all: Vec<(usize, Option<&str>, &[&Row])> = groups
+        .iter()
+        .flat_map(|(&(file, task), rows)| batches(rows, capacity).into_iter().map(move |rows| (file, task, rows)))
+        .collect();
+    let (mut losses, mut sums, mut done) = (vec![0.0; all.len()], Vec::with_capacity(all.len()), 0);
+    for (index, (_, _, rows)) in all.iter().enumerate() {
+        let batch = Sft.micro_batch(&mut rows.iter().copied());
+        let weighted = batch.batch();
+        if index % comm.world_size() == comm.rank() {
+            losses[index] = model.loss(backend, &weighted)?;
+        }
+        sums.push(Sum { loss: 0.0, weight: total_weight(&[weighted]), tokens: weighted.supervised() });
+        done += rows.len();
+        let round_ends = (index + 1) % comm.world_size() == 0 || index + 1 == all.len();
+        if round_ends && !go_on(comm, std::mem::take(&mut done))? {
+            return Ok(None);
+        }
+    }
+    comm.all_reduce_sum(&mut [], &mut losses)?;
     let mut whole = Sum::default();
     let (mut of_files, mut of_tasks): (BTreeMap<usize, Sum>, BTreeMap<&str, Sum>) = Default::default();
-    for ((file, task), rows) in groups {
-        for batch in batches(&rows, capacity) {
-            let weighted = batch.batch();
-            let loss = model.loss(backend, &weighted)?;
-            let one = Sum { loss, weight: total_weight(&[weighted]), tokens: weighted.supervised() };
-            whole.add(one);
-            of_files.entry(file).or_default().add(one);
-            if let Some(task) = task {
-                of_tasks.entry(task).or_default().add(one);
-            }
-            if !go_on(batch.tokens.rows()) {
-                return Ok(None);
-            }
+    for (((file, task, _), sum), loss) in all.into_iter().zip(sums).zip(losses) {
+        let one = Sum { loss, ..sum };
+        whole.add(one);
+        of_files.entry(file).or_default().add(one);
+        if let Some(task) = task {
+            of_tasks.entry(task).or_default().add(one);
         }
     }
     let loss = whole.mean();

@@ -12,11 +12,12 @@ mod progress;
 pub mod record;
 mod resume;
 mod run;
+mod sharing;
 mod snapshot;
 mod steps;
 mod trained_adapter;
 mod watch;
 
 pub use identity::Identity;
-pub use run::{TrainOutcome, train};
+pub use run::{TrainOutcome, train, train_among};
 pub use snapshot::Snapshot;
