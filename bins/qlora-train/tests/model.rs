@@ -594,13 +594,11 @@ const HYPER: Hyperparameters = Hyperparameters {
     ..Hyperparameters::NONE
 };
 
-/// The report of a step of all ranks over these batches, with the gradients and the values after it.
-fn stepped(
-    spec: &ModelSpec,
-    comm: &mut dyn Communicator,
-    accumulation: usize,
-    batches: &[Batch],
-) -> (StepReport, Vec<Vec<f32>>, Vec<Vec<f32>>) {
+/// The report of a step, with the gradients and the values after it.
+type Stepped = (StepReport, Vec<Vec<f32>>, Vec<Vec<f32>>);
+
+/// A step of all ranks over these batches, as one of them does it.
+fn stepped(spec: &ModelSpec, comm: &mut dyn Communicator, accumulation: usize, batches: &[Batch]) -> Stepped {
     let mut cpu = Cpu::new(spec.run_shape());
     let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 4));
     let mut model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
@@ -616,7 +614,7 @@ fn stepped(
 }
 
 /// What `world` ranks make of a step over `all`, each in a thread of its own.
-fn of_ranks(spec: &ModelSpec, world: usize, all: &[Batch]) -> Vec<(StepReport, Vec<Vec<f32>>, Vec<Vec<f32>>)> {
+fn of_ranks(spec: &ModelSpec, world: usize, all: &[Batch]) -> Vec<Stepped> {
     let parts: Vec<_> = (0..world).map(|_| Mutex::default()).collect();
     let said: Vec<_> = (0..world).map(|_| Mutex::default()).collect();
     let (parts, said, barrier) = (&parts, &said, &Barrier::new(world));

@@ -28,8 +28,7 @@ pub fn run(args: &SettingsArgs, build: &str) -> Result<Answer> {
 
 fn train_among(args: &SettingsArgs, comm: &mut dyn Communicator) -> Result<Answer> {
     let settings = args.load()?;
-    let (_, here) = comm.on_this_machine();
-    set_threads(settings.threads.or_else(|| threads_of_each(here)))?;
+    set_threads(settings.threads.or_else(|| threads_of_each(comm.on_these_processors())))?;
     let (model, data) =
         (settings.model.clone().unwrap_or_default(), settings.val_data.first().or(settings.data.first()));
     let data = data.map(|path| path.display().to_string());

@@ -1,4 +1,4 @@
-//! What all ranks must have alike, and what they decide together.
+//! Agreement of all ranks: values that must be alike, and decisions.
 
 use super::Communicator;
 use crate::error::{Context, Error, Result};
@@ -53,7 +53,7 @@ pub fn agree_on_results(comm: &mut dyn Communicator, what: &str, own: &[u8]) -> 
     }
 }
 
-/// What a rank says between two micro-batches: the signal that it received, and where it is.
+/// Word of a rank between two micro-batches: the signal that it received, and where it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Signs {
     pub signal: Option<i32>,

@@ -19,7 +19,7 @@ impl Failure {
         Self { of, message, usage: false }
     }
 
-    /// What ended the process `name`.
+    /// The error that ended the process `name`.
     pub fn of_error(of: usize, name: &str, error: &Error) -> Self {
         Self { of, message: format!("{name} ended the run: {error}"), usage: error.is_usage() }
     }

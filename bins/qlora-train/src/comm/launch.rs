@@ -60,7 +60,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// What this process was started as; none where it is alone. Refused: variables that do not fit together.
+    /// The launch that started this process; none where it is alone. Refused: variables that do not fit together.
     pub fn detect() -> Result<Option<Self>> {
         detect(&|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
     }

@@ -21,8 +21,10 @@ const LOOK: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Peer {
     pub host: String,
-    /// The same for all processes of one machine
+    /// Alike for all processes of one machine
     pub machine: String,
+    /// Processors that it may use, as the system lists them
+    pub processors: String,
     pub process: u32,
 }
 
@@ -42,7 +44,7 @@ struct Other {
     silent: AtomicU32,
 }
 
-/// What the threads of a process share.
+/// State that the threads of a process share.
 struct Shared {
     own: usize,
     peers: Vec<Peer>,
@@ -63,8 +65,8 @@ impl Shared {
         self.peers.get(rank).map_or_else(|| format!("rank {rank}"), |peer| peer.name(rank))
     }
 
-    /// Keeps the first failure, and tells all ranks but the one at fault. Nobody here learns of it before they are told:
-    /// a process that ends would take its last words with it.
+    /// Keeps the first failure, and tells all ranks but the one at fault. Nobody here learns of it before they are
+    /// told: a process that ends would take its last words with it.
     fn fail(&self, failure: Failure) {
         if self.ended.load(Ordering::SeqCst) {
             return;
@@ -94,7 +96,7 @@ impl Shared {
     /// Whether it is a fault if a rank is not there any more.
     fn is_needed(&self, rank: usize) -> bool {
         let [leaving, ended] = [&self.leaving, &self.ended].map(|flag| flag.load(Ordering::SeqCst));
-        !ended && !(leaving && rank != 0)
+        !ended && (rank == 0 || !leaving)
     }
 
     fn gone(&self, rank: usize, error: &io::Error) -> Failure {

@@ -31,6 +31,11 @@ pub trait Communicator {
     /// Number of this process among those of its machine, and how many those are.
     fn on_this_machine(&self) -> (usize, usize);
 
+    /// How many processes share the processors that this one may use: a launcher may give each its own.
+    fn on_these_processors(&self) -> usize {
+        self.on_this_machine().1
+    }
+
     /// How many machines they are on.
     fn machines(&self) -> usize {
         1
@@ -45,7 +50,7 @@ pub trait Communicator {
     /// the ranks and the same bits everywhere. Failed: a rank is gone, or its arrays are of another length.
     fn all_reduce_sum(&mut self, gradients: &mut [f32], totals: &mut [f64]) -> Result<()>;
 
-    /// What every rank gives, in the order of the ranks; `what` names it in errors.
+    /// Gathers the bytes that every rank gives, in the order of the ranks; `what` names them in errors.
     fn all_gather(&mut self, what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>>;
 
     /// The bytes that rank 0 gives; the others' do not count.

@@ -39,7 +39,7 @@ impl Timeouts {
     const JOIN: (&str, f64) = ("QLORA_JOIN_SECONDS", 300.0);
     const SILENCE: (&str, f64) = ("QLORA_SILENCE_SECONDS", 60.0);
 
-    /// As the environment says. Refused: what is no number of seconds.
+    /// Times that the environment gives. Refused: no number of seconds.
     pub fn of_environment() -> Result<Self> {
         let seconds = |(name, default): (&str, f64)| {
             let Some(text) = std::env::var_os(name) else { return Ok(Duration::from_secs_f64(default)) };
@@ -53,7 +53,7 @@ impl Timeouts {
     }
 }
 
-/// What a process says when it comes.
+/// First word of a process that comes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Introduction {
     protocol: u32,
@@ -68,13 +68,19 @@ struct Introduction {
     port: u16,
 }
 
-/// What rank 0 answers.
+/// Answer of rank 0.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Answer {
     /// All are there: each with where it listens, as rank 0 sees it.
-    Welcome(Vec<(Peer, SocketAddr)>),
+    Welcome(Places),
     Refused(String),
 }
+
+/// Processes by rank, and where each listens
+type Places = Vec<(Peer, SocketAddr)>;
+
+/// Connections, each with its rank
+type Streams = Vec<(usize, TcpStream)>;
 
 /// A rank that has come.
 struct Come {
@@ -111,7 +117,10 @@ fn this_process() -> Peer {
     // One for all containers of a machine, whatever they call it.
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let machine = if boot.is_empty() { host.clone() } else { boot.trim().to_owned() };
-    Peer { host, machine, process: std::process::id() }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let processors = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let processors = processors.map_or_else(String::new, |list| list.trim().to_owned());
+    Peer { host, machine, processors, process: std::process::id() }
 }
 
 fn addresses(launch: &Launch) -> std::io::Result<Vec<SocketAddr>> {
@@ -146,12 +155,7 @@ fn listen(launch: &Launch) -> Result<TcpListener> {
 }
 
 /// Rank 0 waits until every other rank has come.
-fn gather(
-    launch: &Launch,
-    own: Introduction,
-    deadline: Instant,
-    patience: Duration,
-) -> Result<(Vec<Peer>, Vec<(usize, TcpStream)>)> {
+fn gather(launch: &Launch, own: Introduction, deadline: Instant, patience: Duration) -> Result<(Vec<Peer>, Streams)> {
     let what = || format!("rank 0 at {}:{}", launch.address, launch.port);
     let listener = listen(launch)?;
     listener.set_nonblocking(true).context(what)?;
@@ -197,7 +201,7 @@ fn gather(
         come.insert(other.rank, Come { peer: other.peer, address, stream });
     }
     let here = listener.local_addr().context(what)?;
-    let places: Vec<(Peer, SocketAddr)> =
+    let places: Places =
         iter::once((own.peer, here)).chain(come.values().map(|come| (come.peer.clone(), come.address))).collect();
     for (rank, Come { peer, stream, .. }) in &come {
         answer(stream, &Answer::Welcome(places.clone())).context(|| peer.name(*rank))?;
@@ -262,7 +266,7 @@ fn come(
     own: &mut Introduction,
     deadline: Instant,
     patience: Duration,
-) -> Result<(TcpListener, Vec<(Peer, SocketAddr)>, TcpStream)> {
+) -> Result<(TcpListener, Places, TcpStream)> {
     let place = format!("{}:{}", launch.address, launch.port);
     let left = || deadline.saturating_duration_since(Instant::now());
     let late = |why: String| {
@@ -315,7 +319,7 @@ fn go_round(
     places: &[(Peer, SocketAddr)],
     first: TcpStream,
     deadline: Instant,
-) -> Result<Vec<(usize, TcpStream)>> {
+) -> Result<Streams> {
     let said = serde_json::to_vec(own).context(|| "an introduction".to_owned())?;
     let of_first = first.peer_addr().context(|| "the connection to rank 0".to_owned())?.ip();
     let mut streams = vec![(0, first)];

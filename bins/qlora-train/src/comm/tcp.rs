@@ -4,7 +4,7 @@
 
 use super::Communicator;
 use super::launch::Launch;
-use super::link::Links;
+use super::link::{Links, Peer};
 use super::rendezvous::{Timeouts, join};
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
@@ -39,7 +39,7 @@ impl Tcp {
         (1..all).map(move |by| (own + by) % all)
     }
 
-    /// As many numbers as expected. Failed: there are more or fewer.
+    /// Receives as many numbers as expected. Failed: there are more or fewer.
     fn receive_numbers(&self, rank: usize, what: &str, totals: usize, count: usize) -> Result<(Vec<f64>, Vec<f32>)> {
         let bytes = self.receive(rank, what)?;
         let expected = totals * size_of::<f64>() + count * size_of::<f32>();
@@ -56,7 +56,7 @@ impl Tcp {
         self.links.send(rank, self.number, what, parts)
     }
 
-    /// What the other end gives to the same operation. Failed: it is at another one.
+    /// Receives the other end's part of the same operation. Failed: it is at another one.
     fn receive(&self, rank: usize, what: &str) -> Result<Vec<u8>> {
         let frame = self.links.receive(rank)?;
         if (frame.number, frame.label.as_str()) != (self.number, what) {
@@ -121,6 +121,12 @@ impl Communicator for Tcp {
         let here = |rank: &usize| peers[*rank].machine == peers[self.rank].machine;
         let before = (0..self.rank).filter(here).count();
         (self.local_rank.unwrap_or(before), (0..peers.len()).filter(here).count())
+    }
+
+    fn on_these_processors(&self) -> usize {
+        let peers = self.links.peers();
+        let of = |peer: &Peer| (peer.machine.clone(), peer.processors.clone());
+        peers.iter().filter(|peer| of(peer) == of(&peers[self.rank])).count()
     }
 
     fn machines(&self) -> usize {
@@ -233,7 +239,7 @@ mod tests {
 
     const TIMEOUTS: Timeouts = Timeouts { join: Duration::from_secs(20), silence: Duration::from_secs(20) };
 
-    /// What every rank returns, each in a thread of its own.
+    /// Results of all ranks, each in a thread of its own.
     fn ranks<T: Send>(world_size: usize, work: impl Fn(Tcp) -> T + Sync) -> Vec<T> {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let join = |rank| {

@@ -1,4 +1,4 @@
-//! What goes over a connection between two ranks: frames of a fixed header, a label and bytes.
+//! Frames that go over a connection between two ranks: a header of fixed length, a label and bytes.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -27,7 +27,7 @@ pub(super) struct Frame {
     pub kind: Kind,
     /// Number of the operation
     pub number: u64,
-    /// What the operation is about
+    /// Subject of the operation
     pub label: String,
     pub bytes: Vec<u8>,
 }
@@ -75,7 +75,7 @@ pub(super) fn read(from: &mut impl Read, limit: u64, heard: &dyn Fn()) -> io::Re
     from.read_exact(&mut label)?;
     let label = String::from_utf8(label).map_err(|_| invalid("found a message without a readable name"))?;
     let mut bytes = Vec::new();
-    // What is announced is believed as it arrives.
+    // A length is believed as far as bytes arrive.
     while (bytes.len() as u64) < length {
         let start = bytes.len();
         let piece = (length - start as u64).min(PIECE as u64) as usize;

@@ -81,8 +81,8 @@ pub fn optimizer_step<B: Backend>(
 }
 
 /// The first part of a step: the gradients of this rank's share of `batches`, which are those of all ranks, after those
-/// that are `done`. The ranks take them in turn, and agree after each round by their `signs`; a signal ends it, and what
-/// it returns then may have fewer micro-batches than there are.
+/// that are `done`. The ranks take them in turn, and agree after each round by their `signs`; a signal ends it, and
+/// fewer micro-batches may be done then than there are.
 pub fn accumulate<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
@@ -147,8 +147,8 @@ pub fn reduce_bytes(world_size: usize, largest: usize) -> u64 {
     if world_size == 1 { 0 } else { 4 * 4 * (BUCKET + largest) as u64 }
 }
 
-/// The second part of a step: replaces the gradients and losses of each rank's micro-batches by those of all. Nothing is
-/// touched in one process.
+/// The second part of a step: replaces the gradients and losses of each rank's micro-batches by those of all. Nothing
+/// is touched in one process.
 pub fn reduce<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,

@@ -138,8 +138,8 @@ impl Device {
         }
     }
 
-    /// The device that one of several processes of a machine is to use: GPUs are dealt out by their numbers, unless each
-    /// process is shown its own alone, or one was named.
+    /// The device that one of several processes of a machine is to use: GPUs are dealt out by their numbers, unless
+    /// each process is shown its own alone, or one was named.
     pub fn of_rank(asked: Option<config::Device>, local_rank: usize) -> Option<config::Device> {
         let shown_one = std::env::var("CUDA_VISIBLE_DEVICES").is_ok_and(|shown| !shown.contains(','));
         if KERNELS != Kernels::Cuda || local_rank == 0 || shown_one {

@@ -27,8 +27,7 @@ fn anonymous_in(status: &str) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Worker threads of each of several processes of this machine, which share its processors; none of one, which takes
-/// them all.
+/// Worker threads of each of several processes that share processors; none of one, which takes them all.
 pub fn threads_of_each(processes: usize) -> Option<usize> {
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
     (processes > 1).then(|| (processors / processes).max(1))

@@ -184,8 +184,8 @@ fn read_record(path: &Path) -> Option<Value> {
 /// for, where they are not all of the step's
 pub const PER_PROCESS: &str = "accumulation_per_process";
 
-/// Micro-batches of a step of all `processes`: as many as each was asked for, times their number. A run that goes on, or
-/// is asked about again, by the same settings keeps those that it began with, whatever the number of processes.
+/// Micro-batches of a step of all `processes`: as many as each was asked for, times their number. A run that goes on,
+/// or is asked about again, by the same settings keeps those that it began with, whatever the number of processes.
 pub fn micro_batches_of_step(
     settings: &Settings,
     output: &Path,

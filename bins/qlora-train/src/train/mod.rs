@@ -1,8 +1,10 @@
 //! A training run: its steps, snapshots, output directory and record.
 
+mod announce;
 mod answering;
 mod checkpoints;
 mod identity;
+mod initial_adapter;
 mod locked_dir;
 mod names;
 mod observer;
@@ -14,6 +16,7 @@ mod resume;
 mod run;
 mod sharing;
 mod snapshot;
+mod standing;
 mod steps;
 mod trained_adapter;
 mod watch;

@@ -7,51 +7,45 @@
 //!
 //! Of several processes rank 0 alone looks at the output directory and writes there; the others are told what it found.
 
-use super::identity::{Identity, PER_PROCESS, micro_batches_of_step, result_settings, run_clock, run_identity};
+use super::announce::{check_disk, print_run};
+use super::checkpoints;
+use super::identity::{Identity, PER_PROCESS, result_settings, run_clock, run_identity};
+use super::initial_adapter::initial_adapter;
 use super::locked_dir::LockedDir;
 use super::names::checkpoint;
 use super::observer::{self, Observer};
-use super::output_dir::{
-    Found, check_output_dir, check_recorded_base, check_removable, check_room, check_writable, holds_run,
-    recorded_arithmetic, remove_run,
-};
-use super::owned::{Owned, recover, remove_temporary};
+use super::output_dir::{check_recorded_base, check_writable, recorded_arithmetic};
 use super::progress::{Progress, Speed};
 use super::record::{LogEntry, RunRecord, RunSummary, TrainerState};
-use super::sharing::{check_same_run, check_same_settings, share_restored};
+use super::sharing::{check_same_run, check_same_settings, share_restored, share_step};
 use super::snapshot::Snapshot;
+use super::standing::{Standing, lock, standing};
 use super::steps::Run;
 use super::trained_adapter::add_trained_adapter;
 use super::watch::Watch;
-use super::{checkpoints, resume};
-use crate::adapter::{ADAPTER_CONFIG, Adapter};
-use crate::backend::{Backend, Quantization, WeightsRead};
+use crate::adapter::ADAPTER_CONFIG;
+use crate::backend::{Backend, WeightsRead};
 use crate::comm::{Communicator, SingleProcess, agreement, from_first, is_first};
-use crate::config::{Purpose, Resume, Settings};
-use crate::data::Schedule;
+use crate::config::{Purpose, Settings};
 use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
 use crate::infer::questions::{Questions, check_positions};
 use crate::lint::{self, Finding};
-use crate::lora::{LoraKind, LoraSpec};
 use crate::model::optimizer_step::reduce_bytes;
 use crate::model::{Llama, ModelSpec};
-use crate::refuse;
-use crate::report::{Bars, count, detail, section, status, thousands, trainable_line, warning};
+use crate::report::{Bars, count, section, status, warning};
 use crate::run_report::Details;
 use crate::session::chat_template::add_tokenizer;
-use crate::session::disk::{self, DiskPlan};
 use crate::session::interruption::Interruption;
 use crate::session::lint_facts::facts;
-use crate::session::model_spec::{check_quantization, lora_spec, model_spec, recipe};
-use crate::session::plan::{self, MemoryPlan};
+use crate::session::model_spec::{check_quantization, lora_spec, model_spec};
+use crate::session::plan;
 use crate::session::training_data::find_files;
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData, replace_adapter_by_base};
 use crate::session::{advice, planner};
-use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Result of `train`.
@@ -62,18 +56,6 @@ pub struct TrainOutcome {
     pub adapter: PathBuf,
     /// What was read of base weights that stay on disk
     pub weights_read: Option<WeightsRead>,
-}
-
-/// What rank 0 finds in the output directory.
-#[derive(Serialize, Deserialize)]
-enum Standing {
-    Finished(RunSummary),
-    Begins {
-        /// The checkpoint that it goes on from
-        saved: Option<Snapshot>,
-        /// Whether the directory holds another run, which this one takes the place of
-        overwrites: bool,
-    },
 }
 
 /// Trains in one process, or goes on with a run that was stopped, or says that it is finished already.
@@ -126,7 +108,7 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     check_same_run(comm, &identity, &questions, &device)?;
     let look = || standing(&settings, &output, &identity, locked.as_ref(), &loaded, &data);
     let (saved, overwrites) = match from_first(comm, "output directory", look)? {
-        Standing::Begins { saved, overwrites } => (saved, overwrites),
+        Standing::Begins { saved, overwrites } => (saved.map(|saved| *saved), overwrites),
         Standing::Finished(finished) => {
             status!(
                 "{}: this run is finished ({}) and its adapter is there; nothing was done. To train it anew, choose \
@@ -178,128 +160,6 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
         findings,
     };
     device.run(run)
-}
-
-/// Makes `gradient_accumulation_steps` that of all processes together. Returns what each was asked for.
-fn share_step(
-    comm: &mut dyn Communicator,
-    settings: &mut Settings,
-    output: &Path,
-    loaded: &Loaded,
-    device: &Device,
-) -> Result<usize> {
-    let (asked, processes) = (settings.gradient_accumulation_steps, comm.world_size());
-    let result_settings = result_settings(settings, loaded, device.arithmetic());
-    let of_step = || Ok(micro_batches_of_step(settings, output, &result_settings, processes));
-    let all = from_first(comm, "micro-batches", of_step)?;
-    settings.gradient_accumulation_steps = all;
-    let of_all = if all == 1 { "1 micro-batch".to_owned() } else { format!("{} micro-batches", thousands(all as u64)) };
-    if all != asked.saturating_mul(processes) {
-        status!(
-            "gradient_accumulation_steps: a step keeps the {of_all} that the run began with, in {processes} process{} now",
-            if processes == 1 { "" } else { "es" }
-        );
-    } else if processes > 1 {
-        status!("{processes} processes: a step has {of_all} of all of them ({asked} of each)");
-    }
-    if all < processes {
-        warning!("{} of {processes} processes have nothing to do: a step has {of_all}", processes - all);
-    }
-    Ok(asked)
-}
-
-/// Looks at the output directory, on rank 0. Refused: it cannot be the run's.
-fn standing(
-    settings: &Settings,
-    output: &Path,
-    identity: &Identity,
-    locked: Option<&LockedDir>,
-    loaded: &Loaded,
-    data: &TrainingData,
-) -> Result<Standing> {
-    let resumes = settings.resume_from_checkpoint != Resume::No;
-    // Another run that is to be overwritten is removed when nothing can be refused any more.
-    let (found, overwrites) = match check_output_dir(output, identity, resumes) {
-        Err(error) if settings.overwrite_output_dir && error.is_usage() && holds_run(output) => (Found::Nothing, true),
-        found => (found?, false),
-    };
-    if let Found::Finished(finished) = found {
-        check_recorded_base(output, &loaded.checkpoint.fingerprint()?)?;
-        if let (Some(locked), Some(owned)) = (locked, Owned::recorded_in(output)?) {
-            remove_temporary(locked.dir(), &owned)?;
-        }
-        return Ok(Standing::Finished(finished));
-    }
-    match locked {
-        Some(_) if overwrites => check_removable(output)?,
-        Some(locked) => recover(locked.dir())?,
-        None => {}
-    }
-    let saved = match &settings.resume_from_checkpoint {
-        Resume::No | Resume::Latest if overwrites => None,
-        _ => resume::choose(settings, output, identity)?,
-    };
-    if let Some(saved) = &saved {
-        saved.check_schedule(&data.schedule, settings.gradient_accumulation_steps)?;
-    }
-    if !overwrites {
-        let step = saved.as_ref().map_or(0, |saved| saved.trainer.global_step);
-        check_room(output, step, data.schedule.total_steps())?;
-    }
-    Ok(Standing::Begins { saved, overwrites })
-}
-
-/// The adapter that a run begins with, with the run's alphas. Refused: other ranks or layers than the run's.
-fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) -> Result<Adapter> {
-    let what = || path.display().to_string();
-    let mut adapter = Adapter::load(path)?;
-    adapter.check_shapes(loaded.checkpoint.arch(), loaded.checkpoint.base_name()).context(what)?;
-    let own = adapter.lora_spec().context(what)?;
-    let ranks = |lora: &LoraSpec| {
-        lora.terms.iter().map(|(module, term)| (module.clone(), term.r, term.kind)).collect::<Vec<_>>()
-    };
-    if spec.lora.init.changes_base() {
-        refuse!(
-            "`init_adapter`: found {}, but `init_lora_weights` says what the run begins with; leave one of them out",
-            path.display()
-        );
-    }
-    let has = |lora: &LoraSpec| {
-        let ranks: BTreeSet<usize> = lora.terms.values().map(|term| term.r).collect();
-        let (ranks, s): (Vec<String>, _) =
-            (ranks.iter().map(usize::to_string).collect(), if ranks.len() == 1 { "" } else { "s" });
-        let dora = if lora.is_dora() { " with magnitudes (DoRA)" } else { "" };
-        format!("rank{s} {} on {}{dora}", ranks.join(", "), count(lora.terms.len() as u64, "linear layer"))
-    };
-    if ranks(&own) != ranks(&spec.lora) {
-        refuse!(
-            "`init_adapter`: {} has {}, the run has {}; give its lora_r, lora_target_modules and use_dora",
-            path.display(),
-            has(&own),
-            has(&spec.lora)
-        );
-    }
-    let untied = own.untied && loaded.checkpoint.arch().tie_word_embeddings;
-    if own.whole != spec.lora.whole || untied {
-        let named = |whole: &BTreeSet<String>| match whole.is_empty() {
-            true => "none".to_owned(),
-            false => whole.iter().cloned().collect::<Vec<_>>().join(", "),
-        };
-        refuse!(
-            "`init_adapter`: {} holds whole weights of {}{}, the run trains {}; give its modules_to_save",
-            path.display(),
-            named(&own.whole),
-            if untied { ", with an output layer of its own beside the embedding" } else { "" },
-            named(&spec.lora.whole)
-        );
-    }
-    if adapter.rescale(&spec.lora).context(what)? {
-        status!(
-            "{}: has another scale (alpha, use_rslora) than the run: its B is multiplied to keep what it computes",
-            path.display()
-        );
-    }
-    Ok(adapter)
 }
 
 /// A run of which everything but the weights was read and found good.
@@ -450,24 +310,6 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     finish(run, &norms)
 }
 
-/// The output directory for this process alone, without the run that it takes the place of.
-fn lock(locked: Option<LockedDir>, output: &Path, identity: &Identity, overwrites: bool) -> Result<LockedDir> {
-    let locked = match locked {
-        Some(locked) => locked,
-        None => {
-            let locked = LockedDir::create(output)?;
-            // Another process may have been faster.
-            check_output_dir(output, identity, false)?;
-            locked
-        }
-    };
-    if overwrites {
-        warning!("{}: the run that it held is removed (overwrite_output_dir)", output.display());
-        remove_run(locked.dir())?;
-    }
-    locked.with_lock_file()
-}
-
 /// The steps that are left, the adapter, and its evaluation.
 fn finish<B: Backend>(mut run: Run<B>, norms: &BTreeMap<String, f64>) -> Result<TrainOutcome> {
     run.steps()?;
@@ -530,97 +372,4 @@ fn write_adapter<B: Backend>(run: &Run<B>) -> Result<()> {
     add_tokenizer(run.loaded.checkpoint.dir(), run.loaded.tokenizer(), &mut files)?;
     files.add_sums()?;
     files.commit_with_last(ADAPTER_CONFIG)
-}
-
-/// Prints the size of a checkpoint and the free space. Refused: no room for one.
-fn check_disk(
-    settings: &Settings,
-    loaded: &Loaded,
-    spec: &ModelSpec,
-    schedule: &Schedule,
-    output: &Path,
-) -> Result<()> {
-    let existing = checkpoints::list(output)?.len() as u64;
-    let (steps, per_epoch) = (schedule.total_steps(), schedule.steps_per_epoch());
-    let plan = DiskPlan::new(settings, spec, loaded.checkpoint.dir(), steps, per_epoch, existing);
-    let Some(free) = disk::free_bytes(output) else { return Ok(()) };
-    let warning = plan.check(free, output)?;
-    status!("disk: {} a checkpoint, {} free", format_bytes(plan.checkpoint_bytes), format_bytes(free));
-    if let Some(warning) = warning {
-        warning!("{warning}");
-    }
-    Ok(())
-}
-
-fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &MemoryPlan, schedule: &Schedule) {
-    let checkpoint = &loaded.checkpoint;
-    let (base, parameters) = (checkpoint.base_name(), loaded.parameters());
-    let revision = base.revision.as_ref().map_or(String::new(), |revision| format!(" at revision {revision}"));
-    status!(
-        "base: {}{revision} ({}); quantization: {}",
-        base.name,
-        checkpoint.dir().display(),
-        recipe(settings, checkpoint)
-    );
-    let trainable = spec.trained_parameters();
-    status!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));
-    if !spec.lora.is_uniform() {
-        status!(
-            "ranks or alphas differ (rank_pattern, alpha_pattern): PEFT and llama.cpp take them, vLLM and SGLang serve one \
-             of each; `qlora-train export uniform` writes such an adapter"
-        );
-    }
-    if spec.lora.is_dora() {
-        // Each layer with magnitudes is computed once more in the backward pass.
-        let more: f64 = spec
-            .lora
-            .terms
-            .iter()
-            .filter(|(_, term)| term.kind == LoraKind::Dora)
-            .filter_map(|(module, term)| {
-                let (n, k) = spec.arch.find(module)?.1.shape(&spec.arch);
-                Some(2.0 * (spec.tokens * (n * k + n * term.r)) as f64)
-            })
-            .sum();
-        status!(
-            "DoRA: linear layers are computed once more in the backward pass, {:.0} % more work, and the norms of their rows \
-             after each step; vLLM, SGLang and llama.cpp serve it merged only",
-            100.0 * more / (plan.flops - more).max(1.0)
-        );
-    }
-    if spec.lora.init.changes_base() {
-        status!(
-            "the adapters begin with directions of the weights (init_lora_weights) and train on a base less these; the adapter \
-             is written for the base as it is, of twice the rank{}",
-            match spec.quantization {
-                Quantization::None => "",
-                _ => ": loaded on that in NF4, it answers as trained but for the rounding of the weights",
-            }
-        );
-    }
-    if !spec.lora.whole.is_empty() {
-        status!(
-            "trained whole beside the adapters: {}; in f32, with a gradient and optimizer states as large as they are. The \
-             adapter holds all of them; vLLM, SGLang and llama.cpp serve it merged only",
-            spec.lora.whole.iter().cloned().collect::<Vec<_>>().join(", ")
-        );
-    }
-    let (a, b) = settings.learning_rates_for(parameters);
-    let rates =
-        if a == b { format!("learning rate: {a:e}") } else { format!("learning rates: {a:e} for A, {b:e} for B") };
-    let steps = schedule.total_steps();
-    status!("{rates}; {}", count(steps, "step"));
-    let (planned, limit) = (format_bytes(plan.peak_bytes()), format_bytes(plan.budget.limit));
-    let counts = spec.activation_counts();
-    let activations = if counts.keep < counts.layers() { format!("; {counts}") } else { String::new() };
-    let notes: String =
-        [spec.tile_note(), spec.weights_note()].iter().flatten().map(|note| format!("; {note}")).collect();
-    status!("{}: {planned} planned, {limit} may be used{activations}{notes}", plan.place());
-    if !plan.on_host.is_empty() {
-        let (pinned, limit) = (format_bytes(plan.host_bytes()), format_bytes(plan.host_limit));
-        status!("host memory: {pinned} pinned for the GPU, {limit} may be used");
-    }
-    for buffer in plan.buffers.iter().chain(&plan.on_host) {
-        detail!("{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
-    }
 }

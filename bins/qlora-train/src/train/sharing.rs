@@ -1,16 +1,18 @@
-//! What several processes of a run must have alike, and what rank 0 gives the others.
+//! Several processes of a run: what they must have alike, and what rank 0 gives the others.
 
-use super::identity::Identity;
+use super::identity::{Identity, micro_batches_of_step, result_settings};
 use crate::backend::{Backend, OptimizerState};
 use crate::comm::agreement::agree;
-use crate::comm::{Communicator, is_first};
+use crate::comm::{Communicator, from_first, is_first};
 use crate::config::Settings;
 use crate::error::{Context, Result};
 use crate::infer::questions::Questions;
 use crate::model::Llama;
 use crate::refuse;
-use crate::session::Device;
+use crate::report::{status, thousands, warning};
+use crate::session::{Device, Loaded};
 use serde_json::{Map, Value};
+use std::path::Path;
 
 /// Settings that may differ between the ranks: places, whose contents are compared where they count, what only rank 0
 /// writes, and how a machine is used.
@@ -76,6 +78,34 @@ pub(super) fn check_same_run(
     values.insert("what is asked while it trains".to_owned(), questions.hash().into());
     values.insert("the kind of device".to_owned(), if device.is_cpu() { "cpu" } else { "cuda" }.into());
     agree(comm, "run", &values)
+}
+
+/// Makes `gradient_accumulation_steps` that of all processes together. Returns what each was asked for.
+pub(super) fn share_step(
+    comm: &mut dyn Communicator,
+    settings: &mut Settings,
+    output: &Path,
+    loaded: &Loaded,
+    device: &Device,
+) -> Result<usize> {
+    let (asked, processes) = (settings.gradient_accumulation_steps, comm.world_size());
+    let result_settings = result_settings(settings, loaded, device.arithmetic());
+    let of_step = || Ok(micro_batches_of_step(settings, output, &result_settings, processes));
+    let all = from_first(comm, "micro-batches", of_step)?;
+    settings.gradient_accumulation_steps = all;
+    let of_all = if all == 1 { "1 micro-batch".to_owned() } else { format!("{} micro-batches", thousands(all as u64)) };
+    if all != asked.saturating_mul(processes) {
+        status!(
+            "gradient_accumulation_steps: a step keeps the {of_all} that the run began with, in {processes} process{} now",
+            if processes == 1 { "" } else { "es" }
+        );
+    } else if processes > 1 {
+        status!("{processes} processes: a step has {of_all} of all of them ({asked} of each)");
+    }
+    if all < processes {
+        warning!("{} of {processes} processes have nothing to do: a step has {of_all}", processes - all);
+    }
+    Ok(asked)
 }
 
 /// Gives the trainable tensors and optimizer states that rank 0 restored to all ranks. A gradient counts once: it stays

@@ -30,7 +30,7 @@ pub struct Rank {
     name: String,
 }
 
-/// What a process of a group left: its exit status, none if a signal ended it, and its standard error.
+/// Remains of a process of a group: its exit status, none if a signal ended it, and all that it said.
 #[derive(Debug)]
 pub struct Left {
     pub status: Option<i32>,
@@ -182,7 +182,46 @@ fn ranks_of_another_launch_are_refused_by_all() {
     refused(&of_another_job, &["rank 1 (", "of another job (\"b\"", "\"a\""]);
 }
 
-/// What else knocks at the port is not taken for a rank.
+/// Whoever starts them, processes find each other, and say how fast they add up.
+#[test]
+fn processes_of_each_launcher_find_each_other() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    for (name, [rank, size, local_rank, local_size]) in [
+        ("torchrun", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]),
+        (
+            "OpenMPI",
+            [
+                "OMPI_COMM_WORLD_RANK",
+                "OMPI_COMM_WORLD_SIZE",
+                "OMPI_COMM_WORLD_LOCAL_RANK",
+                "OMPI_COMM_WORLD_LOCAL_SIZE",
+            ],
+        ),
+        ("MPICH", ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"]),
+        ("SLURM", ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NNODES"]),
+    ] {
+        let one = |number: usize| {
+            let mut command = sandbox.command("doctor --json");
+            command.env("MASTER_PORT", port.to_string()).env("QLORA_JOIN_SECONDS", "30");
+            command.env(rank, number.to_string()).env(size, "2").env(local_rank, number.to_string());
+            command.env(local_size, if name == "SLURM" { "1" } else { "2" });
+            spawn(&sandbox, command, number)
+        };
+        let all = ended(&sandbox, vec![one(0), one(1)]);
+        assert!(all.iter().all(|left| left.status == Some(0)), "{name}: {all:#?}");
+        let found: serde_json::Value = serde_json::from_str(&all[0].stdout).unwrap();
+        let found = &found["processes"];
+        assert_eq!(
+            (&found["launcher"], &found["world_size"], &found["machines"]),
+            (&name.into(), &2.into(), &1.into())
+        );
+        assert!(found["bytes_per_second"].as_f64().unwrap() > 0.0, "{found}");
+        assert_eq!(all[1].stdout, "");
+    }
+}
+
+/// A stranger that knocks at the port is not taken for a rank.
 #[test]
 fn strangers_at_the_port_are_left_standing() {
     use std::io::Write;

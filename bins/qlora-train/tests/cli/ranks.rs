@@ -27,8 +27,8 @@ fn line(out: &str, each: usize, more: &str) -> String {
 /// Two runs came to the same: losses and evaluations to 1e-6, norms of gradients to 1e-3.
 ///
 /// The gradients of a step are the same terms in another order: each sum differs by some 2⁻²⁴ of its terms. AdamW moves
-/// a weight whose terms cancel by up to its rate, whatever is left of them; the loss hardly depends on such a weight, the
-/// gradient of others a little more.
+/// a weight whose terms cancel by up to its rate, whatever is left of them; the loss hardly depends on such a weight,
+/// the gradient of others a little more.
 #[track_caller]
 fn assert_close(sandbox: &Sandbox, one: &str, other: &str) {
     let (one, other) = (sandbox.metrics(one), sandbox.metrics(other));
@@ -286,7 +286,7 @@ fn kills_wanted() -> usize {
 
 /// Each time in another number of processes, by the same command, any of which is killed at any moment.
 #[test]
-fn killed_at_random_moments_a_run_goes_on_in_any_number_of_processes() {
+fn a_run_of_which_any_rank_is_killed_at_any_moment_goes_on_in_any_number_of_processes() {
     let wanted = kills_wanted();
     let sandbox = Sandbox::new();
     let mut stream = Stream::new(std::process::id().into(), 23);
