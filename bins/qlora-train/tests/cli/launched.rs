@@ -11,13 +11,13 @@ use crate::sandbox::{Sandbox, train};
 /// More than any group of these tests takes on a busy machine
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A port that nobody listens at, below those that the system gives to connections.
+/// A port that nobody listens at, nor at the next, below those that the system gives to connections.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
         let number = (std::process::id() as u16).wrapping_mul(131).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let port = 20_000 + number % 10_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let port = 20_000 + number % 5_000 * 2;
+        if [port, port + 1].iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()) {
             return port;
         }
     }
@@ -206,8 +206,11 @@ fn processes_of_each_launcher_find_each_other() {
             command.env("MASTER_PORT", port.to_string()).env("QLORA_JOIN_SECONDS", "30");
             command.env(rank, number.to_string()).env(size, "2").env(local_rank, number.to_string());
             command.env(local_size, if name == "SLURM" { "1" } else { "2" });
+            command.env("TORCHELASTIC_USE_AGENT_STORE", if name == "torchrun" { "True" } else { "False" });
             spawn(&sandbox, command, number)
         };
+        // torchrun listens at its port itself, and says so.
+        let _torchrun = (name == "torchrun").then(|| TcpListener::bind(("127.0.0.1", port)).unwrap());
         let all = ended(&sandbox, vec![one(0), one(1)]);
         assert!(all.iter().all(|left| left.status == Some(0)), "{name}: {all:#?}");
         let found: serde_json::Value = serde_json::from_str(&all[0].stdout).unwrap();
