@@ -36,8 +36,8 @@ for row in $(seq 24); do
     echo "{\"input_ids\": [$ids], \"labels\": [$ids]}"
 done > rows.jsonl
 
-# group OUT HOW ADDRESS STEPS: starts ranks 2, 1 and 0; HOW is "apart", rank 0 on one machine and the others on the other,
-# or "here".
+# group OUT HOW ADDRESS STEPS: starts ranks 2, 1 and 0; HOW is "apart", rank 0 on one machine and the others on the
+# other, or "here".
 group() {
     pids=()
     for rank in 2 1 0; do
