@@ -85,8 +85,8 @@ fn a_run_that_is_gone_on_with_from_its_checkpoint_gives_the_same_adapter() {
     assert!(adapter("whole") == adapter("resumed"));
 }
 
-/// Each process has a model of its own on the device, and sums go by host memory. Each has one micro-batch of a step, so
-/// that the sum is in the order of one process.
+/// Each process has a model of its own on the device, and sums go by host memory. Each has one micro-batch of a step,
+/// so that the sum is in the order of one process.
 #[test]
 fn two_processes_train_as_one_with_as_much_accumulation() {
     let directory = Directory::new();
