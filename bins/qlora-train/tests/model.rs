@@ -10,13 +10,13 @@ use qlora_train::arch::{Projection, QkNorm, Rope, TensorNames};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::{Backend, Batch, Memory as _, Optimizer, OptimizerState, Quantization, StateFormat};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
-use qlora_train::comm::{Communicator, SingleProcess};
+use qlora_train::comm::{Communicator, Signs, SingleProcess};
 use qlora_train::data::{MicroBatch, Row, UNSUPERVISED, order, pack};
 use qlora_train::error::Result;
 use qlora_train::files::tensor::StoredType;
 use qlora_train::lora::{LoraSpec, LoraTerm};
 use qlora_train::model::optimizer_step::{
-    Accumulated, Hyperparameters, StepReport, accumulate, optimizer_step, update,
+    Accumulated, Hyperparameters, StepReport, accumulate, optimizer_step, reduce, update,
 };
 use qlora_train::model::{Activations, Llama, ModelSpec};
 use std::sync::{Barrier, Mutex};
@@ -540,6 +540,7 @@ fn tiles_of_a_batch_give_the_bits_of_the_whole() {
 struct Thread<'a> {
     rank: usize,
     parts: &'a [Mutex<(Vec<f32>, Vec<f64>)>],
+    said: &'a [Mutex<Vec<u8>>],
     barrier: &'a Barrier,
 }
 
@@ -550,6 +551,22 @@ impl Communicator for Thread<'_> {
 
     fn world_size(&self) -> usize {
         self.parts.len()
+    }
+
+    fn on_this_machine(&self) -> (usize, usize) {
+        (self.rank, self.parts.len())
+    }
+
+    fn all_gather(&mut self, _what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+        *self.said[self.rank].lock().unwrap() = own.to_vec();
+        self.barrier.wait();
+        let all = self.said.iter().map(|said| said.lock().unwrap().clone()).collect();
+        self.barrier.wait();
+        Ok(all)
+    }
+
+    fn broadcast(&mut self, what: &str, own: Vec<u8>) -> Result<Vec<u8>> {
+        Ok(self.all_gather(what, &own)?.swap_remove(0))
     }
 
     fn all_reduce_sum(&mut self, gradients: &mut [f32], totals: &mut [f64]) -> Result<()> {
@@ -577,67 +594,118 @@ const HYPER: Hyperparameters = Hyperparameters {
     ..Hyperparameters::NONE
 };
 
-/// The report of a step in which `comm`'s rank has these batches, with the gradients and the values after it.
-fn stepped(
-    spec: &ModelSpec,
-    comm: &mut dyn Communicator,
-    accumulation: usize,
-    batches: &[Batch],
-) -> (StepReport, Vec<Vec<f32>>, Vec<Vec<f32>>) {
+/// The report of a step, with the gradients and the values after it.
+type Stepped = (StepReport, Vec<Vec<f32>>, Vec<Vec<f32>>);
+
+/// A step of all ranks over these batches, as one of them does it.
+fn stepped(spec: &ModelSpec, comm: &mut dyn Communicator, accumulation: usize, batches: &[Batch]) -> Stepped {
     let mut cpu = Cpu::new(spec.run_shape());
     let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 4));
     let mut model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
-    let done = accumulate(&mut cpu, &mut model, comm, 3, accumulation, batches, Accumulated::default(), &|| false);
-    let loss = done.unwrap().loss;
-    let report = update(&mut cpu, &mut model, comm, &HYPER, 3, accumulation, 1.0, batches, loss).unwrap();
+    let begun = Accumulated::default();
+    let done = accumulate(&mut cpu, &mut model, comm, 3, accumulation, batches, begun, &Signs::default);
+    let (mut done, signal) = done.unwrap();
+    assert_eq!((done.micro_batches, signal), (batches.len(), None));
+    reduce(&mut cpu, &mut model, comm, &mut done).unwrap();
+    let report = update(&mut cpu, &mut model, comm, &HYPER, 3, accumulation, 1.0, batches, done.loss).unwrap();
     let gradients = model.params_mut().into_iter().map(|(_, param)| cpu.gradient(param).unwrap()).collect();
     let values = model.param_values(&cpu).unwrap().into_iter().map(|(_, _, values)| values).collect();
     (report, gradients, values)
 }
 
-/// Two ranks that share a step's micro-batches in turn make the step of one process that has all of them, dropout masks
-/// included. Where each rank has one micro-batch of 2ⁿ supervised tokens every factor is exact and the sums are the
-/// same: the same bits. Else every term of a gradient is rounded about as often in another order: each rounding is at
-/// most 2⁻²⁴ of a term, and 1e-5 of a tensor's largest gradient is 170 of them.
+/// What `world` ranks make of a step over `all`, each in a thread of its own.
+fn of_ranks(spec: &ModelSpec, world: usize, all: &[Batch]) -> Vec<Stepped> {
+    let parts: Vec<_> = (0..world).map(|_| Mutex::default()).collect();
+    let said: Vec<_> = (0..world).map(|_| Mutex::default()).collect();
+    let (parts, said, barrier) = (&parts, &said, &Barrier::new(world));
+    std::thread::scope(|scope| {
+        let rank = |rank| {
+            let mut comm = Thread { rank, parts, said, barrier };
+            scope.spawn(move || stepped(spec, &mut comm, all.len(), all))
+        };
+        let threads: Vec<_> = (0..world).map(rank).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// Ranks that take a step's micro-batches in turn make the step of one process that has all of them, dropout masks
+/// included, also where some have fewer or none. Where no rank has more than one, the sums are the same: the same bits.
+/// Else every term of a gradient is rounded about as often in another order: each rounding is at most 2⁻²⁴ of a term,
+/// and 1e-5 of a tensor's largest gradient is 170 of them.
 #[test]
-fn a_step_of_two_ranks_is_the_step_of_one_process_over_both_halves() {
-    for (lengths, exact) in [(&[10, 10][..], true), (&[9, 17, 5, 3], false)] {
+fn a_step_of_several_ranks_is_the_step_of_one_process() {
+    for (lengths, world) in [(&[10, 10][..], 2), (&[9, 17, 5, 3], 2), (&[9, 17, 5, 3], 3), (&[12, 7], 4)] {
         let mut spec = spec(tiny_arch(), 64);
         spec.lora.dropout = 0.2;
         let row = |(seed, &length): (usize, &usize)| Documents::random(&[length], spec.arch.vocab_size, seed as u64);
         let rows: Vec<Documents> = lengths.iter().enumerate().map(row).collect();
         let all: Vec<Batch> = rows.iter().map(Documents::batch).collect();
         let (whole, gradients, values) = stepped(&spec, &mut SingleProcess, all.len(), &all);
-        let parts = [(); 2].map(|()| Mutex::default());
-        let barrier = Barrier::new(2);
-        let ranks: Vec<_> = std::thread::scope(|scope| {
-            let rank = |rank: usize| {
-                let own: Vec<Batch> = all.iter().copied().skip(rank).step_by(2).collect();
-                let mut comm = Thread { rank, parts: &parts, barrier: &barrier };
-                let spec = &spec;
-                scope.spawn(move || stepped(spec, &mut comm, own.len(), &own))
-            };
-            let threads = [rank(0), rank(1)];
-            threads.map(|thread| thread.join().unwrap()).into()
-        });
-        let supervised = |rank: usize| all.iter().skip(rank).step_by(2).map(Batch::supervised).sum::<usize>();
-        assert_eq!(exact, supervised(0) == supervised(1) && supervised(0).is_power_of_two(), "{}", supervised(0));
-        let (reports, of_ranks): (Vec<_>, Vec<_>) = ranks.into_iter().map(|(report, g, v)| (report, (g, v))).unzip();
-        assert!(of_ranks[0] == of_ranks[1] && reports[0] == reports[1], "the ranks agree");
-        let report = reports[0];
+        let ranks = of_ranks(&spec, world, &all);
+        assert!(ranks.iter().all(|rank| *rank == ranks[0]), "the ranks agree");
+        let (report, of_ranks, values_of_ranks) = &ranks[0];
         assert_eq!((report.tokens, report.supervised), (whole.tokens, whole.supervised));
         assert!((report.loss - whole.loss).abs() <= 1e-12 * whole.loss.abs());
-        if exact {
-            assert!(of_ranks[0].0 == gradients, "gradients");
-            assert!(of_ranks[0].1 == values && report.grad_norm == whole.grad_norm, "values");
+        if lengths.len() <= world {
+            assert!(*of_ranks == gradients, "gradients");
+            assert!(*values_of_ranks == values && report.grad_norm == whole.grad_norm, "values");
         }
-        for (found, expected) in of_ranks[0].0.iter().zip(&gradients) {
+        for (found, expected) in of_ranks.iter().zip(&gradients) {
             let largest = expected.iter().fold(0.0f32, |a, g| a.max(g.abs()));
             let apart = found.iter().zip(expected).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
             assert!(apart <= 1e-5 * largest, "{apart} of {largest}");
         }
-        // A rank that counted its own tokens only would be far off.
-        assert!(report.supervised > supervised(0).max(supervised(1)));
+        // Without the others' micro-batches it is another step.
+        let (_, of_one, _) = stepped(&spec, &mut SingleProcess, all.len(), &all[..1]);
+        assert!(of_one != gradients);
+    }
+}
+
+/// A step that was stopped within, in one process, goes on in several.
+#[test]
+fn a_step_that_was_stopped_in_one_process_goes_on_in_several() {
+    let spec = spec(tiny_arch(), 64);
+    let rows: Vec<Documents> = (0..5).map(|seed| Documents::random(&[9], spec.arch.vocab_size, seed)).collect();
+    let all: Vec<Batch> = rows.iter().map(Documents::batch).collect();
+    let whole = stepped(&spec, &mut SingleProcess, all.len(), &all);
+    let build = || {
+        let mut cpu = Cpu::new(spec.run_shape());
+        let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 4));
+        let model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
+        (cpu, model)
+    };
+    let (mut cpu, mut model) = build();
+    let stop = || Signs { signal: Some(15), ..Signs::default() };
+    let comm = &mut SingleProcess;
+    let begun = Accumulated::default();
+    let (mut done, signal) = accumulate(&mut cpu, &mut model, comm, 3, 5, &all, begun, &stop).unwrap();
+    assert_eq!((done.micro_batches, signal), (1, Some(15)));
+    (done, _) = accumulate(&mut cpu, &mut model, comm, 3, 5, &all, done, &stop).unwrap();
+    (done, _) = accumulate(&mut cpu, &mut model, comm, 3, 5, &all, done, &stop).unwrap();
+    assert_eq!(done.micro_batches, 3);
+    let gradients: Vec<Vec<f32>> = model.params_mut().into_iter().map(|(_, p)| cpu.gradient(p).unwrap()).collect();
+    let parts: Vec<_> = (0..2).map(|_| Mutex::default()).collect();
+    let said: Vec<_> = (0..2).map(|_| Mutex::default()).collect();
+    let (parts, said, barrier, gradients, all) = (&parts, &said, &Barrier::new(2), &gradients, &all);
+    let losses: Vec<f64> = std::thread::scope(|scope| {
+        let rank = |rank| {
+            scope.spawn(move || {
+                let mut comm = Thread { rank, parts, said, barrier };
+                let (mut cpu, mut model) = build();
+                for ((_, param), gradient) in model.params_mut().into_iter().zip(gradients) {
+                    cpu.restore_gradient(param, gradient.clone()).unwrap();
+                }
+                let on = accumulate(&mut cpu, &mut model, &mut comm, 3, 5, all, done, &Signs::default);
+                let (mut done, _) = on.unwrap();
+                reduce(&mut cpu, &mut model, &mut comm, &mut done).unwrap();
+                update(&mut cpu, &mut model, &comm, &HYPER, 3, 5, 1.0, all, done.loss).unwrap().loss
+            })
+        };
+        let threads = [rank(0), rank(1)];
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for loss in losses {
+        assert!((loss - whole.0.loss).abs() <= 1e-12 * whole.0.loss.abs(), "{loss} {}", whole.0.loss);
     }
 }
 

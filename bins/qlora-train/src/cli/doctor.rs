@@ -1,12 +1,16 @@
 //! `qlora-train doctor`: what a run would find on this machine.
 
 use super::answer::Answer;
+use crate::comm::agreement::agree;
+use crate::comm::launch::Launch;
+use crate::comm::measure::sum_seconds;
+use crate::comm::{Communicator, Tcp, Timeouts};
 use crate::config::{Device, Settings};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::hub::hub_cache;
 use crate::refuse;
-use crate::report::{count, printable};
+use crate::report::{count, printable, set_rank};
 use crate::session::disk::free_bytes;
 use crate::session::host::host_budget;
 use clap::Args;
@@ -46,7 +50,8 @@ impl Finding {
 }
 
 /// The answer has the exit status 0 whatever was found: a machine without a GPU is no error, and `gpu_usable` tells.
-pub fn run(args: &DoctorArgs) -> Result<Answer> {
+/// Processes that a launcher started look at each other too; `build` says what program this is.
+pub fn run(args: &DoctorArgs, build: &str) -> Result<Answer> {
     let ordinal = match &args.device {
         Some(device) => match Settings::load(None, &[("device".to_owned(), device.clone())])?.device {
             Some(Device::Cuda(ordinal)) => ordinal,
@@ -56,6 +61,13 @@ pub fn run(args: &DoctorArgs) -> Result<Answer> {
     };
     let mut findings = host();
     findings.extend(gpu::look(ordinal));
+    if let Some(launch) = Launch::detect()? {
+        set_rank(launch.rank);
+        let mut comm = Tcp::join(&launch, build, Timeouts::of_environment()?)?;
+        let found = processes(&mut comm, launch.launcher);
+        comm.leave(found.as_ref().err())?;
+        findings.push(found?);
+    }
     let gpu_usable = KERNELS == Kernels::Cuda && findings.iter().all(|finding| finding.problem.is_none());
     let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
     let lines = findings.iter().map(|finding| {
@@ -74,6 +86,35 @@ pub fn run(args: &DoctorArgs) -> Result<Answer> {
     map.insert("problems".to_owned(), json!(problems));
     map.insert("gpu_usable".to_owned(), json!(gpu_usable));
     Ok(Answer { text: lines.join("\n"), json: Value::Object(map) })
+}
+
+/// Numbers in a sum that is timed: the gradients of a LoRA of 0.1 % of a model of 4B
+const SUMMED: usize = 1 << 22;
+
+/// The processes of a launch, and how fast they add up. Refused: ranks on processors that compute otherwise.
+fn processes(comm: &mut dyn Communicator, launcher: &str) -> Result<Finding> {
+    let of_processor = [("the processor's instructions".to_owned(), json!(instructions()))];
+    agree(comm, "processors", &of_processor.into_iter().collect())?;
+    let (world_size, machines) = (comm.world_size(), comm.machines());
+    let seconds = sum_seconds(comm, SUMMED)?;
+    let bytes = (SUMMED * size_of::<f32>()) as u64;
+    // Each sends and receives that.
+    let moved = 2.0 * bytes as f64 * (world_size - 1) as f64 / world_size as f64;
+    let speed = moved / seconds;
+    Ok(Finding::good(
+        "processes",
+        format!(
+            "{world_size} of the same program, started by {launcher}, on {}; a sum of {} takes {:.1} ms, {:.2} GB/s each way",
+            count(machines as u64, "machine"),
+            format_bytes(bytes),
+            1e3 * seconds,
+            speed / 1e9
+        ),
+        json!({
+            "launcher": launcher, "world_size": world_size, "machines": machines, "sum_bytes": bytes,
+            "sum_seconds": seconds, "bytes_per_second": speed,
+        }),
+    ))
 }
 
 fn host() -> Vec<Finding> {

@@ -4,6 +4,7 @@ use super::answer::Answer;
 use super::eval_answers::{self, AnswersArgs};
 use super::model_args::{Chosen, ModelArgs};
 use crate::backend::Backend;
+use crate::comm::{Communicator, SingleProcess};
 use crate::config::{Settings, TooLong, ValSet};
 use crate::data::{self, DataOptions, Rows};
 use crate::error::Result;
@@ -178,12 +179,13 @@ impl DeviceJob for Evaluate {
         let evaluate = |model: &mut InferenceModel<B>| -> Result<Evaluation> {
             let mut bar = Bars::new("evaluating", rows.len() as u64);
             let mut done = 0;
-            let mut go_on = |evaluated| {
+            let mut go_on = |_: &mut dyn Communicator, evaluated: usize| {
                 done += evaluated as u64;
                 bar.set(done, String::new());
-                true
+                Ok(true)
             };
-            let evaluation = evaluate(&mut model.backend, &model.model, &rows, &files, tokens, &mut go_on)?;
+            let (backend, alone) = (&mut model.backend, &mut SingleProcess);
+            let evaluation = evaluate(backend, &model.model, &rows, &files, tokens, alone, &mut go_on)?;
             bar.finish();
             Ok(evaluation.expect("it was not stopped"))
         };

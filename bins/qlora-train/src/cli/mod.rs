@@ -29,7 +29,7 @@ mod train;
 use crate::config::{SettingsArgs, unknown_flag};
 use crate::error::{Context, Error, Result};
 use crate::report::{
-    Verbosity, in_part, print_error, print_text, printable_json, printable_lines, set_verbosity, status,
+    Verbosity, in_part, print_error, print_text, printable_json, printable_lines, set_verbosity, speaks, status,
 };
 use answer::Answer;
 use clap::error::{ContextKind, ContextValue};
@@ -107,6 +107,11 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
     format!("{}{commit}\n{built}", env!("CARGO_PKG_VERSION"))
 });
 
+/// What this program is, in a line: the same for all processes of a run.
+fn build() -> String {
+    LONG_VERSION.replace('\n', ", ")
+}
+
 /// Commands that people look for, with what does it.
 const ELSEWHERE: [(&[&str], &str); 4] = [
     (&["fuse"], "`qlora-train merge --model BASE --adapter DIR --output-dir NEW` merges an adapter into its base"),
@@ -139,7 +144,7 @@ pub fn main(commit: &'static str) -> ExitCode {
     // The preview has colors, and escapes what it shows itself.
     let previews = matches!(cli.command, Command::Preview(_));
     let answer = match cli.command {
-        Command::Train(args) => train::run(&args),
+        Command::Train(args) => train::run(&args, &build()),
         Command::Plan(args) => plan::run(&args),
         Command::Preview(args) => preview::run(&args),
         Command::Quantize(args) => quantize::run(&args),
@@ -152,7 +157,7 @@ pub fn main(commit: &'static str) -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Init(args) => init::run(&args),
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Doctor(args) => doctor::run(&args, &build()),
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Man(args) => man::run(&args, Cli::command()),
     };
@@ -162,6 +167,8 @@ pub fn main(commit: &'static str) -> ExitCode {
     };
     let printed = answer.and_then(|answer| {
         match cli.json {
+            // Rank 0 answers for all.
+            _ if !speaks() => {}
             true => print(&printable_json(&answer.json.to_string()))?,
             false if previews => print(&answer.text)?,
             false => print(&printable_lines(&answer.text))?,
@@ -178,7 +185,7 @@ pub fn main(commit: &'static str) -> ExitCode {
                 Error::Interrupted(_) => status!("{error}"),
                 _ => print_error(&error),
             }
-            if cli.json {
+            if cli.json && speaks() {
                 print_error_object(&error.to_string(), error.exit_status());
             }
             ExitCode::from(error.exit_status())

@@ -1,21 +1,39 @@
 //! `qlora-train train`
 
 use super::answer::Answer;
+use crate::comm::launch::Launch;
+use crate::comm::{Communicator, SingleProcess, Tcp, Timeouts};
 use crate::config::SettingsArgs;
 use crate::error::Result;
 use crate::files::units::format_bytes;
-use crate::report::{count, printable, section, status};
+use crate::report::{count, printable, section, set_rank, speaks, status, warning};
+use crate::session::host::{set_threads, threads_of_each};
 use crate::train;
 use serde_json::json;
 
-pub fn run(args: &SettingsArgs) -> Result<Answer> {
+/// `build`: what this program is.
+pub fn run(args: &SettingsArgs, build: &str) -> Result<Answer> {
+    let Some(launch) = Launch::detect()? else { return train_among(args, &mut SingleProcess) };
+    set_rank(launch.rank);
+    let mut comm = Tcp::join(&launch, build, Timeouts::of_environment()?)?;
+    let answer = train_among(args, &mut comm);
+    match (comm.leave(answer.as_ref().err()), &answer) {
+        // All is written.
+        (Err(error), Ok(_)) if speaks() => warning!("the run is finished, but {error}"),
+        (Err(error), Ok(_)) => return Err(error),
+        _ => {}
+    }
+    answer
+}
+
+fn train_among(args: &SettingsArgs, comm: &mut dyn Communicator) -> Result<Answer> {
     let settings = args.load()?;
-    crate::session::host::set_threads(settings.threads)?;
+    set_threads(settings.threads.or_else(|| threads_of_each(comm.on_these_processors())))?;
     let (model, data) =
         (settings.model.clone().unwrap_or_default(), settings.val_data.first().or(settings.data.first()));
     let data = data.map(|path| path.display().to_string());
     let model = settings.revision.as_ref().map_or(model.clone(), |revision| format!("{model}@{revision}"));
-    let train::TrainOutcome { summary: outcome, adapter, weights_read } = train::train(settings)?;
+    let train::TrainOutcome { summary: outcome, adapter, weights_read } = train::train_among(settings, comm)?;
     let quoted = |text: &str| crate::files::shell::quoted(text);
     let (base, put) = (quoted(&model), quoted(&adapter.display().to_string()));
     section("Next");

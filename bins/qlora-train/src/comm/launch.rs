@@ -1,94 +1,239 @@
-//! Rank and world size that a launcher of several processes put into the environment.
+//! Rank and world size that a launcher of several processes put into the environment, and where the processes meet.
 
 use crate::error::Result;
 use crate::refuse;
 
-/// A launcher's variables: its name, rank, world size.
-const LAUNCHERS: [(&str, &str, &str); 5] = [
-    ("torchrun", "RANK", "WORLD_SIZE"),
-    ("OpenMPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("MVAPICH", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
-    ("MPICH", "PMI_RANK", "PMI_SIZE"),
-    ("SLURM", "SLURM_PROCID", "SLURM_NTASKS"),
-];
+/// Port at which rank 0 listens where the launcher names none: PyTorch's.
+const PORT: u16 = 29500;
 
-/// Refuses to be one process of several: this build trains in one.
-pub fn check_single_process() -> Result<()> {
-    check(&|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+/// Variables of a launcher
+struct Launcher {
+    name: &'static str,
+    rank: &'static str,
+    size: &'static str,
+    /// Number of a process among those of its machine
+    local_rank: &'static str,
+    /// How many those are
+    local_size: &'static str,
 }
 
-fn check(variable: &dyn Fn(&str) -> Option<String>) -> Result<()> {
-    for (launcher, rank_name, size_name) in LAUNCHERS {
+const fn launcher(name: &'static str, [rank, size, local_rank, local_size]: [&'static str; 4]) -> Launcher {
+    Launcher { name, rank, size, local_rank, local_size }
+}
+
+/// In the order in which they are believed: torchrun is itself started by the others.
+const LAUNCHERS: [Launcher; 5] = [
+    launcher("torchrun", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]),
+    launcher(
+        "OpenMPI",
+        ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"],
+    ),
+    launcher(
+        "MVAPICH",
+        ["MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"],
+    ),
+    launcher("MPICH", ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"]),
+    launcher("SLURM", ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ""]),
+];
+
+/// Variables of SLURM with the number of machines, that of the step before that of the job
+const SLURM_NODES: [&str; 3] = ["SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES"];
+/// Variables that tell one job of a machine from another
+const JOBS: [&str; 3] = ["TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "PMIX_NAMESPACE"];
+
+/// One of several processes that a launcher started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Name of the launcher
+    pub launcher: &'static str,
+    /// This process, from 0
+    pub rank: usize,
+    /// More than 1
+    pub world_size: usize,
+    /// Number of this process among those of its machine, where the launcher tells it
+    pub local_rank: Option<usize>,
+    /// Host at which rank 0 listens
+    pub address: String,
+    pub port: u16,
+    /// Name of the launcher's job, or empty
+    pub job: String,
+}
+
+impl Launch {
+    /// The launch that started this process; none where it is alone. Refused: variables that do not fit together.
+    pub fn detect() -> Result<Option<Self>> {
+        detect(&|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+    }
+}
+
+type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+fn detect(variable: Variables) -> Result<Option<Launch>> {
+    for launcher in &LAUNCHERS {
+        let Launcher { name, rank: rank_name, size: size_name, .. } = launcher;
         let Some(size) = variable(size_name) else { continue };
         let rank = variable(rank_name);
         // A shell inside an allocation of several tasks is not one of them.
-        if launcher == "SLURM" && rank.is_none() {
+        if *name == "SLURM" && rank.is_none() {
             continue;
         }
-        let number = |text: &str| text.trim().parse::<usize>().ok();
-        let Some(size) = number(&size).filter(|&size| size > 0) else {
-            refuse!("environment variable {size_name}: found {size:?}, expected the number of processes ({launcher})");
+        let Some(world_size) = number(&size).filter(|&size| size > 0) else {
+            refuse!("environment variable {size_name}: found {size:?}, expected the number of processes ({name})");
         };
-        if let Some(rank) = &rank
-            && number(rank).is_none_or(|rank| rank >= size)
-        {
-            refuse!(
-                "environment variable {rank_name}: found {rank:?}, expected a number below {size_name}, which is {size} \
-                 ({launcher})"
-            );
+        let rank = match rank {
+            None if world_size == 1 => 0,
+            None => refuse!(
+                "environment variable {rank_name}: found none, but {size_name} is {world_size} ({name}): start every \
+                 process by the launcher, or unset {size_name} to train in one process"
+            ),
+            Some(text) => match number(&text).filter(|&rank| rank < world_size) {
+                Some(rank) => rank,
+                None => refuse!(
+                    "environment variable {rank_name}: found {text:?}, expected a number below {size_name}, which is \
+                     {world_size} ({name})"
+                ),
+            },
+        };
+        if world_size == 1 {
+            return Ok(None);
         }
-        if size > 1 {
-            refuse!(
-                "{launcher} started {size} processes ({size_name}={size}), but this build trains in one process: start \
-                 one, or unset {size_name} if the others are not for this run"
-            );
-        }
+        return launched(launcher, rank, world_size, variable).map(Some);
     }
-    Ok(())
+    Ok(None)
+}
+
+fn number(text: &str) -> Option<usize> {
+    text.trim().parse().ok()
+}
+
+fn launched(launcher: &Launcher, rank: usize, world_size: usize, variable: Variables) -> Result<Launch> {
+    let counted = |name: &str| -> Result<Option<usize>> {
+        let Some(text) = variable(name).filter(|_| !name.is_empty()) else { return Ok(None) };
+        match number(&text) {
+            Some(number) => Ok(Some(number)),
+            None => refuse!("environment variable {name}: found {text:?}, expected a number ({})", launcher.name),
+        }
+    };
+    let all_are_here = counted(launcher.local_size)?.is_some_and(|local| local >= world_size)
+        || (launcher.name == "SLURM" && SLURM_NODES.iter().find_map(|name| variable(name)).as_deref() == Some("1"));
+    let given = |name: &str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+    let address = match given("MASTER_ADDR") {
+        Some(address) => address,
+        None if all_are_here => "127.0.0.1".to_owned(),
+        None => refuse!(
+            "environment variable MASTER_ADDR: found none, expected the host name of rank 0, where the {world_size} \
+             processes of {} meet: set it for all of them, with MASTER_PORT for another port than {PORT}{}",
+            launcher.name,
+            match launcher.name {
+                "SLURM" => "; `export MASTER_ADDR=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\" | head -n 1)`",
+                "OpenMPI" => "; `mpirun -x MASTER_ADDR=HOST …`",
+                _ => "",
+            }
+        ),
+    };
+    let port = match given("MASTER_PORT") {
+        None => PORT,
+        Some(text) => match text.parse().ok().filter(|&port| port > 0) {
+            Some(port) => port,
+            None => refuse!("environment variable MASTER_PORT: found {text:?}, expected a port from 1 to 65535"),
+        },
+    };
+    // There torchrun itself listens at that port, for as long as the processes run.
+    let is_taken = given("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True");
+    Ok(Launch {
+        launcher: launcher.name,
+        rank,
+        world_size,
+        local_rank: counted(launcher.local_rank)?,
+        address,
+        port: if is_taken { port.checked_add(1).unwrap_or(port - 1) } else { port },
+        job: JOBS.iter().find_map(|name| given(name)).unwrap_or_default(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn with(variables: &[(&str, &str)]) -> Result<()> {
+    fn with(variables: &[(&str, &str)]) -> Result<Option<Launch>> {
         let of = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-        check(&of)
+        detect(&of)
     }
 
     #[test]
-    fn one_process_is_fine_however_it_was_started() {
-        with(&[]).unwrap();
-        for (_, rank, size) in LAUNCHERS {
-            with(&[(rank, "0"), (size, "1")]).unwrap();
+    fn one_process_is_alone_however_it_was_started() {
+        assert_eq!(with(&[]).unwrap(), None);
+        for launcher in &LAUNCHERS {
+            assert_eq!(with(&[(launcher.rank, "0"), (launcher.size, "1")]).unwrap(), None);
         }
-        with(&[("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost")]).unwrap();
+        let torchrun = [("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost")];
+        assert_eq!(with(&torchrun).unwrap(), None);
+        assert_eq!(with(&[("WORLD_SIZE", "1")]).unwrap(), None);
         // `salloc -n 4`, then a command without srun.
-        with(&[("SLURM_NTASKS", "4")]).unwrap();
+        assert_eq!(with(&[("SLURM_NTASKS", "4")]).unwrap(), None);
     }
 
     #[test]
-    fn one_of_several_processes_is_refused_with_the_variable_and_a_remedy() {
-        for (launcher, rank, size) in LAUNCHERS {
-            let error = with(&[(rank, "1"), (size, "2")]).unwrap_err().to_string();
-            assert!(error.contains(launcher) && error.contains(&format!("{size}=2")), "{error}");
-            assert!(error.contains("unset"), "{error}");
+    fn each_launcher_is_recognized_and_meets_where_it_says() {
+        for launcher in &LAUNCHERS {
+            let more = [("MASTER_ADDR", "node-1"), ("MASTER_PORT", "1234"), (launcher.local_rank, "1")];
+            let launch = with(&[&[(launcher.rank, "3"), (launcher.size, "4")], &more[..]].concat()).unwrap().unwrap();
+            assert_eq!((launch.launcher, launch.rank, launch.world_size), (launcher.name, 3, 4));
+            assert_eq!((launch.address.as_str(), launch.port, launch.local_rank), ("node-1", 1234, Some(1)));
         }
-        // Also where only the size is known.
-        assert!(with(&[("WORLD_SIZE", "8")]).is_err());
+        // Processes of one machine need no address.
+        for launcher in LAUNCHERS.iter().filter(|launcher| !launcher.local_size.is_empty()) {
+            let launch = with(&[(launcher.rank, "0"), (launcher.size, "2"), (launcher.local_size, "2")]);
+            let launch = launch.unwrap().unwrap();
+            assert_eq!((launch.address.as_str(), launch.port), ("127.0.0.1", PORT));
+        }
+        let slurm = [("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2"), ("SLURM_NNODES", "1"), ("SLURM_JOB_ID", "77")];
+        let launch = with(&slurm).unwrap().unwrap();
+        assert_eq!((launch.address.as_str(), launch.job.as_str()), ("127.0.0.1", "77"));
+        // torchrun within a job of SLURM: its own numbers count.
+        let both = [("RANK", "5"), ("WORLD_SIZE", "8"), ("MASTER_ADDR", "a")];
+        assert_eq!(with(&[&both[..], &slurm[..]].concat()).unwrap().unwrap().world_size, 8);
+    }
+
+    #[test]
+    fn a_port_at_which_torchrun_listens_is_left_to_it() {
+        let port = |port: &str, store: &str| {
+            let torchrun = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a"), ("MASTER_PORT", port)];
+            with(&[&torchrun[..], &[("TORCHELASTIC_USE_AGENT_STORE", store)]].concat()).unwrap().unwrap().port
+        };
+        assert_eq!([port("29500", "True"), port("29500", "False"), port("65535", "True")], [29501, 29500, 65534]);
+    }
+
+    #[test]
+    fn processes_of_several_machines_need_an_address() {
+        for launcher in &LAUNCHERS {
+            let error = with(&[(launcher.rank, "1"), (launcher.size, "2"), (launcher.local_size, "1")]);
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("MASTER_ADDR") && error.contains(launcher.name), "{error}");
+        }
+        let slurm = [("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2"), ("SLURM_NNODES", "2")];
+        assert!(with(&slurm).unwrap_err().to_string().contains("scontrol"));
     }
 
     #[test]
     fn values_that_make_no_sense_are_refused_by_name() {
         for (rank, size, name) in [
-            ("0", "x", "WORLD_SIZE"),
-            ("0", "0", "WORLD_SIZE"),
-            ("0", "", "WORLD_SIZE"),
-            ("1", "1", "RANK"),
-            ("-1", "1", "RANK"),
+            (Some("0"), "x", "WORLD_SIZE"),
+            (Some("0"), "0", "WORLD_SIZE"),
+            (Some("0"), "", "WORLD_SIZE"),
+            (Some("1"), "1", "RANK"),
+            (Some("-1"), "1", "RANK"),
+            (Some("2"), "2", "RANK"),
+            (None, "8", "RANK"),
         ] {
-            let error = with(&[("RANK", rank), ("WORLD_SIZE", size)]).unwrap_err().to_string();
+            let variables: Vec<_> = rank.map(|rank| ("RANK", rank)).into_iter().chain([("WORLD_SIZE", size)]).collect();
+            let error = with(&variables).unwrap_err().to_string();
             assert!(error.contains(&format!("variable {name}:")), "{error}");
+        }
+        for (name, value) in [("MASTER_PORT", "0"), ("MASTER_PORT", "70000"), ("LOCAL_RANK", "one")] {
+            let torchrun = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a"), (name, value)];
+            let error = with(&torchrun).unwrap_err().to_string();
+            assert!(error.contains(&format!("variable {name}: found")), "{error}");
         }
     }
 }

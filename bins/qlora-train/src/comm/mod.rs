@@ -1,11 +1,26 @@
-//! Processes that train one model together: who is who, and the sum over all of them.
+//! Processes that train one model together: who is who, the sum over all of them, and what they agree on.
+//!
+//! Every process runs the same steps and calls the same operations in the same order; rank 0 alone writes and speaks.
+//! Each operation is a meeting of all: it returns when everyone is there, or fails with the name of who is not.
 
+pub mod agreement;
+mod failure;
 pub mod launch;
+mod link;
+pub mod measure;
+mod rendezvous;
+mod tcp;
+mod wire;
 
-use crate::error::Result;
+pub use agreement::Signs;
+pub use rendezvous::Timeouts;
+pub use tcp::Tcp;
 
-/// The processes of a run. Each computes the gradients of its own micro-batches; one call per step makes them those of
-/// all.
+use crate::error::{Context, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The processes of a run.
 pub trait Communicator {
     /// This process, from 0.
     fn rank(&self) -> usize;
@@ -13,9 +28,56 @@ pub trait Communicator {
     /// How many processes there are.
     fn world_size(&self) -> usize;
 
+    /// Number of this process among those of its machine, and how many those are.
+    fn on_this_machine(&self) -> (usize, usize);
+
+    /// How many processes share the processors that this one may use: a launcher may give each its own.
+    fn on_these_processors(&self) -> usize {
+        self.on_this_machine().1
+    }
+
+    /// How many machines they are on.
+    fn machines(&self) -> usize {
+        1
+    }
+
+    /// "rank 1 (node-2, process 4711)"
+    fn name_of(&self, rank: usize) -> String {
+        format!("rank {rank}")
+    }
+
     /// Replaces every value by its sum over the ranks, in both arrays as one operation. The sums are in the order of
-    /// the ranks and the same bits everywhere. Failed: a rank is gone.
+    /// the ranks and the same bits everywhere. Failed: a rank is gone, or its arrays are of another length.
     fn all_reduce_sum(&mut self, gradients: &mut [f32], totals: &mut [f64]) -> Result<()>;
+
+    /// Gathers the bytes that every rank gives, in the order of the ranks; `what` names them in errors.
+    fn all_gather(&mut self, what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// The bytes that rank 0 gives; the others' do not count.
+    fn broadcast(&mut self, what: &str, own: Vec<u8>) -> Result<Vec<u8>>;
+}
+
+/// Whether this is the process that writes and speaks.
+pub fn is_first(comm: &dyn Communicator) -> bool {
+    comm.rank() == 0
+}
+
+/// The value that rank 0 finds, on all ranks. `find` is called on rank 0 only.
+pub fn from_first<T: Serialize + DeserializeOwned>(
+    comm: &mut dyn Communicator,
+    what: &str,
+    find: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    if comm.world_size() == 1 {
+        return find();
+    }
+    let found = if is_first(comm) { Some(find()?) } else { None };
+    let bytes = found.as_ref().map(serde_json::to_vec).transpose().context(|| what.to_owned())?;
+    let bytes = comm.broadcast(what, bytes.unwrap_or_default())?;
+    match found {
+        Some(found) => Ok(found),
+        None => serde_json::from_slice(&bytes).context(|| format!("{what}, as rank 0 sent it")),
+    }
 }
 
 /// A run in one process.
@@ -31,7 +93,19 @@ impl Communicator for SingleProcess {
         1
     }
 
+    fn on_this_machine(&self) -> (usize, usize) {
+        (0, 1)
+    }
+
     fn all_reduce_sum(&mut self, _gradients: &mut [f32], _totals: &mut [f64]) -> Result<()> {
         Ok(())
+    }
+
+    fn all_gather(&mut self, _what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![own.to_vec()])
+    }
+
+    fn broadcast(&mut self, _what: &str, own: Vec<u8>) -> Result<Vec<u8>> {
+        Ok(own)
     }
 }

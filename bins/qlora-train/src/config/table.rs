@@ -239,7 +239,7 @@ settings! {
     "Rows, or packs of rows, in one micro-batch."
     per_device_train_batch_size: usize = 1, "1", "an integer from 1 to 65536", Results,
         ["micro_batch_size", "batch_size", "training.batch_size"], |v| (1..=65536).contains(v);
-    "Micro-batches summed into one optimizer step, weighted by their supervised tokens."
+    "Micro-batches summed into one optimizer step, weighted by their supervised tokens. Of several processes each has as many, so that a step has them times the number of processes; a run that goes on in another number of processes keeps those of its step."
     gradient_accumulation_steps: usize = 1, "1", "an integer from 1 to 1000000", Results,
         ["grad_accumulation_steps", "training.grad_accum", "training.accumulation_steps"],
         |v| (1..=1_000_000).contains(v);

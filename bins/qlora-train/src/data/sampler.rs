@@ -29,7 +29,7 @@ pub fn order(rows: usize, epoch: u64, seed: u64) -> Vec<usize> {
 pub struct ScheduleOptions {
     /// Rows of a micro-batch, or packed bins when packing.
     pub per_device_train_batch_size: usize,
-    /// Micro-batches of a step.
+    /// Micro-batches of a step, of all ranks.
     pub gradient_accumulation_steps: usize,
     pub num_train_epochs: f64,
     /// Optimizer steps; wins over the epochs.
@@ -70,8 +70,6 @@ pub struct Schedule {
     largest_of_first: usize,
     steps_per_epoch: u64,
     total_steps: u64,
-    rank: usize,
-    world_size: usize,
 }
 
 /// What one optimizer step trains on.
@@ -81,8 +79,8 @@ pub struct Step {
     pub index: u64,
     /// Epochs done after this step: 0.5 is half of the rows.
     pub epoch: f64,
-    /// Row indices of each micro-batch of this rank. The last step of an epoch may have fewer micro-batches, and its
-    /// last micro-batch fewer rows; nothing is left out.
+    /// Row indices of each micro-batch, of all ranks, which take them in turn. The last step of an epoch may have fewer
+    /// micro-batches, and its last micro-batch fewer rows; nothing is left out.
     pub micro_batches: Vec<Vec<usize>>,
 }
 
@@ -158,25 +156,8 @@ impl Schedule {
             refuse!("max_steps is 0; expected at least 1");
         }
         let (packs, largest_of_first, steps_per_epoch, total_steps) = (None, 0, 0, 0);
-        let (rank, world_size) = (0, 1);
-        let schedule =
-            Self { lengths, mix, options, packs, largest_of_first, steps_per_epoch, total_steps, rank, world_size };
+        let schedule = Self { lengths, mix, options, packs, largest_of_first, steps_per_epoch, total_steps };
         schedule.counted()
-    }
-
-    /// The part of one of several processes. A step has `gradient_accumulation_steps` micro-batches of every rank,
-    /// dealt out in turn: the parts of all ranks together, in the order of the ranks, are the steps of one process that
-    /// accumulates as many micro-batches. In the last step of an epoch a rank may have none.
-    pub fn of_rank(self, rank: usize, world_size: usize) -> Result<Self> {
-        if rank >= world_size {
-            refuse!("rank {rank} of {world_size} processes; expected a rank below their number");
-        }
-        Self { rank, world_size, ..self }.counted()
-    }
-
-    /// Micro-batches of a step, of all ranks.
-    fn micro_batches_per_step(&self) -> usize {
-        self.options.gradient_accumulation_steps.saturating_mul(self.world_size)
     }
 
     /// With the number of steps.
@@ -185,7 +166,7 @@ impl Schedule {
         let (packs, micro_batches) = self.packs_and_micro_batches(0)?;
         self.packs = packs;
         self.largest_of_first = micro_batches.iter().map(|rows| self.tokens(rows)).max().unwrap_or(0);
-        self.steps_per_epoch = micro_batches.len().div_ceil(self.micro_batches_per_step()) as u64;
+        self.steps_per_epoch = micro_batches.len().div_ceil(self.options.gradient_accumulation_steps) as u64;
         let epochs = self.options.num_train_epochs;
         self.total_steps =
             self.options.max_steps.unwrap_or_else(|| (epochs * self.steps_per_epoch as f64).ceil() as u64);
@@ -230,7 +211,7 @@ impl Schedule {
     /// have.
     pub fn max_tokens(&self) -> usize {
         let bound = self.most_tokens();
-        if self.world_size == 1 && self.total_steps >= self.steps_per_epoch {
+        if self.total_steps >= self.steps_per_epoch {
             // No later epoch has to be walked through, or there is none.
             if self.largest_of_first == bound || self.total_steps == self.steps_per_epoch {
                 return self.largest_of_first;
@@ -307,7 +288,7 @@ impl Iterator for Steps<'_> {
         if index >= schedule.total_steps {
             return None;
         }
-        let per_step = schedule.micro_batches_per_step();
+        let per_step = schedule.options.gradient_accumulation_steps;
         let (epoch, within) = (index / schedule.steps_per_epoch, index % schedule.steps_per_epoch);
         if self.epoch.as_ref().is_none_or(|(current, _)| *current != epoch) {
             // Lengths were checked when the schedule was made: an epoch cannot fail any more.
@@ -316,8 +297,7 @@ impl Iterator for Steps<'_> {
             self.epoch = Some((epoch, micro_batches));
         }
         let (_, waiting) = self.epoch.as_mut()?;
-        let all = waiting.drain(..per_step.min(waiting.len()));
-        let micro_batches: Vec<_> = all.skip(schedule.rank).step_by(schedule.world_size).collect();
+        let micro_batches: Vec<_> = waiting.drain(..per_step.min(waiting.len())).collect();
         self.next += 1;
         let done = epoch as f64 + (within + 1) as f64 / schedule.steps_per_epoch as f64;
         Some(Step { index, epoch: done, micro_batches })

@@ -3,6 +3,7 @@
 use crate::data::{ChatTokenizer, MAX_TASKS, Row, UNSUPERVISED};
 use crate::error::Result;
 use regex::Regex;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -103,7 +104,7 @@ pub fn rouge_l(answer: &str, reference: &str) -> f64 {
 }
 
 /// Means over some of the answers.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
     pub answers: usize,
     pub exact: f64,

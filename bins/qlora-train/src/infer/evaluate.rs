@@ -1,6 +1,7 @@
 //! Loss over a data set, and over the files and tasks that its rows are of.
 
 use crate::backend::Backend;
+use crate::comm::Communicator;
 use crate::data::{MAX_TASKS, Rows};
 use crate::error::{Error, Result};
 use crate::model::Llama;
@@ -120,15 +121,17 @@ impl Sum {
 }
 
 /// The mean loss of the supervised tokens by their weights, over all of `rows` and by the file of `files` and the task
-/// they are of. `go_on` is called after each batch with its rows; if it says no, there is no result. Failed: the loss
-/// is not finite.
+/// they are of. The ranks take the batches in turn, and all have the same result as one process, to the bit. `go_on` is
+/// called after each round of batches with their number of rows; if it says no, there is no result. Failed: the loss is
+/// not finite.
 pub fn evaluate<B: Backend>(
     backend: &mut B,
     model: &Llama<B>,
     rows: &Rows,
     files: &[PathBuf],
     capacity: usize,
-    go_on: &mut dyn FnMut(usize) -> bool,
+    comm: &mut dyn Communicator,
+    go_on: &mut dyn FnMut(&mut dyn Communicator, usize) -> Result<bool>,
 ) -> Result<Option<Evaluation>> {
     let tasks: BTreeSet<Option<&str>> = (0..rows.len()).map(|row| rows.task(row)).collect();
     let by_task = tasks.len() > 1 && tasks.iter().flatten().count() <= MAX_TASKS;
@@ -137,22 +140,35 @@ pub fn evaluate<B: Backend>(
     for row in 0..rows.len() {
         groups.entry((rows.file(row), rows.task(row).filter(|_| by_task))).or_default().push(row);
     }
+    let all: Vec<(usize, Option<&str>, &[usize])> = groups
+        .iter()
+        .flat_map(|(&(file, task), numbers)| {
+            batches(rows, numbers, capacity).into_iter().map(move |numbers| (file, task, numbers))
+        })
+        .collect();
+    let (mut losses, mut sums, mut done) = (vec![0.0; all.len()], Vec::with_capacity(all.len()), 0);
+    for (index, (_, _, numbers)) in all.iter().enumerate() {
+        let batch = Sft.micro_batch_of(rows, numbers)?;
+        let weighted = batch.batch();
+        if index % comm.world_size() == comm.rank() {
+            losses[index] = model.loss(backend, &weighted)?;
+        }
+        sums.push(Sum { loss: 0.0, weight: total_weight(&[weighted]), tokens: weighted.supervised() });
+        done += numbers.len();
+        let round_ends = (index + 1) % comm.world_size() == 0 || index + 1 == all.len();
+        if round_ends && !go_on(comm, std::mem::take(&mut done))? {
+            return Ok(None);
+        }
+    }
+    comm.all_reduce_sum(&mut [], &mut losses)?;
     let mut whole = Sum::default();
     let (mut of_files, mut of_tasks): (BTreeMap<usize, Sum>, BTreeMap<&str, Sum>) = Default::default();
-    for ((file, task), numbers) in groups {
-        for numbers in batches(rows, &numbers, capacity) {
-            let batch = Sft.micro_batch_of(rows, numbers)?;
-            let weighted = batch.batch();
-            let loss = model.loss(backend, &weighted)?;
-            let one = Sum { loss, weight: total_weight(&[weighted]), tokens: weighted.supervised() };
-            whole.add(one);
-            of_files.entry(file).or_default().add(one);
-            if let Some(task) = task {
-                of_tasks.entry(task).or_default().add(one);
-            }
-            if !go_on(batch.tokens.rows()) {
-                return Ok(None);
-            }
+    for (((file, task, _), sum), loss) in all.into_iter().zip(sums).zip(losses) {
+        let one = Sum { loss, ..sum };
+        whole.add(one);
+        of_files.entry(file).or_default().add(one);
+        if let Some(task) = task {
+            of_tasks.entry(task).or_default().add(one);
         }
     }
     let loss = whole.mean();

@@ -1,7 +1,7 @@
 //! The optimizer step: gradients over micro-batches, clipping, LoRA+ AdamW.
 
 use crate::backend::{Backend, Batch, ParamUpdate, TraceMode};
-use crate::comm::{Communicator, SingleProcess};
+use crate::comm::{Communicator, Signs, SingleProcess};
 use crate::error::{Error, Result};
 use crate::lora::ParamKind;
 use crate::model::Llama;
@@ -53,11 +53,12 @@ pub struct StepReport {
     pub weight: f64,
 }
 
-/// The micro-batches of a step that are done; their gradients are in the trainable tensors.
+/// The micro-batches of a step that are done, counted over all ranks; the gradients of this rank's are in the trainable
+/// tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Accumulated {
     pub micro_batches: usize,
-    /// Sum over their supervised tokens.
+    /// Sum over the supervised tokens of this rank's
     pub loss: f64,
 }
 
@@ -74,56 +75,55 @@ pub fn optimizer_step<B: Backend>(
     factor: f64,
     batches: &[Batch],
 ) -> Result<StepReport> {
-    let mut comm = SingleProcess;
-    let done = accumulate(backend, model, &comm, step, accumulation, batches, Accumulated::default(), &|| false)?;
-    update(backend, model, &mut comm, hyper, step, accumulation, factor, batches, done.loss)
+    let (mut comm, begun) = (SingleProcess, Accumulated::default());
+    let (done, _) = accumulate(backend, model, &mut comm, step, accumulation, batches, begun, &Signs::default)?;
+    update(backend, model, &comm, hyper, step, accumulation, factor, batches, done.loss)
 }
 
-/// The first half of a step: the gradients of `batches` after those that are `done`. Between two micro-batches it asks
-/// whether to `stop`; what it returns then has fewer micro-batches than there are.
+/// The first part of a step: the gradients of this rank's share of `batches`, which are those of all ranks, after those
+/// that are `done`. The ranks take them in turn, and agree after each round by their `signs`; a signal ends it, and
+/// fewer micro-batches may be done then than there are.
 pub fn accumulate<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
-    comm: &dyn Communicator,
+    comm: &mut dyn Communicator,
     step: u64,
     accumulation: usize,
     batches: &[Batch],
     mut done: Accumulated,
-    stop: &dyn Fn() -> bool,
-) -> Result<Accumulated> {
+    signs: &dyn Fn() -> Signs,
+) -> Result<(Accumulated, Option<i32>)> {
+    let (rank, world_size) = (comm.rank(), comm.world_size());
     let total = total_weight(batches);
-    if comm.world_size() == 1 {
-        check_total(step, total)?;
-    }
+    check_total(step, total)?;
     backend.prepare_update(params(model))?;
-    if done.micro_batches == 0 {
+    if done.micro_batches == 0 || rank > 0 {
+        // What was done before counts once: on rank 0.
         backend.zero_gradients(params(model))?;
+        done.loss = 0.0;
     }
-    for (micro, batch) in batches.iter().enumerate().skip(done.micro_batches) {
-        let draw = draw_of(comm, step, accumulation, micro);
-        let loss = model.forward_backward(backend, batch, draw, scale_of(total))?;
-        if !loss.is_finite() {
-            let what = format!("step {}: the loss of micro-batch {} is {loss}", step + 1, micro + 1);
-            return Err(not_finite(backend, model, comm, step, accumulation, batches, micro + 1, &what));
+    let mut signal = None;
+    while done.micro_batches < batches.len() && signal.is_none() {
+        let round = done.micro_batches / world_size * world_size;
+        let micro = round + rank;
+        if let Some(batch) = batches.get(micro).filter(|_| micro >= done.micro_batches) {
+            let draw = draw_of(step, accumulation, micro);
+            let loss = model.forward_backward(backend, batch, draw, (1.0 / total) as f32)?;
+            if !loss.is_finite() {
+                let what = format!("step {}: the loss of micro-batch {} is {loss}", step + 1, micro + 1);
+                return Err(not_finite(backend, model, comm, step, accumulation, batches, micro + 1, &what));
+            }
+            done.loss += loss;
         }
-        done.loss += loss;
-        done.micro_batches += 1;
-        if stop() {
-            break;
-        }
+        done.micro_batches = (round + world_size).min(batches.len());
+        signal = signs().agreed(comm)?;
     }
-    Ok(done)
+    Ok((done, signal))
 }
 
-/// The number of a micro-batch's dropout masks: that of the micro-batch in the step of all ranks.
-fn draw_of(comm: &dyn Communicator, step: u64, accumulation: usize, micro: usize) -> u32 {
-    let of_rank = step * accumulation as u64 + micro as u64;
-    (of_rank * comm.world_size() as u64 + comm.rank() as u64) as u32
-}
-
-/// What this rank's gradients are multiplied by: they are a mean over its own tokens until [`reduce`].
-fn scale_of(total: f64) -> f32 {
-    if total > 0.0 { (1.0 / total) as f32 } else { 1.0 }
+/// The number of a micro-batch's dropout masks: its place in the run, whichever rank computes it.
+fn draw_of(step: u64, accumulation: usize, micro: usize) -> u32 {
+    (step * accumulation as u64 + micro as u64) as u32
 }
 
 fn check_total(step: u64, total: f64) -> Result<()> {
@@ -138,51 +138,58 @@ fn check_total(step: u64, total: f64) -> Result<()> {
     Err(Error::Failed(format!("step {}: {what}", step + 1)))
 }
 
-/// What the ranks of a step add up.
-struct Totals {
-    loss: f64,
-    weight: f64,
-    supervised: usize,
-    tokens: usize,
+/// Gradients that are summed over the ranks at a time, beside those of the tensor that is the last of them
+const BUCKET: usize = 1 << 20;
+
+/// Bytes that [`reduce`] takes on one of several ranks, where the largest trainable tensor has `largest` values: a
+/// bucket, what the others give to a sum of it, what comes back, and a gradient on its way.
+pub fn reduce_bytes(world_size: usize, largest: usize) -> u64 {
+    if world_size == 1 { 0 } else { 4 * 4 * (BUCKET + largest) as u64 }
 }
 
-/// Turns the gradients of this rank, which are divided by its own total weight, into those of all ranks. Nothing is
-/// touched in one process.
-fn reduce<B: Backend>(
+/// The second part of a step: replaces the gradients and losses of each rank's micro-batches by those of all. Nothing
+/// is touched in one process.
+pub fn reduce<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
     comm: &mut dyn Communicator,
-    totals: Totals,
-) -> Result<Totals> {
+    done: &mut Accumulated,
+) -> Result<()> {
     if comm.world_size() == 1 {
-        return Ok(totals);
+        return Ok(());
     }
     let mut params = params(model);
-    let mut gradients = Vec::new();
-    for param in &params {
-        gradients.extend(backend.gradient(param)?);
+    let mut losses = vec![done.loss];
+    let mut at = 0;
+    while at < params.len() {
+        let (mut bucket, mut lengths) = (Vec::new(), Vec::new());
+        while bucket.len() < BUCKET
+            && let Some(param) = params.get(at + lengths.len())
+        {
+            let gradient = backend.gradient(param)?;
+            lengths.push(gradient.len());
+            bucket.extend(gradient);
+        }
+        comm.all_reduce_sum(&mut bucket, &mut losses)?;
+        // With the first of them.
+        losses.drain(..).for_each(|loss| done.loss = loss);
+        let mut rest = &bucket[..];
+        for (param, length) in params[at..].iter_mut().zip(&lengths) {
+            let (own, others) = rest.split_at(*length);
+            backend.restore_gradient(param, own.to_vec())?;
+            rest = others;
+        }
+        at += lengths.len();
     }
-    let own = 1.0 / scale_of(totals.weight);
-    gradients.iter_mut().for_each(|x| *x *= own);
-    let mut sums = [totals.loss, totals.weight, totals.supervised as f64, totals.tokens as f64];
-    comm.all_reduce_sum(&mut gradients, &mut sums)?;
-    let [loss, weight, supervised, tokens] = sums;
-    gradients.iter_mut().for_each(|x| *x *= scale_of(weight));
-    let mut rest = &gradients[..];
-    for param in &mut params {
-        let (own, others) = rest.split_at(backend.gradient(param)?.len());
-        backend.restore_gradient(param, own.to_vec())?;
-        rest = others;
-    }
-    Ok(Totals { loss, weight, supervised: supervised as usize, tokens: tokens as usize })
+    Ok(())
 }
 
-/// The second half of a step: adds up the gradients of all ranks, clips them and updates every trainable tensor. `loss`
-/// is the sum over the supervised tokens of `batches`, which are those of this rank.
+/// The last part of a step: clips the gradients of all ranks and updates every trainable tensor. `batches` are those of
+/// all ranks, `loss` the sum over their supervised tokens.
 pub fn update<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
-    comm: &mut dyn Communicator,
+    comm: &dyn Communicator,
     hyper: &Hyperparameters,
     step: u64,
     accumulation: usize,
@@ -190,14 +197,7 @@ pub fn update<B: Backend>(
     batches: &[Batch],
     loss: f64,
 ) -> Result<StepReport> {
-    let own = Totals {
-        loss,
-        weight: total_weight(batches),
-        supervised: batches.iter().map(Batch::supervised).sum(),
-        tokens: batches.iter().map(Batch::tokens).sum(),
-    };
-    let Totals { loss, weight, supervised, tokens } = reduce(backend, model, comm, own)?;
-    check_total(step, weight)?;
+    let weight = total_weight(batches);
     let loss = loss / weight;
     let rate = |peak: f64| peak * factor;
     let arch = model.spec().arch.clone();
@@ -234,14 +234,14 @@ pub fn update<B: Backend>(
         grad_norm,
         learning_rate_a: rate(hyper.learning_rate_a),
         learning_rate_b: rate(hyper.learning_rate_b),
-        tokens,
-        supervised,
+        tokens: batches.iter().map(Batch::tokens).sum(),
+        supervised: batches.iter().map(Batch::supervised).sum(),
         weight,
     })
 }
 
-/// The error that ends a run in which `what` became of a step: computes its first `micro_batches` again, each from
-/// gradients of zero, and names the first value that is not finite. The gradients are of no use afterwards.
+/// The error that ends a run in which `what` became of a step: computes this rank's of its first `micro_batches` again,
+/// each from gradients of zero, and names the first value that is not finite. The gradients are of no use afterwards.
 fn not_finite<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
@@ -255,9 +255,9 @@ fn not_finite<B: Backend>(
     let mut found = String::new();
     if backend.set_trace(TraceMode::Values).is_ok() {
         status!("{what}: computing the step again to find the first value that is not finite, which takes a while");
-        let weight = scale_of(total_weight(batches));
-        for (micro, batch) in batches[..micro_batches].iter().enumerate() {
-            let draw = draw_of(comm, step, accumulation, micro);
+        let weight = (1.0 / total_weight(batches)) as f32;
+        for (micro, batch) in batches[..micro_batches].iter().enumerate().skip(comm.rank()).step_by(comm.world_size()) {
+            let draw = draw_of(step, accumulation, micro);
             let again = backend
                 .zero_gradients(params(model))
                 .and_then(|()| model.forward_backward(backend, batch, draw, weight));

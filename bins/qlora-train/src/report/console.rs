@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::io::{IsTerminal, Write as _};
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use crate::error::Error;
 
@@ -27,6 +27,8 @@ pub enum Verbosity {
 }
 
 static VERBOSITY: AtomicU8 = AtomicU8::new(Verbosity::Normal as u8);
+/// Rank of this process among those of its run
+static RANK: AtomicUsize = AtomicUsize::new(0);
 /// The progress bars on the terminal, which a line must not run into.
 pub(super) static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
@@ -35,18 +37,31 @@ pub fn set_verbosity(verbosity: Verbosity) {
     VERBOSITY.store(verbosity as u8, Ordering::Relaxed);
 }
 
+/// From now on this process is one of several: rank 0 speaks for all, the others say only why they end.
+pub(crate) fn set_rank(rank: usize) {
+    RANK.store(rank, Ordering::Relaxed);
+}
+
+/// Whether this process speaks: not where it is a rank other than 0.
+pub(crate) fn speaks() -> bool {
+    RANK.load(Ordering::Relaxed) == 0
+}
+
 /// True if lines of this level are printed.
 pub(crate) fn says(verbosity: Verbosity) -> bool {
-    VERBOSITY.load(Ordering::Relaxed) >= verbosity as u8
+    speaks() && VERBOSITY.load(Ordering::Relaxed) >= verbosity as u8
 }
 
 /// Prints a line if `verbosity` is asked for: a line break in it is of a text that it quotes, and is escaped, so that
 /// no file can say a line of its own. Unlike `eprintln!` this survives a closed standard error: a run of hours must not
 /// end because somebody left the pager.
 pub(crate) fn print(verbosity: Verbosity, prefix: &str, text: fmt::Arguments) {
-    if !says(verbosity) {
-        return;
+    if says(verbosity) {
+        print_line(prefix, text);
     }
+}
+
+fn print_line(prefix: &str, text: fmt::Arguments) {
     let text = format!("{prefix}{text}");
     let text = in_part(&text);
     let line = printable(&text);
@@ -178,10 +193,11 @@ pub(crate) fn print_text(text: &str) -> std::io::Result<()> {
 
 /// Says why the command ends.
 pub(crate) fn print_error(error: &Error) {
-    let mut prefix = "error: ";
+    let rank = RANK.load(Ordering::Relaxed);
+    let mut prefix = if rank == 0 { "error: ".to_owned() } else { format!("error: rank {rank}: ") };
     for line in error.lines() {
-        print(Verbosity::Quiet, prefix, format_args!("{line}"));
-        prefix = "";
+        print_line(&prefix, format_args!("{line}"));
+        prefix.clear();
     }
 }
 

@@ -93,6 +93,24 @@ impl Budget {
         Self { limit, in_use, in_use_name: "CUDA context, and what else is on the GPU", read_bytes: 0, host_limit }
     }
 
+    /// The part of one of several processes: those of its machine share the host's memory, unless a limit for each was
+    /// given, and each takes `bytes` of it for sums over all.
+    pub fn shared(self, on_this_machine: usize, is_given: bool, on_host: bool, bytes: u64) -> Self {
+        if bytes == 0 {
+            return self;
+        }
+        let part = |limit: u64| if is_given { limit } else { limit / on_this_machine.max(1) as u64 };
+        match on_host {
+            true => Self {
+                limit: part(self.limit),
+                in_use: self.in_use + bytes,
+                in_use_name: "rows, tokenizer, program, sums over processes",
+                ..self
+            },
+            false => Self { host_limit: part(self.host_limit), ..self },
+        }
+    }
+
     fn of_another_gpu(limit: u64, host_limit: u64) -> Self {
         let in_use = Self::CONTEXT + Self::LATER;
         Self { limit, in_use, in_use_name: "CUDA context (assumed)", read_bytes: 0, host_limit }
@@ -124,6 +142,20 @@ impl Device {
             Some(config::Device::Cpu) => Self::cpu(settings, ""),
             Some(config::Device::Cuda(ordinal)) => Self::named(ordinal)?.computing(settings),
             None => Self::found(settings)?.computing(settings),
+        }
+    }
+
+    /// The device that one of several processes of a machine is to use: GPUs are dealt out by their numbers, unless
+    /// each process is shown its own alone, or one was named.
+    pub fn of_rank(asked: Option<config::Device>, local_rank: usize) -> Option<config::Device> {
+        let shown_one = std::env::var("CUDA_VISIBLE_DEVICES").is_ok_and(|shown| !shown.contains(','));
+        if KERNELS != Kernels::Cuda || local_rank == 0 || shown_one {
+            return asked;
+        }
+        match asked {
+            Some(config::Device::Cuda(0)) => Some(config::Device::Cuda(local_rank)),
+            None if std::path::Path::new("/dev/nvidia0").exists() => Some(config::Device::Cuda(local_rank)),
+            _ => asked,
         }
     }
 

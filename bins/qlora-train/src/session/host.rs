@@ -27,6 +27,12 @@ fn anonymous_in(status: &str) -> Option<u64> {
     Some(kib << 10)
 }
 
+/// Worker threads of each of several processes that share processors; none of one, which takes them all.
+pub fn threads_of_each(processes: usize) -> Option<usize> {
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
+    (processes > 1).then(|| (processors / processes).max(1))
+}
+
 /// Makes the worker pool, once per process, of `threads` threads or as many as there are processors. This thread is one
 /// of them: it computes beside the others instead of waiting for them, and a piece of work begins without waking it.
 pub fn set_threads(threads: Option<usize>) -> Result<()> {

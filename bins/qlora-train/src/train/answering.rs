@@ -4,6 +4,7 @@ use super::names;
 use super::record::LogEntry;
 use super::steps::Run;
 use crate::backend::Backend;
+use crate::comm::{Communicator, from_first, is_first};
 use crate::config::{BestMetric, Every};
 use crate::error::{Context, Result};
 use crate::files::failpoint;
@@ -84,8 +85,8 @@ impl<B: Backend> Run<'_, B> {
             entry.eval_task_losses = losses(&evaluation.tasks);
         }
         if !self.questions.is_empty() {
-            let answers = self.answer()?;
-            measured.scores = scores(&answers);
+            let (answers, scores) = self.answer()?;
+            measured.scores = scores;
             lines.extend(self.lines(step, &answers, measured.scores.as_ref()));
             let of = |metric| measured.figure(metric);
             entry.eval_exact_match = of(BestMetric::ExactMatch);
@@ -111,21 +112,36 @@ impl<B: Backend> Run<'_, B> {
         let (data, step) = (self.data, self.state.global_step);
         let mut bar = Bars::new("validation", data.validation.len() as u64);
         let mut done = 0;
-        let interruption = self.interruption.clone();
-        let mut go_on = |rows| {
+        let (signs, mut signal) = (self.signs(), None);
+        let mut go_on = |comm: &mut dyn Communicator, rows: usize| {
             done += rows as u64;
             bar.set(done, String::new());
-            interruption.signal().is_none()
+            signal = signs().agreed(comm)?;
+            Ok(signal.is_none())
         };
         let (backend, rows, files) = (&mut self.backend, &data.validation, &data.validation_files);
-        let evaluation = evaluate(backend, &self.model, rows, files, data.tokens, &mut go_on)
+        let evaluation = evaluate(backend, &self.model, rows, files, data.tokens, self.comm, &mut go_on)
             .context(|| format!("validation after step {step}"))?;
-        let Some(evaluation) = evaluation else { return Err(self.interrupted()?) };
+        let Some(evaluation) = evaluation else { return Err(self.interrupted(signal)?) };
         bar.finish();
         Ok(evaluation)
     }
 
-    fn answer(&mut self) -> Result<Vec<Answered>> {
+    /// The answers, on rank 0, and what they come to, on all ranks.
+    fn answer(&mut self) -> Result<(Vec<Answered>, Option<Scores>)> {
+        let answers = if is_first(self.comm) { self.answers()? } else { None };
+        let found = (answers.is_some(), answers.as_deref().and_then(scores));
+        // Without answers it was interrupted.
+        let (answered, scores) = from_first(self.comm, "answers", || Ok(found))?;
+        if !answered {
+            let signal = from_first(self.comm, "signal", || Ok(self.interruption.signal()))?;
+            return Err(self.interrupted(signal)?);
+        }
+        Ok((answers.unwrap_or_default(), scores))
+    }
+
+    /// None: interrupted.
+    fn answers(&mut self) -> Result<Option<Vec<Answered>>> {
         let (questions, step) = (self.questions, self.state.global_step);
         let tokenizer = self.loaded.open_tokenizer()?;
         let mut bar = Bars::new("answering", questions.all.len() as u64);
@@ -138,8 +154,9 @@ impl<B: Backend> Run<'_, B> {
         let answers = questions
             .answer(&mut self.backend, &self.model, tokenizer, &mut go_on)
             .context(|| format!("answers after step {step}"))?;
-        let Some(answers) = answers else { return Err(self.interrupted()?) };
-        bar.set(questions.all.len() as u64, String::new());
+        if answers.is_some() {
+            bar.set(questions.all.len() as u64, String::new());
+        }
         bar.finish();
         Ok(answers)
     }

@@ -176,10 +176,44 @@ pub fn run_identity(
     })
 }
 
+fn read_record(path: &Path) -> Option<Value> {
+    serde_json::from_slice(&read_bounded(path, MAX_RUN_BYTES).ok()?).ok()
+}
+
+/// Key of `run.json` and of a checkpoint's state: the micro-batches of a step that each of several processes was asked
+/// for, where they are not all of the step's
+pub const PER_PROCESS: &str = "accumulation_per_process";
+
+/// Micro-batches of a step of all `processes`: as many as each was asked for, times their number. A run that goes on,
+/// or is asked about again, by the same settings keeps those that it began with, whatever the number of processes.
+pub fn micro_batches_of_step(
+    settings: &Settings,
+    output: &Path,
+    result_settings: &Map<String, Value>,
+    processes: usize,
+) -> usize {
+    const NAME: &str = "gradient_accumulation_steps";
+    let asked = settings.gradient_accumulation_steps;
+    let recorded = match &settings.resume_from_checkpoint {
+        Resume::From(dir) => read_record(&dir.join(RUN_STATE)),
+        Resume::No | Resume::Latest => read_record(&output.join(RUN_FILE)),
+    };
+    let began_with = |record: &Value| {
+        let of_run = record.pointer("/identity/settings")?.as_object()?;
+        let counts = |name: &String| ![NAME, "num_train_epochs", "max_steps"].contains(&name.as_str());
+        let alike = |name: &String| of_run.get(name) == result_settings.get(name);
+        let same = of_run.keys().chain(result_settings.keys()).filter(|name| counts(name)).all(alike);
+        let all = of_run.get(NAME)?.as_u64()?;
+        let each = record.get(PER_PROCESS).and_then(Value::as_u64).unwrap_or(all);
+        (same && each == asked as u64).then_some(all as usize)
+    };
+    recorded.as_ref().and_then(began_with).unwrap_or(asked.saturating_mul(processes))
+}
+
 /// Time that the chat template of a run of these `result_settings` is told: that of the run's start, which a run that
 /// goes on, or is asked about again, has recorded in `run.json` or in its checkpoint.
 pub fn run_clock(settings: &Settings, output: &Path, result_settings: &Map<String, Value>) -> Timestamp {
-    let read = |path: &Path| -> Option<Value> { serde_json::from_slice(&read_bounded(path, MAX_RUN_BYTES).ok()?).ok() };
+    let read = read_record;
     let clock = |record: &Value| record.pointer("/identity/clock")?.as_str()?.parse().ok();
     let recorded = match &settings.resume_from_checkpoint {
         Resume::From(dir) => read(&dir.join(RUN_STATE)),

@@ -1,8 +1,10 @@
 //! A training run: its steps, snapshots, output directory and record.
 
+mod announce;
 mod answering;
 mod checkpoints;
 mod identity;
+mod initial_adapter;
 mod locked_dir;
 mod names;
 mod observer;
@@ -12,11 +14,13 @@ mod progress;
 pub mod record;
 mod resume;
 mod run;
+mod sharing;
 mod snapshot;
+mod standing;
 mod steps;
 mod trained_adapter;
 mod watch;
 
 pub use identity::Identity;
-pub use run::{TrainOutcome, train};
+pub use run::{TrainOutcome, train, train_among};
 pub use snapshot::Snapshot;

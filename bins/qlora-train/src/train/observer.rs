@@ -71,6 +71,11 @@ impl Observer {
         Self { details, events, written: Instant::now(), failed: false }
     }
 
+    /// Writes nothing: for a rank that is not the first.
+    pub fn silent() -> Self {
+        Self { details: None, events: None, written: Instant::now(), failed: false }
+    }
+
     pub fn log(&mut self, entry: &LogEntry) {
         if let Some(events) = &mut self.events
             && let Err(error) = events.log(entry)

@@ -4,49 +4,48 @@
 //! it is made once the base is loaded. From then on it holds `run.json`, a growing `metrics.jsonl` and checkpoints; the
 //! adapter appears at the end, each file whole or not at all, and `run.json` says last that the run is finished. A run
 //! that ends on the way, however it ends, leaves no part of an adapter and goes on from its newest checkpoint.
+//!
+//! Of several processes rank 0 alone looks at the output directory and writes there; the others are told what it found.
 
-use super::identity::{Identity, result_settings, run_clock, run_identity};
+use super::announce::{check_disk, print_run};
+use super::checkpoints;
+use super::identity::{Identity, PER_PROCESS, result_settings, run_clock, run_identity};
+use super::initial_adapter::initial_adapter;
 use super::locked_dir::LockedDir;
 use super::names::checkpoint;
 use super::observer::{self, Observer};
-use super::output_dir::{
-    Found, check_output_dir, check_recorded_base, check_removable, check_room, check_writable, holds_run,
-    recorded_arithmetic, remove_run,
-};
-use super::owned::{Owned, recover, remove_temporary};
+use super::output_dir::{check_recorded_base, check_writable, recorded_arithmetic};
 use super::progress::{Progress, Speed};
 use super::record::{LogEntry, RunRecord, RunSummary, TrainerState};
+use super::sharing::{check_same_run, check_same_settings, share_restored, share_step};
 use super::snapshot::Snapshot;
+use super::standing::{Standing, lock, standing};
 use super::steps::Run;
 use super::trained_adapter::add_trained_adapter;
 use super::watch::Watch;
-use super::{checkpoints, resume};
-use crate::adapter::{ADAPTER_CONFIG, Adapter};
-use crate::backend::{Backend, Quantization, WeightsRead};
-use crate::comm::{SingleProcess, launch};
-use crate::config::{Purpose, Resume, Settings};
-use crate::data::Schedule;
+use crate::adapter::ADAPTER_CONFIG;
+use crate::backend::{Backend, WeightsRead};
+use crate::comm::{Communicator, SingleProcess, agreement, from_first, is_first};
+use crate::config::{Purpose, Settings};
 use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
 use crate::infer::questions::{Questions, check_positions};
 use crate::lint::{self, Finding};
-use crate::lora::{LoraKind, LoraSpec};
+use crate::model::optimizer_step::reduce_bytes;
 use crate::model::{Llama, ModelSpec};
-use crate::refuse;
-use crate::report::{Bars, count, detail, section, status, trainable_line, warning};
+use crate::report::{Bars, count, section, status, warning};
 use crate::run_report::Details;
 use crate::session::chat_template::add_tokenizer;
-use crate::session::disk::{self, DiskPlan};
 use crate::session::interruption::Interruption;
 use crate::session::lint_facts::facts;
-use crate::session::model_spec::{check_quantization, lora_spec, model_spec, recipe};
-use crate::session::plan::{self, MemoryPlan};
+use crate::session::model_spec::{check_quantization, lora_spec, model_spec};
+use crate::session::plan;
 use crate::session::training_data::find_files;
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData, replace_adapter_by_base};
 use crate::session::{advice, planner};
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Result of `train`.
@@ -59,21 +58,31 @@ pub struct TrainOutcome {
     pub weights_read: Option<WeightsRead>,
 }
 
-/// Trains, or goes on with a run that was stopped, or says that it is finished already.
-pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
+/// Trains in one process, or goes on with a run that was stopped, or says that it is finished already.
+pub fn train(settings: Settings) -> Result<TrainOutcome> {
+    train_among(settings, &mut SingleProcess)
+}
+
+/// Like [`train`], in several processes, each of which calls this.
+pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Result<TrainOutcome> {
     settings.validate(Purpose::Train)?;
     section("Model");
     replace_adapter_by_base(&mut settings)?;
     find_files(&mut settings)?;
-    launch::check_single_process()?;
+    check_same_settings(comm, &settings)?;
     let output = settings.output_path()?.to_owned();
+    settings.device = Device::of_rank(settings.device, comm.on_this_machine().0);
     let device = Device::choose(&settings)?;
-    check_writable(&output, "output_dir")?;
-    if let Some(dir) = settings.logging_dir.as_deref().filter(|_| settings.report_to.tensorboard) {
-        check_writable(dir, "logging_dir")?;
+    let mut locked = None;
+    if is_first(comm) {
+        check_writable(&output, "output_dir")?;
+        if let Some(dir) = settings.logging_dir.as_deref().filter(|_| settings.report_to.tensorboard) {
+            check_writable(dir, "logging_dir")?;
+        }
+        locked = LockedDir::of_existing(&output)?;
     }
-    let locked = LockedDir::of_existing(&output)?;
-    let device = match recorded_arithmetic(&output)? {
+    let recorded = from_first(comm, "arithmetic", || Ok(Vec::from_iter(recorded_arithmetic(&output)?)))?.pop();
+    let device = match recorded {
         Some(recorded) if settings.compute.is_none() => device.as_recorded(recorded.as_deref(), &output)?,
         _ => device,
     };
@@ -83,7 +92,10 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     check_quantization(&settings, &loaded.checkpoint)?;
     lora_spec(&settings, loaded.checkpoint.arch())?;
     settings.resolve(loaded.parameters());
-    let clock = run_clock(&settings, &output, &result_settings(&settings, &loaded, device.arithmetic()));
+    let accumulation_per_process = share_step(comm, &mut settings, &output, &loaded, &device)?;
+    let clock = from_first(comm, "clock", || {
+        Ok(run_clock(&settings, &output, &result_settings(&settings, &loaded, device.arithmetic())))
+    })?;
     loaded.set_clock(clock);
     section("Data");
     // The rows are read once: they may come from a pipe, and their hash is part of the identity.
@@ -93,45 +105,26 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let questions = Questions::load(&settings, &loaded, &data.validation)?;
     check_positions(&questions.prompts(), loaded.checkpoint.arch(), data.longest)?;
     let identity = identity.judging(&settings, &questions);
-    let resumes = settings.resume_from_checkpoint != Resume::No;
-    // Another run that is to be overwritten is removed when nothing can be refused any more.
-    let (found, overwrites) = match check_output_dir(&output, &identity, resumes) {
-        Err(error) if settings.overwrite_output_dir && error.is_usage() && holds_run(&output) => (Found::Nothing, true),
-        found => (found?, false),
-    };
-    if let Found::Finished(finished) = found {
-        check_recorded_base(&output, &loaded.checkpoint.fingerprint()?)?;
-        if let (Some(locked), Some(owned)) = (&locked, Owned::recorded_in(&output)?) {
-            remove_temporary(locked.dir(), &owned)?;
+    check_same_run(comm, &identity, &questions, &device)?;
+    let look = || standing(&settings, &output, &identity, locked.as_ref(), &loaded, &data);
+    let (saved, overwrites) = match from_first(comm, "output directory", look)? {
+        Standing::Begins { saved, overwrites } => (saved.map(|saved| *saved), overwrites),
+        Standing::Finished(finished) => {
+            status!(
+                "{}: this run is finished ({}) and its adapter is there; nothing was done. To train it anew, choose \
+                 another output_dir or remove this one",
+                output.display(),
+                count(finished.steps, "step")
+            );
+            return Ok(TrainOutcome { summary: finished, adapter: output, weights_read: None });
         }
-        status!(
-            "{}: this run is finished ({}) and its adapter is there; nothing was done. To train it anew, choose \
-             another output_dir or remove this one",
-            output.display(),
-            count(finished.steps, "step")
-        );
-        return Ok(TrainOutcome { summary: finished, adapter: output, weights_read: None });
-    }
-    match &locked {
-        Some(_) if overwrites => check_removable(&output)?,
-        Some(locked) => recover(locked.dir())?,
-        None => {}
-    }
-    let saved = match &settings.resume_from_checkpoint {
-        Resume::No | Resume::Latest if overwrites => None,
-        _ => resume::choose(&settings, &output, &identity)?,
     };
-
-    if let Some(saved) = &saved {
-        saved.check_schedule(&data.schedule, settings.gradient_accumulation_steps)?;
-    }
-    if !overwrites {
-        let step = saved.as_ref().map_or(0, |saved| saved.trainer.global_step);
-        check_room(&output, step, data.schedule.total_steps())?;
-    }
     let spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest)?;
     let mut spec = spec.with_prompts(questions.prompts());
-    let budget = device.budget(&settings)?;
+    let largest = spec.lora.lengths(&spec.arch).max().unwrap_or(0);
+    let (of_sums, (_, here)) = (reduce_bytes(comm.world_size(), largest), comm.on_this_machine());
+    let is_given = settings.host_memory.is_some();
+    let budget = device.budget(&settings)?.shared(here, is_given, device.is_cpu(), of_sums);
     let plan = {
         let (stored, levers) = (plan::stored_in(&loaded.checkpoint), planner::Levers::of(&settings));
         let plan = planner::choose(&device, &mut spec, levers, &stored, budget)?;
@@ -142,12 +135,16 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     };
     section("Run");
     print_run(&settings, &loaded, &spec, &plan, &data.schedule);
-    check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;
+    if is_first(comm) {
+        check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;
+    }
     let findings = lint::before(&facts(&settings, &loaded, &spec, &data), settings.allow.names());
     let earlier = saved.as_ref().map(|saved| (output.as_path(), saved.trainer.global_step));
     let details = observer::details(&settings, &loaded, &spec, &plan, &data, device.in_words(), earlier)?;
     let bytes = plan.run_bytes;
     let run = Prepared {
+        comm,
+        accumulation_per_process,
         settings,
         output,
         locked,
@@ -165,61 +162,10 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     device.run(run)
 }
 
-/// The adapter that a run begins with, with the run's alphas. Refused: other ranks or layers than the run's.
-fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) -> Result<Adapter> {
-    let what = || path.display().to_string();
-    let mut adapter = Adapter::load(path)?;
-    adapter.check_shapes(loaded.checkpoint.arch(), loaded.checkpoint.base_name()).context(what)?;
-    let own = adapter.lora_spec().context(what)?;
-    let ranks = |lora: &LoraSpec| {
-        lora.terms.iter().map(|(module, term)| (module.clone(), term.r, term.kind)).collect::<Vec<_>>()
-    };
-    if spec.lora.init.changes_base() {
-        refuse!(
-            "`init_adapter`: found {}, but `init_lora_weights` says what the run begins with; leave one of them out",
-            path.display()
-        );
-    }
-    let has = |lora: &LoraSpec| {
-        let ranks: BTreeSet<usize> = lora.terms.values().map(|term| term.r).collect();
-        let (ranks, s): (Vec<String>, _) =
-            (ranks.iter().map(usize::to_string).collect(), if ranks.len() == 1 { "" } else { "s" });
-        let dora = if lora.is_dora() { " with magnitudes (DoRA)" } else { "" };
-        format!("rank{s} {} on {}{dora}", ranks.join(", "), count(lora.terms.len() as u64, "linear layer"))
-    };
-    if ranks(&own) != ranks(&spec.lora) {
-        refuse!(
-            "`init_adapter`: {} has {}, the run has {}; give its lora_r, lora_target_modules and use_dora",
-            path.display(),
-            has(&own),
-            has(&spec.lora)
-        );
-    }
-    let untied = own.untied && loaded.checkpoint.arch().tie_word_embeddings;
-    if own.whole != spec.lora.whole || untied {
-        let named = |whole: &BTreeSet<String>| match whole.is_empty() {
-            true => "none".to_owned(),
-            false => whole.iter().cloned().collect::<Vec<_>>().join(", "),
-        };
-        refuse!(
-            "`init_adapter`: {} holds whole weights of {}{}, the run trains {}; give its modules_to_save",
-            path.display(),
-            named(&own.whole),
-            if untied { ", with an output layer of its own beside the embedding" } else { "" },
-            named(&spec.lora.whole)
-        );
-    }
-    if adapter.rescale(&spec.lora).context(what)? {
-        status!(
-            "{}: has another scale (alpha, use_rslora) than the run: its B is multiplied to keep what it computes",
-            path.display()
-        );
-    }
-    Ok(adapter)
-}
-
 /// A run of which everything but the weights was read and found good.
-struct Prepared {
+struct Prepared<'a> {
+    comm: &'a mut dyn Communicator,
+    accumulation_per_process: usize,
     settings: Settings,
     output: PathBuf,
     locked: Option<LockedDir>,
@@ -238,7 +184,7 @@ struct Prepared {
     findings: Vec<Finding>,
 }
 
-impl DeviceJob for Prepared {
+impl DeviceJob for Prepared<'_> {
     type Output = TrainOutcome;
 
     fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<TrainOutcome> {
@@ -248,6 +194,8 @@ impl DeviceJob for Prepared {
 
 fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
     let Prepared {
+        comm,
+        accumulation_per_process,
         settings,
         output,
         locked,
@@ -273,7 +221,9 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     bar.finish();
     let (norms, starts) = (source.take_norms(), source.take_starts());
     let fingerprint = source.finish()?;
-    if !overwrites {
+    let of_base = [("the base's weights".to_owned(), fingerprint.whole.clone().into())];
+    agreement::agree(comm, "base", &of_base.into_iter().collect())?;
+    if !overwrites && is_first(comm) {
         check_recorded_base(&output, &fingerprint.whole)?;
     }
     if let (Some(adapter), Some(path)) = (&init, &settings.init_adapter) {
@@ -287,26 +237,13 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     // Its values are the model's now.
     drop(init);
     if let Some(saved) = &saved {
-        saved.check_base(&fingerprint.whole)?;
-        saved.check_best(&settings, &output)?;
-        saved.restore(&mut backend, &mut model)?;
-    }
-
-    // What was refused until here left no trace.
-    let locked = match locked {
-        Some(locked) => locked,
-        None => {
-            let locked = LockedDir::create(&output)?;
-            // Another process may have been faster.
-            check_output_dir(&output, &identity, false)?;
-            locked
+        if is_first(comm) {
+            saved.check_base(&fingerprint.whole)?;
+            saved.check_best(&settings, &output)?;
+            saved.restore(&mut backend, &mut model)?;
         }
-    };
-    if overwrites {
-        warning!("{}: the run that it held is removed (overwrite_output_dir)", output.display());
-        remove_run(locked.dir())?;
+        share_restored(comm, &mut backend, &mut model)?;
     }
-    let locked = locked.with_lock_file()?;
     let (state, progress) = match &saved {
         Some(saved) => (saved.trainer.clone(), saved.state.progress.clone()),
         None => (TrainerState::default(), Progress::default()),
@@ -316,26 +253,34 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         status!("resuming after step {} of {total} from {}", state.global_step, saved.dir.display());
     }
     let base = loaded.checkpoint.base_name();
-    let run = json!({
+    let mut run = json!({
         "identity": identity,
         "base": {"name": base.name, "revision": base.revision, "fingerprint": fingerprint.whole},
         "version": env!("CARGO_PKG_VERSION"),
         "settings": settings.to_json(),
     });
+    if accumulation_per_process != settings.gradient_accumulation_steps {
+        run[PER_PROCESS] = accumulation_per_process.into();
+    }
     let own = |saved: &&Snapshot| saved.dir == output.join(checkpoint(saved.trainer.global_step));
-    let mut record = RunRecord::create(locked, run, &state.log_history)?;
-    if let Some(saved) = &saved {
-        // A process that was killed may have left more than are kept.
-        let (keep, best) = (settings.save_total_limit.0, state.best_model_checkpoint.as_deref());
-        checkpoints::prune(&mut record, saved.trainer.global_step, keep, best);
+    let (mut record, mut observer) = (None, Observer::silent());
+    if is_first(comm) {
+        // What was refused until here left no trace.
+        let locked = lock(locked, &output, &identity, overwrites)?;
+        let created = record.insert(RunRecord::create(locked, run, &state.log_history)?);
+        if let Some(saved) = &saved {
+            // A process that was killed may have left more than are kept.
+            let (keep, best) = (settings.save_total_limit.0, state.best_model_checkpoint.as_deref());
+            checkpoints::prune(created, saved.trainer.global_step, keep, best);
+        }
+        observer = Observer::new(&settings, details, created.dir(), state.global_step);
+        // A run that goes on was told of its own.
+        if saved.is_none() {
+            observer.warn(0, &findings);
+        }
+        observer.write(created, &state.log_history, true);
     }
-    let mut observer = Observer::new(&settings, details, record.dir(), state.global_step);
-    // A run that goes on was told of its own.
-    if saved.is_none() {
-        observer.warn(0, &findings);
-    }
-    observer.write(&record, &state.log_history, true);
-    let run = Run {
+    let mut run = Run {
         settings: &settings,
         output: &output,
         loaded: &loaded,
@@ -344,7 +289,8 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         identity: &identity,
         base_fingerprint: &fingerprint,
         starts,
-        comm: SingleProcess,
+        comm,
+        accumulation_per_process,
         backend,
         model,
         record,
@@ -357,7 +303,9 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         speed: Speed::default(),
         started: Instant::now(),
         interruption: Interruption::watch("saving and stopping after the current micro-batch")?,
+        last_norm: 0,
     };
+    run.agree_on_adapter()?;
     section("Training");
     finish(run, &norms)
 }
@@ -366,10 +314,11 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
 fn finish<B: Backend>(mut run: Run<B>, norms: &BTreeMap<String, f64>) -> Result<TrainOutcome> {
     run.steps()?;
     let best = run.settings.load_best_model_at_end;
+    run.agree_on_adapter()?;
     if !best {
         // Before anything else can go wrong.
         write_adapter(&run)?;
-        run.record.write_state(&run.state)?;
+        write_state(&run)?;
     }
     let evaluated = run.progress.evaluated_at == Some(run.state.global_step);
     if run.evaluates() && !evaluated && run.evaluate()? {
@@ -384,7 +333,7 @@ fn finish<B: Backend>(mut run: Run<B>, norms: &BTreeMap<String, f64>) -> Result<
         eval_loss = run.state.log_history.iter().rev().find(of_best).and_then(|entry| entry.eval_loss).or(eval_loss);
         write_adapter(&run)?;
     }
-    run.record.write_state(&run.state)?;
+    write_state(&run)?;
     let weights_read = run.backend.weights_read();
     if let Some(read) = weights_read {
         status!(
@@ -401,112 +350,26 @@ fn finish<B: Backend>(mut run: Run<B>, norms: &BTreeMap<String, f64>) -> Result<
         tokens_per_second: run.speed.tokens_per_second(),
         peak_bytes: run.backend.bytes(),
     };
-    run.record.finish(&summary)?;
-    if let Err(error) = run.observer.measure(&run.backend, &run.model, &run.starts, norms) {
-        warning!("the report does not say what the adapter changed: {error}");
+    if let Some(record) = &mut run.record {
+        record.finish(&summary)?;
+        if let Err(error) = run.observer.measure(&run.backend, &run.model, &run.starts, norms) {
+            warning!("the report does not say what the adapter changed: {error}");
+        }
+        run.observer.write(record, &run.state.log_history, true);
     }
-    run.observer.write(&run.record, &run.state.log_history, true);
     Ok(TrainOutcome { summary, adapter: run.output.to_owned(), weights_read })
 }
 
+fn write_state<B: Backend>(run: &Run<B>) -> Result<()> {
+    run.record.as_ref().map_or(Ok(()), |record| record.write_state(&run.state))
+}
+
 fn write_adapter<B: Backend>(run: &Run<B>) -> Result<()> {
-    let mut files = run.record.files()?;
+    let Some(record) = &run.record else { return Ok(()) };
+    let mut files = record.files()?;
     let (loaded, model, backend) = (run.loaded, &run.model, &run.backend);
     add_trained_adapter(&mut files, run.settings, loaded, run.base_fingerprint, model, &run.starts, backend)?;
     add_tokenizer(run.loaded.checkpoint.dir(), run.loaded.tokenizer(), &mut files)?;
     files.add_sums()?;
     files.commit_with_last(ADAPTER_CONFIG)
-}
-
-/// Prints the size of a checkpoint and the free space. Refused: no room for one.
-fn check_disk(
-    settings: &Settings,
-    loaded: &Loaded,
-    spec: &ModelSpec,
-    schedule: &Schedule,
-    output: &Path,
-) -> Result<()> {
-    let existing = checkpoints::list(output)?.len() as u64;
-    let (steps, per_epoch) = (schedule.total_steps(), schedule.steps_per_epoch());
-    let plan = DiskPlan::new(settings, spec, loaded.checkpoint.dir(), steps, per_epoch, existing);
-    let Some(free) = disk::free_bytes(output) else { return Ok(()) };
-    let warning = plan.check(free, output)?;
-    status!("disk: {} a checkpoint, {} free", format_bytes(plan.checkpoint_bytes), format_bytes(free));
-    if let Some(warning) = warning {
-        warning!("{warning}");
-    }
-    Ok(())
-}
-
-fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &MemoryPlan, schedule: &Schedule) {
-    let checkpoint = &loaded.checkpoint;
-    let (base, parameters) = (checkpoint.base_name(), loaded.parameters());
-    let revision = base.revision.as_ref().map_or(String::new(), |revision| format!(" at revision {revision}"));
-    status!(
-        "base: {}{revision} ({}); quantization: {}",
-        base.name,
-        checkpoint.dir().display(),
-        recipe(settings, checkpoint)
-    );
-    let trainable = spec.trained_parameters();
-    status!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));
-    if !spec.lora.is_uniform() {
-        status!(
-            "ranks or alphas differ (rank_pattern, alpha_pattern): PEFT and llama.cpp take them, vLLM and SGLang serve one \
-             of each; `qlora-train export uniform` writes such an adapter"
-        );
-    }
-    if spec.lora.is_dora() {
-        // Each layer with magnitudes is computed once more in the backward pass.
-        let more: f64 = spec
-            .lora
-            .terms
-            .iter()
-            .filter(|(_, term)| term.kind == LoraKind::Dora)
-            .filter_map(|(module, term)| {
-                let (n, k) = spec.arch.find(module)?.1.shape(&spec.arch);
-                Some(2.0 * (spec.tokens * (n * k + n * term.r)) as f64)
-            })
-            .sum();
-        status!(
-            "DoRA: linear layers are computed once more in the backward pass, {:.0} % more work, and the norms of their rows \
-             after each step; vLLM, SGLang and llama.cpp serve it merged only",
-            100.0 * more / (plan.flops - more).max(1.0)
-        );
-    }
-    if spec.lora.init.changes_base() {
-        status!(
-            "the adapters begin with directions of the weights (init_lora_weights) and train on a base less these; the adapter \
-             is written for the base as it is, of twice the rank{}",
-            match spec.quantization {
-                Quantization::None => "",
-                _ => ": loaded on that in NF4, it answers as trained but for the rounding of the weights",
-            }
-        );
-    }
-    if !spec.lora.whole.is_empty() {
-        status!(
-            "trained whole beside the adapters: {}; in f32, with a gradient and optimizer states as large as they are. The \
-             adapter holds all of them; vLLM, SGLang and llama.cpp serve it merged only",
-            spec.lora.whole.iter().cloned().collect::<Vec<_>>().join(", ")
-        );
-    }
-    let (a, b) = settings.learning_rates_for(parameters);
-    let rates =
-        if a == b { format!("learning rate: {a:e}") } else { format!("learning rates: {a:e} for A, {b:e} for B") };
-    let steps = schedule.total_steps();
-    status!("{rates}; {}", count(steps, "step"));
-    let (planned, limit) = (format_bytes(plan.peak_bytes()), format_bytes(plan.budget.limit));
-    let counts = spec.activation_counts();
-    let activations = if counts.keep < counts.layers() { format!("; {counts}") } else { String::new() };
-    let notes: String =
-        [spec.tile_note(), spec.weights_note()].iter().flatten().map(|note| format!("; {note}")).collect();
-    status!("{}: {planned} planned, {limit} may be used{activations}{notes}", plan.place());
-    if !plan.on_host.is_empty() {
-        let (pinned, limit) = (format_bytes(plan.host_bytes()), format_bytes(plan.host_limit));
-        status!("host memory: {pinned} pinned for the GPU, {limit} may be used");
-    }
-    for buffer in plan.buffers.iter().chain(&plan.on_host) {
-        detail!("{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
-    }
 }

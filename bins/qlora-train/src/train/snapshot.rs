@@ -51,6 +51,9 @@ pub struct RunState {
     pub cursor: DataCursor,
     pub generator: RngState,
     pub progress: Progress,
+    /// Micro-batches of a step that each of several processes was asked for, where they are not all of the step's
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accumulation_per_process: Option<usize>,
 }
 
 /// Position in the data: what is trained on next.
@@ -114,6 +117,7 @@ impl RunState {
             cursor,
             generator,
             progress,
+            accumulation_per_process: None,
         }
     }
 }
@@ -187,7 +191,7 @@ pub(super) fn add_optimizer<B: Backend>(
 }
 
 /// A checkpoint whose files are whole.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Snapshot {
     pub dir: PathBuf,
     pub state: RunState,

@@ -11,7 +11,7 @@ use super::trained_adapter::add_trained_adapter;
 use super::watch::{Watch, is_measured};
 use crate::backend::{Backend, Batch, TraceMode};
 use crate::base::BaseFingerprint;
-use crate::comm::SingleProcess;
+use crate::comm::{Communicator, Signs, agreement, is_first};
 use crate::config::{Every, Settings};
 use crate::data::Step;
 use crate::error::{Context, Error, Result};
@@ -21,12 +21,13 @@ use crate::lint::ModuleGradients;
 use crate::lora::ParamKind;
 use crate::lora::start::Factors;
 use crate::model::Llama;
-use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
+use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, reduce, update};
 use crate::objective::{Objective, Sft, WeightedBatch};
 use crate::report::{Bars, sparkline, status};
 use crate::session::chat_template::add_tokenizer;
 use crate::session::interruption::{Interruption, resume_command};
 use crate::session::{Loaded, TrainingData};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -43,10 +44,14 @@ pub(super) struct Run<'a, B: Backend> {
     pub base_fingerprint: &'a BaseFingerprint,
     /// What the terms began with that the base was changed by, by module
     pub starts: BTreeMap<String, Factors>,
-    pub comm: SingleProcess,
+    /// The processes of the run: all of them take its steps
+    pub comm: &'a mut dyn Communicator,
+    /// Micro-batches of a step that each of them was asked for
+    pub accumulation_per_process: usize,
     pub backend: B,
     pub model: Llama<B>,
-    pub record: RunRecord,
+    /// On rank 0 only
+    pub record: Option<RunRecord>,
     pub state: TrainerState,
     pub progress: Progress,
     pub speed: Speed,
@@ -60,6 +65,8 @@ pub(super) struct Run<'a, B: Backend> {
     pub gradient_norms: Option<(f64, f64)>,
     /// The newest checkpoint of `output`, if the run stands exactly there.
     pub standing_at: Option<PathBuf>,
+    /// Norm of the last step's gradients, by its bits: the same on all ranks
+    pub last_norm: u64,
 }
 
 impl<B: Backend> Run<'_, B> {
@@ -106,7 +113,7 @@ impl<B: Backend> Run<'_, B> {
             if due || improved {
                 self.save()?;
             }
-            self.observer.write(&self.record, &self.state.log_history, due || improved);
+            self.show(due || improved);
         }
         bar.finish();
         self.stop_if_interrupted()
@@ -117,24 +124,44 @@ impl<B: Backend> Run<'_, B> {
         let batches: Vec<WeightedBatch> = step.micro_batches.iter().map(batch_of).collect::<Result<_>>()?;
         let batches: Vec<Batch> = batches.iter().map(WeightedBatch::batch).collect();
         let accumulation = self.settings.gradient_accumulation_steps;
+        let signs = self.signs();
         let stop = || {
             failpoint::moment("micro-batch");
-            self.interruption.signal().is_some()
+            signs()
         };
         let (backend, model) = (&mut self.backend, &mut self.model);
         let done = std::mem::take(&mut self.progress.accumulation);
-        let done = accumulate(backend, model, &self.comm, step.index, accumulation, &batches, done, &stop)?;
+        let (mut done, signal) =
+            accumulate(backend, model, self.comm, step.index, accumulation, &batches, done, &stop)?;
         if done.micro_batches < batches.len() {
-            self.progress.accumulation = done;
-            self.standing_at = None;
-            return Err(self.interrupted()?);
+            // The parts of several ranks are taken again, from where the step began: in another order their sum would
+            // have other bits.
+            if self.comm.world_size() == 1 {
+                self.progress.accumulation = done;
+                self.standing_at = None;
+            }
+            return Err(self.interrupted(signal)?);
         }
+        reduce(backend, model, self.comm, &mut done)?;
         if is_measured(step.index + 1) {
             self.measure_gradients(step)?;
         }
         let (backend, model) = (&mut self.backend, &mut self.model);
         let factor = self.settings.lr_factor(step.index as usize, self.data.schedule.total_steps() as usize);
-        update(backend, model, &mut self.comm, hyper, step.index, accumulation, factor, &batches, done.loss)
+        update(backend, model, self.comm, hyper, step.index, accumulation, factor, &batches, done.loss)
+    }
+
+    /// What this rank has to say to the others, now and later in the same step.
+    pub fn signs(&self) -> impl Fn() -> Signs + use<B> {
+        let (interruption, step, norm) = (self.interruption.clone(), self.state.global_step, self.last_norm);
+        move || Signs { signal: interruption.signal(), step, norm }
+    }
+
+    /// Shows what the run has come to, if it is `due` or was not for long.
+    fn show(&mut self, due: bool) {
+        if let Some(record) = &self.record {
+            self.observer.write(record, &self.state.log_history, due);
+        }
     }
 
     /// Looks at the gradients of all adapters, one tensor in memory at a time.
@@ -161,6 +188,7 @@ impl<B: Backend> Run<'_, B> {
 
     fn account(&mut self, step: &Step, report: &StepReport) -> Result<()> {
         self.standing_at = None;
+        self.last_norm = report.grad_norm.to_bits();
         self.progress.whole_run.add(report);
         self.progress.since_log.add(report);
         let (done, total) = (step.index + 1, self.data.schedule.total_steps());
@@ -216,7 +244,9 @@ impl<B: Backend> Run<'_, B> {
     }
 
     pub fn log(&mut self, entry: LogEntry) -> Result<()> {
-        self.record.log(&entry)?;
+        if let Some(record) = &mut self.record {
+            record.log(&entry)?;
+        }
         let findings = self.watch.log(&entry);
         self.observer.warn(entry.step, &findings);
         self.observer.log(&entry);
@@ -236,8 +266,15 @@ impl<B: Backend> Run<'_, B> {
         self.progress.evaluated_at.is_some() || self.progress.accumulation.micro_batches > 0
     }
 
-    /// Writes the checkpoint of where the run stands, and removes those that are no longer kept.
+    /// Writes the checkpoint of where the run stands, and removes those that are no longer kept. Failed: a rank stands
+    /// elsewhere.
     pub fn save(&mut self) -> Result<PathBuf> {
+        self.agree_on_adapter()?;
+        if self.record.is_none() {
+            let dir = self.output.join(names::checkpoint(self.state.global_step));
+            self.standing_at = Some(dir.clone());
+            return Ok(dir);
+        }
         let (step, within) = (self.state.global_step, self.progress.accumulation.micro_batches);
         let accumulation = self.settings.gradient_accumulation_steps;
         let draw = step * accumulation as u64 + within as u64;
@@ -248,7 +285,10 @@ impl<B: Backend> Run<'_, B> {
             RngState::new(self.settings.seed, draw),
             self.progress.clone(),
         );
-        let dir = checkpoints::write(&mut self.record, step, |files| {
+        let asked = self.accumulation_per_process;
+        let state = RunState { accumulation_per_process: (asked != accumulation).then_some(asked), ..state };
+        let Some(record) = &mut self.record else { return Err(Error::Failed("rank 0 alone saves".to_owned())) };
+        let dir = checkpoints::write(record, step, |files| {
             let (loaded, model, backend) = (self.loaded, &self.model, &self.backend);
             add_trained_adapter(files, self.settings, loaded, self.base_fingerprint, model, &self.starts, backend)?;
             add_tokenizer(self.loaded.checkpoint.dir(), self.loaded.tokenizer(), files)?;
@@ -258,19 +298,34 @@ impl<B: Backend> Run<'_, B> {
         })?;
         self.standing_at = Some(dir.clone());
         let best = self.state.best_model_checkpoint.as_deref();
-        checkpoints::prune(&mut self.record, step, self.settings.save_total_limit.0, best);
+        checkpoints::prune(record, step, self.settings.save_total_limit.0, best);
         Ok(dir)
     }
 
+    /// Fails where the trainable tensors of a rank are not those of rank 0.
+    pub fn agree_on_adapter(&mut self) -> Result<()> {
+        if self.comm.world_size() == 1 {
+            return Ok(());
+        }
+        let mut hash = Sha256::new();
+        for (_, _, param) in self.model.params() {
+            self.backend.param_values(param)?.iter().for_each(|value| hash.update(value.to_le_bytes()));
+        }
+        let what = format!("adapter after step {}", self.state.global_step);
+        agreement::agree_on_results(self.comm, &what, &hash.finalize())
+    }
+
     fn stop_if_interrupted(&mut self) -> Result<()> {
-        match self.interruption.signal() {
-            Some(_) => Err(self.interrupted()?),
+        let signs = self.signs();
+        match signs().agreed(self.comm)? {
+            Some(signal) => Err(self.interrupted(Some(signal))?),
             None => Ok(()),
         }
     }
 
-    /// Saves where the run stands, says how to go on, and returns the error to end with.
-    pub fn interrupted(&mut self) -> Result<Error> {
+    /// Saves where the run stands, says how to go on, and returns the error to end with, for the signal that all ranks
+    /// agreed on.
+    pub fn interrupted(&mut self, signal: Option<i32>) -> Result<Error> {
         let dir = match self.standing_at.clone() {
             Some(dir) => dir,
             None => self.save()?,
@@ -280,14 +335,17 @@ impl<B: Backend> Run<'_, B> {
             0 => String::new(),
             micro => format!(" and {micro} micro-batches"),
         };
-        self.observer.write(&self.record, &self.state.log_history, true);
+        self.show(true);
         status!("stopped after step {done} of {total}{within}; saved in {}", dir.display());
         status!("to go on: {}", resume_command());
-        Ok(Error::Interrupted(self.interruption.signal().unwrap_or(signal_hook::consts::SIGTERM)))
+        Ok(Error::Interrupted(signal.unwrap_or(signal_hook::consts::SIGTERM)))
     }
 
-    /// Restores the trainable tensors of the best figure. True if they were others.
+    /// Restores the trainable tensors of the best figure, on rank 0. True if they were others.
     pub fn load_best(&mut self) -> Result<bool> {
+        if !is_first(self.comm) {
+            return Ok(false);
+        }
         let Some(best) = self.state.best_model_checkpoint.clone() else { return Ok(false) };
         if best == names::checkpoint(self.state.global_step) {
             return Ok(false);

@@ -34,6 +34,7 @@ mod outputs;
 mod parameters;
 mod preview;
 mod quantized;
+mod ranks;
 mod recipes;
 mod refused_data;
 mod refused_models;

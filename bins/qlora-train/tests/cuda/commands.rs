@@ -6,6 +6,7 @@ use qlora_train::arch::Arch;
 use qlora_train::base::synthetic::Synthetic;
 use serde_json::Value;
 use std::fmt::Write;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use tempfile::TempDir;
@@ -91,6 +92,36 @@ fn a_run_that_is_gone_on_with_from_its_checkpoint_gives_the_same_adapter() {
     directory.train("--output-dir resumed --device cuda --resume-from-checkpoint whole/checkpoint-2");
     let adapter = |run: &str| std::fs::read(directory.path(run).join("adapter_model.safetensors")).unwrap();
     assert!(adapter("whole") == adapter("resumed"));
+}
+
+/// Each process has a model of its own on the device, and sums go by host memory. Each has one micro-batch of a step,
+/// so that the sum is in the order of one process.
+#[test]
+fn two_processes_train_as_one_with_as_much_accumulation() {
+    let directory = Directory::new();
+    let line = |out: &str| {
+        let line = train(&format!("--output-dir {out} --device cuda --val-set-size 2 --eval-steps 1"));
+        line.replace("--max-steps 4", "--max-steps 2")
+    };
+    directory.done(&line("alone"));
+    let line = line("two").replace("--gradient-accumulation-steps 2", "--gradient-accumulation-steps 1");
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let rank = |rank: &str| {
+        let mut variables = vec![("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank), ("MASTER_PORT", &port)];
+        // One GPU serves both.
+        variables.extend([("MASTER_ADDR", "127.0.0.1"), ("CUDA_VISIBLE_DEVICES", "0"), ("QLORA_JOIN_SECONDS", "60")]);
+        directory.run_with(&line, &variables)
+    };
+    let all = std::thread::scope(|scope| {
+        let other = scope.spawn(|| rank("1"));
+        [rank("0"), other.join().unwrap()]
+    });
+    for output in all {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(directory.losses("two"), directory.losses("alone"));
+    let adapter = |run: &str| std::fs::read(directory.path(run).join("adapter_model.safetensors")).unwrap();
+    assert!(adapter("two") == adapter("alone"));
 }
 
 /// Random weights of the model's shape, whose steps take what was planned.

@@ -141,16 +141,14 @@ fn the_micro_batch_that_overflows_is_the_one_that_is_named() {
         cuda.restore_gradient(param, vec![f32::NAN; gradient.len()]).unwrap();
     }
     let update = qlora_train::model::optimizer_step::update::<Cuda>;
-    let text =
-        update(&mut cuda, &mut model, &mut SingleProcess, &HYPER, 0, 2, 1.0, &batches, 1.0).unwrap_err().to_string();
+    let text = update(&mut cuda, &mut model, &SingleProcess, &HYPER, 0, 2, 1.0, &batches, 1.0).unwrap_err().to_string();
     assert!(text.contains("in micro-batch 1, ") && text.contains("operation embedding"), "{text}");
     for (_, param) in model.params_mut() {
         let gradient = cuda.gradient(param).unwrap();
         cuda.restore_gradient(param, vec![f32::NAN; gradient.len()]).unwrap();
     }
-    let text = update(&mut cuda, &mut model, &mut SingleProcess, &HYPER, 0, 2, 1.0, &batches[1..], 1.0)
-        .unwrap_err()
-        .to_string();
+    let text =
+        update(&mut cuda, &mut model, &SingleProcess, &HYPER, 0, 2, 1.0, &batches[1..], 1.0).unwrap_err().to_string();
     assert!(text.contains("gradient norm") && !text.contains("in micro-batch"), "{text}");
 }
 
@@ -225,7 +223,7 @@ fn a_gradient_that_is_not_finite_ends_the_step_and_updates_nothing() {
     let error = qlora_train::model::optimizer_step::update(
         &mut cuda,
         &mut model,
-        &mut SingleProcess,
+        &SingleProcess,
         &HYPER,
         0,
         2,

@@ -1,0 +1,279 @@
+//! Connections between ranks, watched: each has a thread that reads it, and one thread gives and counts signs of life,
+//! so that a rank which dies or stops is found while the others compute.
+
+use super::failure::Failure;
+use super::wire::{self, Frame, Kind};
+use crate::error::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::io::{self, ErrorKind};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// More than the largest bucket of gradients and the longest log of a run
+const MAX_MESSAGE: u64 = 1 << 32;
+/// Between two looks at whether the run has failed
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A process of the run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Peer {
+    pub host: String,
+    /// Alike for all processes of one machine
+    pub machine: String,
+    /// Processors that it may use, as the system lists them
+    pub processors: String,
+    pub process: u32,
+}
+
+impl Peer {
+    pub fn name(&self, rank: usize) -> String {
+        format!("rank {rank} ({}, process {})", self.host, self.process)
+    }
+}
+
+/// The other end of a connection.
+struct Other {
+    rank: usize,
+    stream: TcpStream,
+    /// Held while a frame is written
+    writing: Mutex<()>,
+    /// Times that nothing was heard since
+    silent: AtomicU32,
+}
+
+/// State that the threads of a process share.
+struct Shared {
+    own: usize,
+    peers: Vec<Peer>,
+    others: Vec<Other>,
+    failure: Mutex<Option<Failure>>,
+    /// This process is at its end: connections to others than rank 0, which lets all go, may end.
+    leaving: AtomicBool,
+    /// All connections may end.
+    ended: AtomicBool,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn name(&self, rank: usize) -> String {
+        self.peers.get(rank).map_or_else(|| format!("rank {rank}"), |peer| peer.name(rank))
+    }
+
+    /// Keeps the first failure, and tells all ranks but the one at fault. Nobody here learns of it before they are
+    /// told: a process that ends would take its last words with it.
+    fn fail(&self, failure: Failure) {
+        if self.ended.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut first = locked(&self.failure);
+        if first.is_some() {
+            return;
+        }
+        let (at_fault, others): (Vec<_>, Vec<_>) = self.others.iter().partition(|other| other.rank == failure.of);
+        for other in at_fault {
+            // Ends a write to it that would wait for long.
+            let _ = other.stream.shutdown(Shutdown::Both);
+        }
+        let told = serde_json::to_vec(&failure).unwrap_or_default();
+        for other in others {
+            let _writing = locked(&other.writing);
+            // One that is gone as well need not be told.
+            let _ = wire::write(&mut &other.stream, Kind::Abort, 0, "", &[&told]);
+        }
+        *first = Some(failure);
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        locked(&self.failure).clone()
+    }
+
+    /// Whether it is a fault if a rank is not there any more.
+    fn is_needed(&self, rank: usize) -> bool {
+        let [leaving, ended] = [&self.leaving, &self.ended].map(|flag| flag.load(Ordering::SeqCst));
+        !ended && (rank == 0 || !leaving)
+    }
+
+    fn gone(&self, rank: usize, error: &io::Error) -> Failure {
+        let why = match error.kind() {
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                "its connection closed".to_owned()
+            }
+            _ => format!("its connection failed ({error})"),
+        };
+        Failure::new(rank, format!("{} is gone: {why}", self.name(rank)))
+    }
+
+    /// Takes what arrives from the other end until there is no more.
+    fn read(&self, at: usize, to: &Sender<Frame>) {
+        let other = &self.others[at];
+        let heard = || other.silent.store(0, Ordering::Relaxed);
+        loop {
+            match wire::read(&mut &other.stream, MAX_MESSAGE, &heard) {
+                Ok(Frame { kind: Kind::Alive, .. }) => {}
+                Ok(Frame { kind: Kind::Abort, bytes, .. }) => {
+                    let unreadable = || Failure::new(other.rank, format!("{} ended the run", self.name(other.rank)));
+                    self.fail(serde_json::from_slice(&bytes).unwrap_or_else(|_| unreadable()));
+                    return;
+                }
+                Ok(frame) => {
+                    if to.send(frame).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    if self.is_needed(other.rank) {
+                        self.fail(self.gone(other.rank, &error));
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Gives signs of life, and fails where none comes. Times are counted in turns of this thread: a process that was
+    /// stopped and goes on does not take the others for dead.
+    fn watch(&self, interval: Duration, turns: u32, silence: Duration) {
+        while !self.ended.load(Ordering::SeqCst) {
+            std::thread::sleep(interval);
+            for other in &self.others {
+                // A frame that is being written is a sign as well.
+                if let Ok(_writing) = other.writing.try_lock() {
+                    let _ = wire::write(&mut &other.stream, Kind::Alive, 0, "", &[]);
+                }
+                if other.silent.fetch_add(1, Ordering::Relaxed) >= turns && self.is_needed(other.rank) {
+                    let seconds = silence.as_secs_f64();
+                    let name = self.name(other.rank);
+                    let what = format!(
+                        "{name} has not answered for {seconds} s: it is stopped or hangs, or the network is cut"
+                    );
+                    self.fail(Failure::new(other.rank, what));
+                }
+            }
+        }
+    }
+}
+
+/// The connections of a process to all others.
+pub(super) struct Links {
+    shared: Arc<Shared>,
+    inboxes: Vec<Receiver<Frame>>,
+}
+
+impl Links {
+    /// `streams` by rank. `silence`: after that long without a sign of life a rank is taken for dead.
+    pub fn new(own: usize, peers: Vec<Peer>, streams: Vec<(usize, TcpStream)>, silence: Duration) -> Result<Self> {
+        let what = || "the connection to the other processes".to_owned();
+        for (_, stream) in &streams {
+            stream.set_nodelay(true).context(what)?;
+            stream.set_read_timeout(None).context(what)?;
+            stream.set_write_timeout(Some(silence)).context(what)?;
+        }
+        let other = |(rank, stream)| Other { rank, stream, writing: Mutex::new(()), silent: AtomicU32::new(0) };
+        let others: Vec<Other> = streams.into_iter().map(other).collect();
+        let (leaving, ended) = (AtomicBool::new(false), AtomicBool::new(false));
+        let shared = Arc::new(Shared { own, peers, others, failure: Mutex::new(None), leaving, ended });
+        let mut inboxes = Vec::new();
+        for at in 0..shared.others.len() {
+            let (to, inbox) = channel();
+            inboxes.push(inbox);
+            let shared = shared.clone();
+            std::thread::Builder::new().name("rank".to_owned()).spawn(move || shared.read(at, &to)).context(what)?;
+        }
+        let interval = (silence / 10).clamp(Duration::from_millis(20), Duration::from_secs(2));
+        let turns = silence.as_secs_f64() / interval.as_secs_f64();
+        let watched = shared.clone();
+        std::thread::Builder::new()
+            .name("ranks".to_owned())
+            .spawn(move || watched.watch(interval, turns.ceil() as u32, silence))
+            .context(what)?;
+        Ok(Self { shared, inboxes })
+    }
+
+    pub fn name(&self, rank: usize) -> String {
+        self.shared.name(rank)
+    }
+
+    pub fn peers(&self) -> &[Peer] {
+        &self.shared.peers
+    }
+
+    /// Fails if any rank has failed.
+    pub fn check(&self) -> Result<()> {
+        self.shared.failure().map_or(Ok(()), |failure| Err(failure.error()))
+    }
+
+    /// Ends the run on all ranks but the one `of` which it is, which knows or cannot be told.
+    pub fn fail(&self, of: usize, message: String) -> Result<()> {
+        self.shared.fail(Failure::new(of, message));
+        self.check()
+    }
+
+    /// Tells all others that this process ends by an error.
+    pub fn abort(&self, error: &crate::error::Error) {
+        let own = self.shared.own;
+        self.shared.fail(Failure::of_error(own, &self.name(own), error));
+    }
+
+    fn at(&self, rank: usize) -> usize {
+        self.shared.others.iter().position(|other| other.rank == rank).unwrap_or(0)
+    }
+
+    /// Sends the other end its part of an operation.
+    pub fn send(&self, rank: usize, number: u64, label: &str, parts: &[&[u8]]) -> Result<()> {
+        self.check()?;
+        let other = &self.shared.others[self.at(rank)];
+        let written = {
+            let _writing = locked(&other.writing);
+            wire::write(&mut &other.stream, Kind::Data, number, label, parts)
+        };
+        if let Err(error) = written {
+            // Its own last word, if it had one, says more.
+            std::thread::sleep(2 * LOOK);
+            self.shared.fail(self.shared.gone(rank, &error));
+            self.check()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for what the other end has to say to an operation, as long as all ranks give signs of life.
+    pub fn receive(&self, rank: usize) -> Result<Frame> {
+        let inbox = &self.inboxes[self.at(rank)];
+        loop {
+            match inbox.recv_timeout(LOOK) {
+                Ok(frame) => return Ok(frame),
+                Err(RecvTimeoutError::Timeout) => self.check()?,
+                // Whoever reads says why before it ends.
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.check()?;
+                    self.fail(rank, format!("{} is gone: its connection closed", self.name(rank)))?;
+                }
+            }
+        }
+    }
+
+    /// From now on it is no fault that a connection to another rank than 0 ends.
+    pub fn leave(&self) {
+        self.shared.leaving.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on it is no fault that a connection ends.
+    pub fn end(&self) {
+        self.shared.ended.store(true, Ordering::SeqCst);
+    }
+}
+
+/// The threads that read end with the connections.
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.end();
+        for other in &self.shared.others {
+            let _ = other.stream.shutdown(Shutdown::Both);
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! A communicator over TCP, with a connection between any two of W ranks. For a sum each rank takes one of W slices of
+//! all others, adds it up in the order of the ranks, and gives it back to all: of N bytes each sends and receives
+//! 2 · N · (W − 1) / W, as little as any way of doing it. Small messages go by rank 0.
+
+use super::Communicator;
+use super::launch::Launch;
+use super::link::{Links, Peer};
+use super::rendezvous::{Timeouts, join};
+use crate::error::{Error, Result};
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+/// One of several processes, connected with the others.
+pub struct Tcp {
+    rank: usize,
+    /// Number among those of the machine, where the launcher tells it
+    local_rank: Option<usize>,
+    links: Links,
+    /// Operations so far: the same on all ranks
+    number: u64,
+}
+
+impl Tcp {
+    /// Meets the other processes of a launch. `build` says which program this is: all must be the same. Failed: they
+    /// did not come, or do not fit together.
+    pub fn join(launch: &Launch, build: &str, timeouts: Timeouts) -> Result<Self> {
+        let links = join(launch, build, timeouts)?;
+        Ok(Self { rank: launch.rank, local_rank: launch.local_rank, links, number: 0 })
+    }
+
+    /// The ranks beside rank 0
+    fn others(&self) -> Range<usize> {
+        1..self.world_size()
+    }
+
+    /// The ranks beside this one, beginning with the next: not all send to the same at once.
+    fn all_others(&self) -> impl Iterator<Item = usize> + use<> {
+        let (own, all) = (self.rank, self.world_size());
+        (1..all).map(move |by| (own + by) % all)
+    }
+
+    /// Receives as many numbers as expected. Failed: there are more or fewer.
+    fn receive_numbers(&self, rank: usize, what: &str, totals: usize, count: usize) -> Result<(Vec<f64>, Vec<f32>)> {
+        let bytes = self.receive(rank, what)?;
+        let expected = totals * size_of::<f64>() + count * size_of::<f32>();
+        if bytes.len() != expected {
+            let (there, found) = (self.links.name(rank), bytes.len());
+            self.links.fail(self.rank, format!("{there} gave {found} bytes to a sum, expected {expected}"))?;
+        }
+        let (of_totals, rest) = bytes.split_at(bytes.len().min(totals * size_of::<f64>()));
+        let of_totals = of_totals.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes));
+        Ok((of_totals.collect(), rest.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()))
+    }
+
+    fn send(&self, rank: usize, what: &str, parts: &[&[u8]]) -> Result<()> {
+        self.links.send(rank, self.number, what, parts)
+    }
+
+    /// Receives the other end's part of the same operation. Failed: it is at another one.
+    fn receive(&self, rank: usize, what: &str) -> Result<Vec<u8>> {
+        let frame = self.links.receive(rank)?;
+        if (frame.number, frame.label.as_str()) != (self.number, what) {
+            let (here, there) = (self.links.name(self.rank), self.links.name(rank));
+            self.links.fail(
+                self.rank,
+                format!(
+                    "{there} is at operation {} ({}), {here} at {} ({what}): they do not do the same",
+                    frame.number, frame.label, self.number
+                ),
+            )?;
+        }
+        Ok(frame.bytes)
+    }
+
+    /// Leaves the others: after a good end when all are there, else at once, and they are told why.
+    pub fn leave(mut self, error: Option<&Error>) -> Result<()> {
+        match error {
+            // Agreed on by all of them.
+            None | Some(Error::Interrupted(_)) => self.end(),
+            Some(error) => {
+                self.links.abort(error);
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits until all ranks are at their end. Rank 0 lets the others go, which may be gone before it looks again.
+    fn end(&mut self) -> Result<()> {
+        const WHAT: &str = "end";
+        self.number += 1;
+        if self.rank > 0 {
+            self.links.leave();
+            self.send(0, WHAT, &[])?;
+            self.receive(0, WHAT)?;
+            self.links.end();
+            return Ok(());
+        }
+        for rank in self.others() {
+            self.receive(rank, WHAT)?;
+        }
+        self.links.end();
+        for rank in self.others() {
+            // One that was killed just now has nothing left to do.
+            let _ = self.send(rank, WHAT, &[]);
+        }
+        Ok(())
+    }
+}
+
+impl Communicator for Tcp {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.links.peers().len()
+    }
+
+    fn on_this_machine(&self) -> (usize, usize) {
+        let peers = self.links.peers();
+        let here = |rank: &usize| peers[*rank].machine == peers[self.rank].machine;
+        let before = (0..self.rank).filter(here).count();
+        (self.local_rank.unwrap_or(before), (0..peers.len()).filter(here).count())
+    }
+
+    fn on_these_processors(&self) -> usize {
+        let peers = self.links.peers();
+        let of = |peer: &Peer| (peer.machine.clone(), peer.processors.clone());
+        peers.iter().filter(|peer| of(peer) == of(&peers[self.rank])).count()
+    }
+
+    fn machines(&self) -> usize {
+        self.links.peers().iter().map(|peer| peer.machine.as_str()).collect::<BTreeSet<_>>().len()
+    }
+
+    fn name_of(&self, rank: usize) -> String {
+        self.links.name(rank)
+    }
+
+    fn all_reduce_sum(&mut self, gradients: &mut [f32], totals: &mut [f64]) -> Result<()> {
+        self.number += 1;
+        // The totals are few: rank 0 adds them up beside its slice.
+        let slices = slices(gradients.len(), self.world_size());
+        let count = totals.len();
+        let to_first = |rank: usize| if rank == 0 { count } else { 0 };
+        for rank in self.all_others() {
+            let of_rank = &gradients[slices[rank].clone()];
+            let parts = [bytemuck::cast_slice(&totals[..to_first(rank)]), bytemuck::cast_slice(of_rank)];
+            self.send(rank, "sum", &parts)?;
+        }
+        let own = slices[self.rank].clone();
+        let mut sum: Option<(Vec<f64>, Vec<f32>)> = None;
+        for rank in 0..self.world_size() {
+            let part = match rank == self.rank {
+                true => (totals[..to_first(rank)].to_vec(), gradients[own.clone()].to_vec()),
+                false => self.receive_numbers(rank, "sum", to_first(self.rank), own.len())?,
+            };
+            match &mut sum {
+                None => sum = Some(part),
+                Some(sum) => {
+                    sum.0.iter_mut().zip(part.0).for_each(|(sum, x)| *sum += x);
+                    sum.1.iter_mut().zip(part.1).for_each(|(sum, x)| *sum += x);
+                }
+            }
+        }
+        let (of_totals, of_own) = sum.unwrap_or_default();
+        gradients[own].copy_from_slice(&of_own);
+        if self.rank == 0 {
+            totals.copy_from_slice(&of_totals);
+        }
+        for rank in self.all_others() {
+            self.send(rank, "result", &[bytemuck::cast_slice(&of_totals), bytemuck::cast_slice(&of_own)])?;
+        }
+        for rank in self.all_others() {
+            let slice = slices[rank].clone();
+            let (found, numbers) = self.receive_numbers(rank, "result", to_first(rank), slice.len())?;
+            gradients[slice].copy_from_slice(&numbers);
+            totals[..to_first(rank)].copy_from_slice(&found);
+        }
+        Ok(())
+    }
+
+    fn all_gather(&mut self, what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.number += 1;
+        if self.rank > 0 {
+            self.send(0, what, &[own])?;
+            return unpacked(&self.receive(0, what)?, self.world_size());
+        }
+        let mut all = vec![own.to_vec()];
+        for rank in self.others() {
+            all.push(self.receive(rank, what)?);
+        }
+        let packed = packed(&all);
+        self.others().try_for_each(|rank| self.send(rank, what, &[&packed]))?;
+        Ok(all)
+    }
+
+    fn broadcast(&mut self, what: &str, own: Vec<u8>) -> Result<Vec<u8>> {
+        self.number += 1;
+        if self.rank > 0 {
+            return self.receive(0, what);
+        }
+        self.others().try_for_each(|rank| self.send(rank, what, &[&own]))?;
+        Ok(own)
+    }
+}
+
+/// The part of `count` numbers that each rank adds up.
+fn slices(count: usize, world_size: usize) -> Vec<Range<usize>> {
+    let end = |rank: usize| count / world_size * rank + (count % world_size).min(rank);
+    (0..world_size).map(|rank| end(rank)..end(rank + 1)).collect()
+}
+
+/// Each length as 8 bytes before what it is of.
+fn packed(all: &[Vec<u8>]) -> Vec<u8> {
+    all.iter().flat_map(|one| (one.len() as u64).to_le_bytes().into_iter().chain(one.iter().copied())).collect()
+}
+
+fn unpacked(bytes: &[u8], count: usize) -> Result<Vec<Vec<u8>>> {
+    let mut rest = bytes;
+    let mut take = |length: usize| {
+        let (one, others) = rest.split_at_checked(length)?;
+        rest = others;
+        Some(one)
+    };
+    let mut one = || -> Option<Vec<u8>> {
+        let length = u64::from_le_bytes(take(8)?.try_into().ok()?);
+        take(usize::try_from(length).ok()?).map(<[u8]>::to_vec)
+    };
+    let all: Option<Vec<Vec<u8>>> = (0..count).map(|_| one()).collect();
+    all.ok_or_else(|| Error::Failed(format!("rank 0 sent {} bytes that are not what {count} ranks gave", bytes.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    const TIMEOUTS: Timeouts = Timeouts { join: Duration::from_secs(20), silence: Duration::from_secs(20) };
+
+    /// Results of all ranks, each in a thread of its own.
+    fn ranks<T: Send>(world_size: usize, work: impl Fn(Tcp) -> T + Sync) -> Vec<T> {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let join = |rank| {
+            let address = "127.0.0.1".to_owned();
+            let (launcher, local_rank, job) = ("torchrun", None, String::new());
+            let launch = Launch { launcher, rank, world_size, local_rank, address, port, job };
+            Tcp::join(&launch, "0.1.0", TIMEOUTS).unwrap()
+        };
+        let (join, work) = (&join, &work);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..world_size).map(|rank| scope.spawn(move || work(join(rank)))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        })
+    }
+
+    /// Values whose sum depends on its order.
+    fn values(rank: usize, count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + rank * 104_729) % 1000) as f32 * 1.1f32.powi((i + rank) as i32 % 60)).collect()
+    }
+
+    #[test]
+    fn a_sum_is_in_the_order_of_the_ranks_and_the_same_bits_everywhere() {
+        for (world_size, count) in [(2, 0), (2, 1), (3, 1000), (5, 300_001)] {
+            let mut expected = (values(0, count), vec![0.1, 0.0]);
+            for rank in 1..world_size {
+                expected.0.iter_mut().zip(values(rank, count)).for_each(|(sum, x)| *sum += x);
+                expected.1[0] += 0.1;
+                expected.1[1] += rank as f64;
+            }
+            let sums = ranks(world_size, |mut comm| {
+                let (mut gradients, mut totals) = (values(comm.rank(), count), vec![0.1, comm.rank() as f64]);
+                comm.all_reduce_sum(&mut gradients, &mut totals).unwrap();
+                let machine = comm.on_this_machine();
+                assert_eq!((comm.world_size(), machine), (world_size, (comm.rank(), world_size)));
+                comm.leave(None).unwrap();
+                (gradients, totals)
+            });
+            assert!(sums.iter().all(|sum| *sum == expected), "{world_size} ranks, {count} values");
+        }
+    }
+
+    #[test]
+    fn every_rank_hears_what_all_of_them_give() {
+        let all = ranks(3, |mut comm| {
+            let own = vec![comm.rank() as u8; comm.rank() * 100_000];
+            let gathered = comm.all_gather("numbers", &own).unwrap();
+            let given = comm.broadcast("letter", vec![b'a' + comm.rank() as u8]).unwrap();
+            comm.leave(None).unwrap();
+            (gathered, given)
+        });
+        let expected: Vec<Vec<u8>> = (0..3).map(|rank| vec![rank as u8; rank * 100_000]).collect();
+        assert!(all.iter().all(|(gathered, given)| *gathered == expected && given == b"a"));
+    }
+
+    /// Whichever rank errs, all end with its name and its reason.
+    #[test]
+    fn an_error_of_a_rank_ends_the_work_of_all() {
+        for of in 0..3 {
+            let errors = ranks(3, |mut comm| {
+                if comm.rank() == of {
+                    comm.leave(Some(&Error::Refused("no such file".to_owned()))).unwrap();
+                    return None;
+                }
+                let error = comm.all_gather("anything", &[]).unwrap_err();
+                Some((error.to_string(), error.exit_status()))
+            });
+            for (text, status) in errors.into_iter().flatten() {
+                assert!(text.starts_with(&format!("rank {of} (")) && text.ends_with(": no such file"), "{text}");
+                assert_eq!(status, 2);
+            }
+        }
+    }
+
+    #[test]
+    fn ranks_that_do_not_do_the_same_are_told_apart() {
+        for others in [["one", "other"], ["other", "one"]] {
+            let errors = ranks(2, |mut comm| comm.all_gather(others[comm.rank()], &[]).unwrap_err().to_string());
+            assert!(errors.iter().all(|text| text.contains("rank 1 (") && text.contains("operation 1")), "{errors:?}");
+        }
+        let errors = ranks(2, |mut comm| {
+            let mut gradients = vec![1.0; 4 + 2 * comm.rank()];
+            comm.all_reduce_sum(&mut gradients, &mut []).unwrap_err().to_string()
+        });
+        assert!(errors.iter().all(|text| text.contains(" bytes to a sum, expected ")), "{errors:?}");
+        assert_eq!(slices(7, 3), [0..3, 3..5, 5..7]);
+        assert_eq!(slices(1, 3), [0..1, 1..1, 1..1]);
+    }
+
+    #[test]
+    fn a_rank_that_is_gone_is_named() {
+        let errors = ranks(3, |mut comm| {
+            if comm.rank() == 2 {
+                return None;
+            }
+            Some(comm.all_gather("anything", &[]).unwrap_err().to_string())
+        });
+        for text in errors.into_iter().flatten() {
+            assert!(text.starts_with("rank 2 (") && text.contains("is gone: its connection closed"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_ranks_give_is_unpacked_as_it_was_packed() {
+        let all = vec![vec![1, 2, 3], vec![], vec![4; 300]];
+        let bytes = packed(&all);
+        assert_eq!(unpacked(&bytes, 3).unwrap(), all);
+        for cut in 0..bytes.len() {
+            assert!(unpacked(&bytes[..cut], 3).is_err(), "{cut}");
+        }
+        assert!(unpacked(&[255; 16], 1).is_err());
+    }
+}

@@ -1,0 +1,152 @@
+//! Several processes of a run: what they must have alike, and what rank 0 gives the others.
+
+use super::identity::{Identity, micro_batches_of_step, result_settings};
+use crate::backend::{Backend, OptimizerState};
+use crate::comm::agreement::agree;
+use crate::comm::{Communicator, from_first, is_first};
+use crate::config::Settings;
+use crate::error::{Context, Result};
+use crate::infer::questions::Questions;
+use crate::model::Llama;
+use crate::refuse;
+use crate::report::{status, thousands, warning};
+use crate::session::{Device, Loaded};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// Settings that may differ between the ranks: places, whose contents are compared where they count, what only rank 0
+/// writes, and how a machine is used.
+const OF_A_RANK: [&str; 20] = [
+    "model",
+    "data",
+    "val_data",
+    "chat_template",
+    "init_adapter",
+    "sample_prompts",
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "logging_dir",
+    "report",
+    "report_to",
+    "save_total_limit",
+    "gradient_checkpointing",
+    "weights",
+    "token_tile",
+    "host_memory",
+    "device_memory",
+    "threads",
+    "device",
+];
+
+/// Refuses ranks that were started with other settings than rank 0.
+pub(super) fn check_same_settings(comm: &mut dyn Communicator, settings: &Settings) -> Result<()> {
+    let Value::Object(all) = settings.to_json() else { return Ok(()) };
+    let of_all = all.into_iter().filter(|(name, _)| !OF_A_RANK.contains(&name.as_str()));
+    agree(comm, "settings", &of_all.map(|(name, value)| (format!("`{name}`"), value)).collect())
+}
+
+/// Refuses ranks whose run would be another one than that of rank 0: its data, tokenizer, base or arithmetic differ.
+pub(super) fn check_same_run(
+    comm: &mut dyn Communicator,
+    identity: &Identity,
+    questions: &Questions,
+    device: &Device,
+) -> Result<()> {
+    if comm.world_size() == 1 {
+        return Ok(());
+    }
+    let named = |key: &str| match key {
+        "data" | "val_data" | "init_adapter" | "chat_template" => format!("the contents of `{key}`"),
+        "base_config" => "the model's config.json".to_owned(),
+        "tokenizer" => "the model's tokenizer.json".to_owned(),
+        "tokens" => "the tokens of its rows".to_owned(),
+        _ => key.replace('_', " "),
+    };
+    let mut values = Map::new();
+    let whole = serde_json::to_value(identity).context(|| "the run's identity".to_owned())?;
+    for (key, value) in whole.as_object().into_iter().flatten() {
+        match value {
+            Value::Object(settings) if key == "settings" => {
+                values.extend(settings.iter().map(|(name, value)| (format!("`{name}`"), value.clone())));
+            }
+            _ => {
+                values.insert(named(key), value.clone());
+            }
+        }
+    }
+    values.insert("what is asked while it trains".to_owned(), questions.hash().into());
+    values.insert("the kind of device".to_owned(), if device.is_cpu() { "cpu" } else { "cuda" }.into());
+    agree(comm, "run", &values)
+}
+
+/// Makes `gradient_accumulation_steps` that of all processes together. Returns what each was asked for.
+pub(super) fn share_step(
+    comm: &mut dyn Communicator,
+    settings: &mut Settings,
+    output: &Path,
+    loaded: &Loaded,
+    device: &Device,
+) -> Result<usize> {
+    let (asked, processes) = (settings.gradient_accumulation_steps, comm.world_size());
+    let result_settings = result_settings(settings, loaded, device.arithmetic());
+    let of_step = || Ok(micro_batches_of_step(settings, output, &result_settings, processes));
+    let all = from_first(comm, "micro-batches", of_step)?;
+    settings.gradient_accumulation_steps = all;
+    let of_all = if all == 1 { "1 micro-batch".to_owned() } else { format!("{} micro-batches", thousands(all as u64)) };
+    if all != asked.saturating_mul(processes) {
+        status!(
+            "gradient_accumulation_steps: a step keeps the {of_all} that the run began with, in {processes} process{} now",
+            if processes == 1 { "" } else { "es" }
+        );
+    } else if processes > 1 {
+        status!("{processes} processes: a step has {of_all} of all of them ({asked} of each)");
+    }
+    if all < processes {
+        warning!("{} of {processes} processes have nothing to do: a step has {of_all}", processes - all);
+    }
+    Ok(asked)
+}
+
+/// Gives the trainable tensors and optimizer states that rank 0 restored to all ranks. A gradient counts once: it stays
+/// with rank 0.
+pub(super) fn share_restored<B: Backend>(
+    comm: &mut dyn Communicator,
+    backend: &mut B,
+    model: &mut Llama<B>,
+) -> Result<()> {
+    if comm.world_size() == 1 {
+        return Ok(());
+    }
+    for (id, param) in model.params_mut() {
+        let what = format!("{id}");
+        let Some(state) = backend.optimizer_state(param)? else { continue };
+        let values = shared(comm, &what, backend.param_values(param)?)?;
+        let state = match state {
+            OptimizerState::F32 { m, v } => {
+                OptimizerState::F32 { m: shared(comm, &what, m)?, v: shared(comm, &what, v)? }
+            }
+            OptimizerState::Blockwise8 { m, m_absmax, v, v_absmax } => OptimizerState::Blockwise8 {
+                m: shared(comm, &what, m)?,
+                m_absmax: shared(comm, &what, m_absmax)?,
+                v: shared(comm, &what, v)?,
+                v_absmax: shared(comm, &what, v_absmax)?,
+            },
+        };
+        if !is_first(comm) {
+            backend.restore(param, values, state).context(|| format!("`{id}`, as rank 0 sent it"))?;
+        }
+    }
+    model.refresh(backend)
+}
+
+/// Rank 0's values in the place of a rank's own.
+fn shared<T: bytemuck::Pod>(comm: &mut dyn Communicator, what: &str, mut own: Vec<T>) -> Result<Vec<T>> {
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut own);
+    let given = comm.broadcast(what, if is_first(comm) { bytes.to_vec() } else { Vec::new() })?;
+    if given.len() != bytes.len() {
+        refuse!("`{what}`: rank 0 sent {} bytes, expected {}", given.len(), bytes.len());
+    }
+    bytes.copy_from_slice(&given);
+    Ok(own)
+}
