@@ -4,13 +4,14 @@
 use super::failure::Failure;
 use super::wire::{self, Frame, Kind};
 use crate::error::{Context, Result};
+use crate::report::print_error;
 use serde::{Deserialize, Serialize};
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// More than the largest bucket of gradients and the longest log of a run
 const MAX_MESSAGE: u64 = 1 << 32;
@@ -138,9 +139,22 @@ impl Shared {
 
     /// Gives signs of life, and fails where none comes. Times are counted in turns of this thread: a process that was
     /// stopped and goes on does not take the others for dead.
+    ///
+    /// Where the run has failed, this process has as long to end by itself; one that hangs, or computes for very long,
+    /// is ended here.
     fn watch(&self, interval: Duration, turns: u32, silence: Duration) {
+        let mut turns_left = turns;
         while !self.ended.load(Ordering::SeqCst) {
             std::thread::sleep(interval);
+            if let Some(failure) = self.failure() {
+                turns_left = turns_left.saturating_sub(1);
+                if turns_left == 0 && !self.ended.load(Ordering::SeqCst) {
+                    let error = failure.error();
+                    print_error(&error);
+                    std::process::exit(error.exit_status().into());
+                }
+                continue;
+            }
             for other in &self.others {
                 // A frame that is being written is a sign as well.
                 if let Ok(_writing) = other.writing.try_lock() {
@@ -163,11 +177,20 @@ impl Shared {
 pub(super) struct Links {
     shared: Arc<Shared>,
     inboxes: Vec<Receiver<Frame>>,
+    /// Time in which a rank has to come to an operation
+    stall: Duration,
 }
 
 impl Links {
-    /// `streams` by rank. `silence`: after that long without a sign of life a rank is taken for dead.
-    pub fn new(own: usize, peers: Vec<Peer>, streams: Vec<(usize, TcpStream)>, silence: Duration) -> Result<Self> {
+    /// `streams` by rank. `silence`: after that long without a sign of life a rank is taken for dead; after `stall`
+    /// without coming to an operation, for one that hangs.
+    pub fn new(
+        own: usize,
+        peers: Vec<Peer>,
+        streams: Vec<(usize, TcpStream)>,
+        silence: Duration,
+        stall: Duration,
+    ) -> Result<Self> {
         let what = || "the connection to the other processes".to_owned();
         for (_, stream) in &streams {
             stream.set_nodelay(true).context(what)?;
@@ -192,7 +215,7 @@ impl Links {
             .name("ranks".to_owned())
             .spawn(move || watched.watch(interval, turns.ceil() as u32, silence))
             .context(what)?;
-        Ok(Self { shared, inboxes })
+        Ok(Self { shared, inboxes, stall })
     }
 
     pub fn name(&self, rank: usize) -> String {
@@ -242,12 +265,25 @@ impl Links {
     }
 
     /// Waits for what the other end has to say to an operation, as long as all ranks give signs of life.
-    pub fn receive(&self, rank: usize) -> Result<Frame> {
+    pub fn receive(&self, rank: usize, what: &str) -> Result<Frame> {
         let inbox = &self.inboxes[self.at(rank)];
+        // Rank 0 may itself wait for the one at fault, and knows its name first.
+        let patience = if rank == 0 { self.stall + self.stall / 2 } else { self.stall };
+        let begun = Instant::now();
         loop {
             match inbox.recv_timeout(LOOK) {
                 Ok(frame) => return Ok(frame),
-                Err(RecvTimeoutError::Timeout) => self.check()?,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.check()?;
+                    if begun.elapsed() > patience {
+                        let (name, seconds) = (self.name(rank), patience.as_secs_f64());
+                        let told = format!(
+                            "{name} lives, but did not come to the others ({what}) for {seconds} s: it hangs, or computes \
+                             for longer (QLORA_STALL_SECONDS)"
+                        );
+                        self.fail(self.shared.own, told)?;
+                    }
+                }
                 // Whoever reads says why before it ends.
                 Err(RecvTimeoutError::Disconnected) => {
                     self.check()?;

@@ -32,12 +32,15 @@ pub struct Timeouts {
     pub join: Duration,
     /// For a sign of life
     pub silence: Duration,
+    /// For a rank that lives to come to what all of them do
+    pub stall: Duration,
 }
 
 impl Timeouts {
     /// Variables of the environment, in seconds, with what they are without
     const JOIN: (&str, f64) = ("QLORA_JOIN_SECONDS", 300.0);
     const SILENCE: (&str, f64) = ("QLORA_SILENCE_SECONDS", 60.0);
+    const STALL: (&str, f64) = ("QLORA_STALL_SECONDS", 1800.0);
 
     /// Times that the environment gives. Refused: no number of seconds.
     pub fn of_environment() -> Result<Self> {
@@ -49,7 +52,7 @@ impl Timeouts {
                 None => refuse!("environment variable {name}: found {text:?}, expected seconds from 0.1 to 86400"),
             }
         };
-        Ok(Self { join: seconds(Self::JOIN)?, silence: seconds(Self::SILENCE)? })
+        Ok(Self { join: seconds(Self::JOIN)?, silence: seconds(Self::SILENCE)?, stall: seconds(Self::STALL)? })
     }
 }
 
@@ -109,7 +112,7 @@ pub(super) fn join(launch: &Launch, build: &str, timeouts: Timeouts) -> Result<L
             (places.into_iter().map(|(peer, _)| peer).collect(), streams)
         }
     };
-    Links::new(launch.rank, peers, streams, timeouts.silence)
+    Links::new(launch.rank, peers, streams, timeouts.silence, timeouts.stall)
 }
 
 fn this_process() -> Peer {

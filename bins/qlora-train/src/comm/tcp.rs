@@ -58,7 +58,7 @@ impl Tcp {
 
     /// Receives the other end's part of the same operation. Failed: it is at another one.
     fn receive(&self, rank: usize, what: &str) -> Result<Vec<u8>> {
-        let frame = self.links.receive(rank)?;
+        let frame = self.links.receive(rank, what)?;
         if (frame.number, frame.label.as_str()) != (self.number, what) {
             let (here, there) = (self.links.name(self.rank), self.links.name(rank));
             self.links.fail(
@@ -237,7 +237,8 @@ mod tests {
     use std::net::TcpListener;
     use std::time::Duration;
 
-    const TIMEOUTS: Timeouts = Timeouts { join: Duration::from_secs(20), silence: Duration::from_secs(20) };
+    const LONG: Duration = Duration::from_secs(20);
+    const TIMEOUTS: Timeouts = Timeouts { join: LONG, silence: LONG, stall: LONG };
 
     /// Results of all ranks, each in a thread of its own.
     fn ranks<T: Send>(world_size: usize, work: impl Fn(Tcp) -> T + Sync) -> Vec<T> {

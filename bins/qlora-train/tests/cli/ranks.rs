@@ -187,6 +187,23 @@ fn a_rank_that_hangs_ends_all_by_its_name() {
     }
 }
 
+/// A computation that hangs: its process lives, and is ended like all others.
+#[test]
+fn a_rank_whose_work_hangs_ends_all_by_its_name() {
+    let sandbox = Sandbox::new();
+    let hangs = |rank: usize, command: &mut Command| {
+        command.env("QLORA_STALL_SECONDS", "3").env("QLORA_SILENCE_SECONDS", "2");
+        if rank == 1 {
+            command.env(VARIABLE, "micro-batch:3:pause:600000");
+        }
+    };
+    for left in ended(&sandbox, start(&sandbox, &line("out", 1, ""), 3, hangs)) {
+        assert_eq!(left.status, Some(1), "{left:#?}");
+        let words = ["rank 1 (", "lives, but did not come to the others", "for 3 s"];
+        assert!(words.iter().all(|word| left.stderr.contains(word)), "{left:#?}");
+    }
+}
+
 #[test]
 fn an_error_of_one_rank_is_the_end_of_all() {
     let sandbox = Sandbox::new();
