@@ -52,9 +52,9 @@ fn from_cache_layout(path: &Path) -> Option<BaseName> {
     Some(BaseName { name: id.replacen("--", "/", 1), revision: Some(commit.to_owned()), is_hub: true })
 }
 
-/// The directory of a model with its weights: `arg` itself where it is a directory, else the snapshot of the hub id `arg`
-/// (`org/name`, perhaps with `@revision`) in the local Hugging Face cache, into which it is downloaded where it is not
-/// there (`revision`: a branch, tag or commit; "main" if none).
+/// The directory of a model with its weights: `arg` itself where it is a directory, else the snapshot of the hub id
+/// `arg` (`org/name`, perhaps with `@revision`) in the local Hugging Face cache, into which it is downloaded where it
+/// is not there (`revision`: a branch, tag or commit; "main" if none).
 pub fn resolve_model(arg: &str, revision: Option<&str>) -> Result<PathBuf> {
     resolve_in(arg, revision, &Environment::read(), Need::Weights)
 }

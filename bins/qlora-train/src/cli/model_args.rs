@@ -15,8 +15,8 @@ pub(super) struct ModelArgs {
     /// Settings file of a run: its model, its data and, where it is trained, its adapter; the flags below win over it
     #[arg(value_name = "CONFIG.yaml")]
     pub config: Option<PathBuf>,
-    /// Base model: a Hugging Face directory, or a hub id (org/name@revision); without it, the one that the first adapter
-    /// was trained on. An adapter directory stands for that adapter on its base
+    /// Base model: a Hugging Face directory, or a hub id (org/name@revision); without it, the one that the first
+    /// adapter was trained on. An adapter directory stands for that adapter on its base
     #[arg(long, required_unless_present_any = ["adapter", "config"])]
     pub model: Option<String>,
     /// Revision of a hub id

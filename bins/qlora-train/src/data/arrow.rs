@@ -181,7 +181,7 @@ fn row(batch: &RecordBatch, at: usize, columns: &Columns) -> Result<Value, Strin
         let name = field.name();
         let kind = field.data_type();
         let is_plain = kind.is_integer() || kind.is_floating() || *kind == DataType::Boolean;
-        if !columns.reads(name) && !(columns.warns_of(name) && is_plain) {
+        if !(columns.reads(name) || columns.warns_of(name) && is_plain) {
             continue;
         }
         let is_number = kind.is_numeric() || *kind == DataType::Boolean;

@@ -1,5 +1,5 @@
-//! Bounds on what the parts of a `tokenizer.json` make of a text, and on what its library reserves for them: a few bytes
-//! of a stranger's file may stand for any number.
+//! Bounds on what the parts of a `tokenizer.json` make of a text, and on what its library reserves for them: a few
+//! bytes of a stranger's file may stand for any number.
 
 use serde_json::Value;
 use tokenizers::normalizers::NormalizerWrapper;

@@ -144,8 +144,8 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    /// The file as it is there; without `open` its tokenizer is not asked for. Refused: the tokenizer that the rows need
-    /// cannot be opened; memory has no room for what is known of each row.
+    /// The file as it is there; without `open` its tokenizer is not asked for. Refused: the tokenizer that the rows
+    /// need cannot be opened; memory has no room for what is known of each row.
     fn find(&self, open: Option<&OpenTokenizer>, options: &DataOptions, cache: &TokenCache) -> Result<Found> {
         let unusable = |why: &str| Ok(Found::Unusable(why.to_owned()));
         let (file, heads, made) = match RowFile::open::<Made>(&self.path) {

@@ -188,15 +188,15 @@ impl Dir {
         absent(retry_on_intr(|| unlinkat(&self.handle, name.as_ref(), AtFlags::REMOVEDIR)))
     }
 
-    /// Whether another file system, or another part of one, is mounted there: what is in it belongs elsewhere. Unknown to
-    /// kernels before 5.8, which is taken for no.
+    /// Whether another file system, or another part of one, is mounted there: what is in it belongs elsewhere. Unknown
+    /// to kernels before 5.8, which is taken for no.
     fn is_mount(&self, name: &OsStr) -> bool {
         let found = retry_on_intr(|| statx(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()));
         found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
     }
 
-    /// Removes a name with everything below it; links are removed, what they lead to is not. Failed: a directory that is
-    /// mounted there, of which nothing is removed. `removed` is called after each.
+    /// Removes a name with everything below it; links are removed, what they lead to is not. Failed: a directory that
+    /// is mounted there, of which nothing is removed. `removed` is called after each.
     pub fn remove_all(&self, name: impl AsRef<OsStr>, removed: &mut dyn FnMut()) -> io::Result<()> {
         self.remove_below(name.as_ref(), MAX_DEPTH, removed)
     }

@@ -106,7 +106,8 @@ impl Client {
             // They are followed here, so that the token goes nowhere else.
             .max_redirects(0)
             .user_agent(concat!("qlora-train/", env!("CARGO_PKG_VERSION")))
-            // Every wait is bounded, however long the whole takes: a download of hours is none of minutes without a byte.
+            // Every wait is bounded, however long the whole takes: a download of hours is none of minutes without a
+            // byte.
             .timeout_connect(Some(patience))
             .timeout_per_read(Some(patience))
             .timeout_per_write(Some(patience))

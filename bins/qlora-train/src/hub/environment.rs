@@ -1,4 +1,4 @@
-//! Where the cache lies, which hub is asked, and as whom: by the variables that Hugging Face's own client reads.
+//! Place of the cache, the hub that is asked, and as whom: by the variables that Hugging Face's own client reads.
 
 use std::ffi::OsString;
 use std::fmt;

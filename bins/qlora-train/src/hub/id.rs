@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(slice("10%:").rows(), None);
         assert_eq!((slice("10%:").of(40), slice(":10%").of(40)), (4..40, 0..4));
         assert_eq!((slice(":").of(3), slice(":9").of(3), slice("5:").of(3)), (0..3, 0..3, 3..3));
-        // Every row is in one of two neighbours.
+        // Every row is in one of two neighbors.
         for rows in 0..50 {
             assert_eq!(slice(":37%").of(rows).end, slice("37%:").of(rows).start);
         }

@@ -139,7 +139,7 @@ impl Splits {
     }
 
     /// The files of a part: `split`, `subset`, `subset/split`, or a pattern of files; none: the split for training of
-    /// the default subset. Errors: there is no such part, or several could be meant; the sentence names those there are.
+    /// the default subset. Errors: there is no such part, or several could be meant; those that are there are named.
     pub fn choose(&self, part: Option<&str>) -> Result<Chosen, String> {
         let Some(part) = part else {
             let Some(subset) = self.default() else {

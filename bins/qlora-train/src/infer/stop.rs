@@ -1,4 +1,4 @@
-//! Where an answer ends: tokens, and texts.
+//! Tokens and texts that end an answer.
 
 use crate::arch::Arch;
 use crate::data::ChatTokenizer;

@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+/// Names and values.
+type Headers = Vec<(&'static str, String)>;
+
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -23,7 +26,7 @@ pub struct Request {
 /// An answer in place of the truth.
 pub enum Reply {
     /// A status and headers, without a body
-    Status(u16, Vec<(&'static str, String)>),
+    Status(u16, Headers),
     /// A status 200 with these bytes
     Bytes(Vec<u8>),
     /// The truth, of which so many bytes arrive before the connection ends
@@ -198,7 +201,7 @@ fn write_head(
 }
 
 /// The listing or the file that a path names, and headers that say more of it.
-fn truth(state: &State, path: &str) -> Option<(Vec<u8>, Vec<(&'static str, String)>)> {
+fn truth(state: &State, path: &str) -> Option<(Vec<u8>, Headers)> {
     let path = path.split('?').next()?;
     let revisions = state.revisions.lock().unwrap();
     if let Some(rest) = path.strip_prefix("/api/") {

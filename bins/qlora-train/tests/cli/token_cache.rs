@@ -14,7 +14,7 @@ fn sandbox() -> Sandbox {
     let row = |at: usize| {
         let (question, answer) = (format!("what is {at}"), format!("it is {}", at * at));
         let turns = json!([{"role": "user", "content": question}, {"role": "assistant", "content": answer}]);
-        json!({"messages": turns, "task": if at % 3 == 0 { "a" } else { "b" }, "shade": "red"}).to_string()
+        json!({"messages": turns, "task": if at.is_multiple_of(3) { "a" } else { "b" }, "shade": "red"}).to_string()
     };
     let mut rows: Vec<String> = (0..12).map(row).collect();
     rows.push(row(3));

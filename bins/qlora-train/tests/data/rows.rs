@@ -389,7 +389,7 @@ fn an_array_may_hold_what_python_writes() {
 /// One row that takes more to be read than there is.
 #[test]
 fn a_row_that_is_longer_than_the_memory_is_refused() {
-    let file = file("rows.jsonl", &format!("{{\"text\": \"a\"}}\n{{\"text\": \"{}\"}}\n", "a ".repeat(1 << 20)));
+    let file = file("rows.jsonl", format!("{{\"text\": \"a\"}}\n{{\"text\": \"{}\"}}\n", "a ".repeat(1 << 20)));
     let (tokenizer, paths) = (chat_tokenizer(CHATML), std::slice::from_ref(&file.path));
     let at = |memory| load(paths, Some(&tokenizer), &DataOptions { memory, too_long: TooLong::Drop, ..options() });
     let message = refusal(at(7 << 20));

@@ -388,7 +388,7 @@ fn a_directory_that_cannot_be_made_is_refused() {
     }
 }
 
-/// Of rows in a file memory holds some bytes each, and all of those that stay in memory.
+/// Memory holds some bytes of each row in a file, and all of rows that stay in memory.
 #[test]
 fn rows_in_a_file_take_little_memory() {
     let rows = vec![r#"{"input_ids": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]}"#; 2000];
@@ -501,7 +501,7 @@ fn a_hash_is_remembered_under_its_key_and_damage_of_it_is_no_hash() {
     assert_eq!(recall(&kept, "another"), None);
     let file = fs::read_dir(&kept).unwrap().next().unwrap().unwrap().path();
     let text = fs::read_to_string(&file).unwrap();
-    for damaged in [text.replace("abc", "abd"), text.replace("\"key\":\"key\"", "\"key\":\"kex\""), "{".to_owned()] {
+    for damaged in [text.replace("abc", "abx"), text.replace("\"key\":\"key\"", "\"key\":\"kex\""), "{".to_owned()] {
         assert_ne!(damaged, text);
         fs::write(&file, damaged).unwrap();
         assert_eq!(recall(&kept, "key"), None);

@@ -40,8 +40,8 @@ const UNLIKE_JINJA: [(&str, &str); 2] = [
 const NAME: &str = "chat_template";
 /// Bytes of a template at most: nested expressions take stack by their length. The largest known has 20 kB.
 pub(super) const MAX_SOURCE_BYTES: usize = 256 << 10;
-/// Bytes of a text that is tokenized, at most: a token and its label take eight bytes, and a text may have as many tokens
-/// as bytes.
+/// Bytes of a text that is tokenized, at most: a token and its label take eight bytes, and a text may have as many
+/// tokens as bytes.
 pub(super) const MAX_TEXT_BYTES: usize = 16 << 20;
 /// Characters of a template's own words that are told.
 const TOLD: usize = 2000;
@@ -151,8 +151,8 @@ impl ChatTemplate {
                 .map_err(|error| JinjaError::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
         });
         environment.add_filter(MARKED, |text: String| format!("{}{text}{}", MARKS[0], MARKS[1]));
-        // The engine makes its table of small numbers at the first of them, which no other thread may be waiting for when
-        // one waits for memory.
+        // The engine makes its table of small numbers at the first of them, which no other thread may be waiting for
+        // when one waits for memory.
         let _ = environment.render_str("{% autoescape true %}{{ 1 }}{% endautoescape %}", ());
         // Jinja reads templates with Python's universal line ends, in string literals too.
         let lines = source.replace("\r\n", "\n").replace('\r', "\n");

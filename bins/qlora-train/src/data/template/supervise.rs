@@ -5,9 +5,9 @@
 //! are counted, with the same result everywhere. Processor time is for what is left, which no template that is meant
 //! well comes near to.
 //!
-//! The process takes so much once, however many threads render: a piece of work that needs more than a small share waits
-//! until it is the only one that does (see `allocations`). What is given up keeps what it has. Then nothing of that
-//! size is rendered any more, and the error ends the command.
+//! The process takes so much once, however many threads render: a piece of work that needs more than a small share
+//! waits until it is the only one that does (see `allocations`). What is given up keeps what it has. Then nothing of
+//! that size is rendered any more, and the error ends the command.
 
 use std::cell::Cell;
 use std::fs;
