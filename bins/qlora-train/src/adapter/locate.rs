@@ -3,7 +3,7 @@
 use super::kind::{ADAPTER_CONFIG, check_adapter};
 use crate::error::Result;
 use crate::files::json::read_bounded;
-use crate::hub::{HubId, is_hub_name};
+use crate::hub::{HubId, is_hub_name, is_rather_path};
 use crate::refuse;
 use serde_json::Value;
 use std::path::Path;
@@ -43,7 +43,7 @@ pub fn recorded_base(adapter: &Path, revision: Option<&str>) -> Result<String> {
     let recorded =
         [recorded_setting(adapter, "model"), text_in(&adapter.join(ADAPTER_CONFIG), "/base_model_name_or_path")];
     let mut recorded = recorded.into_iter().flatten();
-    let is_there = |base: &String| Path::new(base).exists() || HubId::parse(base).is_some();
+    let is_there = |base: &String| Path::new(base).exists() || (HubId::parse(base).is_some() && !is_rather_path(base));
     match recorded.clone().find(is_there).or_else(|| recorded.next()) {
         Some(base) if is_there(&base) => Ok(at_recorded_revision(adapter, base, revision)),
         Some(base) => refuse!(
@@ -91,7 +91,7 @@ mod tests {
         assert!(error.contains("records the base \"/gone/base\"") && error.contains("--model"), "{error}");
         std::fs::write(dir.path().join(ADAPTER_CONFIG), r#"{"base_model_name_or_path": "org/base"}"#).unwrap();
         // A path that is gone says nothing.
-        for (model, expected) in [("gone", "org/base"), ("org/other", "org/other")] {
+        for (model, expected) in [("gone", "org/base"), ("src/gone", "org/base"), ("org/other", "org/other")] {
             let run = serde_json::json!({"settings": {"model": model}}).to_string();
             std::fs::write(dir.path().join("run.json"), run).unwrap();
             assert_eq!(recorded_base(dir.path(), None).unwrap(), expected);

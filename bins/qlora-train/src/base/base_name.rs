@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::error::Result;
 use crate::files::home::expand_home;
-use crate::hub::{Environment, HubId, Need, find_model, is_hub_name};
+use crate::hub::{Environment, HubId, Need, find_model, is_hub_name, is_rather_path};
 use crate::refuse;
 
 const CACHE_PREFIX: &str = "models--";
@@ -73,14 +73,21 @@ fn resolve_in(arg: &str, revision: Option<&str>, environment: &Environment, need
         }
         return Ok(path);
     }
-    if path.exists() {
+    if path.symlink_metadata().is_ok() {
+        let found = if path.exists() { "a file" } else { "a link to nothing" };
         refuse!(
-            "{arg}: found a file, expected the directory of a model in Hugging Face format, or a hub id (org/name)"
+            "{arg}: found {found}, expected the directory of a model in Hugging Face format, or a hub id (org/name)"
         );
     }
     let Some(id) = path.to_str().and_then(HubId::parse) else {
         refuse!("{arg}: found no such directory, expected the directory of a model, or a hub id (org/name)");
     };
+    if revision.is_none() && path.to_str().is_some_and(is_rather_path) {
+        refuse!(
+            "{arg}: found no such directory in one that is there; for the model of this name on the hub write \
+             {arg}@main"
+        );
+    }
     find_model(environment, &id.at(revision)?, need)
 }
 
@@ -139,6 +146,12 @@ mod tests {
         refused("org/tiny", Some("../../x"), &["revision", "expected a branch, tag or commit"]);
         refused("org/tiny@abc123", Some("main"), &["\"main\"", "keep one of them"]);
         refused("/nonexistent/model", None, &["found no such directory"]);
+        // Tests run in the directory of the package, which has a `src`.
+        refused("src/llama", None, &["src/llama: found no such directory in one that is there", "src/llama@main"]);
+        refused("src/llama@main", None, &["hf download src/llama"]);
+        let dangling = root.path().join("dangling");
+        std::os::unix::fs::symlink("gone", &dangling).unwrap();
+        refused(dangling.to_str().unwrap(), None, &["found a link to nothing"]);
         refused(snapshot.to_str().unwrap(), Some("main"), &["only for a hub id"]);
         std::fs::write(model.join("refs/main"), "../../../etc").unwrap();
         refused("org/tiny", None, &["refs/main", "expected the name of a commit"]);

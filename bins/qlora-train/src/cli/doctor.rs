@@ -1,6 +1,7 @@
 //! `qlora-train doctor`: what a run would find on this machine.
 
 use super::answer::Answer;
+use crate::backend::cpu::Isa;
 use crate::comm::agreement::agree;
 use crate::comm::launch::Launch;
 use crate::comm::measure::sum_seconds;
@@ -32,7 +33,7 @@ pub struct DoctorArgs {
 /// One thing that was looked at.
 struct Finding {
     name: &'static str,
-    /// What is missing, and what to do about it.
+    /// Words for what is missing, and what to do about it.
     problem: Option<String>,
     text: String,
     json: Value,
@@ -93,7 +94,11 @@ const SUMMED: usize = 1 << 22;
 
 /// The processes of a launch, and how fast they add up. Refused: ranks on processors that compute otherwise.
 fn processes(comm: &mut dyn Communicator, launcher: &str) -> Result<Finding> {
-    let of_processor = [("the processor's instructions".to_owned(), json!(instructions()))];
+    // AMX is looked for in another way, and with it a run in bf16 computes otherwise.
+    let of_processor = [
+        ("the processor's instructions".to_owned(), json!(instructions())),
+        ("the processor's arithmetic in bf16".to_owned(), json!(Isa::detect().map(Isa::name))),
+    ];
     agree(comm, "processors", &of_processor.into_iter().collect())?;
     let (world_size, machines) = (comm.world_size(), comm.machines());
     let seconds = sum_seconds(comm, SUMMED)?;
@@ -192,7 +197,7 @@ mod gpu {
     use qlora_kernels::device::{ARCHITECTURES, Device, KERNELS, Kernels, MemInfo, TransferBandwidth, cuda_version};
     use serde_json::json;
 
-    /// What is copied each way.
+    /// Bytes that are copied each way.
     const BYTES: usize = 256 << 20;
 
     /// Looks as far as each finding allows the next.

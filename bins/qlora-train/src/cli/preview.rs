@@ -8,7 +8,8 @@ use crate::refuse;
 use crate::report::{count, printable, printable_lines, status_lines};
 use crate::session::host::set_threads;
 use crate::session::training_data::{
-    data_options, find_files, mix, names, schedule, schedule_options, training_options, validation_rows,
+    data_options, find_files, mix, names, schedule, schedule_options, training_options, validation_options,
+    validation_rows,
 };
 use crate::session::untrained_tokens::warn_of_untrained_tokens;
 use crate::session::{Loaded, replace_adapter_by_base};
@@ -98,6 +99,7 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     status_lines!(dataset.report.lines());
     if !settings.val_data.is_empty() {
         let of_validation = validation_rows(&settings, options.clone());
+        let of_validation = validation_options(&settings, of_validation, &dataset.rows);
         let validation = data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &of_validation)?;
         status_lines!(validation.report.validation_lines());
     }
@@ -216,7 +218,11 @@ impl Shown<'_> {
                     let known = tokenizer.decode(&ids[before..at], false)?.len();
                     let both = tokenizer.decode(&ids[before..end], false)?;
                     before = at;
-                    both.get(known..).unwrap_or_default().to_owned()
+                    match both.get(known..) {
+                        Some(part) => part.to_owned(),
+                        // The part before ends within a character.
+                        None => tokenizer.decode(&ids[at..end], false)?,
+                    }
                 }
                 None => {
                     text += if at > tokens.start { " " } else { "" };
@@ -241,7 +247,7 @@ impl Shown<'_> {
     }
 }
 
-/// What is learned of a row stands in blocks of its own, and what is not in others.
+/// Learned parts of a row stand in blocks of their own, and the others in others.
 #[derive(Default)]
 struct Blocks {
     /// Whether the last piece was learned, and ended its line. None: there was none.

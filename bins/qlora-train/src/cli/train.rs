@@ -7,7 +7,7 @@ use crate::config::SettingsArgs;
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::report::{count, printable, section, set_rank, speaks, status, warning};
-use crate::session::host::{set_threads, threads_of_each};
+use crate::session::host::{bound, set_threads, threads_of_each};
 use crate::train;
 use serde_json::json;
 
@@ -29,6 +29,13 @@ pub fn run(args: &SettingsArgs, build: &str) -> Result<Answer> {
 fn train_among(args: &SettingsArgs, comm: &mut dyn Communicator) -> Result<Answer> {
     let settings = args.load()?;
     set_threads(settings.threads.or_else(|| threads_of_each(comm.on_these_processors())))?;
+    let (_, here) = comm.on_this_machine();
+    if let Some((own, all)) = bound(here, comm.on_these_processors()).filter(|_| settings.threads.is_none()) {
+        warning!(
+            "the launcher gives each of {here} processes {own} of {all} processors; `mpirun --bind-to none` (srun: \
+             `--cpu-bind=none`) lets them share all"
+        );
+    }
     let (model, data) =
         (settings.model.clone().unwrap_or_default(), settings.val_data.first().or(settings.data.first()));
     let data = data.map(|path| path.display().to_string());

@@ -15,31 +15,42 @@ struct Launcher {
     local_rank: &'static str,
     /// How many those are
     local_size: &'static str,
+    /// Parts of the name by which it tells one of its jobs from another
+    job: &'static [&'static str],
 }
 
-const fn launcher(name: &'static str, [rank, size, local_rank, local_size]: [&'static str; 4]) -> Launcher {
-    Launcher { name, rank, size, local_rank, local_size }
+const fn launcher(
+    name: &'static str,
+    [rank, size, local_rank, local_size]: [&'static str; 4],
+    job: &'static [&'static str],
+) -> Launcher {
+    Launcher { name, rank, size, local_rank, local_size, job }
 }
 
 /// In the order in which they are believed: torchrun is itself started by the others.
 const LAUNCHERS: [Launcher; 5] = [
-    launcher("torchrun", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]),
+    launcher("torchrun", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"], &["TORCHELASTIC_RUN_ID"]),
     launcher(
         "OpenMPI",
         ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"],
+        &["PMIX_NAMESPACE"],
     ),
     launcher(
         "MVAPICH",
         ["MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"],
+        &[],
     ),
-    launcher("MPICH", ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"]),
-    launcher("SLURM", ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ""]),
+    launcher("MPICH", ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"], &[]),
+    // Numbers of a step, which srun starts: a script of sbatch has those of its whole job, as rank 0, and is alone.
+    launcher(
+        "SLURM",
+        ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""],
+        &["SLURM_JOB_ID", "SLURM_STEP_ID"],
+    ),
 ];
 
 /// Variables of SLURM with the number of machines, that of the step before that of the job
 const SLURM_NODES: [&str; 3] = ["SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES"];
-/// Variables that tell one job of a machine from another
-const JOBS: [&str; 3] = ["TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "PMIX_NAMESPACE"];
 
 /// One of several processes that a launcher started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,7 +158,7 @@ fn launched(launcher: &Launcher, rank: usize, world_size: usize, variable: Varia
         local_rank: counted(launcher.local_rank)?,
         address,
         port: if is_taken { port.checked_add(1).unwrap_or(port - 1) } else { port },
-        job: JOBS.iter().find_map(|name| given(name)).unwrap_or_default(),
+        job: launcher.job.iter().filter_map(|name| given(name)).collect::<Vec<_>>().join("."),
     })
 }
 
@@ -169,8 +180,9 @@ mod tests {
         let torchrun = [("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost")];
         assert_eq!(with(&torchrun).unwrap(), None);
         assert_eq!(with(&[("WORLD_SIZE", "1")]).unwrap(), None);
-        // `salloc -n 4`, then a command without srun.
+        // A command without srun after `salloc -n 4`, and in a script of `sbatch -n 4`.
         assert_eq!(with(&[("SLURM_NTASKS", "4")]).unwrap(), None);
+        assert_eq!(with(&[("SLURM_NTASKS", "4"), ("SLURM_PROCID", "0"), ("SLURM_LOCALID", "0")]).unwrap(), None);
     }
 
     #[test]
@@ -187,12 +199,25 @@ mod tests {
             let launch = launch.unwrap().unwrap();
             assert_eq!((launch.address.as_str(), launch.port), ("127.0.0.1", PORT));
         }
-        let slurm = [("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2"), ("SLURM_NNODES", "1"), ("SLURM_JOB_ID", "77")];
+        let step = [("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_NNODES", "1")];
+        let slurm = [&step[..], &[("SLURM_JOB_ID", "77"), ("SLURM_STEP_ID", "3")]].concat();
         let launch = with(&slurm).unwrap().unwrap();
-        assert_eq!((launch.address.as_str(), launch.job.as_str()), ("127.0.0.1", "77"));
+        assert_eq!((launch.address.as_str(), launch.job.as_str()), ("127.0.0.1", "77.3"));
         // torchrun within a job of SLURM: its own numbers count.
         let both = [("RANK", "5"), ("WORLD_SIZE", "8"), ("MASTER_ADDR", "a")];
         assert_eq!(with(&[&both[..], &slurm[..]].concat()).unwrap().unwrap().world_size, 8);
+    }
+
+    /// Names of other launchers' jobs do not count: all of them may run within one of another.
+    #[test]
+    fn a_job_has_the_name_that_its_own_launcher_gives() {
+        let all: Vec<_> = LAUNCHERS.iter().flat_map(|launcher| launcher.job).map(|name| (*name, *name)).collect();
+        for launcher in &LAUNCHERS {
+            let own = [(launcher.rank, "0"), (launcher.size, "2"), ("MASTER_ADDR", "a")];
+            let launch = with(&[&own[..], &all[..]].concat()).unwrap().unwrap();
+            assert_eq!((launch.launcher, launch.job), (launcher.name, launcher.job.join(".")));
+            assert_eq!(with(&own).unwrap().unwrap().job, "");
+        }
     }
 
     #[test]
@@ -211,7 +236,7 @@ mod tests {
             let error = error.unwrap_err().to_string();
             assert!(error.contains("MASTER_ADDR") && error.contains(launcher.name), "{error}");
         }
-        let slurm = [("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2"), ("SLURM_NNODES", "2")];
+        let slurm = [("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_NNODES", "2")];
         assert!(with(&slurm).unwrap_err().to_string().contains("scontrol"));
     }
 

@@ -3,20 +3,22 @@
 
 use super::failure::Failure;
 use super::wire::{self, Frame, Kind};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::report::print_error;
 use serde::{Deserialize, Serialize};
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// More than the largest bucket of gradients and the longest log of a run
 const MAX_MESSAGE: u64 = 1 << 32;
 /// Between two looks at whether the run has failed
 const LOOK: Duration = Duration::from_millis(50);
+/// Time in which another rank has to take the reason for which the run ends
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// A process of the run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +45,29 @@ struct Other {
     writing: Mutex<()>,
     /// Times that nothing was heard since
     silent: AtomicU32,
+}
+
+impl Other {
+    /// Tells the other end why the run ends. One that lets no more be written to it is left, by `deadline`.
+    fn tell(&self, failure: &[u8], deadline: Instant) {
+        // A sign of life takes no time.
+        let deadline = deadline.max(Instant::now() + LOOK);
+        let _writing = loop {
+            match self.writing.try_lock() {
+                Ok(writing) => break writing,
+                Err(TryLockError::Poisoned(error)) => break error.into_inner(),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOOK / 5),
+                Err(TryLockError::WouldBlock) => {
+                    // Ends the write as well.
+                    let _ = self.stream.shutdown(Shutdown::Both);
+                    return;
+                }
+            }
+        };
+        // One that is gone as well need not be told.
+        let _ = self.stream.set_write_timeout(Some(LAST_WORDS));
+        let _ = wire::write(&mut &self.stream, Kind::Abort, 0, "", &[failure]);
+    }
 }
 
 /// State that the threads of a process share.
@@ -82,11 +107,8 @@ impl Shared {
             let _ = other.stream.shutdown(Shutdown::Both);
         }
         let told = serde_json::to_vec(&failure).unwrap_or_default();
-        for other in others {
-            let _writing = locked(&other.writing);
-            // One that is gone as well need not be told.
-            let _ = wire::write(&mut &other.stream, Kind::Abort, 0, "", &[&told]);
-        }
+        let deadline = Instant::now() + LAST_WORDS;
+        others.into_iter().for_each(|other| other.tell(&told, deadline));
         *first = Some(failure);
     }
 
@@ -107,7 +129,9 @@ impl Shared {
             }
             _ => format!("its connection failed ({error})"),
         };
-        Failure::new(rank, format!("{} is gone: {why}", self.name(rank)))
+        let name = self.name(rank);
+        let remedy = "its own output says why; `--resume-from-checkpoint` goes on with a run";
+        Failure::new(rank, format!("{name} is gone: {why}; {remedy}"))
     }
 
     /// Takes what arrives from the other end until there is no more.
@@ -151,7 +175,8 @@ impl Shared {
                 if turns_left == 0 && !self.ended.load(Ordering::SeqCst) {
                     let error = failure.error();
                     print_error(&error);
-                    std::process::exit(error.exit_status().into());
+                    // At once: what runs at a good end may wait for the thread that hangs.
+                    signal_hook::low_level::exit(error.exit_status().into());
                 }
                 continue;
             }
@@ -164,7 +189,8 @@ impl Shared {
                     let seconds = silence.as_secs_f64();
                     let name = self.name(other.rank);
                     let what = format!(
-                        "{name} has not answered for {seconds} s: it is stopped or hangs, or the network is cut"
+                        "{name} has not answered for {seconds} s: it is stopped or hangs, or the network is cut \
+                         (QLORA_SILENCE_SECONDS waits longer)"
                     );
                     self.fail(Failure::new(other.rank, what));
                 }
@@ -238,19 +264,20 @@ impl Links {
     }
 
     /// Tells all others that this process ends by an error.
-    pub fn abort(&self, error: &crate::error::Error) {
+    pub fn abort(&self, error: &Error) {
         let own = self.shared.own;
         self.shared.fail(Failure::of_error(own, &self.name(own), error));
     }
 
-    fn at(&self, rank: usize) -> usize {
-        self.shared.others.iter().position(|other| other.rank == rank).unwrap_or(0)
+    fn at(&self, rank: usize) -> Result<usize> {
+        let found = self.shared.others.iter().position(|other| other.rank == rank);
+        found.ok_or_else(|| Error::Failed(format!("there is no connection to {}", self.name(rank))))
     }
 
     /// Sends the other end its part of an operation.
     pub fn send(&self, rank: usize, number: u64, label: &str, parts: &[&[u8]]) -> Result<()> {
         self.check()?;
-        let other = &self.shared.others[self.at(rank)];
+        let other = &self.shared.others[self.at(rank)?];
         let written = {
             let _writing = locked(&other.writing);
             wire::write(&mut &other.stream, Kind::Data, number, label, parts)
@@ -266,7 +293,7 @@ impl Links {
 
     /// Waits for what the other end has to say to an operation, as long as all ranks give signs of life.
     pub fn receive(&self, rank: usize, what: &str) -> Result<Frame> {
-        let inbox = &self.inboxes[self.at(rank)];
+        let inbox = &self.inboxes[self.at(rank)?];
         // Rank 0 may itself wait for the one at fault, and knows its name first.
         let patience = if rank == 0 { self.stall + self.stall / 2 } else { self.stall };
         let begun = Instant::now();
@@ -310,6 +337,61 @@ impl Drop for Links {
         self.end();
         for other in &self.shared.others {
             let _ = other.stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    /// Both ends of a connection.
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (one, listener.accept().unwrap().0)
+    }
+
+    fn peer(process: u32) -> Peer {
+        Peer { host: "a".to_owned(), machine: "b".to_owned(), processors: "0".to_owned(), process }
+    }
+
+    /// Rank 0 of three, and the other ends of its connections.
+    fn links() -> (Links, [TcpStream; 2]) {
+        let ((to_one, one), (to_two, two)) = (pair(), pair());
+        let long = Duration::from_secs(600);
+        let streams = vec![(1, to_one), (2, to_two)];
+        (Links::new(0, (0..3).map(peer).collect(), streams, long, long).unwrap(), [one, two])
+    }
+
+    /// A write that never ends keeps nobody from the end of the run.
+    #[test]
+    fn a_rank_that_takes_nothing_is_left_without_its_last_words() {
+        let (links, [mut one, mut two]) = links();
+        let writing = locked(&links.shared.others[0].writing);
+        assert!(links.fail(0, "no more".to_owned()).unwrap_err().to_string().contains("no more"));
+        drop(writing);
+        let mut rest = Vec::new();
+        // The connection is closed.
+        one.read_to_end(&mut rest).unwrap();
+        let frame = loop {
+            let frame = wire::read(&mut two, MAX_MESSAGE, &|| ()).unwrap();
+            if frame.kind != Kind::Alive {
+                break frame;
+            }
+        };
+        let told: Failure = serde_json::from_slice(&frame.bytes).unwrap();
+        assert_eq!((frame.kind, told.of), (Kind::Abort, 0));
+    }
+
+    #[test]
+    fn nothing_is_sent_to_a_rank_that_is_none() {
+        let (links, _others) = links();
+        for rank in [0, 3, usize::MAX] {
+            let errors = [links.send(rank, 1, "sum", &[]).unwrap_err(), links.receive(rank, "sum").unwrap_err()];
+            assert!(errors.iter().all(|error| error.to_string().contains("no connection to rank")), "{errors:?}");
         }
     }
 }

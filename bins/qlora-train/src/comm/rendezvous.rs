@@ -12,9 +12,9 @@ use crate::refuse;
 use crate::report::status;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::iter;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 /// Version of what ranks say to each other
@@ -135,11 +135,17 @@ fn names_loopback(launch: &Launch) -> bool {
     launch.address == "localhost" || launch.address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// All addresses of this machine, of the kind by which the others come.
+fn any_address(is_ipv6: bool) -> IpAddr {
+    if is_ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
+}
+
 fn listen(launch: &Launch) -> Result<TcpListener> {
     let place = format!("{}:{}", launch.address, launch.port);
     let found = addresses(launch)
         .usage_context(|| format!("environment variable MASTER_ADDR: {:?} cannot be found", launch.address))?;
-    let everywhere = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, launch.port));
+    let is_ipv6 = !found.is_empty() && found.iter().all(SocketAddr::is_ipv6);
+    let everywhere = || TcpListener::bind((any_address(is_ipv6), launch.port));
     let listener = match names_loopback(launch) {
         // A machine may call itself by a name that leads others to it and itself to the loopback.
         false if found.iter().any(|address| address.ip().is_loopback()) => everywhere(),
@@ -170,14 +176,17 @@ fn gather(launch: &Launch, own: Introduction, deadline: Instant, patience: Durat
         launch.port
     );
     let mut come: BTreeMap<usize, Come> = BTreeMap::new();
+    // Words for people, if somebody is missing in the end.
+    let mut turned_away = String::new();
     while come.len() + 1 < launch.world_size {
         if Instant::now() >= deadline {
             let missing: Vec<String> =
                 (1..launch.world_size).filter(|rank| !come.contains_key(rank)).map(|rank| rank.to_string()).collect();
             let (seconds, s) = (patience.as_secs_f64(), if missing.len() == 1 { "" } else { "s" });
+            let by = if launch.launcher == "SLURM" { "; `srun` starts all of them" } else { "" };
             let text = format!(
-                "rank{s} {} of {} did not come to {}:{} within {seconds} s: {} started {} processes, so start them all, \
-                 with the same MASTER_ADDR and MASTER_PORT (QLORA_JOIN_SECONDS waits longer)",
+                "rank{s} {} of {} did not come to {}:{} within {seconds} s: {} started {} processes, so start them \
+                 all, with the same MASTER_ADDR and MASTER_PORT (QLORA_JOIN_SECONDS waits longer){by}{turned_away}",
                 missing.join(", "),
                 launch.world_size,
                 launch.address,
@@ -189,14 +198,23 @@ fn gather(launch: &Launch, own: Introduction, deadline: Instant, patience: Durat
         }
         let (stream, address) = match listener.accept() {
             Ok(accepted) => accepted,
-            Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => {
+            // One that leaves while it is let in, or no handle left for now: others may yet come.
+            Err(error) => {
+                if ![ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) {
+                    turned_away = format!("; one that came could not be let in ({error})");
+                }
                 std::thread::sleep(PAUSE);
                 continue;
             }
-            Err(error) => return Err(error).context(what),
         };
         // Whatever else knocks at the port is no rank.
         let Some(other) = introduction(&stream) else { continue };
+        // The run is not to blame for another one that comes to its port.
+        if let Some(text) = of_another_job(&own, &other) {
+            turned_away = format!("; {text}");
+            let _ = answer(&stream, &Answer::Refused(text));
+            continue;
+        }
         if let Some(text) = unfit(&own, &other, come.get(&other.rank).map(|come| &come.peer)) {
             return refused_by_all(&come, Some(&stream), text);
         }
@@ -223,17 +241,42 @@ fn refused_by_all<T>(come: &BTreeMap<usize, Come>, last: Option<&TcpStream>, tex
     Err(Error::Refused(text))
 }
 
+/// Reads from a connection up to a moment, however slowly its bytes come.
+struct Until<'a>(&'a TcpStream, Instant);
+
+impl Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let left = self.1.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        self.0.set_read_timeout(Some(left))?;
+        self.0.read(buffer)
+    }
+}
+
 fn introduction(stream: &TcpStream) -> Option<Introduction> {
     stream.set_nonblocking(false).ok()?;
-    stream.set_read_timeout(Some(INTRODUCTION)).ok()?;
     stream.set_write_timeout(Some(INTRODUCTION)).ok()?;
-    let frame = wire::read(&mut &*stream, MAX_JOIN_BYTES, &|| ()).ok()?;
+    let frame = wire::read(&mut Until(stream, Instant::now() + INTRODUCTION), MAX_JOIN_BYTES, &|| ()).ok()?;
     serde_json::from_slice(&frame.bytes).ok().filter(|_| frame.kind == Kind::Join)
 }
 
 fn answer(mut stream: &TcpStream, answer: &Answer) -> std::io::Result<()> {
     let bytes = serde_json::to_vec(answer)?;
     wire::write(&mut stream, Kind::Join, 0, "", &[&bytes])
+}
+
+/// Why a process is none of this launch, where the launcher names its jobs.
+fn of_another_job(own: &Introduction, other: &Introduction) -> Option<String> {
+    let (here, there) = (own.peer.name(own.rank), other.peer.name(other.rank));
+    let told = || {
+        format!(
+            "{there} is of another job ({:?}, {here} is of {:?}): give each job a MASTER_PORT of its own",
+            other.job, own.job
+        )
+    };
+    (own.job != other.job).then(told)
 }
 
 /// Why a process cannot be one of the run, by what it says and what rank 0 is.
@@ -243,12 +286,6 @@ fn unfit(own: &Introduction, other: &Introduction, earlier: Option<&Peer>) -> Op
         return Some(format!(
             "{there} runs another program, {} instead of {} as {here} does: install the same one everywhere",
             other.build, own.build
-        ));
-    }
-    if own.job != other.job {
-        return Some(format!(
-            "{there} is of another job ({:?}, {here} is of {:?}): give each job a MASTER_PORT of its own",
-            other.job, own.job
         ));
     }
     if own.world_size != other.world_size {
@@ -288,16 +325,15 @@ fn come(
         match connect(launch, left()) {
             Ok(stream) => {
                 let what = || format!("the connection to rank 0 at {place}");
-                stream.set_read_timeout(Some(left().max(PAUSE))).context(what)?;
-                let here = match names_loopback(launch) {
-                    true => stream.local_addr().context(what)?.ip(),
-                    false => Ipv4Addr::UNSPECIFIED.into(),
-                };
+                // Rank 0 waits as long at most, and says then who is missing.
+                let answered = Instant::now() + patience + INTRODUCTION;
+                let here = stream.local_addr().context(what)?.ip();
+                let here = if names_loopback(launch) { here } else { any_address(here.is_ipv6()) };
                 let listener = TcpListener::bind((here, 0)).context(what)?;
                 own.port = listener.local_addr().context(what)?.port();
                 let said = serde_json::to_vec(own).context(what)?;
                 let asked = wire::write(&mut &stream, Kind::Join, 0, "", &[&said]);
-                match asked.and_then(|()| wire::read(&mut &stream, MAX_JOIN_BYTES, &|| ())) {
+                match asked.and_then(|()| wire::read(&mut Until(&stream, answered), MAX_JOIN_BYTES, &|| ())) {
                     Ok(Frame { kind: Kind::Join, bytes, .. }) => match serde_json::from_slice(&bytes) {
                         Ok(Answer::Welcome(places)) if places.len() == launch.world_size => {
                             return Ok((listener, places, stream));
@@ -323,6 +359,8 @@ fn go_round(
     first: TcpStream,
     deadline: Instant,
 ) -> Result<Streams> {
+    // Whoever was the last to come has yet to hear of the others.
+    let deadline = deadline.max(Instant::now() + INTRODUCTION);
     let said = serde_json::to_vec(own).context(|| "an introduction".to_owned())?;
     let of_first = first.peer_addr().context(|| "the connection to rank 0".to_owned())?.ip();
     let mut streams = vec![(0, first)];
@@ -330,7 +368,7 @@ fn go_round(
         // Those of rank 0's machine may have come to it by the loopback.
         let is_beside_first = address.ip().is_loopback() && peer.machine != own.peer.machine;
         let address = &if is_beside_first { SocketAddr::new(of_first, address.port()) } else { *address };
-        let left = deadline.saturating_duration_since(Instant::now()).max(INTRODUCTION);
+        let left = deadline.saturating_duration_since(Instant::now()).max(PAUSE);
         let stream = TcpStream::connect_timeout(address, left).and_then(|stream| {
             wire::write(&mut &stream, Kind::Join, 0, "", &[&said])?;
             Ok(stream)
@@ -350,7 +388,8 @@ fn go_round(
             let missing = (own.rank + 1..places.len()).find(|rank| streams.iter().all(|(other, _)| other != rank));
             let rank = missing.unwrap_or_default();
             return Err(Error::Failed(format!(
-                "{} did not come to rank {} in time",
+                "{} did not come to rank {} in time: all machines of a run have to reach each other at any port \
+                 (QLORA_JOIN_SECONDS waits longer)",
                 places[rank].0.name(rank),
                 own.rank
             )));

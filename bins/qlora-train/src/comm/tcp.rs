@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+/// Remedy for ranks of which one does something else
+const ALIKE: &str = "start all ranks with the same program, settings, data and base";
+
 /// One of several processes, connected with the others.
 pub struct Tcp {
     rank: usize,
@@ -45,7 +48,8 @@ impl Tcp {
         let expected = totals * size_of::<f64>() + count * size_of::<f32>();
         if bytes.len() != expected {
             let (there, found) = (self.links.name(rank), bytes.len());
-            self.links.fail(self.rank, format!("{there} gave {found} bytes to a sum, expected {expected}"))?;
+            let text = format!("{there} gave {found} bytes to a sum, expected {expected}: {ALIKE}");
+            self.links.fail(self.rank, text)?;
         }
         let (of_totals, rest) = bytes.split_at(bytes.len().min(totals * size_of::<f64>()));
         let of_totals = of_totals.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes));
@@ -64,7 +68,7 @@ impl Tcp {
             self.links.fail(
                 self.rank,
                 format!(
-                    "{there} is at operation {} ({}), {here} at {} ({what}): they do not do the same",
+                    "{there} is at operation {} ({}), {here} at {} ({what}): they do not do the same; {ALIKE}",
                     frame.number, frame.label, self.number
                 ),
             )?;

@@ -7,7 +7,7 @@ use super::compat::Implied;
 use super::template_names::{self, own_template};
 use super::types::{Reject, SettingValue, is_off, is_unset};
 use super::yaml::{Entry, Value};
-use crate::hub::DataSetId;
+use crate::hub::{DataSetId, is_rather_path};
 
 /// Keys that hold a path.
 const PATHS: [&str; 3] = ["path", "data_files", "file"];
@@ -217,7 +217,9 @@ impl DataSet {
 fn hub_id(entries: &[Entry]) -> Option<(&Entry, &str)> {
     let entry = entries.iter().find(|entry| entry.key == "path")?;
     let Value::Str(text) = &entry.value else { return None };
-    let is_id = matches!(DataSetId::parse(text), Ok(Some(_))) && !Path::new(text).exists();
+    let has_revision = entries.iter().any(|entry| entry.key == "revision" && !is_unset(&entry.value));
+    let is_path = Path::new(text).symlink_metadata().is_ok() || (!has_revision && is_rather_path(text));
+    let is_id = matches!(DataSetId::parse(text), Ok(Some(_))) && !is_path;
     is_id.then_some((entry, text.as_str()))
 }
 
@@ -227,7 +229,8 @@ fn of_hub(id: &str, entries: &[Entry]) -> Result<Vec<PathBuf>, Reject> {
     let text = |key: &str| given(key).map(|entry| String::read(&entry.value)).transpose();
     let (name, split, revision) = (text("name")?, text("split")?, text("revision")?);
     let whole = id.contains(':') && (name.is_some() || split.is_some() || given("data_files").is_some());
-    if whole || (id.contains('@') && revision.is_some()) {
+    // A revision stands before part and rows.
+    if whole || (id.contains(['@', ':', '[']) && revision.is_some()) {
         return Err(Reject::Because(format!(
             "found `path: {id}`, which says which part is meant, and a key beside it that says it too: keep one of them"
         )));
@@ -237,7 +240,20 @@ fn of_hub(id: &str, entries: &[Entry]) -> Result<Vec<PathBuf>, Reject> {
         Some((split, rows)) => (Some(split), rows),
         None => (None, ""),
     };
-    let parts: Vec<String> = match (given("data_files"), name, split) {
+    let files = given("data_files");
+    if files.is_some() && (name.is_some() || split.is_some_and(|split| split != "train")) {
+        let why = "found `data_files` beside `name` or `split`, expected one of them: the files say which rows are \
+                   meant";
+        return Err(Reject::Because(why.to_owned()));
+    }
+    let several = files.is_some_and(|entry| matches!(&entry.value, Value::List(items) if items.len() > 1));
+    if several && !rows.is_empty() {
+        return Err(Reject::Because(format!(
+            "found rows {rows} of several `data_files`, expected them of one: give one pattern, or a data set for each \
+             file"
+        )));
+    }
+    let parts: Vec<String> = match (files, name, split) {
         (Some(entry), _, _) => {
             let items = match &entry.value {
                 Value::List(items) => &items[..],
@@ -406,7 +422,7 @@ fn other(entry: &Entry) -> Result<Option<Implied>, Reject> {
         return Ok(Some(Implied::new("chat_template", value.clone())));
     }
     if let Some((_, accepted)) = NEUTRAL.iter().find(|(name, _)| *name == key) {
-        // What is off says something too: no role, no end of a turn is learned.
+        // A value that is off says something too: no role, no end of a turn is learned.
         let listed = |value: &Value| matches!(value, Value::Str(text) if accepted.contains(&text.as_str()));
         let all = match value {
             Value::List(items) => !items.is_empty() && items.iter().all(listed),

@@ -62,16 +62,16 @@ impl SettingValue for RowsOfEach {
             Value::List(items) => &items[..],
             one => std::slice::from_ref(one),
         };
+        let wrong = |found: &Value| {
+            let expected = "expected rows such as :1000, 1000:2000 or 10%: for each entry of `data`";
+            Reject::Because(format!("found {found}, {expected}"))
+        };
         let mut rows = Vec::with_capacity(items.len());
         for item in items {
-            let texts = match item {
-                Value::Str(text) => text.split(','),
-                _ => return Err(Reject::Wrong),
-            };
-            for text in texts {
-                let text = text.trim();
+            let Value::Str(texts) = item else { return Err(wrong(item)) };
+            for text in texts.split(',').map(str::trim) {
                 let inside = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-                rows.push(Slice::parse(inside).ok_or(Reject::Wrong)?);
+                rows.push(Slice::parse(inside).ok_or_else(|| wrong(&Value::text(text)))?);
             }
         }
         Ok(Self(rows))

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::error::{Context, Result};
 use crate::files::home::expand_home;
 use crate::files::json::read_object;
-use crate::hub::{DataSetId, Environment, find_data_set};
+use crate::hub::{DataSetId, Environment, find_data_set, is_rather_path};
 use crate::refuse;
 
 /// Names that a folder's files of rows end with.
@@ -55,14 +55,21 @@ impl DataFiles {
                 );
             }
             let path = expand_home(path);
-            let id = if path.exists() { None } else { path.to_str().map(DataSetId::parse).transpose()?.flatten() };
+            let is_there = path.symlink_metadata().is_ok();
+            let id = if is_there { None } else { path.to_str().map(DataSetId::parse).transpose()?.flatten() };
             if let Some(id) = id {
+                if is_rather_path(&text) {
+                    refuse!(
+                        "{text}: found no such file or folder in one that is there; for the data set of this name on \
+                         the hub write {text}@main"
+                    );
+                }
                 let files = find_data_set(&Environment::read(), &id)?;
                 found.training.extend(files.training);
                 found.validation.extend(files.validation);
             } else if path.is_dir() {
                 found.folder(&path)?;
-            } else if !path.exists() && text.contains(['*', '?', '[']) {
+            } else if !is_there && text.contains(['*', '?', '[']) {
                 found.training.extend(matches(&path)?);
             } else {
                 found.training.push(path);

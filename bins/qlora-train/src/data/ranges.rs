@@ -13,7 +13,7 @@ use crate::refuse;
 
 /// The rows that stand behind the id of a data set. None: all, or the entry is a path.
 pub fn asked_rows(entry: &Path) -> Result<Option<Slice>> {
-    if entry.exists() {
+    if entry.symlink_metadata().is_ok() {
         return Ok(None);
     }
     let id = entry.to_str().map(DataSetId::parse).transpose()?.flatten();
@@ -59,6 +59,13 @@ fn over(files: Vec<PathBuf>, rows: Slice) -> Result<Vec<(PathBuf, Slice)>> {
 
 /// Rows of a file, those that cannot be trained on too: by its own word where it is Parquet, else by reading it.
 fn count_rows(path: &Path) -> Result<u64> {
+    // A pipe gives its rows once.
+    if path.metadata().is_ok_and(|found| !found.is_file()) {
+        refuse!(
+            "{}: is no plain file, whose rows cannot be counted first: give them by number, [:1000]",
+            path.display()
+        );
+    }
     let file = File::open(path).usage_context(|| format!("{}: cannot open the data file", path.display()))?;
     if let Some(rows) = parquet::claimed_rows(path, file)? {
         return Ok(rows);
@@ -97,6 +104,9 @@ mod tests {
         for none in ["10:", "3:3", ":0%"] {
             assert!(of(none).unwrap_err().to_string().contains("are none"), "{none}");
         }
+        let no_files = vec![file("d.jsonl", 1), dir.path().to_owned()];
+        let counted = cut(Path::new("e"), no_files, Slice::parse("50%:").unwrap()).unwrap_err().to_string();
+        assert!(counted.contains("is no plain file") && counted.contains("[:1000]"), "{counted}");
         // A file alone need not be counted: it may be a pipe.
         let alone = cut(Path::new("e"), vec![PathBuf::from("gone")], Slice::parse("2:9").unwrap()).unwrap();
         assert_eq!(alone, [(PathBuf::from("gone"), Slice::exactly(&(2..9)))]);

@@ -9,7 +9,7 @@ use super::UNSUPERVISED;
 use super::labeled::LabeledIds;
 use super::row::Row;
 
-/// What the bytes of a row hold behind its token ids.
+/// Contents of the bytes of a row behind its token ids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct RowForm {
     /// Labels in place of bits.

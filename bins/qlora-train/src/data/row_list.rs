@@ -126,7 +126,7 @@ impl Rows {
         self.iter().map(|row| Ok(row?.identity())).collect()
     }
 
-    /// What tells the file of the rows from every other; none of rows in memory.
+    /// The hash that tells the file of the rows from every other; none of rows in memory.
     pub fn digest(&self) -> Option<&str> {
         match &self.0 {
             Kept::InMemory(_) => None,

@@ -39,7 +39,7 @@ const MAX_NOTE_BYTES: u64 = 4 << 10;
 #[derive(Clone, Debug)]
 pub struct TokenCache {
     pub dir: PathBuf,
-    /// What the tokenizer is opened from, if it is
+    /// Where the tokenizer is opened from, if it is
     pub of: String,
     /// Time that chat templates are told
     pub clock: Option<Timestamp>,
@@ -52,7 +52,7 @@ pub struct TokenizedRows {
     pub said: Vec<String>,
 }
 
-/// What a file says of its rows.
+/// Facts that a file holds of its rows.
 #[derive(Serialize, Deserialize)]
 struct Made {
     /// [`rows_key`]
@@ -104,7 +104,8 @@ pub fn load_tokenized(
     let files = Files { paths, hashes: &hashes, key: &key, path: cache.dir.join(&name) };
     let shown = files.path.display();
     let mut said = Vec::new();
-    match files.find(Some(open), options, cache)? {
+    let of_now = || tokenizer_key(open()?, cache.clock).map(Some);
+    match files.find(&of_now, options)? {
         Found::Rows(dataset) => {
             said.push(format!("{shown}: tokenized rows of an earlier start"));
             return Ok(TokenizedRows { dataset: *dataset, said });
@@ -119,9 +120,10 @@ pub fn load_tokenized(
     }
     let tokenizer = tokenizer.map(|tokenizer| tokenizer_key(tokenizer, cache.clock)).transpose()?;
     if let Sink::File(writer) = rows {
-        writer.finish(Made { key: key.clone(), tokenizer, report })?;
+        writer.finish(Made { key: key.clone(), tokenizer: tokenizer.clone(), report })?;
     }
-    match files.find(None, options, cache)? {
+    // Another run may have put its file there in the meantime.
+    match files.find(&|| Ok(tokenizer.clone()), options)? {
         Found::Rows(dataset) => {
             let bytes = dataset.rows.place().map_or(0, |(_, bytes)| bytes);
             said.push(format!("{shown}: tokenized rows for the next start, {}", format_bytes(bytes)));
@@ -129,8 +131,8 @@ pub fn load_tokenized(
         }
         Found::Nothing => Err(Error::Failed(format!("{shown}: was removed as soon as it was written; begin again"))),
         Found::Unusable(why) => Err(Error::Failed(format!(
-            "{shown}: {why}, although it was just written: the disk does not keep what it is given; choose another \
-             `tokenized_cache`, or leave it out"
+            "{shown}: {why}, although it was just written: another run writes it too, or the disk does not keep what \
+             it is given; choose another `tokenized_cache`, or leave it out"
         ))),
     }
 }
@@ -144,9 +146,9 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    /// The file as it is there; without `open` its tokenizer is not asked for. Refused: the tokenizer that the rows
-    /// need cannot be opened; memory has no room for what is known of each row.
-    fn find(&self, open: Option<&OpenTokenizer>, options: &DataOptions, cache: &TokenCache) -> Result<Found> {
+    /// The file as it is there. `own` gives the key of this run's tokenizer, and is asked where the rows needed one.
+    /// Refused: that tokenizer cannot be opened; memory has no room for what is known of each row.
+    fn find(&self, own: &dyn Fn() -> Result<Option<String>>, options: &DataOptions) -> Result<Found> {
         let unusable = |why: &str| Ok(Found::Unusable(why.to_owned()));
         let (file, heads, made) = match RowFile::open::<Made>(&self.path) {
             Ok(Some(found)) => found,
@@ -157,9 +159,10 @@ impl Files<'_> {
         if key != self.key || report.files.len() != self.paths.len() {
             return unusable("holds other rows than its name says");
         }
-        if let (Some(key), Some(open)) = (tokenizer, open)
-            && tokenizer_key(open()?, cache.clock)? != key
-        {
+        if heads.iter().any(|head| head.file as usize >= self.paths.len()) {
+            return unusable("holds rows of a file that is none of its own");
+        }
+        if tokenizer.is_some() && own()? != tokenizer {
             return unusable("is of another tokenizer, chat template or date");
         }
         if (heads.len() * size_of::<RowHead>()) as u64 > options.memory {

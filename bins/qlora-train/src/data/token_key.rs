@@ -50,7 +50,9 @@ pub(super) fn rows_key(
 
 /// The program that makes the rows: another build may make others.
 fn program() -> String {
-    let file = std::env::current_exe().and_then(|path| path.metadata());
+    // The file that runs, also where another one has its name by now.
+    let file = std::fs::metadata("/proc/self/exe");
+    let file = file.or_else(|_| std::env::current_exe().and_then(|path| path.metadata()));
     let built = file.and_then(|file| Ok((file.len(), file.modified()?)));
     format!("{} {:?}", env!("CARGO_PKG_VERSION"), built.ok())
 }
@@ -66,7 +68,7 @@ pub(super) fn tokenizer_key(tokenizer: &ChatTokenizer, clock: Option<Timestamp>)
     Ok(hex(Sha256::digest(key)))
 }
 
-/// What the templates write of the date: where it can be told which formats they ask for, what these give; else the
+/// The date as the templates write it: where it can be told which formats they ask for, what these give; else the
 /// time that they are told. None: they ask for none.
 fn date(tokenizer: &ChatTokenizer, clock: Option<Timestamp>) -> Option<String> {
     if !tokenizer.uses_date() {
@@ -86,11 +88,11 @@ fn date(tokenizer: &ChatTokenizer, clock: Option<Timestamp>) -> Option<String> {
 /// The formats that a template gives to `strftime_now`. None: it does something else with it than to call it with a
 /// text, or to ask whether it is there.
 fn date_formats(source: &str) -> Option<Vec<String>> {
-    static USE: LazyLock<Regex> = LazyLock::new(|| {
+    static USE: LazyLock<Option<Regex>> = LazyLock::new(|| {
         let call = r#"\(\s*(?:"([^"\\]*)"|'([^'\\]*)')\s*\)"#;
-        Regex::new(&format!(r"strftime_now(?:\s*{call}|\s+is\s+(?:not\s+)?defined\b)")).expect("it is well-formed")
+        Regex::new(&format!(r"strftime_now(?:\s*{call}|\s+is\s+(?:not\s+)?defined\b)")).ok()
     });
-    let uses: Vec<_> = USE.captures_iter(source).collect();
+    let uses: Vec<_> = USE.as_ref()?.captures_iter(source).collect();
     let format = |found: &regex::Captures| Some(found.get(1).or(found.get(2))?.as_str().to_owned());
     (uses.len() == source.matches("strftime_now").count()).then(|| uses.iter().filter_map(format).collect())
 }

@@ -19,7 +19,7 @@ use rustix::io::{Errno, retry_on_intr};
 /// Entries below each other at most: what this program writes has two levels.
 const MAX_DEPTH: usize = 32;
 
-/// What a name in a directory stands for; a link is not followed.
+/// The kind of thing that a name in a directory stands for; a link is not followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
@@ -335,7 +335,7 @@ mod tests {
         assert!(!dir.is_in_place().unwrap());
         std::fs::create_dir(&path).unwrap();
         assert!(!dir.is_in_place().unwrap());
-        // What is written still goes where it was opened.
+        // Files are still made where it was opened.
         dir.create_file("file").unwrap();
         assert!(base.path().join("moved/file").exists() && names(&path).is_empty());
     }

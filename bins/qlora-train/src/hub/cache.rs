@@ -163,10 +163,10 @@ impl Folder {
             std::fs::create_dir_all(dir)?;
             let temporary = dir.join(format!(".{}.link", unique()));
             // Some file systems have no links.
-            if symlink(&target, &temporary).is_err() {
-                std::fs::copy(self.blob(blob), &temporary)?;
-            }
-            std::fs::rename(&temporary, &pointer).inspect_err(|_| drop(std::fs::remove_file(&temporary)))
+            let linked = symlink(&target, &temporary);
+            let made = linked.or_else(|_| std::fs::copy(self.blob(blob), &temporary).map(drop));
+            let put = made.and_then(|()| std::fs::rename(&temporary, &pointer));
+            put.inspect_err(|_| drop(std::fs::remove_file(&temporary)))
         };
         put().context(|| format!("{}: cannot be made", pointer.display()))
     }

@@ -64,7 +64,14 @@ fn of_revision(
     let found = store.find()?;
     let (listing, is_certain) = match found.listing {
         Some(listing) => (listing, true),
-        None if store.is_offline() => (as_found(&store, &found.commit)?, false),
+        None if store.is_offline() => {
+            warning!(
+                "{}: nobody says whether the cache has all files of {}; those that are there are used",
+                id.name,
+                short(&found.commit)
+            );
+            (as_found(&store, &found.commit)?, false)
+        }
         None => match store.ask(&found.commit) {
             Ok(listing) => (listing, true),
             Err(error) => {
@@ -94,8 +101,7 @@ fn of_revision(
     if !part.is_some_and(is_file_pattern) {
         check_shards(&store, &listing, training.iter().chain(validation))?;
     }
-    let mut names: Vec<String> = training.iter().chain(validation).cloned().collect();
-    names.extend(listing.find(CARD).map(|_| CARD.to_owned()).filter(|_| !converted));
+    let names: Vec<String> = training.iter().chain(validation).cloned().collect();
     let folder = store.ensure(&listing, &names)?;
     if is_certain {
         store.settle(folder, &listing);

@@ -2,8 +2,8 @@
 //! place when its size and hash are right.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -18,6 +18,8 @@ use crate::files::units::format_bytes;
 use crate::report::{status, warning};
 
 const BUFFER_BYTES: usize = 1 << 20;
+/// How often the file of a lock may be removed by others while it is taken.
+const MAX_LOCKS: usize = 100;
 /// A connection that brought less than this was none.
 const PROGRESS_BYTES: u64 = 1 << 20;
 
@@ -36,7 +38,11 @@ pub(super) fn download(
     let _lock = lock(folder, &blob, &file.name)?;
     let whole = folder.blob(&blob);
     // Another process may have been faster.
-    if std::fs::metadata(&whole).is_ok_and(|found| found.is_file() && found.len() == size) {
+    if folder.has(commit, &file.name, Some(size)) {
+        progress(size as i64);
+        return Ok(());
+    }
+    if holds(&whole, &blob, size, &file.name) {
         progress(size as i64);
     } else {
         let mut part = Part::open(folder, &blob, size, &file.name)?;
@@ -45,6 +51,30 @@ pub(super) fn download(
         part.finish(&whole)?;
     }
     folder.link(commit, &file.name, &blob)
+}
+
+/// Whether a blob is there, with the bytes that its name says: whoever wrote it may have been cut off.
+fn holds(whole: &Path, blob: &BlobName, size: u64, name: &str) -> bool {
+    if !std::fs::metadata(whole).is_ok_and(|found| found.is_file() && found.len() == size) {
+        return false;
+    }
+    let hashed = || -> io::Result<BlobName> {
+        let (mut file, mut hasher) = (File::open(whole)?, Hasher::new(blob, size));
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => return Ok(hasher.finish()),
+                Ok(read) => hasher.update(&buffer[..read]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    let is_right = hashed().is_ok_and(|found| found == *blob);
+    if !is_right {
+        status!("{name}: the cache has other bytes under its hash; downloading it again");
+    }
+    is_right
 }
 
 /// Hash and size of a file: as the listing has them, else as the hub says where the file is asked for. Refused: a hub
@@ -70,18 +100,35 @@ fn lock(folder: &Folder, blob: &BlobName, name: &str) -> Result<File> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).context(what)?;
     }
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).context(what)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            status!("{name}: another process downloads it; waiting");
-            file.lock().context(what)?;
+    for _ in 0..MAX_LOCKS {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).context(what)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                status!("{name}: another process downloads it; waiting");
+                file.lock().context(what)?;
+            }
+            Err(TryLockError::Error(error)) => {
+                warning!("{}: its file system has no locks ({error}): start no second download", path.display());
+                return Ok(file);
+            }
         }
-        Err(TryLockError::Error(error)) => {
-            warning!("{}: its file system has no locks ({error}): start no second download", path.display());
+        if is_at(&file, &path).context(what)? {
+            return Ok(file);
         }
     }
-    Ok(file)
+    Err(Error::Failed(format!("{}: is removed again and again while a download is to lock it", path.display())))
+}
+
+/// Whether a file still has its name: other clients remove a lock when they are done, and who locks it then locks it
+/// alone.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let own = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (own.dev(), own.ino())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// A file that is not whole yet.
@@ -283,5 +330,30 @@ impl<'a> Part<'a> {
             std::fs::rename(&self.path, whole)
         };
         put().context(|| format!("{}: cannot be put in place", whole.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_counts_by_its_bytes_and_a_lock_by_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blob");
+        let mut hasher = Hasher::new(&BlobName::Git(String::new()), 6);
+        hasher.update(b"hello\n");
+        let blob = hasher.finish();
+        for (bytes, expected) in [(&b"hello\n"[..], true), (b"hellO\n", false), (b"hello", false), (b"", false)] {
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(holds(&path, &blob, 6, "x"), expected, "{bytes:?}");
+        }
+        assert!(!holds(dir.path(), &blob, 6, "x") && !holds(&dir.path().join("gone"), &blob, 6, "x"));
+        let file = File::open(&path).unwrap();
+        assert!(is_at(&file, &path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        assert!(!is_at(&file, &path).unwrap(), "it is gone");
+        std::fs::write(&path, "another").unwrap();
+        assert!(!is_at(&file, &path).unwrap(), "another one has its name");
     }
 }

@@ -18,7 +18,7 @@ const MAX_TIMEOUT_SECONDS: f64 = 3600.0;
 /// The first that is set counts.
 const TOKENS: [&str; 2] = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
 /// Any of them keeps the hub from being asked.
-const OFFLINE: [&str; 2] = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"];
+const OFFLINE: [&str; 3] = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"];
 /// A token is some 40 characters.
 const MAX_TOKEN_BYTES: u64 = 4096;
 
@@ -72,7 +72,13 @@ impl Environment {
 
     fn of(variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let path = |name: &str| set(name).map(PathBuf::from);
+        let home = set("HOME").map(PathBuf::from);
+        // A shell leaves `~` in quotes as it is.
+        let path = |name: &str| {
+            let path = PathBuf::from(set(name)?);
+            let below = path.strip_prefix("~").ok().and_then(|rest| Some(home.as_ref()?.join(rest)));
+            Some(below.unwrap_or(path))
+        };
         let text = |name: &str| set(name).map(|value| value.to_string_lossy().into_owned());
         let is_on = |name: &str| {
             text(name).is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.trim().to_uppercase().as_str()))
@@ -80,7 +86,7 @@ impl Environment {
         let homes: Vec<PathBuf> = [
             path("HF_HOME"),
             path("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")),
-            path("HOME").map(|home| home.join(".cache/huggingface")),
+            home.as_ref().map(|home| home.join(".cache/huggingface")),
         ]
         .into_iter()
         .flatten()
@@ -160,6 +166,9 @@ mod tests {
         assert_eq!(all, ["/y", "/x/hub", "/h/.cache/huggingface/hub"].map(PathBuf::from));
         let cache = of(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/c"), ("HUGGINGFACE_HUB_CACHE", "/y")]).roots;
         assert_eq!(cache, ["/y", "/c/huggingface/hub", "/h/.cache/huggingface/hub"].map(PathBuf::from));
+        let below_home = of(&[("HOME", "/h"), ("HF_HOME", "~/hf"), ("HF_HUB_CACHE", "~")]).roots;
+        assert_eq!(below_home, ["/h/", "/h/hf/hub", "/h/.cache/huggingface/hub"].map(PathBuf::from));
+        assert_eq!(of(&[("HF_HOME", "~/hf")]).roots, [PathBuf::from("~/hf/hub")], "nobody's home");
     }
 
     #[test]
@@ -168,6 +177,7 @@ mod tests {
             ("HF_HUB_OFFLINE", "1", Some("HF_HUB_OFFLINE")),
             ("HF_HUB_OFFLINE", "true", Some("HF_HUB_OFFLINE")),
             ("TRANSFORMERS_OFFLINE", "yes", Some("TRANSFORMERS_OFFLINE")),
+            ("HF_DATASETS_OFFLINE", "1", Some("HF_DATASETS_OFFLINE")),
             ("HF_HUB_OFFLINE", "0", None),
             ("HF_HUB_OFFLINE", "", None),
         ] {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::path::Path;
 
 use crate::error::Result;
 use crate::refuse;
@@ -21,6 +22,12 @@ pub fn is_hub_name(text: &str) -> bool {
         part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_') && part.chars().all(allowed)
     };
     text.split_once('/').is_some_and(|(org, name)| part(org) && part(name)) && !text.contains("--")
+}
+
+/// Whether a text that could be an id is rather a path with a mistake in it: its folder is there.
+pub fn is_rather_path(text: &str) -> bool {
+    let is_plain = !text.contains(['@', ':', '[']);
+    is_plain && text.split_once('/').is_some_and(|(dir, _)| Path::new(dir).is_dir())
 }
 
 /// A branch, a tag, a commit, or another reference such as `refs/pr/1`.
@@ -215,6 +222,17 @@ mod tests {
         }
         for path in ["/a/b", "./a", "../a", "a", "a/b/c", "~/m", "a/", "/", "", "a b/c", "a/.hidden", "a--b/c"] {
             assert!(!is_hub_name(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_name_in_a_folder_that_is_there_is_rather_a_path() {
+        // Tests run in the directory of the package.
+        for path in ["src/llama", "tests/train"] {
+            assert!(is_rather_path(path) && is_hub_name(path), "{path}");
+        }
+        for id in ["no-such-org/llama", "src", "src/llama@main", "src/rows:train", "src/rows[:5]", "Cargo.toml/x"] {
+            assert!(!is_rather_path(id), "{id}");
         }
     }
 

@@ -17,10 +17,11 @@ mod id;
 mod infer;
 mod listing;
 mod model;
+mod pattern;
 mod splits;
 mod store;
 
 pub use data_set::{DataSetFiles, find_data_set};
 pub use environment::{Environment, hub_cache};
-pub use id::{DataSetId, HubId, Slice, is_hub_name};
+pub use id::{DataSetId, HubId, Slice, is_hub_name, is_rather_path};
 pub use model::{Need, find_model};

@@ -1,6 +1,6 @@
 //! A model of the hub: the files of it that are read here, and no others.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -21,7 +21,7 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const MAX_INDEX_BYTES: u64 = 100_000_000;
 /// Files that say what a model is and how its text is written, beside its weights.
-const DESCRIPTION: [&str; 13] = [
+const DESCRIPTION: [&str; 12] = [
     CONFIG,
     "generation_config.json",
     TOKENIZER,
@@ -34,8 +34,9 @@ const DESCRIPTION: [&str; 13] = [
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/tool_use.jinja",
-    "LICENSE",
 ];
+/// Goes with the weights; nothing needs it.
+const LICENSE: &str = "LICENSE";
 
 /// How much of a model is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +90,7 @@ pub fn find_model(environment: &Environment, id: &HubId, need: Need) -> Result<P
         folder = store.ensure(&listing, &names)?;
     }
     store.settle(folder, &listing);
+    store.ensure_beside(folder, &listing, LICENSE);
     Ok(folder.snapshot(&listing.commit))
 }
 
@@ -143,7 +145,8 @@ fn shards(index: &Path, listing: &Listing, id: &HubId) -> Result<Vec<String>> {
     let Some(shards) = named_shards(index).context(|| id.name.clone())? else {
         refuse!("{}: not an index of shards (an object with `weight_map`: tensor → file)", index.display());
     };
-    if let Some(missing) = shards.iter().find(|shard| listing.find(shard).is_none()) {
+    let names: HashSet<&str> = listing.names().into_iter().collect();
+    if let Some(missing) = shards.iter().find(|shard| !names.contains(shard.as_str())) {
         refuse!(
             "{}: {INDEX} names {missing:?}, which the repository does not have at {}; choose another revision",
             id.name,

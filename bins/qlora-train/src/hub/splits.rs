@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use glob::{MatchOptions, Pattern};
-
 use super::card::Config;
 use super::id::is_file_pattern;
 use super::infer::{self, Place};
+use super::pattern::matching;
 
 /// Endings of files of rows that are read, by kind; of two kinds with equally many files the first is taken.
 const KINDS: [&[&str]; 4] = [
@@ -32,7 +31,6 @@ const VALIDATION: [&str; 6] = ["validation", "valid", "val", "dev", "eval", "tes
 const MAX_NAMED: usize = 20;
 /// Each is compared with every file.
 const MAX_PATTERNS: usize = 10_000;
-const MAX_PATTERN_BYTES: usize = 1024;
 
 /// Files to train on, and those to validate on that go with them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,19 +79,6 @@ fn of_one_kind(files: Vec<String>) -> Vec<String> {
     let count = |kind: usize| files.iter().filter(|file| kind_of(file) == Some(kind)).count();
     let most = (0..KINDS.len()).rev().max_by_key(|kind| count(*kind));
     files.into_iter().filter(|file| kind_of(file) == most).collect()
-}
-
-/// Files that a pattern means: `*` stays in a folder, `**` goes below, and a folder stands for all below it.
-fn matching(pattern: &str, names: &[String]) -> Result<Vec<String>, String> {
-    let pattern = pattern.trim_start_matches("./");
-    if pattern.len() > MAX_PATTERN_BYTES {
-        return Err(format!("has a pattern of {} characters, expected at most {MAX_PATTERN_BYTES}", pattern.len()));
-    }
-    let compiled = Pattern::new(pattern).map_err(|error| format!("{pattern:?} is no pattern of files ({error})"))?;
-    let options = MatchOptions { require_literal_separator: true, ..MatchOptions::new() };
-    let folder = format!("{}/", pattern.trim_end_matches('/'));
-    let is_meant = |name: &&String| compiled.matches_with(name, options) || name.starts_with(&folder);
-    Ok(names.iter().filter(is_meant).cloned().collect())
 }
 
 impl Splits {

@@ -2,6 +2,7 @@
 //! those that they lack.
 
 use std::cell::OnceCell;
+use std::collections::HashMap;
 
 use super::cache::{Folder, Kind};
 use super::client::{Client, Fault, Subject};
@@ -79,12 +80,12 @@ impl<'a> Store<'a> {
             (Ok(listing), _) => Ok(Found { commit: listing.commit.clone(), listing: Some(listing) }),
             (Err(fault), Some(cached)) => {
                 let why = match fault {
-                    Fault::Broken(why) => why,
-                    Fault::Final(error) => error.to_string(),
+                    Fault::Broken(why) => format!("the hub cannot be asked ({why})"),
+                    Fault::Final(error) if error.is_usage() => format!("the hub does not give it ({error})"),
+                    Fault::Final(error) => format!("the hub cannot be asked ({error})"),
                 };
                 warning!(
-                    "{}: the hub cannot be asked ({why}); the commit {} of the cache is used, as {revision} was when it \
-                     was downloaded",
+                    "{}: {why}; the commit {} of the cache is used, as {revision} was when it was downloaded",
                     self.subject,
                     short(&cached.1)
                 );
@@ -133,7 +134,8 @@ impl<'a> Store<'a> {
     /// not be asked; there is no room for them.
     pub fn ensure(&self, listing: &Listing, names: &[String]) -> Result<&Folder> {
         let commit = &listing.commit;
-        let files: Vec<&File> = names.iter().filter_map(|name| listing.find(name)).collect();
+        let by_name: HashMap<&str, &File> = listing.files.iter().map(|file| (file.name.as_str(), file)).collect();
+        let files: Vec<&File> = names.iter().filter_map(|name| by_name.get(name.as_str()).copied()).collect();
         let lacks = |folder: &Folder, file: &File| !folder.has(commit, &file.name, file.size);
         if let Some(folder) = self.folders.iter().find(|folder| !files.iter().any(|&file| lacks(folder, file))) {
             return Ok(folder);
@@ -151,8 +153,30 @@ impl<'a> Store<'a> {
                 folder.path().display()
             );
         }
+        // Before anything else, so that a download that is cut is known for one.
+        self.keep(folder, listing);
         self.download(folder, commit, &missing)?;
         Ok(folder)
+    }
+
+    /// Keeps a listing, if it is not there yet.
+    fn keep(&self, folder: &Folder, listing: &Listing) {
+        if folder.listing(&listing.commit).is_none()
+            && let Err(error) = folder.keep_listing(listing)
+        {
+            detail!("{}: {error}", self.subject);
+        }
+    }
+
+    /// Downloads a file that is good to have, where this folder is the one for downloads and lacks it.
+    pub fn ensure_beside(&self, folder: &Folder, listing: &Listing, name: &str) {
+        let is_own = self.folders.first().is_some_and(|first| std::ptr::eq(first, folder));
+        let Some(file) = listing.find(name).filter(|_| is_own && !self.is_offline()) else { return };
+        if !folder.has(&listing.commit, name, file.size)
+            && let Err(error) = self.download(folder, &listing.commit, &[file])
+        {
+            detail!("{name}: {error}");
+        }
     }
 
     fn download(&self, folder: &Folder, commit: &str, files: &[&File]) -> Result<()> {
@@ -213,11 +237,7 @@ impl<'a> Store<'a> {
         if self.is_offline() {
             return;
         }
-        if folder.listing(&listing.commit).is_none()
-            && let Err(error) = folder.keep_listing(listing)
-        {
-            detail!("{error}");
-        }
+        self.keep(folder, listing);
         let revision = &self.subject.revision;
         let stale = !is_commit(revision)
             && revision != &listing.commit

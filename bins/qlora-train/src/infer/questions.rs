@@ -142,8 +142,9 @@ impl Questions {
     ) -> Result<Option<Vec<Answered>>> {
         let (planned, capacity) = (self.prompts(), backend.capacity());
         let mut answers = Vec::with_capacity(self.all.len());
-        backend.trim();
         for group in planned.groups(capacity) {
+            // Each group begins with the same memory, so that a plan of the largest is one of all.
+            backend.trim();
             let mut cache = model.cache_of(backend, planned.cache_rows(capacity))?;
             let prompts: Vec<Vec<u32>> = self.all[group.clone()].iter().map(|asked| asked.ids.clone()).collect();
             let mut stopped = false;

@@ -15,7 +15,7 @@ const MAX_BYTES: u64 = 1 << 20;
 const MAX_TEXTS: usize = 64;
 const MAX_TEXT_BYTES: usize = 1024;
 
-/// What ends an answer: the tokens and texts of the model, and texts of the user.
+/// The ends of an answer: the tokens and texts of the model, and texts of the user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stop {
     pub tokens: Vec<u32>,
@@ -81,7 +81,10 @@ impl Stop {
         }
         let texts = several("stop_strings");
         if texts.len() > MAX_TEXTS {
-            refuse!("{shown}: key `stop_strings`: found {} texts, expected at most {MAX_TEXTS}", texts.len());
+            refuse!(
+                "{shown}: key `stop_strings`: found {} texts, expected at most {MAX_TEXTS}; remove some",
+                texts.len()
+            );
         }
         for text in texts {
             match text {
@@ -89,11 +92,13 @@ impl Stop {
                     found.texts.push(StopText { text, is_kept: true });
                 }
                 Value::String(text) => refuse!(
-                    "{shown}: key `stop_strings`: found a text of {} bytes, expected 1 to {MAX_TEXT_BYTES}",
+                    "{shown}: key `stop_strings`: found a text of {} bytes, expected 1 to {MAX_TEXT_BYTES}; remove it",
                     text.len()
                 ),
                 other => {
-                    refuse!("{shown}: key `stop_strings`: found {other:.80}, expected a text or a list of them")
+                    refuse!(
+                        "{shown}: key `stop_strings`: found {other:.80}, expected a text or a list of them; remove it"
+                    )
                 }
             }
         }

@@ -10,7 +10,7 @@ use crate::report::status;
 use qlora_kernels::optim::AdamW;
 use serde::{Deserialize, Serialize};
 
-/// What an optimizer step follows from, beside the data.
+/// Numbers that an optimizer step follows from, beside the data.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hyperparameters {
     /// Peak rate of every A.
@@ -38,7 +38,7 @@ impl Hyperparameters {
     };
 }
 
-/// What one optimizer step did.
+/// Outcome of one optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
     /// Mean over the supervised tokens of all micro-batches by their weights, nats.
@@ -98,7 +98,7 @@ pub fn accumulate<B: Backend>(
     check_total(step, total)?;
     backend.prepare_update(params(model))?;
     if done.micro_batches == 0 || rank > 0 {
-        // What was done before counts once: on rank 0.
+        // Gradients from before count once: on rank 0.
         backend.zero_gradients(params(model))?;
         done.loss = 0.0;
     }
@@ -206,7 +206,7 @@ pub fn update<B: Backend>(
         .into_iter()
         .map(|(id, param)| {
             let is_norm = id.kind() == ParamKind::Whole && arch.is_norm(id.module());
-            // As PEFT's optimizer for LoRA+ has it: tensors of one dimension go with B.
+            // PEFT's optimizer for LoRA+ has it so: tensors of one dimension go with B.
             let peak = match id.kind() {
                 ParamKind::LoraB | ParamKind::Magnitude => hyper.learning_rate_b,
                 ParamKind::Whole if is_norm => hyper.learning_rate_b,

@@ -45,18 +45,18 @@ impl Prompts {
         self.groups(capacity).iter().map(|group| self.tokens(group)).max().unwrap_or(0)
     }
 
-    /// The groups that take most memory: of the most prompts, and of the most tokens in them.
-    pub fn largest_groups(&self, capacity: usize) -> Vec<Range<usize>> {
-        let groups = self.groups(capacity);
-        let read = |group: &&Range<usize>| self.lengths[(*group).clone()].iter().sum::<usize>();
-        let mut largest: Vec<Range<usize>> =
-            [groups.iter().max_by_key(|group| group.len()), groups.iter().max_by_key(read)]
-                .into_iter()
-                .flatten()
-                .cloned()
-                .collect();
-        largest.dedup();
-        largest
+    /// The groups that take more memory than those before them, in their order: of more prompts, or of more tokens in
+    /// them. What a device keeps of the first lies between what it gives to later ones, so that the order counts.
+    pub fn growing_groups(&self, capacity: usize) -> Vec<Range<usize>> {
+        let (mut prompts, mut tokens) = (0, 0);
+        let mut groups = self.groups(capacity);
+        groups.retain(|group| {
+            let read = self.lengths[group.clone()].iter().sum::<usize>();
+            let grows = group.len() > prompts || read > tokens;
+            (prompts, tokens) = (prompts.max(group.len()), tokens.max(read));
+            grows
+        });
+        groups
     }
 }
 
@@ -71,9 +71,14 @@ mod tests {
         assert_eq!((prompts.longest(), prompts.cache_rows(40)), (40, 40));
         // One that is longer than the room is a group of its own.
         assert_eq!(prompts.groups(10).len(), 5);
-        assert_eq!(prompts.largest_groups(40), [3..5, 2..3]);
+        assert_eq!(prompts.growing_groups(40), [0..2, 2..3]);
         let many = Prompts { lengths: vec![1; 20], max_new_tokens: 1 };
         assert_eq!(many.groups(1000), [0..8, 8..16, 16..20]);
-        assert!(Prompts::default().largest_groups(9).is_empty() && Prompts::default().cache_rows(9) == 0);
+        assert_eq!(many.growing_groups(1000), std::slice::from_ref(&(0..8)));
+        // One alone with many tokens, then more with fewer each, then fewer and shorter ones.
+        let mixed = Prompts { lengths: vec![30, 1, 1, 1, 20, 2], max_new_tokens: 2 };
+        assert_eq!(mixed.groups(34), [0..1, 1..5, 5..6]);
+        assert_eq!(mixed.growing_groups(34), [0..1, 1..5]);
+        assert!(Prompts::default().growing_groups(9).is_empty() && Prompts::default().cache_rows(9) == 0);
     }
 }

@@ -27,6 +27,8 @@ pub struct Loaded {
     special_tokens: [(&'static str, Option<String>); 2],
     /// Time that the chat template is told, where it is not that of the opening
     clock: Option<Timestamp>,
+    /// Processes of this machine that read the same at the same time, this one among them
+    processes_here: usize,
     tokenizer: OnceCell<ChatTokenizer>,
 }
 
@@ -48,7 +50,7 @@ impl Loaded {
         let special_tokens = [("eos_token", settings.eos_token.clone()), ("bos_token", settings.bos_token.clone())];
         let chat_template = settings.chat_template.clone();
         let (adapters, tokenizer) = (adapters.to_vec(), OnceCell::new());
-        Ok(Self { checkpoint, chat_template, adapters, special_tokens, clock: None, tokenizer })
+        Ok(Self { checkpoint, chat_template, adapters, special_tokens, clock: None, processes_here: 1, tokenizer })
     }
 
     /// Sets the time that the chat template is told, if it asks. Before the tokenizer is opened.
@@ -61,7 +63,17 @@ impl Loaded {
         self.clock
     }
 
-    /// What the tokenizer is opened from, in words.
+    /// Sets how many processes of this machine share its memory.
+    pub fn set_processes_here(&mut self, processes: usize) {
+        self.processes_here = processes;
+    }
+
+    /// How many processes of this machine share its memory, this one among them.
+    pub fn processes_here(&self) -> usize {
+        self.processes_here
+    }
+
+    /// Source of the tokenizer, in words.
     pub fn tokenizer_source(&self) -> String {
         format!("{:?} {:?} {:?}", self.checkpoint.dir(), self.chat_template, self.adapters)
     }

@@ -1,6 +1,6 @@
 //! The device of a command, chosen and opened here and nowhere else, and what memory may be used on it.
 
-use super::host::{host_budget, own_bytes};
+use super::host::{host_budget, own_bytes, share};
 use crate::arch::Arch;
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, Isa, Precision};
@@ -13,6 +13,7 @@ use crate::report::{count, status};
 use qlora_kernels::device::{self, KERNELS, Kernels, MemInfo};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::OnceLock;
 
 /// Command that builds this program for a GPU.
 pub const CUDA_BUILD: &str = "cargo build --release --package qlora-train --features cuda";
@@ -49,6 +50,13 @@ impl std::fmt::Debug for Gpu {
     }
 }
 
+/// Most bytes that the heap had until the process first asked for a budget, when tokenizer and rows had been read. A
+/// second model is not charged with the memory of the first.
+fn most_while_reading() -> u64 {
+    static MOST: OnceLock<u64> = OnceLock::new();
+    *MOST.get_or_init(heap_peak)
+}
+
 /// Memory limits of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
@@ -72,7 +80,7 @@ impl Budget {
     /// Memory that a process on the CPU takes later beside what is planned: stacks of its threads, buffers of files,
     /// the allocator's rounding.
     const LATER_ON_HOST: u64 = 8 << 20;
-    /// What is in use is counted in these steps, so that two processes of one run plan the same.
+    /// Bytes in use are counted in these steps, so that two processes of one run plan the same.
     const STEP: u64 = 4 << 20;
 
     /// Limits in the host's memory. What the process holds by now is measured: rows, tokenizer, headers.
@@ -80,9 +88,8 @@ impl Budget {
         let own = own_bytes();
         // The allocator holds more or less of many rows from one process to the next, by the order of threads.
         let in_use = (own + own / 16 + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
-        // Freed pieces between those in use, of several threads, were up to a fifth of the peak.
-        let most = heap_peak();
-        let read_bytes = own.max(most + most / 4 + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
+        let most = most_while_reading();
+        let read_bytes = own.max(most + most / 8 + 2 * Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
         Self { limit, in_use, in_use_name: "rows, tokenizer and program", read_bytes, host_limit: 0 }
     }
 
@@ -93,21 +100,21 @@ impl Budget {
         Self { limit, in_use, in_use_name: "CUDA context, and what else is on the GPU", read_bytes: 0, host_limit }
     }
 
-    /// The part of one of several processes: those of its machine share the host's memory, unless a limit for each was
-    /// given, and each takes `bytes` of it for sums over all.
-    pub fn shared(self, on_this_machine: usize, is_given: bool, on_host: bool, bytes: u64) -> Self {
+    /// The part of one of several processes: those of its machine share the host's memory, of which each has at most
+    /// what was `given`, and takes `bytes` for sums over all.
+    pub fn shared(self, on_this_machine: usize, given: Option<u64>, on_host: bool, bytes: u64) -> Self {
         if bytes == 0 {
             return self;
         }
-        let part = |limit: u64| if is_given { limit } else { limit / on_this_machine.max(1) as u64 };
+        let limit = share(given, on_this_machine);
         match on_host {
             true => Self {
-                limit: part(self.limit),
+                limit,
                 in_use: self.in_use + bytes,
                 in_use_name: "rows, tokenizer, program, sums over processes",
                 ..self
             },
-            false => Self { host_limit: part(self.host_limit), ..self },
+            false => Self { host_limit: limit.saturating_sub(bytes), ..self },
         }
     }
 
@@ -237,7 +244,7 @@ impl Device {
             },
             // An emulated GPU is for tests, which name it.
             Kernels::Emulated => Self::cpu(settings, ""),
-            // What NVIDIA's driver makes on Linux.
+            // NVIDIA's driver makes this file on Linux.
             Kernels::Absent if std::path::Path::new("/dev/nvidia0").exists() => Self::cpu(
                 settings,
                 &format!(
@@ -363,7 +370,7 @@ impl Device {
     }
 }
 
-/// What the CPU computes in: what the settings ask for, else bf16 where the processor has instructions for it. Refused:
+/// Arithmetic of the CPU: what the settings ask for, else bf16 where the processor has instructions for it. Refused:
 /// bf16 on a processor without them.
 fn precision(settings: &Settings) -> Result<Precision> {
     match (settings.compute, Isa::detect()) {
@@ -379,6 +386,19 @@ fn precision(settings: &Settings) -> Result<Precision> {
 mod tests {
     use super::*;
 
+    /// Sums over processes are made in the host's memory, whatever the steps work on.
+    #[test]
+    fn the_bytes_of_sums_are_in_the_budget_of_every_device() {
+        let alone = Budget { limit: 5000, in_use: 100, in_use_name: "all", read_bytes: 200, host_limit: 4000 };
+        for on_host in [true, false] {
+            assert_eq!(alone.shared(1, Some(1000), on_host, 0), alone);
+            let shared = alone.shared(2, Some(1000), on_host, 300);
+            let found = (shared.limit, shared.in_use, shared.host_limit);
+            assert_eq!(found, if on_host { (1000, 400, 4000) } else { (5000, 100, 700) });
+        }
+        assert_eq!(alone.shared(2, Some(1000), false, 2000).host_limit, 0);
+    }
+
     #[test]
     fn a_gpu_is_refused_by_a_build_without_kernels_for_one() {
         let error = ensure_kernels(Kernels::Absent).unwrap_err().to_string();
@@ -388,5 +408,20 @@ mod tests {
         for kernels in [Kernels::Cuda, Kernels::Emulated] {
             assert!(ensure_kernels(kernels).is_ok());
         }
+    }
+
+    #[test]
+    fn a_second_budget_is_not_charged_with_what_was_taken_after_the_first() {
+        let first = Budget::of_host(u64::MAX);
+        let most = most_while_reading();
+        // Taken, and never touched.
+        let bytes = usize::try_from(heap_peak()).unwrap() + (256 << 20);
+        let taken = std::hint::black_box(vec![0_u8; bytes]);
+        assert!(taken.len() == bytes && heap_peak() > most + (128 << 20));
+        drop(taken);
+        assert_eq!(most_while_reading(), most);
+        // Other memory of this process may have grown in the meantime.
+        let own = own_bytes().next_multiple_of(Budget::STEP) + Budget::STEP;
+        assert!(Budget::of_host(u64::MAX).read_bytes <= first.read_bytes.max(own));
     }
 }

@@ -269,8 +269,8 @@ fn answer<B: Backend>(b: &mut B, model: &Llama<B>, spec: &ModelSpec) -> Result<(
     if planned.is_empty() {
         return Ok(());
     }
-    b.trim();
-    for group in planned.largest_groups(spec.tokens) {
+    for group in planned.growing_groups(spec.tokens) {
+        b.trim();
         let mut cache = model.cache_of(b, planned.cache_rows(spec.tokens))?;
         let prompts: Vec<Vec<u32>> = planned.lengths[group].iter().map(|&len| vec![0; len]).collect();
         let new = planned.max_new_tokens.min(PLANNED_TOKENS);

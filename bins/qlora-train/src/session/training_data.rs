@@ -1,7 +1,7 @@
 //! The rows of a run, read and checked, and the order in which they are trained on.
 
 use super::Loaded;
-use super::host::host_budget;
+use super::host::share;
 use super::untrained_tokens::warn_of_untrained;
 use crate::config::{self, MixStrategy, RowsOfEach, Settings};
 use crate::data::{
@@ -28,7 +28,7 @@ pub struct TrainingData {
     pub validation_hashes: Vec<String>,
     /// SHA-256 (hex) over the tokens, labels, weights and tasks of all rows
     pub tokens_hash: String,
-    /// What became of the rows of `data`
+    /// All that became of the rows of `data`
     pub report: DatasetReport,
     pub schedule: Schedule,
     /// Tokens of the longest batch.
@@ -235,7 +235,7 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
         max_samples: settings.max_samples.0,
         max_samples_of_each: Vec::new(),
         rows_of_each: Vec::new(),
-        memory: host_budget(settings.host_memory.map(|bytes| bytes.0)),
+        memory: share(settings.host_memory.map(|bytes| bytes.0), loaded.processes_here()),
         deduplicate: settings.deduplicate,
         known_rows: Arc::default(),
     }

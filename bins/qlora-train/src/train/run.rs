@@ -54,7 +54,7 @@ pub struct TrainOutcome {
     pub summary: RunSummary,
     /// Where the adapter is.
     pub adapter: PathBuf,
-    /// What was read of base weights that stay on disk
+    /// Reads of base weights that stay on disk
     pub weights_read: Option<WeightsRead>,
 }
 
@@ -87,6 +87,8 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
         _ => device,
     };
     let mut loaded = Loaded::open(&settings)?;
+    let (_, here) = comm.on_this_machine();
+    loaded.set_processes_here(here);
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
     check_quantization(&settings, &loaded.checkpoint)?;
@@ -122,9 +124,8 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     let spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest)?;
     let mut spec = spec.with_prompts(questions.prompts());
     let largest = spec.lora.lengths(&spec.arch).max().unwrap_or(0);
-    let (of_sums, (_, here)) = (reduce_bytes(comm.world_size(), largest), comm.on_this_machine());
-    let is_given = settings.host_memory.is_some();
-    let budget = device.budget(&settings)?.shared(here, is_given, device.is_cpu(), of_sums);
+    let (of_sums, given) = (reduce_bytes(comm.world_size(), largest), settings.host_memory.map(|bytes| bytes.0));
+    let budget = device.budget(&settings)?.shared(here, given, device.is_cpu(), of_sums);
     let plan = {
         let (stored, levers) = (plan::stored_in(&loaded.checkpoint), planner::Levers::of(&settings));
         let plan = planner::choose(&device, &mut spec, levers, &stored, budget)?;
@@ -262,10 +263,12 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     if accumulation_per_process != settings.gradient_accumulation_steps {
         run[PER_PROCESS] = accumulation_per_process.into();
     }
-    let own = |saved: &&Snapshot| saved.dir == output.join(checkpoint(saved.trainer.global_step));
+    // The others may call the directory by another name.
+    let is_own = |saved: &Snapshot| saved.dir == output.join(checkpoint(saved.trainer.global_step));
+    let stands_there = from_first(comm, "place", || Ok(saved.as_ref().is_some_and(is_own)))?;
     let (mut record, mut observer) = (None, Observer::silent());
     if is_first(comm) {
-        // What was refused until here left no trace.
+        // Until here a refusal left no trace.
         let locked = lock(locked, &output, &identity, overwrites)?;
         let created = record.insert(RunRecord::create(locked, run, &state.log_history)?);
         if let Some(saved) = &saved {
@@ -294,7 +297,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         backend,
         model,
         record,
-        standing_at: saved.as_ref().filter(own).map(|saved| saved.dir.clone()),
+        standing_at: saved.as_ref().filter(|_| stands_there).map(|saved| saved.dir.clone()),
         gradient_norms: None,
         watch: Watch::new(&settings, &state.log_history, observer.told(), total),
         observer,

@@ -38,11 +38,11 @@ pub(super) struct Run<'a, B: Backend> {
     pub output: &'a Path,
     pub loaded: &'a Loaded,
     pub data: &'a TrainingData,
-    /// What is answered at the start, at each evaluation and at the end
+    /// Prompts and rows that are answered at the start, at each evaluation and at the end
     pub questions: &'a Questions,
     pub identity: &'a Identity,
     pub base_fingerprint: &'a BaseFingerprint,
-    /// What the terms began with that the base was changed by, by module
+    /// Values with which the terms began that the base was changed by, by module
     pub starts: BTreeMap<String, Factors>,
     /// The processes of the run: all of them take its steps
     pub comm: &'a mut dyn Communicator,
@@ -56,9 +56,9 @@ pub(super) struct Run<'a, B: Backend> {
     pub progress: Progress,
     pub speed: Speed,
     pub started: Instant,
-    /// What warns while it trains.
+    /// Warns while it trains.
     pub watch: Watch,
-    /// What shows the run while it works.
+    /// Shows the run while it works.
     pub observer: Observer,
     pub interruption: Interruption,
     /// Norms of the gradients of all A and of all B, where they were looked at in this step
@@ -82,7 +82,7 @@ impl<B: Backend> Run<'_, B> {
         if self.evaluation_due() && self.progress.evaluated_at != Some(from) && self.evaluate()? {
             self.save()?;
         }
-        // What there was before is not the best of what was trained.
+        // The adapter of before is not the best of those that were trained.
         if from == 0 && !self.is_begun() {
             self.measure_at_start()?;
         }
@@ -151,7 +151,7 @@ impl<B: Backend> Run<'_, B> {
         update(backend, model, self.comm, hyper, step.index, accumulation, factor, &batches, done.loss)
     }
 
-    /// What this rank has to say to the others, now and later in the same step.
+    /// Tells what this rank has to say to the others, now and later in the same step.
     pub fn signs(&self) -> impl Fn() -> Signs + use<B> {
         let (interruption, step, norm) = (self.interruption.clone(), self.state.global_step, self.last_norm);
         move || Signs { signal: interruption.signal(), step, norm }

@@ -10,9 +10,10 @@ use crate::sandbox::{Done, Sandbox, train};
 
 const WEIGHTS: &str = "model.safetensors";
 /// Variables that would lead elsewhere.
-const UNSET: [&str; 14] = [
+const UNSET: [&str; 15] = [
     "HF_HUB_OFFLINE",
     "TRANSFORMERS_OFFLINE",
+    "HF_DATASETS_OFFLINE",
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
     "HF_TOKEN_PATH",
@@ -163,7 +164,8 @@ fn a_path_wins_over_an_id_and_paths_ask_nobody() {
     world.train("").ok();
     let paths =
         ["--model nowhere", "--model ./org/none", "--model /org/none", "--model a/b/c", "--data rows/gone.jsonl"];
-    for line in paths {
+    // A folder that is there makes a path of what could be an id.
+    for line in paths.into_iter().chain(["--model org/gone", "--data org/gone"]) {
         world.run(&train(&format!("--output-dir nowhere {line}"))).ended(2, &[]);
     }
     assert!(world.hub.requests().is_empty(), "{:?}", world.hub.requests());
@@ -206,6 +208,41 @@ fn what_an_earlier_process_left_is_checked() {
         assert_eq!(world.hub.asked(WEIGHTS).len(), requests, "{} bytes", left.len());
         assert_eq!(std::fs::read(world.blob()).unwrap(), world.weights());
     }
+}
+
+/// Whoever wrote a blob: it counts by its bytes.
+#[test]
+fn a_blob_that_is_there_is_checked() {
+    let mut other = World::new().weights();
+    *other.last_mut().unwrap() ^= 1;
+    for (left, requests) in [(other, 1), (World::new().weights(), 0)] {
+        let world = World::new();
+        std::fs::create_dir_all(world.cache("blobs")).unwrap();
+        std::fs::write(world.blob(), left).unwrap();
+        world.train("").ok();
+        assert_eq!(world.hub.asked(WEIGHTS).len(), requests);
+        assert_eq!(std::fs::read(world.blob()).unwrap(), world.weights());
+    }
+}
+
+/// A license goes with a model where the hub gives it, and without it the model is whole.
+#[test]
+fn a_license_that_is_missing_is_no_reason_to_refuse() {
+    let world = World::new();
+    let license: [(&str, &[u8]); 1] = [("LICENSE", b"terms")];
+    let commit = world.hub.add_dir("models/org/licensed", &world.sandbox.path("model"), &license);
+    let file = world.sandbox.path("home/hub/models--org--licensed/snapshots").join(&commit).join("LICENSE");
+    let line = |out: &str| train(&format!("--model org/licensed@{commit} --max-steps 1 --output-dir {out}"));
+    world.hub.answer(|request, _| request.path.ends_with("LICENSE").then(|| Reply::Status(403, Vec::new())));
+    world.run(&line("without")).ok();
+    assert!(!file.exists());
+    world.hub.answer(|_, _| None);
+    world.hub.forget();
+    world.run_with(&line("offline"), &[("HF_HUB_OFFLINE", "1")]).ok();
+    assert!(!file.exists() && world.hub.requests().is_empty());
+    world.run(&line("with")).ok();
+    assert_eq!(std::fs::read(&file).unwrap(), b"terms");
+    assert_eq!(world.hub.requests().len(), 1, "{:?}", world.hub.requests());
 }
 
 #[test]
@@ -492,13 +529,16 @@ fn a_data_set_that_was_not_downloaded_whole_is_not_used() {
     let world = World::new();
     let (first, second) = (lines(&world, 0, 5), lines(&world, 5, 9));
     let files: [(&str, &[u8]); 2] = [("train_a.jsonl", &first), ("train_b.jsonl", &second)];
-    world.hub.add("datasets/org/rows", "main", &files);
+    let commit = world.hub.add("datasets/org/rows", "main", &files);
     world.hub.answer(|request, _| request.path.ends_with("train_b.jsonl").then(|| Reply::Status(403, Vec::new())));
     let line = train("--max-steps 1 --data org/rows");
     world.run(&line).ended(2, &["org/rows", "403"]);
     // The branch was not taken over, so that there is nothing to fall back to.
     let offline = [("HF_HUB_OFFLINE", "1")];
     world.run_with(&line, &offline).ended(2, &["org/rows: cannot open", "hf download --repo-type dataset org/rows"]);
+    // By the commit, what is missing is known.
+    let fixed = train(&format!("--max-steps 1 --data org/rows@{commit}"));
+    world.run_with(&fixed, &offline).ended(2, &["the cache lacks train_b.jsonl", "HF_HUB_OFFLINE"]);
     world.hub.answer(|_, _| None);
     world.run(&line).ok();
     world.hub.forget();

@@ -1,7 +1,8 @@
 //! Processes that a launcher of several started, and the environment that it gives them.
 
 use std::fs::File;
-use std::net::TcpListener;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -176,10 +177,51 @@ fn ranks_of_another_launch_are_refused_by_all() {
         }
     };
     refused(&of_three, &["rank 1 (", "was started as one of 3 processes", "as one of 2"]);
+    // Rank 0 goes on waiting for one of its own.
     let of_another_job = |rank: usize, command: &mut Command| {
-        command.env("TORCHELASTIC_RUN_ID", if rank == 1 { "b" } else { "a" });
+        command.env("TORCHELASTIC_RUN_ID", if rank == 1 { "b" } else { "a" }).env("QLORA_JOIN_SECONDS", "10");
     };
     refused(&of_another_job, &["rank 1 (", "of another job (\"b\"", "\"a\""]);
+}
+
+/// Rank 0 knows who is missing, and those that came wait to hear it.
+#[test]
+fn a_rank_that_is_missing_is_named_by_all_that_came() {
+    let sandbox = Sandbox::new();
+    let (line, port) = (train(""), free_port());
+    let one = |rank: usize| {
+        let mut command = command(&sandbox, &line, rank, 3, port);
+        command.env("QLORA_JOIN_SECONDS", "5");
+        spawn(&sandbox, command, rank)
+    };
+    // Rank 1 began to wait before rank 0 did.
+    let second = one(1);
+    let first = one(0);
+    for left in ended(&sandbox, vec![first, second]) {
+        assert_eq!(left.status, Some(2), "{left:#?}");
+        assert!(left.stderr.contains("rank 2 of 3 did not come"), "{left:#?}");
+    }
+    assert!(!sandbox.path("out").exists());
+}
+
+/// Two jobs at one port: the run that has it is not ended by a rank of the other.
+#[test]
+fn a_rank_of_another_job_does_not_end_a_run() {
+    let sandbox = Sandbox::new();
+    let (line, port) = (train("--threads 1"), free_port());
+    let of_job = |rank: usize, job: &str| {
+        let mut command = command(&sandbox, &line, rank, 2, port);
+        command.env("TORCHELASTIC_RUN_ID", job);
+        spawn(&sandbox, command, rank)
+    };
+    let first = of_job(0, "own");
+    let stranger = of_job(1, "other").end(&sandbox);
+    assert_eq!(stranger.status, Some(2), "{stranger:#?}");
+    assert!(stranger.stderr.contains("of another job (\"other\""), "{stranger:#?}");
+    let second = of_job(1, "own");
+    for left in ended(&sandbox, vec![first, second]) {
+        assert_eq!(left.status, Some(0), "{left:#?}");
+    }
 }
 
 /// Whoever starts them, processes find each other, and say how fast they add up.
@@ -199,7 +241,7 @@ fn processes_of_each_launcher_find_each_other() {
             ],
         ),
         ("MPICH", ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"]),
-        ("SLURM", ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NNODES"]),
+        ("SLURM", ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NNODES"]),
     ] {
         let one = |number: usize| {
             let mut command = sandbox.command("doctor --json");
@@ -224,24 +266,50 @@ fn processes_of_each_launcher_find_each_other() {
     }
 }
 
-/// A stranger that knocks at the port is not taken for a rank.
-#[test]
-fn strangers_at_the_port_are_left_standing() {
-    use std::io::Write;
-    let sandbox = Sandbox::new();
-    let (line, port) = (train("--threads 1"), free_port());
-    let first = spawn(&sandbox, command(&sandbox, &line, 0, 2, port), 0);
+/// A connection to a port, as soon as somebody listens there.
+fn knock(port: u16) -> TcpStream {
     let begun = Instant::now();
-    let mut stranger = loop {
-        match std::net::TcpStream::connect(("127.0.0.1", port)) {
-            Ok(stream) => break stream,
+    loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Ok(stream) => return stream,
             Err(_) => assert!(begun.elapsed() < PATIENCE, "nobody listens"),
         }
         std::thread::sleep(Duration::from_millis(5));
-    };
+    }
+}
+
+/// A stranger that knocks at the port is not taken for a rank.
+#[test]
+fn strangers_at_the_port_are_left_standing() {
+    let sandbox = Sandbox::new();
+    let (line, port) = (train("--threads 1"), free_port());
+    let first = spawn(&sandbox, command(&sandbox, &line, 0, 2, port), 0);
+    let mut stranger = knock(port);
     stranger.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\n\r\n").unwrap();
     let second = spawn(&sandbox, command(&sandbox, &line, 1, 2, port), 1);
     for left in ended(&sandbox, vec![first, second]) {
         assert_eq!(left.status, Some(0), "{left:#?}");
     }
+}
+
+/// Nor does one that never comes to the end of its first word keep the ranks from each other.
+#[test]
+fn a_stranger_that_drips_is_left_standing() {
+    let sandbox = Sandbox::new();
+    let (line, port) = (train("--threads 1"), free_port());
+    let first = spawn(&sandbox, command(&sandbox, &line, 0, 2, port), 0);
+    let mut stranger = knock(port);
+    // The header of an introduction of as many bytes as one may have.
+    let numbers = [0u64, 1 << 20, 0].map(u64::to_le_bytes);
+    stranger.write_all(&[&b"QLR1"[..], &1u32.to_le_bytes()[..], numbers.as_flattened()].concat()).unwrap();
+    let drips = std::thread::spawn(move || {
+        while stranger.write_all(b" ").is_ok() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let second = spawn(&sandbox, command(&sandbox, &line, 1, 2, port), 1);
+    for left in ended(&sandbox, vec![first, second]) {
+        assert_eq!(left.status, Some(0), "{left:#?}");
+    }
+    drips.join().unwrap();
 }

@@ -34,6 +34,18 @@ fn color_on_request_checks_lengths_and_packing_are_shown() {
 }
 
 #[test]
+fn rows_that_are_trained_on_are_left_out_of_validation() {
+    let sandbox = Sandbox::new();
+    sandbox.write("rows.jsonl", "{\"input_ids\": [5, 6, 7]}\n{\"input_ids\": [8, 9]}\n");
+    sandbox.write("val.jsonl", "{\"input_ids\": [5, 6, 7]}\n{\"input_ids\": [9, 8]}\n");
+    let told = |more: &str| {
+        let line = format!("preview --model model --data rows.jsonl --val-data val.jsonl {more}");
+        sandbox.run(&line).ok().stderr.contains("1 row left out: the same as another one before it (deduplicate)")
+    };
+    assert!(told("--deduplicate") && !told(""));
+}
+
+#[test]
 fn json_holds_ids_labels_and_tokens() {
     let sandbox = Sandbox::new();
     sandbox.write("rows.jsonl", "{\"input_ids\": [5, 6, 7], \"labels\": [-100, 6, -100]}\n{\"input_ids\": [8, 9]}\n");

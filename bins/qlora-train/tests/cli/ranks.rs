@@ -166,7 +166,7 @@ fn a_rank_that_hangs_ends_all_by_its_name() {
     let sandbox = Sandbox::new();
     for of in [0, 1] {
         let hangs = |rank: usize, command: &mut Command| {
-            command.env("QLORA_SILENCE_SECONDS", "1.5");
+            command.env("QLORA_SILENCE_SECONDS", "6");
             if rank == of {
                 command.env(VARIABLE, "micro-batch:3:pause:600000");
             }
@@ -179,7 +179,7 @@ fn a_rank_that_hangs_ends_all_by_its_name() {
         let mut stopped = group.remove(of);
         for left in ended(&sandbox, group) {
             assert_eq!(left.status, Some(1), "{left:#?}");
-            let words = [format!("rank {of} ("), "has not answered for 1.5 s".to_owned()];
+            let words = [format!("rank {of} ("), "has not answered for 6 s".to_owned()];
             assert!(words.iter().all(|word| left.stderr.contains(word)), "{left:#?}");
         }
         stopped.child.kill().unwrap();
@@ -192,14 +192,14 @@ fn a_rank_that_hangs_ends_all_by_its_name() {
 fn a_rank_whose_work_hangs_ends_all_by_its_name() {
     let sandbox = Sandbox::new();
     let hangs = |rank: usize, command: &mut Command| {
-        command.env("QLORA_STALL_SECONDS", "3").env("QLORA_SILENCE_SECONDS", "2");
+        command.env("QLORA_STALL_SECONDS", "15").env("QLORA_SILENCE_SECONDS", "6");
         if rank == 1 {
             command.env(VARIABLE, "micro-batch:3:pause:600000");
         }
     };
     for left in ended(&sandbox, start(&sandbox, &line("out", 1, ""), 3, hangs)) {
         assert_eq!(left.status, Some(1), "{left:#?}");
-        let words = ["rank 1 (", "lives, but did not come to the others", "for 3 s"];
+        let words = ["rank 1 (", "lives, but did not come to the others", "for 15 s"];
         assert!(words.iter().all(|word| left.stderr.contains(word)), "{left:#?}");
     }
 }
@@ -272,6 +272,38 @@ fn a_signal_to_one_rank_stops_all_of_them() {
         sandbox.assert_same_result("out", "whole");
         std::fs::remove_dir_all(sandbox.path("out")).unwrap();
     }
+}
+
+/// Where a run stands is for rank 0 to say: the others need not call its directory by the same name.
+#[test]
+fn a_resumed_run_is_stopped_where_it_stands_whatever_its_ranks_call_the_directory() {
+    let sandbox = Sandbox::new();
+    let dies = |rank: usize, command: &mut Command| {
+        if rank == 0 {
+            command.env(VARIABLE, "step:5");
+        }
+    };
+    ended_by(&sandbox, start(&sandbox, &line("out", 2, ""), 2, dies), 0, "is gone");
+    let port = free_port();
+    let one = |rank: usize| {
+        let own = line(if rank == 0 { "out" } else { "elsewhere" }, 2, "--resume-from-checkpoint");
+        let mut command = command(&sandbox, &own, rank, 2, port);
+        if rank == 1 {
+            command.env(VARIABLE, "micro-batch:1:pause:500");
+        }
+        spawn(&sandbox, command, rank)
+    };
+    let mut group = vec![one(0), one(1)];
+    group[1].wait_for(&sandbox, "fault point reached");
+    let process = group[1].child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &process]).status().unwrap().success());
+    let all = ended(&sandbox, group);
+    assert!(all.iter().all(|left| left.status == Some(143)), "{all:#?}");
+    assert!(all[0].stderr.contains("stopped after step 4 of 8; saved in out/checkpoint-4"), "{all:#?}");
+    assert!(!sandbox.path("elsewhere").exists());
+    run(&sandbox, &line("whole", 2, ""), 2);
+    run(&sandbox, &line("out", 2, "--resume-from-checkpoint"), 2);
+    sandbox.assert_same_result("out", "whole");
 }
 
 /// Answers are given by rank 0 and judged by all: the run ends early, with its best checkpoint, on every rank.

@@ -173,6 +173,9 @@ fn places_without_a_model() {
     let sandbox = Sandbox::new();
     sandbox.refused(&train("--model nowhere"), &["nowhere: found no such directory"]);
     sandbox.refused(&train("--model org/name"), &["org/name", "hf download org/name"]);
+    std::fs::create_dir(sandbox.path("models")).unwrap();
+    sandbox.refused(&train("--model models/llama"), &["models/llama: found no such directory", "models/llama@main"]);
+    sandbox.refused(&train("--data models/rows"), &["models/rows: found no such file", "models/rows@main"]);
     sandbox.refused(&train("--model rows.jsonl"), &["rows.jsonl: found a file"]);
     sandbox.refused(&train("--revision main"), &["model", "only for a hub id"]);
 }

@@ -330,6 +330,17 @@ fn a_data_set_of_the_hub_is_one_id_with_its_split_and_revision() {
         assert_eq!(of(set), [PathBuf::from(expected)], "{set}");
     }
     assert_eq!(of("path: org/rows, data_files: [a.jsonl, b.jsonl]").len(), 2);
+    assert_eq!(of("path: org/rows, data_files: a.jsonl, split: 'train[:9]'"), [PathBuf::from("org/rows:a.jsonl[:9]")]);
+    for (beside, words) in [
+        ("data_files: [a.jsonl, b.jsonl], split: 'train[:100]'", ["found rows [:100] of", "expected them of one"]),
+        ("data_files: a.jsonl, name: main", ["`data_files` beside `name` or `split`", "expected one of them"]),
+        ("data_files: a.jsonl, split: test", ["`data_files` beside `name` or `split`", "expected one of them"]),
+    ] {
+        refused(&format!("datasets: [{{path: org/rows, {beside}}}]"), &words);
+    }
+    for path in ["org/rows@v2", "org/rows:train", "org/rows[:5]"] {
+        refused(&format!("datasets: [{{path: '{path}', revision: v1}}]"), &["keep one"]);
+    }
     refused("datasets: [{path: 'org/rows:train', split: test}]", &["keep one"]);
     refused("datasets: [{path: org/rows, split: '../x'}]", &["expected a split"]);
     refused("datasets: [{path: org/rows, split: 'train[x:]'}]", &["[x:]", "[:1000]"]);

@@ -12,6 +12,12 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 use trainer_lab::fixture;
 
+/// A port that nobody listens at, below those that the system gives to connections.
+fn free_port() -> u16 {
+    let mut ports = (0..5_000).map(|number| 20_000 + (std::process::id() + number) as u16 % 5_000 * 2);
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a port is free")
+}
+
 /// A directory with a tiny model and rows of token ids, in which the binary runs.
 pub struct Directory(TempDir);
 
@@ -105,7 +111,7 @@ fn two_processes_train_as_one_with_as_much_accumulation() {
     };
     directory.done(&line("alone"));
     let line = line("two").replace("--gradient-accumulation-steps 2", "--gradient-accumulation-steps 1");
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let port = free_port().to_string();
     let rank = |rank: &str| {
         let mut variables = vec![("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank), ("MASTER_PORT", &port)];
         // One GPU serves both.
@@ -201,9 +207,12 @@ fn answers_while_a_run_trains_change_no_bit_of_it_and_are_what_generate_says() {
     let directory = Directory::new();
     directory.write_chat_model();
     std::fs::write(directory.path("prompts.txt"), "hello\nwho are you, and what do you do all day long?\n").unwrap();
+    // Texts, so that the tokenizer and its template are recorded in both.
+    let row = |at: usize| serde_json::json!({"text": format!("hello {} there", "who ".repeat(at))}).to_string();
+    std::fs::write(directory.path("texts.jsonl"), (1..9).map(row).collect::<Vec<_>>().join("\n")).unwrap();
     let run = |out: &str, more: &str| {
         directory.done(&format!(
-            "train --json --model chat --data rows.jsonl --output-dir {out} --max-length 64 --lora-r 8 --lora-dropout 0.1 \
+            "train --json --model chat --data texts.jsonl --output-dir {out} --max-length 64 --lora-r 8 --lora-dropout 0.1 \
              --learning-rate 3e-2 --max-steps 4 --save-steps 2 --device cuda {more}"
         ));
     };

@@ -224,7 +224,7 @@ impl Meter {
 fn count(bytes: i64) {
     METER.with(|meter| {
         let Some(verdict) = meter.verdict.get() else { return };
-        let left = meter.bytes.get() - bytes;
+        let left = meter.bytes.get().saturating_sub(bytes);
         meter.bytes.set(left);
         if left < 0 {
             meter.stop(verdict, Beyond::Bytes);
@@ -264,7 +264,7 @@ fn resized(pointer: *mut u8, before: i64, after: i64) -> *mut u8 {
 fn give_back(bytes: i64) {
     METER.with(|meter| {
         if meter.verdict.get().is_some() {
-            meter.bytes.set(meter.bytes.get() + bytes);
+            meter.bytes.set(meter.bytes.get().saturating_add(bytes));
         }
         meter.hold(-piece(bytes));
     });
@@ -298,7 +298,7 @@ unsafe impl GlobalAlloc for Counted {
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         let (before, after) = (size(layout.size()), size(bytes));
-        count(after - before);
+        count(after.saturating_sub(before));
         // SAFETY: the caller's promise.
         resized(unsafe { System.realloc(pointer, layout, bytes) }, before, after)
     }
@@ -324,7 +324,7 @@ mod tests {
         Quota { bytes, share, allowance: Box::leak(Box::new(Allowance::new())), requests }
     }
 
-    /// What a thread of its own answers, or what it went beyond.
+    /// The answer of a thread of its own, or what it went beyond.
     fn run(quota: Quota, work: fn() -> usize) -> Result<usize, Beyond> {
         let verdict: &'static Verdict = Box::leak(Box::default());
         let (sender, done) = mpsc::sync_channel(1);

@@ -63,7 +63,7 @@ pub struct ChatTemplate {
     habits: OnceLock<Option<Habits>>,
 }
 
-/// What a template is given beside the turns.
+/// Values that a template is given beside the turns.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Surroundings {
     /// None: no tools are defined.
@@ -81,7 +81,7 @@ impl fmt::Debug for ChatTemplate {
     }
 }
 
-/// What `raise_exception` was called with: the template's own refusal, not a fault in it.
+/// The text that `raise_exception` was called with: the template's own refusal, not a fault in it.
 #[derive(Debug)]
 struct Raised {
     message: String,

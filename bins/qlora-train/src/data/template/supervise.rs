@@ -22,7 +22,7 @@ use super::allocations::{Allowance, Beyond, Quota, Verdict, metered};
 const STACK_BYTES: usize = 512 << 20;
 /// Processor time of one piece of work. A template uses up its fuel in a third.
 pub(super) const MAX_SECONDS: u64 = if cfg!(debug_assertions) { 60 } else { 1 };
-/// What is given up keeps its memory, and a fuzzer goes on after it.
+/// Work that is given up keeps its memory, and a fuzzer goes on after it.
 #[allow(unexpected_cfgs)]
 const FUZZED: bool = cfg!(fuzzing);
 /// Memory of one piece of work. The longest text that is tokenized takes a tenth.
@@ -66,7 +66,7 @@ thread_local! {
     static WORKER: Cell<Option<Worker>> = const { Cell::new(None) };
 }
 
-/// What one piece of work may take.
+/// Limits of one piece of work.
 struct Limits {
     /// Processor time.
     seconds: f64,
