@@ -89,7 +89,9 @@ impl Budget {
         // The allocator holds more or less of many rows from one process to the next, by the order of threads.
         let in_use = (own + own / 16 + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
         let most = most_while_reading();
-        let read_bytes = own.max(most + most / 8 + 2 * Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
+        // Freed pieces between those in use: up to a fourth of a small heap, an eighth of a large one.
+        let freed = (most / 4).min(most / 8 + Self::LATER_ON_HOST / 2);
+        let read_bytes = own.max(most + freed + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
         Self { limit, in_use, in_use_name: "rows, tokenizer and program", read_bytes, host_limit: 0 }
     }
 
