@@ -296,6 +296,19 @@ def arguments():
     return args
 
 
+def write_record(out, result, kind, *details):
+    """Writes DATE-KIND-MACHINE-MODEL-DETAILS.json, and prints where."""
+
+    def plain(text):
+        return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+    names = [result["date"], kind, plain(result.get("gpu", result["processor"])), plain(result["model"])]
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / ("-".join([*names, *map(str, details)]) + ".json")
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(path)
+
+
 def main():
     args = arguments()
     with tempfile.TemporaryDirectory() as scratch:
@@ -312,12 +325,7 @@ def main():
         )
     if args.smoke:
         return print("smoke: no record written")
-    args.out.mkdir(parents=True, exist_ok=True)
-    machine = re.sub(r"[^a-z0-9]+", "-", result.get("gpu", result["processor"]).lower()).strip("-")
-    model = re.sub(r"[^a-z0-9]+", "-", result["model"].lower()).strip("-")
-    path = args.out / f"{result['date']}-{args.device}-{machine}-{model}-{args.tokens}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(path)
+    write_record(args.out, result, args.device, args.tokens)
 
 
 if __name__ == "__main__":

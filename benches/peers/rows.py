@@ -35,7 +35,7 @@ import tempfile
 import threading
 import time
 
-from compare import HERE, processor
+from compare import HERE, processor, write_record
 
 # The share by which totals of tokens may differ: a chat template may end a row otherwise than its last turn.
 TOKENS_TOLERANCE = 0.02
@@ -279,11 +279,7 @@ def main():
         )
     if args.smoke:
         return print("smoke: no record written")
-    args.out.mkdir(parents=True, exist_ok=True)
-    machine = re.sub(r"[^a-z0-9]+", "-", result["processor"].lower()).strip("-")
-    path = args.out / f"{result['date']}-rows-{machine}-{result['model'].lower()}-{args.kind}-{args.rows}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(path)
+    write_record(args.out, result, "rows", args.kind, args.rows)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,13 @@ import json
 import os
 import pathlib
 import random
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-from compare import HERE, instructions, processor, ratio
+from compare import HERE, instructions, processor, ratio, write_record
 
 FIGURES = {"prompt_tokens_per_second": "read", "tokens_per_second": "written"}
 
@@ -121,11 +120,7 @@ def main():
             print(f"{name:<12}{medians[name][key]:>9.1f} tokens/s {done} ({values[0]:.1f} to {values[-1]:.1f})")
     share = statistics.median(run["share_of_bandwidth"] for run in runs["ours"])
     print(f"ratios {result['ratios']}; ours reads its weights at {100 * share:.0f}% of the speed of memory")
-    args.out.mkdir(parents=True, exist_ok=True)
-    machine = re.sub(r"[^a-z0-9]+", "-", result["processor"].lower()).strip("-")
-    path = args.out / f"{result['date']}-text-{machine}-{result['model']}-{args.prompt}-{args.answer}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(path)
+    write_record(args.out, result, "text", args.prompt, args.answer)
 
 
 if __name__ == "__main__":

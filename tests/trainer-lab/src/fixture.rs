@@ -102,6 +102,18 @@ pub fn model_dir(template: Option<&str>) -> TempDir {
     dir
 }
 
+/// A model's directory whose `tokenizer.json` holds `value` at this place (a JSON pointer), which has to be there.
+pub fn model_dir_with(place: &str, value: &Value) -> TempDir {
+    let dir = model_dir(Some(CHATML));
+    let mut file = tokenizer_json();
+    match file.pointer_mut(place) {
+        Some(there) => *there = value.clone(),
+        None => panic!("{place} is no place of the fixture"),
+    }
+    write_json(dir.path(), "tokenizer.json", &file);
+    dir
+}
+
 pub fn write_json(dir: &Path, name: &str, value: &Value) {
     std::fs::write(dir.join(name), value.to_string()).unwrap();
 }

@@ -1,4 +1,4 @@
-//! How fast processes add up, for people who ask before a run.
+//! Speed at which processes add up, for people who ask before a run.
 
 use super::Communicator;
 use super::agreement::agree_on_results;

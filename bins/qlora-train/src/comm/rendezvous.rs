@@ -1,5 +1,5 @@
-//! How the processes of a launch find each other: rank 0 listens, the others come to it and say who they are and where
-//! they listen, and once all are told who is there, each goes to those before it.
+//! The meeting of the processes of a launch: rank 0 listens, the others come to it and say who they are and where they
+//! listen, and once all are told who is there, each goes to those before it.
 //!
 //! Nothing of it is secret or signed: the ports are for a network whose machines trust each other, and where rank 0
 //! listens on the loopback, so do all.

@@ -14,14 +14,19 @@ impl<T> OfEach<T> {
     pub const NONE: Self = Self(Vec::new());
 }
 
+/// The entries of a list; one value stands for a list of it, and what is not set for none.
+fn items(value: &Value) -> &[Value] {
+    match value {
+        value if is_unset(value) => &[],
+        Value::List(items) => items,
+        one => std::slice::from_ref(one),
+    }
+}
+
 impl<T: SettingValue> SettingValue for OfEach<T> {
     const LIST: bool = true;
     fn read(value: &Value) -> Result<Self, Reject> {
-        let items = match value {
-            value if is_unset(value) => &[],
-            Value::List(items) => &items[..],
-            one => std::slice::from_ref(one),
-        };
+        let items = items(value);
         let number = |item: &Value| {
             let wrong = || Reject::Because(format!("found {item}, expected a number for each entry of `data`"));
             T::read(item).map_err(|_| wrong())
@@ -57,11 +62,7 @@ impl RowsOfEach {
 impl SettingValue for RowsOfEach {
     const LIST: bool = true;
     fn read(value: &Value) -> Result<Self, Reject> {
-        let items = match value {
-            value if is_unset(value) => &[],
-            Value::List(items) => &items[..],
-            one => std::slice::from_ref(one),
-        };
+        let items = items(value);
         let wrong = |found: &Value| {
             let expected = "expected rows such as :1000, 1000:2000 or 10%: for each entry of `data`";
             Reject::Because(format!("found {found}, {expected}"))

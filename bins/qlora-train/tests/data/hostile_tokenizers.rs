@@ -6,13 +6,7 @@ use serde_json::{Value, json};
 use trainer_lab::fixture::*;
 
 fn opened(place: &str, value: &Value) -> Result<ChatTokenizer, String> {
-    let dir = model_dir(Some(CHATML));
-    let mut file = tokenizer_json();
-    match file.pointer_mut(place) {
-        Some(there) => *there = value.clone(),
-        None => panic!("{place} is no place of the fixture"),
-    }
-    write_json(dir.path(), "tokenizer.json", &file);
+    let dir = model_dir_with(place, value);
     ChatTokenizer::open(dir.path(), None).map_err(|error| {
         assert_eq!(error.exit_status(), 2, "{place}: {error}");
         error.to_string()

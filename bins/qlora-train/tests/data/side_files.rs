@@ -142,13 +142,7 @@ fn no_tokenizer_makes_the_library_panic() {
         ("/decoder", json!({"type": "Strip", "content": "x", "start": 99, "stop": 99})),
     ];
     for (place, value) in cases {
-        let dir = model_dir(Some(CHATML));
-        let mut file = tokenizer_json();
-        match file.pointer_mut(place) {
-            Some(there) => *there = value.clone(),
-            None => panic!("{place} is no place of the fixture"),
-        }
-        write_json(dir.path(), "tokenizer.json", &file);
+        let dir = model_dir_with(place, &value);
         // Either it works or it is refused with its name; nothing else may happen.
         let rows = "{\"text\": \"hello w  h\"}";
         match ChatTokenizer::open(dir.path(), None) {

@@ -156,7 +156,7 @@ fn rows_of_every_kind_and_all_that_is_said_of_them_are_the_same_from_a_file() {
                 let read = place.load(&options).unwrap();
                 assert_eq!(origin(&read), wanted, "{too_long:?} {deduplicate}");
                 assert_same(&read.dataset, &expected);
-                // The same rows are held back.
+                // Rows are held back as from memory.
                 let (training, validation) = read.dataset.rows.split(3.0, 5).unwrap();
                 let split = expected.clone().split(3.0, 5).unwrap();
                 assert_eq!((all(&training), all(&validation)), split);

@@ -110,7 +110,7 @@ fn deny(workspace: &Workspace) -> Result<Outcome> {
     let path = workspace.target.join("metadata.json");
     std::fs::write(&path, output.stdout).with_context(|| format!("cannot write {}", path.display()))?;
     let mut command = Command::new(program);
-    // Of all packages: without the flag those of the root package alone are looked at.
+    // Without the flag the root package alone is looked at.
     command.arg("--workspace").arg("--metadata-path").arg(&path).args(["check", "bans", "licenses", "sources"]);
     check_and_keep(command.current_dir(&workspace.root), |line| line.starts_with("bans ")).map(Outcome::Passed)
 }
