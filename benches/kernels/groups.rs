@@ -95,7 +95,8 @@ impl Pass for Forward {
     }
 
     fn dispatched(linear: Linear, dispatch: Dispatch<'_>) -> Dispatched<'_> {
-        Dispatched { linear, dispatch }
+        // As a trainer has them, so that a group is one product.
+        Dispatched { linear, dispatch, side_by_side: true }
     }
 
     fn path(fused: &Linear, buffers: &mut linear::Buffers) -> qlora_kernels::Result<Path> {

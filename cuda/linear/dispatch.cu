@@ -85,11 +85,6 @@ size_t workspace_bytes_of(const LinearView &view) {
     return view.s != nullptr ? 0 : size_t(view.m) * size_t(view.lds) * sizeof(bf16);
 }
 
-int lora_down(const LinearView &view, bf16 *s, qk_stream stream) {
-    bool fast = view.k % kTileK == 0 && view.ldx % 8 == 0;
-    return fast ? launch_lora_down(view, s, stream) : launch_lora_down_generic(view, s, stream);
-}
-
 int forward(const qk_linear_args *linear, bool dense, void *workspace, size_t workspace_bytes, qk_stream stream) {
     LinearView view;
     if (int error = check(linear, &view)) return error;
@@ -99,7 +94,7 @@ int forward(const qk_linear_args *linear, bool dense, void *workspace, size_t wo
     if (int error = check_workspace(workspace, workspace_bytes, needed)) return error;
     if (view.m == 0) return QK_OK;
     if (needed > 0) {
-        if (int error = lora_down(view, static_cast<bf16 *>(workspace), stream)) return error;
+        if (int error = launch_lora_down_of_any(view, static_cast<bf16 *>(workspace), stream)) return error;
         view.s = static_cast<const bf16 *>(workspace);
     }
     return launch(view, choose(view), stream);
@@ -116,6 +111,13 @@ void LinearChoice::print(char *text, size_t size) const {
                       path == QK_PATH_SMALL_M ? "few tokens" : "tensor cores", tokens, columns, weights,
                       masked ? ", adapters or dropout" : "");
     }
+}
+
+int linear_view(const qk_linear_args *linear, LinearView *view) { return check(linear, view); }
+
+int launch_lora_down_of_any(const LinearView &view, bf16 *s, qk_stream stream) {
+    bool fast = view.k % kTileK == 0 && view.ldx % 8 == 0;
+    return fast ? launch_lora_down(view, s, stream) : launch_lora_down_generic(view, s, stream);
 }
 
 int lora_view(const qk_lora *caller, LoraView *view) {
@@ -171,7 +173,7 @@ extern "C" int qk_lora_down(const qk_linear_args *linear, void *s, qk_stream str
     if (view.lds == 0 || view.m == 0) return QK_OK;
     if (s == nullptr) return QK_ERROR_NULL_POINTER;
     if (!is_aligned(s, 16)) return QK_ERROR_ALIGNMENT;
-    return lora_down(view, static_cast<bf16 *>(s), stream);
+    return launch_lora_down_of_any(view, static_cast<bf16 *>(s), stream);
 }
 
 extern "C" int qk_linear_forward_workspace_size(const qk_linear_args *linear, size_t *bytes) {

@@ -95,6 +95,9 @@ __device__ __forceinline__ TilePlace tile_place(int tiles_m) {
     return {first + within % here, within / here};
 }
 
+// Checks an operand and turns it into a view: QK_OK or the error.
+int linear_view(const qk_linear_args *linear, LinearView *view);
+
 // Checks a LoRA pair and turns it into a view: QK_OK or the error.
 int lora_view(const qk_lora *lora, LoraView *view);
 
@@ -103,6 +106,7 @@ inline int64_t round_up_8(int64_t value) { return (value + 7) / 8 * 8; }
 // Launchers, one per kernel file. The view is valid and m >= 1.
 int launch_lora_down(const LinearView &view, bf16 *s, qk_stream stream);
 int launch_lora_down_generic(const LinearView &view, bf16 *s, qk_stream stream);
+int launch_lora_down_of_any(const LinearView &view, bf16 *s, qk_stream stream); // whichever of the two serves
 int launch_linear_tensor_core(const LinearView &view, const LinearChoice &choice, qk_stream stream);
 int launch_linear_small_m(const LinearView &view, const LinearChoice &choice, qk_stream stream);
 int launch_linear_generic(const LinearView &view, qk_stream stream);

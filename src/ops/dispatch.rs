@@ -1,5 +1,5 @@
-//! Dispatch of a forward pass or a dX to the code that computes it. The default is the fused kernels; another row is
-//! only taken by a caller that names it.
+//! Dispatch of a forward pass or a dX to the code that computes it: a table of rows, the choice of one by the shape and
+//! the card ([`choose`]), and the launch of the row that the caller names.
 
 use super::cublaslt::CublasLt;
 use super::linear::{Input, Segment};
@@ -16,18 +16,105 @@ pub enum Dispatch<'a> {
     /// The fused kernel that [`linear_forward::path`] or [`linear_dx::path`] names.
     #[default]
     Fused,
-    /// Weights dequantized into the workspace, then products by cuBLASLt, each added to the rounded sum of those
-    /// before: Y is rounded once more where there is a low-rank term, dX once a product. Sums are in the library's
-    /// order. Adapters by an index are refused, and dropout in dX.
+    /// Weights dequantized into the workspace, then one product of cuBLASLt for all segments, with the low-rank term
+    /// as a part of what is summed over. Y and dX are rounded once, as by the fused kernels; sums are in the library's
+    /// order. Where the segments' outputs are no columns of one matrix, the forward pass is a product for each.
+    /// Adapters by an index are refused, and dropout in dX.
     DequantizeCublasLt(&'a CublasLt),
+}
+
+impl Dispatch<'_> {
+    pub fn row(&self) -> Row {
+        match self {
+            Self::Fused => Row::Fused,
+            Self::DequantizeCublasLt(_) => Row::Dequantize,
+        }
+    }
 }
 
 impl std::fmt::Display for Dispatch<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(&self.row(), f)
+    }
+}
+
+/// The name of a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Row {
+    /// [`Dispatch::Fused`]
+    #[default]
+    Fused,
+    /// [`Dispatch::DequantizeCublasLt`]
+    Dequantize,
+}
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Fused => "fused",
-            Self::DequantizeCublasLt(_) => "dequantize + cuBLASLt",
+            Self::Dequantize => "dequantize + cuBLASLt",
         })
+    }
+}
+
+/// What the choice depends on beside the shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Card {
+    /// (9, 0) for sm_90
+    pub compute_capability: (usize, usize),
+    /// Whether cuBLASLt is there.
+    pub has_cublaslt: bool,
+}
+
+/// Direction of a pass through a linear layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    Forward,
+    /// The gradient of the input
+    Dx,
+}
+
+/// All segments of a linear layer in one pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub pass: Pass,
+    /// M, tokens
+    pub m: usize,
+    /// All segments' out features
+    pub n: usize,
+    /// K, in features
+    pub k: usize,
+    /// Columns of S and T, 0 without LoRA
+    pub columns: usize,
+    /// Dropout on the low-rank path's input
+    pub dropout: bool,
+}
+
+/// Tokens that the fused kernel of few tokens takes, which reads each weight once: there is nothing to win.
+pub const FEW_TOKENS: usize = 16;
+
+/// Tokens from which [`choose`] takes the library on a card of its own instructions: below, dequantizing takes longer
+/// than the faster product saves. Predicted, not measured.
+pub const MANY_TOKENS: usize = 1024;
+
+impl Shape {
+    /// Whether [`Row::Dequantize`] computes it: of more than a few tokens, with rows that begin at multiples of 16
+    /// bytes, and without a mask on one of the terms of a sum.
+    pub fn can_dequantize(&self) -> bool {
+        let masks_a_term = self.pass == Pass::Dx && self.dropout && self.columns > 0;
+        self.m > FEW_TOKENS && self.n.is_multiple_of(8) && self.k.is_multiple_of(8) && !masks_a_term
+    }
+}
+
+/// The row that is predicted to take least time. On sm_90 the library's products use instructions that the fused
+/// kernels do not, at more than twice their rate, so that dequantizing beside them pays from about 1,000 tokens on;
+/// elsewhere the fused kernels do not write and read the weights once more. A batch that is cut into tiles gets the row
+/// of all of it, so that no bit depends on the cut.
+pub fn choose(card: &Card, shape: &Shape) -> Row {
+    let (major, _) = card.compute_capability;
+    match major == 9 && card.has_cublaslt && shape.m >= MANY_TOKENS && shape.can_dequantize() {
+        true => Row::Dequantize,
+        false => Row::Fused,
     }
 }
 
@@ -75,5 +162,46 @@ pub fn dx(
     match dispatch {
         Dispatch::Fused => linear_dx(backward, segments, gradient, workspace, stream),
         Dispatch::DequantizeCublasLt(library) => library.dx(backward, segments, gradient, workspace, stream),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOPPER: Card = Card { compute_capability: (9, 0), has_cublaslt: true };
+    const SHAPE: Shape = Shape { pass: Pass::Forward, m: 2048, n: 10_240, k: 8192, columns: 48, dropout: false };
+
+    #[test]
+    fn the_library_is_chosen_on_hopper_for_many_tokens_and_nowhere_else() {
+        assert_eq!(choose(&HOPPER, &SHAPE), Row::Dequantize);
+        for compute_capability in [(0, 0), (8, 0), (8, 6), (8, 9), (10, 0), (12, 0)] {
+            assert_eq!(choose(&Card { compute_capability, ..HOPPER }, &SHAPE), Row::Fused, "{compute_capability:?}");
+        }
+        assert_eq!(choose(&Card { has_cublaslt: false, ..HOPPER }, &SHAPE), Row::Fused);
+        let of = |m| choose(&HOPPER, &Shape { m, ..SHAPE });
+        assert_eq!([1, 1023, 1024, 100_000].map(of), [Row::Fused, Row::Fused, Row::Dequantize, Row::Dequantize]);
+    }
+
+    #[test]
+    fn what_the_row_does_not_compute_is_left_to_the_fused_kernels() {
+        let dx = Shape { pass: Pass::Dx, ..SHAPE };
+        assert_eq!(choose(&HOPPER, &dx), Row::Dequantize);
+        assert_eq!(choose(&HOPPER, &Shape { dropout: true, ..dx }), Row::Fused);
+        // S has been computed with its mask, and without LoRA there is nothing to mask.
+        for shape in [Shape { dropout: true, ..SHAPE }, Shape { dropout: true, columns: 0, ..dx }] {
+            assert_eq!(choose(&HOPPER, &shape), Row::Dequantize, "{shape:?}");
+        }
+        for shape in [Shape { n: 10_241, ..SHAPE }, Shape { k: 8190, ..SHAPE }, Shape { m: 16, ..SHAPE }] {
+            assert!(!shape.can_dequantize(), "{shape:?}");
+        }
+        assert!(Shape { m: 17, ..SHAPE }.can_dequantize());
+    }
+
+    #[test]
+    fn a_dispatch_has_the_name_of_its_row() {
+        assert_eq!((Dispatch::default().row(), Row::default()), (Row::Fused, Row::Fused));
+        assert_eq!(Dispatch::Fused.to_string(), "fused");
+        assert_eq!(Row::Dequantize.to_string(), "dequantize + cuBLASLt");
     }
 }

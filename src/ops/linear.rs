@@ -74,7 +74,7 @@ impl Call {
     }
 
     /// The structs of a function that writes no y, with every length checked.
-    pub fn without_outputs(name: &'static str, input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Self> {
+    pub fn without_outputs(name: &'static str, input: &Input<'_>, segments: &[Segment<'_>]) -> Result<Self> {
         let operation = operand::operation(name, input.m, input.k, segments.iter().map(|segment| segment.n))?;
         rows(&operation, "x", input.x.len(), input.m, input.k, input.ldx)?;
         if let Some(s) = &input.s {

@@ -1,6 +1,6 @@
-//! A stub in place of the library in builds that use no GPU.
+//! A stub in place of the library in builds without kernels.
 
-use crate::device::{Stream, ViewMut};
+use crate::device::{Buffer, Device, Stream, ViewMut};
 use crate::error::{CudaError, Result};
 use crate::ops::linear::{Input, Segment};
 use crate::ops::linear_backward::{Backward, SegmentBackward};
@@ -15,6 +15,28 @@ impl CublasLt {
     /// An error: cuBLASLt runs on a GPU.
     pub fn open() -> Result<Self> {
         Err(CudaError::Device("cuBLASLt runs on a GPU, which this build does not use".into()))
+    }
+
+    /// An error, as [`Self::open`].
+    pub fn with_workspace(_: Buffer<u8>) -> Result<Self> {
+        Self::open()
+    }
+
+    pub fn is_present() -> bool {
+        false
+    }
+
+    /// An error, as [`Self::open`].
+    pub fn load(_: &Device) -> Result<String> {
+        Self::open().map(|library| library.version())
+    }
+
+    pub fn version(&self) -> String {
+        match *self {}
+    }
+
+    pub fn algorithms(&self) -> Vec<String> {
+        match *self {}
     }
 
     pub fn workspace_len(&self, _: &Input<'_>, _: &[Segment<'_>]) -> usize {

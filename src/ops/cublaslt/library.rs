@@ -1,8 +1,9 @@
 //! The library itself: its handle, its products, and the algorithm that it chose for each.
 
-use crate::device::{Buffer, Device, Stream, View, ViewMut};
+use super::WORKSPACE_BYTES;
+use super::gemm::Gemm;
+use crate::device::{Buffer, Device, Stream};
 use crate::error::{CudaError, Result};
-use crate::ops::check::Operation;
 use cudarc::cublaslt::{result, sys};
 use half::bf16;
 use std::cell::RefCell;
@@ -10,15 +11,17 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 
-/// The library may use this much of a workspace of its own, as NVIDIA recommends for Hopper.
-const OWN_WORKSPACE: usize = 32 << 20;
 /// Pointers at multiples of it are what the library expects most.
-pub(super) const MOST_ALIGNMENT: usize = 256;
+const MOST_ALIGNMENT: usize = 256;
+
+/// Tokens for which the algorithm of a product is chosen. Every number of tokens takes it, so that no bit depends on
+/// how a batch is cut.
+const CHOSEN_AT: usize = 2048;
 
 /// `CUBLAS_OP_T` of cublas_api.h, which the bindings of cuBLASLt alone do not have.
 const TRANSPOSE: i32 = 1;
 
-/// A handle of the library on the first GPU, and the algorithm that it chose for every shape seen so far.
+/// A handle of the library on a GPU, and the algorithm that it chose for every kind of product seen so far.
 ///
 /// Calls share one workspace of the library: they belong on one stream at a time.
 pub struct CublasLt {
@@ -27,47 +30,44 @@ pub struct CublasLt {
     plans: RefCell<HashMap<Key, Plan>>,
 }
 
-/// `y = x · wᵀ (+ y) (+ bias)`, or `x · w`; f32 sums, rounded once.
-#[derive(Debug)]
-pub struct Gemm<'a> {
-    pub m: usize,
-    pub n: usize,
-    pub k: usize,
-    /// `[m, k]`, rows `ldx` apart
-    pub x: View<'a, bf16>,
-    pub ldx: usize,
-    /// `[n, k]`, or `[k, n]`
-    pub w: View<'a, bf16>,
-    /// w is `[k, n]`: the product is `x · w`.
-    pub k_by_n: bool,
-    /// `[n]`
-    pub bias: Option<View<'a, bf16>>,
-    /// `[m, n]`, rows `ldy` apart
-    pub y: ViewMut<'a, bf16>,
-    pub ldy: usize,
-    /// Adds to what y holds.
-    pub accumulate: bool,
-}
-
 /// What the choice of an algorithm depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
-    shape: [usize; 5],
+    n: usize,
+    k: usize,
+    /// of x, w and y
+    strides: [usize; 3],
     k_by_n: bool,
     accumulate: bool,
     bias: bool,
-    /// of x, w and y
+    /// of x, w, and y with the bias, whichever has less
     alignment: [usize; 3],
 }
 
+/// A kind of product.
 struct Plan {
     description: sys::cublasLtMatmulDesc_t,
-    w: sys::cublasLtMatrixLayout_t,
-    x: sys::cublasLtMatrixLayout_t,
-    y: sys::cublasLtMatrixLayout_t,
+    w: Layout,
+    chosen: Chosen,
+    of_tokens: HashMap<usize, OfTokens>,
+}
+
+/// An algorithm, and the bytes of workspace that it takes.
+#[derive(Clone, Copy)]
+struct Chosen {
     algorithm: sys::cublasLtMatmulAlgo_t,
     workspace: usize,
 }
+
+/// What a product over so many tokens has of its own.
+struct OfTokens {
+    x: Layout,
+    y: Layout,
+    chosen: Chosen,
+}
+
+/// The layout of a matrix, in the library's column-major terms.
+struct Layout(sys::cublasLtMatrixLayout_t);
 
 fn failed(what: &str, error: result::CublasError) -> CudaError {
     CudaError::Device(format!("cuBLASLt: {what}: {:?}", error.0))
@@ -84,20 +84,54 @@ impl std::fmt::Debug for CublasLt {
 }
 
 impl CublasLt {
-    /// An error, not a panic, where there is no GPU or no cuBLASLt.
+    /// On the first GPU. An error, not a panic, where there is no GPU or no cuBLASLt.
     pub fn open() -> Result<Self> {
-        let device = Device::open()?;
-        // cudarc panics where the library is missing: look first.
-        // SAFETY: only tries to load the library.
-        if !unsafe { sys::is_culib_present() } {
+        Self::with_workspace(Device::open()?.zeros(WORKSPACE_BYTES)?)
+    }
+
+    /// On the GPU of the workspace, which is current in this thread and has [`WORKSPACE_BYTES`]. An error, not a panic,
+    /// where there is no cuBLASLt.
+    pub fn with_workspace(own_workspace: Buffer<u8>) -> Result<Self> {
+        if own_workspace.len() < WORKSPACE_BYTES {
+            let len = own_workspace.len();
+            return Err(CudaError::Device(format!(
+                "cuBLASLt: a workspace of {len} bytes, expected at least {WORKSPACE_BYTES}"
+            )));
+        }
+        if !Self::is_present() {
             return Err(CudaError::Device(
                 "no cuBLASLt: libcublasLt.so is not where the loader looks (LD_LIBRARY_PATH may name its directory)"
                     .into(),
             ));
         }
-        let own_workspace = RefCell::new(device.upload(&vec![0u8; OWN_WORKSPACE])?);
         let handle = result::create_handle().map_err(|error| failed("no handle", error))?;
-        Ok(Self { handle, own_workspace, plans: RefCell::default() })
+        Ok(Self { handle, own_workspace: RefCell::new(own_workspace), plans: RefCell::default() })
+    }
+
+    /// Whether the library is where the loader looks.
+    pub fn is_present() -> bool {
+        // cudarc panics where the library is missing: look first.
+        // SAFETY: only tries to load the library.
+        unsafe { sys::is_culib_present() }
+    }
+
+    /// Computes a small product of each kind, so that the library's code is on the GPU before its memory is shared out:
+    /// it is loaded with the first product of its kind, and stays. Returns the library's version.
+    pub fn load(device: &Device) -> Result<String> {
+        const SIZE: usize = 1024;
+        let library = Self::with_workspace(device.zeros(WORKSPACE_BYTES)?)?;
+        let (factors, bias) = (device.zeros::<bf16>(SIZE * SIZE)?, device.zeros::<bf16>(SIZE)?);
+        let mut product = device.zeros::<bf16>(SIZE * SIZE)?;
+        let (m, n, k, ldx, ldw, ldy) = (SIZE, SIZE, SIZE, SIZE, SIZE, SIZE);
+        for (k_by_n, accumulate, has_bias) in
+            [(false, false, false), (false, false, true), (true, false, false), (true, true, false)]
+        {
+            let (x, w, y) = (factors.view(), factors.view(), product.view_mut());
+            let bias = has_bias.then(|| bias.view());
+            library.gemm(Gemm { m, n, k, x, ldx, w, ldw, k_by_n, bias, y, ldy, accumulate }, device.stream())?;
+        }
+        device.synchronize()?;
+        Ok(library.version())
     }
 
     /// The library's version, for example "13.0.2".
@@ -107,40 +141,45 @@ impl CublasLt {
         format!("{}.{}.{}", version / 10000, version / 100 % 100, version % 100)
     }
 
+    /// The algorithm of every kind of product so far, in words.
+    pub fn algorithms(&self) -> Vec<String> {
+        let plans = self.plans.borrow();
+        let words = |(key, plan): (&Key, &Plan)| {
+            let product = if key.k_by_n { "dX" } else { "forward" };
+            format!("{product}, N {}, K {}: {}", key.n, key.k, plan.chosen.in_words())
+        };
+        let mut algorithms: Vec<String> = plans.iter().map(words).collect();
+        algorithms.sort();
+        algorithms.dedup();
+        algorithms
+    }
+
     pub fn gemm(&self, gemm: Gemm<'_>, stream: Stream) -> Result<()> {
-        let Gemm { m, n, k, x, ldx, w, k_by_n, bias, y, ldy, accumulate } = gemm;
-        let operation = Operation { name: "cublaslt_gemm", shape: format!("M {m}, N {n}, K {k}") };
-        for (what, len, columns, stride) in [("x", x.len(), k, ldx), ("y", y.len(), n, ldy)] {
-            let needed = m.saturating_sub(1).checked_mul(stride).and_then(|last| last.checked_add(columns));
-            let fits = stride >= columns && (m == 0 || needed.is_some_and(|needed| len >= needed));
-            operation.check(fits, || {
-                format!("{what} has {len} elements, expected at least {m} rows of {columns}, {stride} apart")
-            })?;
-        }
-        operation.length("w", w.len(), n.saturating_mul(k))?;
-        if let Some(bias) = &bias {
-            operation.length("bias", bias.len(), n)?;
-        }
+        let operation = gemm.check()?;
+        let Gemm { m, n, k, x, ldx, w, ldw, k_by_n, bias, y, ldy, accumulate } = gemm;
         if m == 0 {
             return Ok(());
         }
-        operation.check(n > 0 && k > 0, || "N and K must be at least 1".into())?;
-        let address = [x.address() as usize, w.address() as usize, y.address() as usize];
         let bias = bias.map(|bias| bias.address());
-        let (shape, alignment) = ([m, n, k, ldx, ldy], address.map(alignment));
-        let key = Key { shape, k_by_n, accumulate, bias: bias.is_some(), alignment };
+        // What is added to y is read as y is written: no algorithm may expect more of it.
+        let beside_y = bias.map_or(MOST_ALIGNMENT, |bias| alignment(bias as usize));
+        let of_y = alignment(y.address() as usize).min(beside_y);
+        let alignment = [alignment(x.address() as usize), alignment(w.address() as usize), of_y];
+        let key = Key { n, k, strides: [ldx, ldw, ldy], k_by_n, accumulate, bias: bias.is_some(), alignment };
         let mut plans = self.plans.borrow_mut();
         let plan = match plans.entry(key) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(Plan::new(self.handle, &key)?),
+            Entry::Vacant(new) => new.insert(Plan::new(self.handle, &key, bias)?),
         };
         if let Some(bias) = bias {
-            plan.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
+            set_bias(plan.description, bias)?;
         }
+        plan.prepare(self.handle, &key, m)?;
+        let OfTokens { x: x_layout, y: y_layout, chosen } = &plan.of_tokens[&m];
         let (one, beta) = (1f32, if accumulate { 1f32 } else { 0.0 });
         let mut own_workspace = self.own_workspace.borrow_mut();
-        // SAFETY: every length was checked against the shape that the plan was made for; alpha and beta are read before
-        // the return.
+        // SAFETY: every length was checked against the shape that the layouts were made for; alpha and beta are read
+        // before the return.
         unsafe {
             result::matmul(
                 self.handle,
@@ -148,16 +187,16 @@ impl CublasLt {
                 (&raw const one).cast(),
                 (&raw const beta).cast(),
                 w.address().cast(),
-                plan.w,
+                plan.w.0,
                 x.address().cast(),
-                plan.x,
+                x_layout.0,
                 y.address().cast_const().cast(),
-                plan.y,
+                y_layout.0,
                 y.address().cast(),
-                plan.y,
-                &plan.algorithm,
+                y_layout.0,
+                &chosen.algorithm,
                 own_workspace.view_mut().address().cast(),
-                plan.workspace,
+                chosen.workspace,
                 stream.as_raw().cast(),
             )
         }
@@ -168,93 +207,173 @@ impl CublasLt {
 impl Drop for CublasLt {
     fn drop(&mut self) {
         self.plans.borrow_mut().clear();
-        // SAFETY: made in `open`, destroyed once. An error here has no one to go to.
+        // SAFETY: made in `with_workspace`, destroyed once. An error here has no one to go to.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
 
+impl Layout {
+    fn new(rows: usize, columns: usize, stride: usize) -> Result<Self> {
+        let kind = sys::cudaDataType::CUDA_R_16BF;
+        let layout = result::create_matrix_layout(kind, rows as u64, columns as u64, stride as i64);
+        Ok(Self(layout.map_err(|error| failed("the layout of a matrix", error))?))
+    }
+}
+
+impl Drop for Layout {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`, destroyed once.
+        let _ = unsafe { result::destroy_matrix_layout(self.0) };
+    }
+}
+
+impl Chosen {
+    /// "algorithm 66, tile 21, stages 36, split 1 by scheme 0, ..."
+    fn in_words(&self) -> String {
+        use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
+        let of = |(name, attribute, bytes): &(&str, Attribute, usize)| {
+            let (mut value, mut written) = (0u64, 0);
+            // SAFETY: the algorithm is one that the library gave, and the value has room for 8 bytes.
+            let status = unsafe {
+                sys::cublasLtMatmulAlgoConfigGetAttribute(
+                    &self.algorithm,
+                    *attribute,
+                    (&raw mut value).cast(),
+                    *bytes,
+                    &mut written,
+                )
+            };
+            status.result().map_or_else(|_| format!("{name} ?"), |()| format!("{name} {value}"))
+        };
+        let parts = [
+            ("algorithm", Attribute::CUBLASLT_ALGO_CONFIG_ID, 4),
+            ("tile", Attribute::CUBLASLT_ALGO_CONFIG_TILE_ID, 4),
+            ("stages", Attribute::CUBLASLT_ALGO_CONFIG_STAGES_ID, 4),
+            ("split", Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM, 4),
+            ("scheme", Attribute::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, 4),
+            ("order", Attribute::CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, 4),
+            ("option", Attribute::CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, 4),
+            ("inner", Attribute::CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID, 2),
+            ("cluster", Attribute::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, 2),
+        ];
+        parts.iter().map(of).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Sets an attribute of a product.
+fn set<T: Copy>(
+    description: sys::cublasLtMatmulDesc_t,
+    attribute: sys::cublasLtMatmulDescAttributes_t,
+    value: &T,
+) -> Result<()> {
+    let value: *const T = value;
+    // SAFETY: the description lives; the library copies the value.
+    unsafe { result::set_matmul_desc_attribute(description, attribute, value.cast(), size_of::<T>()) }
+        .map_err(|error| failed("an attribute of a product", error))
+}
+
+/// Makes `bias` what a product adds.
+fn set_bias(description: sys::cublasLtMatmulDesc_t, bias: *const bf16) -> Result<()> {
+    set(description, sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)
+}
+
 impl Plan {
     /// In the library's column-major terms: D [N, M] = op(A) · B with A = W, [K, N] transposed or [N, K], and B = X [K,
-    /// M].
-    fn new(handle: sys::cublasLtHandle_t, key: &Key) -> Result<Self> {
+    /// M]. `bias` is that of the first call: the library's choice may ask for one where a product adds one.
+    fn new(handle: sys::cublasLtHandle_t, key: &Key, bias: Option<*const bf16>) -> Result<Self> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
-        let [m, n, k, ldx, ldy] = key.shape;
-        let shape = format!("M {m}, N {n}, K {k}");
-        let failed = |error| failed(&shape, error);
-        let kind = sys::cudaDataType::CUDA_R_16BF;
-        let layout = |rows: usize, columns: usize, stride: usize| {
-            result::create_matrix_layout(kind, rows as u64, columns as u64, stride as i64).map_err(failed)
-        };
+        let ldw = key.strides[1];
+        let w = if key.k_by_n { Layout::new(key.n, key.k, ldw)? } else { Layout::new(key.k, key.n, ldw)? };
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        let description = result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F).map_err(failed)?;
-        // From here on `plan` destroys what was made.
-        let none = std::ptr::null_mut();
+        let description = result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)
+            .map_err(|error| failed("the description of a product", error))?;
         // SAFETY: an array of integers; it is written before it is used.
         let algorithm = unsafe { std::mem::zeroed() };
-        let mut plan = Self { description, w: none, x: none, y: none, algorithm, workspace: 0 };
-        plan.w = if key.k_by_n { layout(n, k, n)? } else { layout(k, n, k)? };
-        plan.x = layout(k, m, ldx)?;
-        plan.y = layout(n, m, ldy)?;
+        // From here on `plan` destroys what was made.
+        let mut plan = Self { description, w, chosen: Chosen { algorithm, workspace: 0 }, of_tokens: HashMap::new() };
         if !key.k_by_n {
-            plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &TRANSPOSE)?;
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &TRANSPOSE)?;
         }
-        if key.bias {
+        if let Some(bias) = bias {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
-            plan.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+            set_bias(description, bias)?;
         }
+        let (x, y) = key.layouts(CHOSEN_AT)?;
+        plan.chosen = plan.choose(handle, key, CHOSEN_AT, &x, &y)?;
+        Ok(plan)
+    }
+
+    /// What a product over m tokens needs: the plan's algorithm, or, where that does not serve so many, the one that
+    /// the library chooses for them.
+    fn prepare(&mut self, handle: sys::cublasLtHandle_t, key: &Key, m: usize) -> Result<()> {
+        if self.of_tokens.contains_key(&m) {
+            return Ok(());
+        }
+        let (x, y) = key.layouts(m)?;
+        let algorithm = self.chosen.algorithm;
+        // SAFETY: integers; they are written before they are read, where the call succeeds.
+        let mut found: sys::cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
+        // SAFETY: all were made above or in `new`, and live.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoCheck(handle, self.description, self.w.0, x.0, y.0, y.0, &algorithm, &mut found)
+        };
+        let chosen = match status.result() {
+            Ok(()) if found.workspaceSize <= WORKSPACE_BYTES => Chosen { algorithm, workspace: found.workspaceSize },
+            _ => self.choose(handle, key, m, &x, &y)?,
+        };
+        self.of_tokens.insert(m, OfTokens { x, y, chosen });
+        Ok(())
+    }
+
+    /// The library's first choice. None whose sums over K are split between blocks: their order would be another
+    /// question.
+    fn choose(&self, handle: sys::cublasLtHandle_t, key: &Key, m: usize, x: &Layout, y: &Layout) -> Result<Chosen> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
+        let shape = format!("M {m}, N {}, K {}", key.n, key.k);
+        let failed = |error| failed(&shape, error);
         let preference = result::create_matmul_pref().map_err(failed)?;
-        let [x, w, y] = key.alignment.map(|alignment| alignment as u32);
+        let [x_alignment, w_alignment, y_alignment] = key.alignment.map(|alignment| alignment as u32);
         let set = |attribute, value: *const c_void, bytes| {
             // SAFETY: `preference` lives; `value` has `bytes` bytes.
             unsafe { result::set_matmul_pref_attribute(preference, attribute, value, bytes) }.map_err(failed)
         };
-        let own_workspace = OWN_WORKSPACE as u64;
-        let found = set(
-            Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-            (&raw const own_workspace).cast(),
-            size_of::<u64>(),
-        )
-        .and_then(|()| {
-            for (attribute, bytes) in [
-                (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, w),
-                (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, x),
-                (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, y),
-                (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, y),
+        let own_workspace = WORKSPACE_BYTES as u64;
+        let bytes = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        let found = set(bytes, (&raw const own_workspace).cast(), size_of::<u64>()).and_then(|()| {
+            for (attribute, value) in [
+                // CUBLASLT_REDUCTION_SCHEME_NONE
+                (Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, 0),
+                (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, w_alignment),
+                (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, x_alignment),
+                (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, y_alignment),
+                (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, y_alignment),
             ] {
-                set(attribute, (&raw const bytes).cast(), size_of::<u32>())?;
+                set(attribute, (&raw const value).cast(), size_of::<u32>())?;
             }
-            let Self { description, w, x, y, .. } = plan;
-            // SAFETY: all were made above and live.
-            unsafe { result::get_matmul_algo_heuristic(handle, description, w, x, y, y, preference) }.map_err(failed)
+            let (description, w) = (self.description, self.w.0);
+            // SAFETY: all were made before and live.
+            unsafe { result::get_matmul_algo_heuristic(handle, description, w, x.0, y.0, y.0, preference) }
+                .map_err(failed)
         });
         // SAFETY: made above, destroyed once.
         let _ = unsafe { result::destroy_matmul_pref(preference) };
         let found = found?;
-        plan.algorithm = found.algo;
-        plan.workspace = found.workspaceSize;
-        Ok(plan)
+        Ok(Chosen { algorithm: found.algo, workspace: found.workspaceSize })
     }
+}
 
-    fn set<T: Copy>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
-        // SAFETY: the description lives; the library copies the value.
-        unsafe {
-            let value: *const T = value;
-            result::set_matmul_desc_attribute(self.description, attribute, value.cast(), size_of::<T>())
-        }
-        .map_err(|error| failed("an attribute of a product", error))
+impl Key {
+    /// Those of x and y for m tokens.
+    fn layouts(&self, m: usize) -> Result<(Layout, Layout)> {
+        let [ldx, _, ldy] = self.strides;
+        Ok((Layout::new(self.k, m, ldx)?, Layout::new(self.n, m, ldy)?))
     }
 }
 
 impl Drop for Plan {
     fn drop(&mut self) {
-        for layout in [self.w, self.x, self.y] {
-            if !layout.is_null() {
-                // SAFETY: made in `new`, destroyed once.
-                let _ = unsafe { result::destroy_matrix_layout(layout) };
-            }
-        }
-        // SAFETY: as above.
+        // SAFETY: made in `new`, destroyed once.
         let _ = unsafe { result::destroy_matmul_desc(self.description) };
     }
 }

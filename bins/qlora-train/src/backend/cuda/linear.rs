@@ -1,30 +1,51 @@
 //! Frozen linear layers with a low-rank term.
 
-use super::operands::CudaBuffer;
+use super::dispatch::Layers;
+use super::magnitude;
+use super::operands::{CudaBuffer, CudaVector, CudaWeight};
 use super::pinned::PinnedWeights;
 use super::{Cuda, Paths};
 use crate::backend::{LinearGroup, Lora, Segment as GroupSegment};
 use crate::error::Result;
 use half::bf16;
 use qlora_kernels::device::{Stream, View, ViewMut};
+use qlora_kernels::ops::dispatch::{self, Dispatch, Row};
 use qlora_kernels::ops::linear::{self, Dropout, Input, Segment};
 use qlora_kernels::ops::linear_backward::{Backward, SegmentBackward};
 use qlora_kernels::ops::linear_dx::InputGradient;
 use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes_of};
-use qlora_kernels::ops::{self, linear_dx, linear_forward};
+use qlora_kernels::ops::{self, linear_forward};
 use qlora_kernels::rng;
 use std::ops::Range;
 
 type Group = LinearGroup<Cuda>;
+
+/// The group in numbers.
+pub fn layers(group: &Group) -> Layers<'_> {
+    let rank = |lora: &Lora<Cuda>| lora.r;
+    Layers {
+        label: &group.label,
+        k: group.k,
+        segments: group.segments.iter().map(|of| (of.n, of.lora.as_ref().map_or(0, rank))).collect(),
+        is_dense: matches!(group.segments[0].weight, CudaWeight::Dense(_)),
+        has_bias: group.segments.iter().any(|segment| segment.bias.is_some()),
+    }
+}
 
 /// The group's low-rank columns: each rank is rounded up to 8.
 pub fn columns(group: &Group) -> usize {
     group.segments.iter().filter_map(|s| s.lora.as_ref()).map(|lora| lora.r.next_multiple_of(8)).sum()
 }
 
-fn lora(lora: &Lora<Cuda>) -> linear::Lora<'_> {
+/// `index`: `[m]`, the adapter of each token, where layers have several pairs.
+fn lora<'a>(lora: &'a Lora<Cuda>, index: Option<View<'a, i32>>) -> linear::Lora<'a> {
     let (a, b) = (lora.a.working.view(), lora.b.working.view());
-    linear::Lora { r: lora.r, scale: lora.scale, a, b, adapters: None }
+    let adapters = lora.several.as_ref().zip(index).map(|(several, index)| linear::Adapters {
+        count: several.count,
+        index,
+        scales: Some(several.scales.f32()),
+    });
+    linear::Lora { r: lora.r, scale: lora.scale, a, b, adapters }
 }
 
 /// Batches are numbered by their draw, so every one begins with token 0.
@@ -40,15 +61,20 @@ fn mask(dropout: Option<rng::Dropout>, tokens: &Range<usize>) -> Option<Dropout>
 }
 
 /// The segments with their columns of `y`, which has no elements where it is not written.
-fn segments<'a>(group: &'a Group, pinned: &'a PinnedWeights, y: ViewMut<'a, bf16>) -> Vec<Segment<'a>> {
+fn segments<'a>(
+    group: &'a Group,
+    pinned: &'a PinnedWeights,
+    index: Option<View<'a, i32>>,
+    y: ViewMut<'a, bf16>,
+) -> Vec<Segment<'a>> {
     let widths: Vec<usize> = group.segments.iter().map(|segment| segment.n).collect();
     let ldy = group.n();
     let outputs = y.columns(&widths);
     let segment = |(segment, y): (&'a GroupSegment<Cuda>, ViewMut<'a, bf16>)| Segment {
         n: segment.n,
         weight: segment.weight.view(pinned),
-        lora: segment.lora.as_ref().map(lora),
-        bias: segment.bias.as_ref().map(|bias| bias.bf16.view()),
+        lora: segment.lora.as_ref().map(|of_segment| lora(of_segment, index)),
+        bias: segment.bias.as_ref().map(CudaVector::bf16),
         y,
         ldy,
     };
@@ -64,7 +90,7 @@ fn segments_backward<'a>(group: &'a Group, pinned: &'a PinnedWeights, dy: View<'
         segments.push(SegmentBackward {
             n: segment.n,
             weight: segment.weight.view(pinned),
-            lora: segment.lora.as_ref().map(lora),
+            lora: segment.lora.as_ref().map(|of_segment| lora(of_segment, None)),
             dy: dy.skip(column),
             lddy,
         });
@@ -81,10 +107,15 @@ impl Cuda {
         if !self.dims.training || pairs.is_empty() {
             return Ok(());
         }
-        let needed = workspace_bytes_of(self.dims.tile, group.k, &pairs);
-        if needed > self.gradients.len() {
+        let of_pairs = workspace_bytes_of(self.dims.tile, group.k, &pairs);
+        self.reserve_sums(of_pairs.max(magnitude::gradient_bytes(group, self.dims.tile)))
+    }
+
+    /// So many bytes at least for sums over tokens.
+    pub(super) fn reserve_sums(&mut self, bytes: usize) -> Result<()> {
+        if bytes > self.gradients.len() {
             self.gradients = self.memory.take("workspace", 0)?;
-            self.gradients = self.memory.take("workspace", needed)?;
+            self.gradients = self.memory.take("workspace", bytes)?;
         }
         Ok(())
     }
@@ -97,36 +128,39 @@ pub fn lora_down(
     group: &Group,
     pinned: &PinnedWeights,
     dropout: Option<rng::Dropout>,
+    index: Option<View<'_, i32>>,
     s: &mut CudaBuffer,
     unused: ViewMut<'_, bf16>,
     stream: Stream,
 ) -> Result<()> {
     let (m, k) = (tokens.len(), group.k);
     let input = Input { m, k, x: x.rows(tokens)?, ldx: k, s: None, dropout: mask(dropout, tokens) };
-    let mut segments = segments(group, pinned, unused);
+    let mut segments = segments(group, pinned, index, unused);
     Ok(ops::lora_down(&input, &mut segments, s.rows_mut(tokens)?, stream)?)
 }
 
-/// `workspace` is an empty view: S has been computed. `paths` gets the kernel that was taken.
+/// By a row of the dispatch table, with its workspace; S has been computed. `paths` gets the fused kernel that was
+/// taken.
 pub fn forward(
     tokens: &Range<usize>,
     x: &CudaBuffer,
     s: Option<&CudaBuffer>,
     group: &Group,
     pinned: &PinnedWeights,
+    index: Option<View<'_, i32>>,
     y: &mut CudaBuffer,
-    workspace: ViewMut<'_, bf16>,
+    (row, workspace): (Dispatch<'_>, ViewMut<'_, bf16>),
     stream: Stream,
     paths: &mut Paths,
 ) -> Result<()> {
     let (m, k) = (tokens.len(), group.k);
     let s = s.map(|s| s.rows(tokens)).transpose()?;
     let input = Input { m, k, x: x.rows(tokens)?, ldx: k, s, dropout: None };
-    let mut segments = segments(group, pinned, y.rows_mut(tokens)?);
-    if let Some(paths) = paths {
+    let mut segments = segments(group, pinned, index, y.rows_mut(tokens)?);
+    if let Some(paths) = paths.as_mut().filter(|_| row.row() == Row::Fused) {
         paths.push(linear_forward::path(&input, &mut segments)?);
     }
-    Ok(linear_forward(&input, &mut segments, workspace, stream)?)
+    Ok(dispatch::forward(row, &input, &mut segments, workspace, stream)?)
 }
 
 pub fn lora_dy_b(
@@ -142,7 +176,7 @@ pub fn lora_dy_b(
     Ok(ops::lora_dy_b(&backward, &segments, t.rows_mut(tokens)?, stream)?)
 }
 
-/// `workspace` is an empty view: T has been computed.
+/// By a row of the dispatch table, with its workspace; T has been computed.
 pub fn dx(
     tokens: &Range<usize>,
     dy: &CudaBuffer,
@@ -152,7 +186,7 @@ pub fn dx(
     dropout: Option<rng::Dropout>,
     accumulate: bool,
     dx: &mut CudaBuffer,
-    workspace: ViewMut<'_, bf16>,
+    (row, workspace): (Dispatch<'_>, ViewMut<'_, bf16>),
     stream: Stream,
 ) -> Result<()> {
     let (m, k) = (tokens.len(), group.k);
@@ -160,7 +194,7 @@ pub fn dx(
     let backward = Backward { m, k, t, dropout: mask(dropout, tokens) };
     let segments = segments_backward(group, pinned, dy.rows(tokens)?);
     let gradient = InputGradient { dx: dx.rows_mut(tokens)?, lddx: k, accumulate };
-    Ok(linear_dx(&backward, &segments, gradient, workspace, stream)?)
+    Ok(dispatch::dx(row, &backward, &segments, gradient, workspace, stream)?)
 }
 
 /// `x`, `dy`, `s` and `t` are the operands, in this order.
