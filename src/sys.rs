@@ -4,7 +4,7 @@
 #![allow(non_camel_case_types, unsafe_code, missing_docs)]
 
 pub const QK_ABI_VERSION: u32 = 3;
-pub const QK_ABI_REVISION: u32 = 6;
+pub const QK_ABI_REVISION: u32 = 7;
 pub const QK_MAX_STRUCT_SIZE: u32 = 4096;
 pub const QK_MAX_SEGMENTS: u32 = 4;
 pub const QK_MAX_R: u32 = 256;
@@ -383,6 +383,123 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct qk_product {
+    pub struct_size: u32,
+    pub reserved: u32,
+    pub n: i64,
+    pub k: i64,
+    pub x: *const ::std::os::raw::c_void,
+    pub ldx: i64,
+    pub w: *const ::std::os::raw::c_void,
+    pub ldw: i64,
+    pub bias: *const ::std::os::raw::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_product"][::std::mem::size_of::<qk_product>() - 64usize];
+    ["Alignment of qk_product"][::std::mem::align_of::<qk_product>() - 8usize];
+    ["Offset of field: qk_product::struct_size"][::std::mem::offset_of!(qk_product, struct_size) - 0usize];
+    ["Offset of field: qk_product::reserved"][::std::mem::offset_of!(qk_product, reserved) - 4usize];
+    ["Offset of field: qk_product::n"][::std::mem::offset_of!(qk_product, n) - 8usize];
+    ["Offset of field: qk_product::k"][::std::mem::offset_of!(qk_product, k) - 16usize];
+    ["Offset of field: qk_product::x"][::std::mem::offset_of!(qk_product, x) - 24usize];
+    ["Offset of field: qk_product::ldx"][::std::mem::offset_of!(qk_product, ldx) - 32usize];
+    ["Offset of field: qk_product::w"][::std::mem::offset_of!(qk_product, w) - 40usize];
+    ["Offset of field: qk_product::ldw"][::std::mem::offset_of!(qk_product, ldw) - 48usize];
+    ["Offset of field: qk_product::bias"][::std::mem::offset_of!(qk_product, bias) - 56usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_row_squares_args {
+    pub struct_size: u32,
+    pub reserved: u32,
+    pub n: i64,
+    pub k: i64,
+    pub nf4: *const qk_nf4,
+    pub dense: *const ::std::os::raw::c_void,
+    pub squares: *mut f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_row_squares_args"][::std::mem::size_of::<qk_row_squares_args>() - 48usize];
+    ["Alignment of qk_row_squares_args"][::std::mem::align_of::<qk_row_squares_args>() - 8usize];
+    ["Offset of field: qk_row_squares_args::struct_size"]
+        [::std::mem::offset_of!(qk_row_squares_args, struct_size) - 0usize];
+    ["Offset of field: qk_row_squares_args::reserved"][::std::mem::offset_of!(qk_row_squares_args, reserved) - 4usize];
+    ["Offset of field: qk_row_squares_args::n"][::std::mem::offset_of!(qk_row_squares_args, n) - 8usize];
+    ["Offset of field: qk_row_squares_args::k"][::std::mem::offset_of!(qk_row_squares_args, k) - 16usize];
+    ["Offset of field: qk_row_squares_args::nf4"][::std::mem::offset_of!(qk_row_squares_args, nf4) - 24usize];
+    ["Offset of field: qk_row_squares_args::dense"][::std::mem::offset_of!(qk_row_squares_args, dense) - 32usize];
+    ["Offset of field: qk_row_squares_args::squares"][::std::mem::offset_of!(qk_row_squares_args, squares) - 40usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_magnitude_norms_args {
+    pub struct_size: u32,
+    pub r: u32,
+    pub n: i64,
+    pub z: *const ::std::os::raw::c_void,
+    pub b: *const ::std::os::raw::c_void,
+    pub squares: *const f32,
+    pub norms: *mut f32,
+    pub scale: f32,
+    pub reserved: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_magnitude_norms_args"][::std::mem::size_of::<qk_magnitude_norms_args>() - 56usize];
+    ["Alignment of qk_magnitude_norms_args"][::std::mem::align_of::<qk_magnitude_norms_args>() - 8usize];
+    ["Offset of field: qk_magnitude_norms_args::struct_size"]
+        [::std::mem::offset_of!(qk_magnitude_norms_args, struct_size) - 0usize];
+    ["Offset of field: qk_magnitude_norms_args::r"][::std::mem::offset_of!(qk_magnitude_norms_args, r) - 4usize];
+    ["Offset of field: qk_magnitude_norms_args::n"][::std::mem::offset_of!(qk_magnitude_norms_args, n) - 8usize];
+    ["Offset of field: qk_magnitude_norms_args::z"][::std::mem::offset_of!(qk_magnitude_norms_args, z) - 16usize];
+    ["Offset of field: qk_magnitude_norms_args::b"][::std::mem::offset_of!(qk_magnitude_norms_args, b) - 24usize];
+    ["Offset of field: qk_magnitude_norms_args::squares"]
+        [::std::mem::offset_of!(qk_magnitude_norms_args, squares) - 32usize];
+    ["Offset of field: qk_magnitude_norms_args::norms"]
+        [::std::mem::offset_of!(qk_magnitude_norms_args, norms) - 40usize];
+    ["Offset of field: qk_magnitude_norms_args::scale"]
+        [::std::mem::offset_of!(qk_magnitude_norms_args, scale) - 48usize];
+    ["Offset of field: qk_magnitude_norms_args::reserved"]
+        [::std::mem::offset_of!(qk_magnitude_norms_args, reserved) - 52usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_magnitude_args {
+    pub struct_size: u32,
+    pub reserved: u32,
+    pub m: i64,
+    pub n: i64,
+    pub magnitude: *const f32,
+    pub norms: *const f32,
+    pub bias: *const ::std::os::raw::c_void,
+    pub y: *mut ::std::os::raw::c_void,
+    pub ldy: i64,
+    pub dy: *const ::std::os::raw::c_void,
+    pub lddy: i64,
+    pub dmagnitude: *mut f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_magnitude_args"][::std::mem::size_of::<qk_magnitude_args>() - 88usize];
+    ["Alignment of qk_magnitude_args"][::std::mem::align_of::<qk_magnitude_args>() - 8usize];
+    ["Offset of field: qk_magnitude_args::struct_size"]
+        [::std::mem::offset_of!(qk_magnitude_args, struct_size) - 0usize];
+    ["Offset of field: qk_magnitude_args::reserved"][::std::mem::offset_of!(qk_magnitude_args, reserved) - 4usize];
+    ["Offset of field: qk_magnitude_args::m"][::std::mem::offset_of!(qk_magnitude_args, m) - 8usize];
+    ["Offset of field: qk_magnitude_args::n"][::std::mem::offset_of!(qk_magnitude_args, n) - 16usize];
+    ["Offset of field: qk_magnitude_args::magnitude"][::std::mem::offset_of!(qk_magnitude_args, magnitude) - 24usize];
+    ["Offset of field: qk_magnitude_args::norms"][::std::mem::offset_of!(qk_magnitude_args, norms) - 32usize];
+    ["Offset of field: qk_magnitude_args::bias"][::std::mem::offset_of!(qk_magnitude_args, bias) - 40usize];
+    ["Offset of field: qk_magnitude_args::y"][::std::mem::offset_of!(qk_magnitude_args, y) - 48usize];
+    ["Offset of field: qk_magnitude_args::ldy"][::std::mem::offset_of!(qk_magnitude_args, ldy) - 56usize];
+    ["Offset of field: qk_magnitude_args::dy"][::std::mem::offset_of!(qk_magnitude_args, dy) - 64usize];
+    ["Offset of field: qk_magnitude_args::lddy"][::std::mem::offset_of!(qk_magnitude_args, lddy) - 72usize];
+    ["Offset of field: qk_magnitude_args::dmagnitude"][::std::mem::offset_of!(qk_magnitude_args, dmagnitude) - 80usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct qk_embedding_args {
     pub struct_size: u32,
     pub reserved: u32,
@@ -410,6 +527,43 @@ const _: () = {
     ["Offset of field: qk_embedding_args::out"][::std::mem::offset_of!(qk_embedding_args, out) - 48usize];
     ["Offset of field: qk_embedding_args::scale"][::std::mem::offset_of!(qk_embedding_args, scale) - 56usize];
     ["Offset of field: qk_embedding_args::reserved2"][::std::mem::offset_of!(qk_embedding_args, reserved2) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_embedding_backward_args {
+    pub struct_size: u32,
+    pub reserved: u32,
+    pub m: i64,
+    pub h: i64,
+    pub vocab: i64,
+    pub ids: *const u32,
+    pub dout: *const ::std::os::raw::c_void,
+    pub dtable: *mut f32,
+    pub scale: f32,
+    pub reserved2: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_embedding_backward_args"][::std::mem::size_of::<qk_embedding_backward_args>() - 64usize];
+    ["Alignment of qk_embedding_backward_args"][::std::mem::align_of::<qk_embedding_backward_args>() - 8usize];
+    ["Offset of field: qk_embedding_backward_args::struct_size"]
+        [::std::mem::offset_of!(qk_embedding_backward_args, struct_size) - 0usize];
+    ["Offset of field: qk_embedding_backward_args::reserved"]
+        [::std::mem::offset_of!(qk_embedding_backward_args, reserved) - 4usize];
+    ["Offset of field: qk_embedding_backward_args::m"][::std::mem::offset_of!(qk_embedding_backward_args, m) - 8usize];
+    ["Offset of field: qk_embedding_backward_args::h"][::std::mem::offset_of!(qk_embedding_backward_args, h) - 16usize];
+    ["Offset of field: qk_embedding_backward_args::vocab"]
+        [::std::mem::offset_of!(qk_embedding_backward_args, vocab) - 24usize];
+    ["Offset of field: qk_embedding_backward_args::ids"]
+        [::std::mem::offset_of!(qk_embedding_backward_args, ids) - 32usize];
+    ["Offset of field: qk_embedding_backward_args::dout"]
+        [::std::mem::offset_of!(qk_embedding_backward_args, dout) - 40usize];
+    ["Offset of field: qk_embedding_backward_args::dtable"]
+        [::std::mem::offset_of!(qk_embedding_backward_args, dtable) - 48usize];
+    ["Offset of field: qk_embedding_backward_args::scale"]
+        [::std::mem::offset_of!(qk_embedding_backward_args, scale) - 56usize];
+    ["Offset of field: qk_embedding_backward_args::reserved2"]
+        [::std::mem::offset_of!(qk_embedding_backward_args, reserved2) - 60usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -473,6 +627,37 @@ const _: () = {
         [::std::mem::offset_of!(qk_rms_norm_backward_args, accumulate) - 56usize];
     ["Offset of field: qk_rms_norm_backward_args::reserved"]
         [::std::mem::offset_of!(qk_rms_norm_backward_args, reserved) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_norm_gradient_args {
+    pub struct_size: u32,
+    pub eps: f32,
+    pub m: i64,
+    pub parts: i64,
+    pub width: i64,
+    pub ld: i64,
+    pub column: i64,
+    pub dy: *const ::std::os::raw::c_void,
+    pub x: *const ::std::os::raw::c_void,
+    pub dweight: *mut f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_norm_gradient_args"][::std::mem::size_of::<qk_norm_gradient_args>() - 72usize];
+    ["Alignment of qk_norm_gradient_args"][::std::mem::align_of::<qk_norm_gradient_args>() - 8usize];
+    ["Offset of field: qk_norm_gradient_args::struct_size"]
+        [::std::mem::offset_of!(qk_norm_gradient_args, struct_size) - 0usize];
+    ["Offset of field: qk_norm_gradient_args::eps"][::std::mem::offset_of!(qk_norm_gradient_args, eps) - 4usize];
+    ["Offset of field: qk_norm_gradient_args::m"][::std::mem::offset_of!(qk_norm_gradient_args, m) - 8usize];
+    ["Offset of field: qk_norm_gradient_args::parts"][::std::mem::offset_of!(qk_norm_gradient_args, parts) - 16usize];
+    ["Offset of field: qk_norm_gradient_args::width"][::std::mem::offset_of!(qk_norm_gradient_args, width) - 24usize];
+    ["Offset of field: qk_norm_gradient_args::ld"][::std::mem::offset_of!(qk_norm_gradient_args, ld) - 32usize];
+    ["Offset of field: qk_norm_gradient_args::column"][::std::mem::offset_of!(qk_norm_gradient_args, column) - 40usize];
+    ["Offset of field: qk_norm_gradient_args::dy"][::std::mem::offset_of!(qk_norm_gradient_args, dy) - 48usize];
+    ["Offset of field: qk_norm_gradient_args::x"][::std::mem::offset_of!(qk_norm_gradient_args, x) - 56usize];
+    ["Offset of field: qk_norm_gradient_args::dweight"]
+        [::std::mem::offset_of!(qk_norm_gradient_args, dweight) - 64usize];
 };
 pub const QK_ROTATION_NONE: qk_rotation = 0;
 pub const QK_ROTATION_AFTER_NORM: qk_rotation = 1;
@@ -762,10 +947,11 @@ pub struct qk_cross_entropy_args {
     pub weights: *const f32,
     pub soft_cap: f32,
     pub reserved: u32,
+    pub dhead: *mut f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_cross_entropy_args"][::std::mem::size_of::<qk_cross_entropy_args>() - 112usize];
+    ["Size of qk_cross_entropy_args"][::std::mem::size_of::<qk_cross_entropy_args>() - 120usize];
     ["Alignment of qk_cross_entropy_args"][::std::mem::align_of::<qk_cross_entropy_args>() - 8usize];
     ["Offset of field: qk_cross_entropy_args::struct_size"]
         [::std::mem::offset_of!(qk_cross_entropy_args, struct_size) - 0usize];
@@ -791,6 +977,7 @@ const _: () = {
         [::std::mem::offset_of!(qk_cross_entropy_args, soft_cap) - 104usize];
     ["Offset of field: qk_cross_entropy_args::reserved"]
         [::std::mem::offset_of!(qk_cross_entropy_args, reserved) - 108usize];
+    ["Offset of field: qk_cross_entropy_args::dhead"][::std::mem::offset_of!(qk_cross_entropy_args, dhead) - 112usize];
 };
 unsafe extern "C" {
     pub fn qk_abi_version() -> u32;
@@ -902,9 +1089,52 @@ unsafe extern "C" {
         backward: *const qk_linear_backward_args,
         bytes: *mut usize,
     ) -> ::std::os::raw::c_int;
+    pub fn qk_linear_product_workspace_size(linear: *const qk_linear_args, bytes: *mut usize) -> ::std::os::raw::c_int;
+    pub fn qk_linear_product(
+        linear: *const qk_linear_args,
+        product: *mut qk_product,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_linear_dx_product_workspace_size(
+        backward: *const qk_linear_backward_args,
+        bytes: *mut usize,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_linear_dx_product(
+        backward: *const qk_linear_backward_args,
+        product: *mut qk_product,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_row_squares(args: *const qk_row_squares_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_magnitude_norms(args: *const qk_magnitude_norms_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_magnitude(args: *const qk_magnitude_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_magnitude_backward_workspace_size(
+        args: *const qk_magnitude_args,
+        bytes: *mut usize,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_magnitude_backward(
+        args: *const qk_magnitude_args,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn qk_embedding(args: *const qk_embedding_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_embedding_backward(args: *const qk_embedding_backward_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_rms_norm(args: *const qk_rms_norm_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_rms_norm_backward(args: *const qk_rms_norm_backward_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_norm_gradient_workspace_size(
+        args: *const qk_norm_gradient_args,
+        bytes: *mut usize,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_norm_gradient(
+        args: *const qk_norm_gradient_args,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn qk_head_norm(args: *const qk_head_norm_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_rope(args: *const qk_rope_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_swiglu(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;

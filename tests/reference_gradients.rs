@@ -6,6 +6,7 @@
 
 use lab::differences::{ErrorOf, absolute, added, check_gradient, largest, magnitude, values};
 use proptest::prelude::*;
+use qlora_kernels::reference::magnitude as with_magnitudes;
 use qlora_kernels::reference::*;
 use qlora_kernels::rng::{Dropout, Stream};
 use qlora_kernels::rope::{RopeScaling, RopeTable};
@@ -142,6 +143,67 @@ proptest! {
         // H + 1 roundings in the mean, a few more to y, M·H in the sum.
         let rounding = (2 * h + 16 + m * h) as f64 * (size + 2.0);
         check_gradient("dX", &added(&dx, &dx0), &x, &dy, forward, ErrorOf { fifth_derivative, rounding });
+    }
+
+    /// y is affine in every single element of the weight, and its gradient is summed over all rows; those of heads over
+    /// all heads of q and of k.
+    #[test]
+    fn weights_of_norms(
+        (m, kv_heads, per_kv, d) in (1usize..5, 1usize..3, 1usize..3, 1usize..6),
+        whole in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let shape = AttentionShape { heads: kv_heads * per_kv, kv_heads, head_dim: d, soft_cap: None };
+        let [q_width, k_width] = if whole { [shape.out(), kv_heads * d] } else { [d; 2] };
+        let (stream, len, eps) = (&mut Stream::new(seed, 0), m * shape.qkv(), 1e-2);
+        let (x, dy) = (values(stream, len, 4.0), values(stream, len, 1.0));
+        let (q, k) = (values(stream, q_width, 2.0), values(stream, k_width, 2.0));
+        let (dq0, dk0) = (values(stream, q_width, 1.0), values(stream, k_width, 1.0));
+        let (mut dq, mut dk) = (dq0.clone(), dk0.clone());
+        head_norm_gradients(&dy, &x, eps, shape, [&mut dq, &mut dk]);
+        let forward = |q: &[f64], k: &[f64]| {
+            let mut y = vec![f64::NAN; len];
+            head_norm(&x, [q, k], eps, shape, &mut y);
+            y
+        };
+        // |x| / rms(x) is at most √width.
+        let size = 3.0 * (q_width as f64).sqrt() * magnitude(&dy) + 5.0 * magnitude(&dy);
+        let error = || ErrorOf { fifth_derivative: 0.0, rounding: (2 * q_width + 16 + len) as f64 * (size + 2.0) };
+        check_gradient("dq", &added(&dq, &dq0), &q, &dy, |q| forward(q, &k), error());
+        check_gradient("dk", &added(&dk, &dk0), &k, &dy, |k| forward(&q, k), error());
+        // Rows that are normalized whole are those of one head.
+        let rows = &x[..m * shape.qkv() / d * d];
+        let (mut all, mut one) = (vec![0.0; d], vec![0.0; d]);
+        rms_norm_gradient(&dy[..rows.len()], rows, eps, &mut all);
+        for (dy, x) in dy.chunks(d).zip(rows.chunks(d)) {
+            rms_norm_gradient(dy, x, eps, &mut one);
+        }
+        prop_assert_eq!(all, one);
+    }
+
+    /// y is affine in every single element of m and of z; the norms are constants.
+    #[test]
+    fn magnitudes_and_their_outputs(
+        (m, n) in (1usize..6, 1usize..8),
+        biased in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let stream = &mut Stream::new(seed, 0);
+        let (z, dy, magnitudes) = (values(stream, m * n, 2.0), values(stream, m * n, 1.0), values(stream, n, 2.0));
+        let norms: Vec<f64> = values(stream, n, 1.0).iter().map(|x| 1.0 + x.abs()).collect();
+        let bias = biased.then(|| values(stream, n, 1.0));
+        let (mut dz, dm0) = (z.clone(), values(stream, n, 1.0));
+        let mut dm = dm0.clone();
+        magnitude_backward(&dy, &magnitudes, &norms, bias.as_deref(), &mut dz, &mut dm);
+        let forward = |magnitudes: &[f64], z: &[f64]| {
+            let mut y = z.to_vec();
+            with_magnitudes(magnitudes, &norms, bias.as_deref(), &mut y);
+            y
+        };
+        let rounding = (16 + m * n) as f64 * (10.0 * magnitude(&dy) + 2.0);
+        let error = || ErrorOf { fifth_derivative: 0.0, rounding };
+        check_gradient("dm", &added(&dm, &dm0), &magnitudes, &dy, |m| forward(m, &z), error());
+        check_gradient("dz", &dz, &z, &dy, |z| forward(&magnitudes, z), error());
     }
 
     /// Gradient of the norm for each head of q and k; the gradient of v passes through.
@@ -295,5 +357,51 @@ proptest! {
         for (m, _) in targets.iter().enumerate().filter(|(_, t)| **t < 0) {
             prop_assert!(dx[m * h..(m + 1) * h].iter().all(|&g| g == 0.0));
         }
+    }
+
+    /// One logit of each token moves by at most a = |x| per unit of an element of the output layer: the bounds of the
+    /// gradient of the input, of M tokens and with x in place of w.
+    #[test]
+    fn linear_cross_entropy_output_layer(
+        (m, h, vocab) in (1usize..5, 1usize..7, 1usize..12),
+        soft_cap in prop::option::of(prop::sample::select(vec![1.0f32, 2.0, 30.0])),
+        seed in any::<u64>(),
+    ) {
+        let stream = &mut Stream::new(seed, 0);
+        let limit = 1.0;
+        let (x, w) = (values(stream, m * h, limit), values(stream, vocab * h, 2.0));
+        let targets: Vec<i32> = (0..m)
+            .map(|_| if stream.below(3) == 0 { -100 } else { stream.below(vocab as u32) as i32 })
+            .collect();
+        let weights = values(stream, m, 1.0);
+        let weights = (stream.below(2) == 0).then_some(weights.as_slice());
+        let dw0 = values(stream, vocab * h, 1.0);
+        let mut dw = dw0.clone();
+        linear_cross_entropy_head(&x, &w, &targets, weights, 0.5, soft_cap, &mut dw, h);
+        let forward = |w: &[f64]| vec![linear_cross_entropy(&x, w, &targets, weights, 0.5, soft_cap, None, h)];
+        let steeper = soft_cap.map_or(1.0, |_| 1.3);
+        let fifth_derivative = m as f64 * 120.0 * 1.2 * 0.5 * (2.0 * limit * steeper).powi(5);
+        let logit = h as f64 * 2.5 * limit;
+        let size = 0.5 * m as f64 * (2.0 * logit + (vocab as f64).ln() + 1.0);
+        let tanh = soft_cap.map_or(0.0, |cap| 8.0 * f64::from(cap));
+        let rounding = ((h + 2) as f64 * logit * 2.0 + tanh + (vocab + 16 + m) as f64) * (size + 2.0);
+        check_gradient("dW", &added(&dw, &dw0), &w, &[1.0], forward, ErrorOf { fifth_derivative, rounding });
+    }
+
+    /// Rows of the table are copied times a scale, so that the output is linear in it.
+    #[test]
+    fn embedding_rows((m, h, vocab) in (1usize..9, 1usize..5, 1usize..6), seed in any::<u64>()) {
+        let stream = &mut Stream::new(seed, 0);
+        let (table, dout) = (values(stream, vocab * h, 2.0), values(stream, m * h, 1.0));
+        let ids: Vec<u32> = (0..m).map(|_| stream.below(vocab as u32)).collect();
+        let (scale, dtable0) = (1.5, values(stream, vocab * h, 1.0));
+        let mut dtable = dtable0.clone();
+        embedding_backward(&dout, &ids, scale, &mut dtable, h);
+        let forward = |table: &[f64]| -> Vec<f64> {
+            ids.iter().flat_map(|&id| &table[id as usize * h..][..h]).map(|x| scale * x).collect()
+        };
+        let rounding = (4 + m * h) as f64 * (5.0 * magnitude(&dout) + 2.0);
+        let error = ErrorOf { fifth_derivative: 0.0, rounding };
+        check_gradient("the table's gradient", &added(&dtable, &dtable0), &table, &dout, forward, error);
     }
 }

@@ -23,6 +23,10 @@ template <> struct Vector<8> {
         store_as<uint4>(to, make_uint4(pack_bf16x2(v[0], v[1]), pack_bf16x2(v[2], v[3]), pack_bf16x2(v[4], v[5]),
                                        pack_bf16x2(v[6], v[7])));
     }
+    __device__ __forceinline__ void store(float *to) const {
+        store_as<float4>(to, {v[0], v[1], v[2], v[3]});
+        store_as<float4>(to + 4, {v[4], v[5], v[6], v[7]});
+    }
 };
 
 template <> struct Vector<1> {
@@ -30,6 +34,7 @@ template <> struct Vector<1> {
     __device__ __forceinline__ static Vector load(const bf16 *from) { return {{to_float(*from)}}; }
     __device__ __forceinline__ static Vector load(const float *from) { return {{*from}}; }
     __device__ __forceinline__ void store(bf16 *to) const { *to = to_bf16(v[0]); }
+    __device__ __forceinline__ void store(float *to) const { *to = v[0]; }
 };
 
 // Rounds like `store` and `load`: what a reader of the stored value sees.

@@ -42,7 +42,7 @@ extern "C" {
 
 /* The version of the interface, and what was added to it since; see above. */
 #define QK_ABI_VERSION 3u
-#define QK_ABI_REVISION 6u
+#define QK_ABI_REVISION 7u
 
 /* The largest struct_size that any version will have: what is above was not set. */
 #define QK_MAX_STRUCT_SIZE 4096u
@@ -395,6 +395,109 @@ int qk_lora_gradients(const struct qk_linear_backward_args *backward, void *work
  * are few and small. */
 int qk_lora_gradients_workspace_size(const struct qk_linear_backward_args *backward, size_t *bytes);
 
+/* ---- One product for all segments, by the GEMM of a library: weights are dequantized, and the low-rank term is
+ * appended to what is summed over. Adapters by an index, and dropout in dX, are QK_ERROR_NOT_BUILT. All of it is
+ * revision 7. ---- */
+
+/* The operands of a product, out [M, n], with f32 sums that are rounded once. They lie in the workspace, or are those
+ * of the call where one of them is already as it has to be. */
+typedef struct qk_product {
+    uint32_t struct_size; /* sizeof(struct qk_product), set by the caller; the rest is written */
+    uint32_t reserved;    /* 0 */
+    int64_t n;            /* columns of the product: the features of all segments, or K in dX */
+    int64_t k;            /* what is summed over: K and the columns of S, or all features and the columns of T */
+    const void *x;        /* device, bf16 [M, ldx]: [X | S], or [dY | T] */
+    int64_t ldx;          /* elements from row to row of x */
+    const void *w;        /* device, bf16: [W | B] is [n, ldw], out = x * w^T; in dX [W ; A] is [k, ldw], out = x * w */
+    int64_t ldw;          /* elements from row to row of w */
+    const void *bias;     /* device, bf16 [n], added before the sum is rounded; NULL in dX, and where no segment has
+                           * one */
+} qk_product;
+
+/* Bytes of workspace of qk_linear_product. */
+int qk_linear_product_workspace_size(const struct qk_linear_args *linear, size_t *bytes);
+
+/* The product of the forward pass: segment by segment, out has the columns of each y. The segments may be of NF4 and
+ * dense ones at once. No y is written. */
+int qk_linear_product(const struct qk_linear_args *linear, struct qk_product *product, void *workspace,
+                      size_t workspace_bytes, qk_stream stream);
+
+/* Bytes of workspace of qk_linear_dx_product. Of the pointers it only reads whether t is NULL and, without LoRA,
+ * whether the segments' dy are columns of one matrix, one behind the other. */
+int qk_linear_dx_product_workspace_size(const struct qk_linear_backward_args *backward, size_t *bytes);
+
+/* The product of dX, without what accumulate adds. dx is not written. */
+int qk_linear_dx_product(const struct qk_linear_backward_args *backward, struct qk_product *product, void *workspace,
+                         size_t workspace_bytes, qk_stream stream);
+
+/* ---- Magnitudes of a layer's outputs (DoRA): y = m / norm * (x * W'^T) + bias with W' = W + scale * B * A and norm
+ * those of its rows, which no gradient goes through. All of it is revision 7. ---- */
+
+/* A weight whose rows are squared. */
+typedef struct qk_row_squares_args {
+    uint32_t struct_size;     /* sizeof(struct qk_row_squares_args) */
+    uint32_t reserved;        /* 0 */
+    int64_t n;                /* N, rows, >= 1; equals nf4->n */
+    int64_t k;                /* K, columns, >= 1; equals nf4->k */
+    const struct qk_nf4 *nf4; /* host; the weight, or NULL: dense */
+    const void *dense;        /* device, bf16 [N, K]; the weight, or NULL: nf4 */
+    float *squares;           /* device, out [N] */
+} qk_row_squares_args;
+
+/* squares[i] = the sum of the squares of row i, of elements rounded to bf16 as the products with them have them. f32
+ * sums, in an order that depends on K alone. */
+int qk_row_squares(const struct qk_row_squares_args *args, qk_stream stream);
+
+/* Operands of the norms of the rows of W'. With X = A as input (M = r) and scale / 2 as the scale of its LoRA pair,
+ * qk_linear_forward gives Z = A * (W + scale / 2 * B * A)^T, and |W'|^2 = |W|^2 + 2 * scale * (Z^T . B) row by row: no
+ * matrix of the weight's size is made. */
+typedef struct qk_magnitude_norms_args {
+    uint32_t struct_size; /* sizeof(struct qk_magnitude_norms_args) */
+    uint32_t r;           /* rank, 1..QK_MAX_R */
+    int64_t n;            /* N, >= 1 */
+    const void *z;        /* device, bf16 [r, N] */
+    const void *b;        /* device, bf16 [N, r] */
+    const float *squares; /* device, [N]: of qk_row_squares */
+    float *norms;         /* device, out [N] */
+    float scale;          /* that of the LoRA pair, finite */
+    uint32_t reserved;    /* 0 */
+} qk_magnitude_norms_args;
+
+/* norms[i] = sqrt(max(0, squares[i] + 2 * scale * (the sum over j, in order, of z[j, i] * b[i, j]))), in f32. */
+int qk_magnitude_norms(const struct qk_magnitude_norms_args *args, qk_stream stream);
+
+/* The outputs of a linear layer and their magnitudes, or the gradient of both. */
+typedef struct qk_magnitude_args {
+    uint32_t struct_size;   /* sizeof(struct qk_magnitude_args) */
+    uint32_t reserved;      /* 0 */
+    int64_t m;              /* M, tokens, >= 0 */
+    int64_t n;              /* N, >= 1 */
+    const float *magnitude; /* device, [N]. NULL, with norms, in qk_magnitude_backward: the layer has none */
+    const float *norms;     /* device, [N]; where one is 0, output and gradients are as if the magnitude were 0 */
+    const void *bias;       /* device, bf16 [N], or NULL */
+    void *y;                /* device, bf16 [M, ldy]: the layer's output with its bias, written over */
+    int64_t ldy;            /* elements from row to row of y, >= n */
+    const void *dy;         /* device, bf16 [M, lddy]: the gradient of the output with magnitudes; NULL in
+                             * qk_magnitude */
+    int64_t lddy;           /* elements from row to row of dy, >= n; not read where dy is NULL */
+    float *dmagnitude;      /* device, f32 [N]: the gradient of the magnitudes is added to it, or NULL: not wanted */
+} qk_magnitude_args;
+
+/* y = magnitude / norms * (y - bias) + bias. */
+int qk_magnitude(const struct qk_magnitude_args *args, qk_stream stream);
+
+/* Bytes of workspace of qk_magnitude_backward: sums of 256 tokens of every column, where dmagnitude is wanted. Of the
+ * pointers it only reads whether that is NULL. */
+int qk_magnitude_backward_workspace_size(const struct qk_magnitude_args *args, size_t *bytes);
+
+/* dmagnitude += the sum over tokens of dy * (y - bias) / norms, then y = magnitude / norms * dy, the gradient of the
+ * layer's output. y is the output before its magnitudes. Sums over tokens: of each 256 tokens (from row 0 on) 16 sums
+ * of every 16th in order, from zero, these added in order and divided by the norm; this sum is then added to what is
+ * there, in order. So a batch cut at multiples of 256 rows and added up in order gives the same bits. Without
+ * magnitudes y = dy. */
+int qk_magnitude_backward(const struct qk_magnitude_args *args, void *workspace, size_t workspace_bytes,
+                          qk_stream stream);
+
 /* ---- The rest of a Llama layer. Activations are bf16, sums f32; each result is rounded once. Base pointers of bf16
  * matrices are 16-byte aligned; widths that are multiples of 8 are fast, others are taken element by element. ---- */
 
@@ -414,6 +517,24 @@ typedef struct qk_embedding_args {
 
 /* out[t] = scale * table[ids[t]], rounded once. */
 int qk_embedding(const struct qk_embedding_args *args, qk_stream stream);
+
+/* The gradient of the rows of an embedding table. */
+typedef struct qk_embedding_backward_args {
+    uint32_t struct_size; /* sizeof(struct qk_embedding_backward_args) */
+    uint32_t reserved;    /* 0 */
+    int64_t m;            /* M, tokens, >= 0 */
+    int64_t h;            /* H, the width of a row, >= 1 */
+    int64_t vocab;        /* rows of the table, >= 1 */
+    const uint32_t *ids;  /* device, [M]; a token whose id is not below vocab is left out */
+    const void *dout;     /* device, bf16 [M, H]: the gradient of qk_embedding's output */
+    float *dtable;        /* device, f32 [vocab, H]: added to */
+    float scale;          /* that of qk_embedding, finite; 0: 1 */
+    uint32_t reserved2;   /* 0 */
+} qk_embedding_backward_args;
+
+/* dtable[ids[t]] += scale * dout[t], product and sum each rounded, token by token in order: a batch that is cut
+ * anywhere and added up in order gives the same bits. Revision 7. */
+int qk_embedding_backward(const struct qk_embedding_backward_args *args, qk_stream stream);
 
 /* RMSNorm, with the residual add before it or after it. */
 typedef struct qk_rms_norm_args {
@@ -450,6 +571,31 @@ typedef struct qk_rms_norm_backward_args {
 
 /* With g = weight * dy and rho = 1 / sqrt(mean(x^2) + eps): dx (+)= rho * g - x * rho^3 * (g . x) / H. */
 int qk_rms_norm_backward(const struct qk_rms_norm_backward_args *args, qk_stream stream);
+
+/* The gradient of the weight of RMSNorm, whose rows are parts of the rows of a matrix: with 1 part, those of
+ * qk_rms_norm; with as many parts as heads, those of the q or of the k of qk_head_norm. */
+typedef struct qk_norm_gradient_args {
+    uint32_t struct_size; /* sizeof(struct qk_norm_gradient_args) */
+    float eps;            /* > 0 */
+    int64_t m;            /* M, tokens, >= 0 */
+    int64_t parts;        /* of a row, one behind the other, 1..65535 */
+    int64_t width;        /* of a part, >= 1 */
+    int64_t ld;           /* elements from row to row of dy and x, >= column + parts * width */
+    int64_t column;       /* where the first part begins, >= 0 */
+    const void *dy;       /* device, bf16 [M, ld]: the gradient of the norm's output, before any rotation */
+    const void *x;        /* device, bf16 [M, ld]: what the norm read, after any rotation */
+    float *dweight;       /* device, f32 [width]: added to */
+} qk_norm_gradient_args;
+
+/* Bytes of workspace of qk_norm_gradient: 4 for every part of every row, and sums of 256 tokens of every column. Of the
+ * pointers it reads none. */
+int qk_norm_gradient_workspace_size(const struct qk_norm_gradient_args *args, size_t *bytes);
+
+/* dweight += the sum over tokens and parts of dy * (x / sqrt(mean(x^2) + eps)). Sums: of each 256 tokens (from row 0
+ * on) 16 sums of every 16th in order, part by part, from zero, these added in order; this sum is then added to what is
+ * there, in order. So a batch cut at multiples of 256 rows and added up in order gives the same bits. Revision 7. */
+int qk_norm_gradient(const struct qk_norm_gradient_args *args, void *workspace, size_t workspace_bytes,
+                     qk_stream stream);
 
 /* Whether qk_head_norm turns q and k by their positions too, as qk_rope does. */
 enum qk_rotation {
@@ -672,18 +818,23 @@ typedef struct qk_cross_entropy_args {
     float soft_cap;              /* logits z become soft_cap * tanh(z / soft_cap), finite and above 0; 0: as they are.
                                   * Revision 5 */
     uint32_t reserved;           /* 0 */
+    float *dhead;                /* device, f32 [V, H]: the gradient of head is added to it, or NULL: not wanted. Needs
+                                  * dhidden. Revision 7 */
 } qk_cross_entropy_args;
 
 /* Bytes of workspace of qk_cross_entropy. With C = min(chunk, supervised) and V, H rounded up to 8 and 64: 4 *
  * supervised + C * (2 * H + V / 8 + 4) with some padding, and, with a gradient, C * V * 4 more, the logits (1,024
- * tokens of 128,256: 525 MB). Of the pointers it only reads whether dhidden is NULL. */
+ * tokens of 128,256: 525 MB); with dhead, of a small output layer, sums over tokens. Of the pointers it only reads
+ * whether dhidden and dhead are NULL. */
 int qk_cross_entropy_workspace_size(const struct qk_cross_entropy_args *args, size_t *bytes);
 
 /* losses, state and, if set, dhidden = gradient_scale * weights[t] * (softmax(z) - onehot(target)) * head with
  * z = hidden * head^T: the gradient of gradient_scale * state->sum. gradient_scale * weights[t] is one f32. With a
  * soft cap z is the capped logit, and the gradient of each has the factor 1 - (z / soft_cap)^2. Logits,
  * softmax and losses are f32; the gradient of the logits is rounded to bf16 once, dhidden is summed in f32 over the
- * vocabulary in order and rounded once. */
+ * vocabulary in order and rounded once. dhead += (that rounded gradient)^T * hidden, f32: each 256 supervised tokens
+ * from zero, this sum then added to what is there, in order; its bits do not depend on a chunk that is a multiple of
+ * 256, or is all there is. Where the supervised tokens are fewer than args->supervised, dhead is unspecified. */
 int qk_cross_entropy(const struct qk_cross_entropy_args *args, void *workspace, size_t workspace_bytes,
                      qk_stream stream);
 
@@ -767,11 +918,40 @@ QK_AT(qk_adamw_args, struct_size, 0); QK_AT(qk_adamw_args, num_tensors, 4); QK_A
 QK_AT(qk_adamw_args, table, 16); QK_AT(qk_adamw_args, rates, 24); QK_AT(qk_adamw_args, num_rates, 32);
 QK_AT(qk_adamw_args, reserved, 36); QK_AT(qk_adamw_args, gradient_state, 40);
 
+QK_SIZE(qk_product, 64);
+QK_AT(qk_product, struct_size, 0); QK_AT(qk_product, reserved, 4); QK_AT(qk_product, n, 8); QK_AT(qk_product, k, 16);
+QK_AT(qk_product, x, 24); QK_AT(qk_product, ldx, 32); QK_AT(qk_product, w, 40); QK_AT(qk_product, ldw, 48);
+QK_AT(qk_product, bias, 56);
+
+QK_SIZE(qk_row_squares_args, 48);
+QK_AT(qk_row_squares_args, struct_size, 0); QK_AT(qk_row_squares_args, reserved, 4); QK_AT(qk_row_squares_args, n, 8);
+QK_AT(qk_row_squares_args, k, 16); QK_AT(qk_row_squares_args, nf4, 24); QK_AT(qk_row_squares_args, dense, 32);
+QK_AT(qk_row_squares_args, squares, 40);
+
+QK_SIZE(qk_magnitude_norms_args, 56);
+QK_AT(qk_magnitude_norms_args, struct_size, 0); QK_AT(qk_magnitude_norms_args, r, 4);
+QK_AT(qk_magnitude_norms_args, n, 8); QK_AT(qk_magnitude_norms_args, z, 16); QK_AT(qk_magnitude_norms_args, b, 24);
+QK_AT(qk_magnitude_norms_args, squares, 32); QK_AT(qk_magnitude_norms_args, norms, 40);
+QK_AT(qk_magnitude_norms_args, scale, 48); QK_AT(qk_magnitude_norms_args, reserved, 52);
+
+QK_SIZE(qk_magnitude_args, 88);
+QK_AT(qk_magnitude_args, struct_size, 0); QK_AT(qk_magnitude_args, reserved, 4); QK_AT(qk_magnitude_args, m, 8);
+QK_AT(qk_magnitude_args, n, 16); QK_AT(qk_magnitude_args, magnitude, 24); QK_AT(qk_magnitude_args, norms, 32);
+QK_AT(qk_magnitude_args, bias, 40); QK_AT(qk_magnitude_args, y, 48); QK_AT(qk_magnitude_args, ldy, 56);
+QK_AT(qk_magnitude_args, dy, 64); QK_AT(qk_magnitude_args, lddy, 72); QK_AT(qk_magnitude_args, dmagnitude, 80);
+
 QK_SIZE(qk_embedding_args, 64);
 QK_AT(qk_embedding_args, struct_size, 0); QK_AT(qk_embedding_args, reserved, 4); QK_AT(qk_embedding_args, m, 8);
 QK_AT(qk_embedding_args, h, 16); QK_AT(qk_embedding_args, vocab, 24); QK_AT(qk_embedding_args, ids, 32);
 QK_AT(qk_embedding_args, table, 40); QK_AT(qk_embedding_args, out, 48); QK_AT(qk_embedding_args, scale, 56);
 QK_AT(qk_embedding_args, reserved2, 60);
+
+QK_SIZE(qk_embedding_backward_args, 64);
+QK_AT(qk_embedding_backward_args, struct_size, 0); QK_AT(qk_embedding_backward_args, reserved, 4);
+QK_AT(qk_embedding_backward_args, m, 8); QK_AT(qk_embedding_backward_args, h, 16);
+QK_AT(qk_embedding_backward_args, vocab, 24); QK_AT(qk_embedding_backward_args, ids, 32);
+QK_AT(qk_embedding_backward_args, dout, 40); QK_AT(qk_embedding_backward_args, dtable, 48);
+QK_AT(qk_embedding_backward_args, scale, 56); QK_AT(qk_embedding_backward_args, reserved2, 60);
 
 QK_SIZE(qk_rms_norm_args, 72);
 QK_AT(qk_rms_norm_args, struct_size, 0); QK_AT(qk_rms_norm_args, eps, 4); QK_AT(qk_rms_norm_args, m, 8);
@@ -785,6 +965,12 @@ QK_AT(qk_rms_norm_backward_args, m, 8); QK_AT(qk_rms_norm_backward_args, h, 16);
 QK_AT(qk_rms_norm_backward_args, dy, 24); QK_AT(qk_rms_norm_backward_args, x, 32);
 QK_AT(qk_rms_norm_backward_args, weight, 40); QK_AT(qk_rms_norm_backward_args, dx, 48);
 QK_AT(qk_rms_norm_backward_args, accumulate, 56); QK_AT(qk_rms_norm_backward_args, reserved, 60);
+
+QK_SIZE(qk_norm_gradient_args, 72);
+QK_AT(qk_norm_gradient_args, struct_size, 0); QK_AT(qk_norm_gradient_args, eps, 4);
+QK_AT(qk_norm_gradient_args, m, 8); QK_AT(qk_norm_gradient_args, parts, 16); QK_AT(qk_norm_gradient_args, width, 24);
+QK_AT(qk_norm_gradient_args, ld, 32); QK_AT(qk_norm_gradient_args, column, 40); QK_AT(qk_norm_gradient_args, dy, 48);
+QK_AT(qk_norm_gradient_args, x, 56); QK_AT(qk_norm_gradient_args, dweight, 64);
 
 QK_SIZE(qk_head_norm_args, 136);
 QK_AT(qk_head_norm_args, struct_size, 0); QK_AT(qk_head_norm_args, head_dim, 4); QK_AT(qk_head_norm_args, heads, 8);
@@ -837,7 +1023,7 @@ QK_AT(qk_logits_args, head, 40); QK_AT(qk_logits_args, tokens, 48); QK_AT(qk_log
 QK_SIZE(qk_loss_state, 16);
 QK_AT(qk_loss_state, sum, 0); QK_AT(qk_loss_state, row, 8); QK_AT(qk_loss_state, supervised, 12);
 
-QK_SIZE(qk_cross_entropy_args, 112);
+QK_SIZE(qk_cross_entropy_args, 120);
 QK_AT(qk_cross_entropy_args, struct_size, 0); QK_AT(qk_cross_entropy_args, gradient_scale, 4);
 QK_AT(qk_cross_entropy_args, m, 8); QK_AT(qk_cross_entropy_args, h, 16); QK_AT(qk_cross_entropy_args, vocab, 24);
 QK_AT(qk_cross_entropy_args, supervised, 32); QK_AT(qk_cross_entropy_args, chunk, 40);
@@ -845,7 +1031,7 @@ QK_AT(qk_cross_entropy_args, hidden, 48); QK_AT(qk_cross_entropy_args, head, 56)
 QK_AT(qk_cross_entropy_args, targets, 64); QK_AT(qk_cross_entropy_args, losses, 72);
 QK_AT(qk_cross_entropy_args, state, 80); QK_AT(qk_cross_entropy_args, dhidden, 88);
 QK_AT(qk_cross_entropy_args, weights, 96); QK_AT(qk_cross_entropy_args, soft_cap, 104);
-QK_AT(qk_cross_entropy_args, reserved, 108);
+QK_AT(qk_cross_entropy_args, reserved, 108); QK_AT(qk_cross_entropy_args, dhead, 112);
 
 #undef QK_SIZE
 #undef QK_AT

@@ -5,6 +5,8 @@
 //   logits    Z = H * W^T in f32, statistics of each row and 64 columns (loss/cross_entropy_logits.cu)
 //   softmax   a block a row: its loss, and dZ = scale * weight * (softmax(Z) - onehot) as bf16 over Z. A soft cap has
 //             been applied to Z; dZ then has the factor 1 - (Z / cap)^2
+//   dW        where it is wanted, += dZ^T * gathered hidden states, by the kernel of LoRA's gradients, of which the
+//             vocabulary is the ranks: 2 V H FLOPs a token, 8 V H bytes a chunk beside them
 //   dX        dZ * W by the linear layer's kernel for bf16 weights, over the gathered hidden states; then scattered
 //   sum       one block: the loss over all tokens, 256 at a time, in f64
 //
@@ -14,7 +16,7 @@
 // GB at V = 128256. W is read twice a chunk: 2 * 2 V H bytes beside 4 C V H FLOPs, so 1,024 FLOPs a byte at C = 1024
 // and compute bound from C = 256 on. Not measured on a GPU.
 #include "common/abi.cuh"
-#include "linear/backward.cuh"
+#include "lora/gradients.cuh"
 #include "loss/cross_entropy.cuh"
 
 namespace {
@@ -203,6 +205,26 @@ struct Parts {
     }
 };
 
+// dhead += dZ^T * gathered, of this many tokens of a chunk.
+GradientsView head_gradient(const CrossEntropyView &view, int64_t tokens) {
+    GradientsView gradients = {};
+    gradients.m = tokens;
+    gradients.lds = 2 * view.ldz;
+    gradients.num_products = 1;
+    GradientProduct &product = gradients.products[0];
+    product.big = view.gathered;
+    product.small = reinterpret_cast<const bf16 *>(view.logits);
+    product.ld = view.padded_h;
+    product.columns = view.h;
+    product.adapters = 1;
+    product.ranks = int(view.ldz);
+    product.num_outputs = 1;
+    product.outputs[0] = {view.dhead, 0, int(view.vocab)};
+    return gradients;
+}
+
+bool has_fast_head_gradient(const CrossEntropyView &view) { return view.h % 8 == 0; }
+
 // Checks the shape and fills what follows from it.
 int check_shape(const qk_cross_entropy_args *caller, qk_cross_entropy_args *args, CrossEntropyView *view) {
     *view = {};
@@ -219,6 +241,7 @@ int check_shape(const qk_cross_entropy_args *caller, qk_cross_entropy_args *args
     view->ldz = ceil_div(args->vocab, 8) * 8;
     view->num_statistics = ceil_div(args->vocab, kStatisticColumns);
     view->dhidden = static_cast<bf16 *>(args->dhidden);
+    view->dhead = args->dhead;
     view->m = int(args->m);
     view->supervised = int(args->supervised);
     view->gradient_scale = args->gradient_scale;
@@ -226,6 +249,7 @@ int check_shape(const qk_cross_entropy_args *caller, qk_cross_entropy_args *args
     // Blocks of a launch are counted in 31 bits. (So are the logits' bytes in 47.)
     bool fits = ceil_div(view->chunk, 64) * ceil_div(args->vocab, 128) <= INT32_MAX &&
                 ceil_div(view->chunk, 64) * ceil_div(args->h, 128) <= INT32_MAX;
+    if (view->dhead != nullptr) fits = fits && ceil_div(args->h * view->ldz, kRowThreads) <= INT32_MAX;
     return fits ? QK_OK : QK_ERROR_SHAPE;
 }
 
@@ -246,10 +270,11 @@ bool overlapping(const qk_cross_entropy_args *args, const void *workspace, size_
     const Range written[] = {{workspace, workspace_bytes},
                              {args->state, sizeof *args->state},
                              {args->losses, m * sizeof(float)},
-                             {args->dhidden, m * row}};
+                             {args->dhidden, m * row},
+                             {args->dhead, uint64_t(args->vocab) * 2 * row}};
     const Range read[] = {{args->head, uint64_t(args->vocab) * row}, {args->targets, m * sizeof(int32_t)},
                           {args->weights, m * sizeof(float)}, {args->hidden, m * row}};
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 5; ++i) {
         for (int j = 0; j < i; ++j)
             if (written[i].overlaps(written[j])) return true;
         for (const Range &other : read)
@@ -266,6 +291,11 @@ size_t place(CrossEntropyView *view, void *workspace) {
     view->statistics = parts.take<float2>(view->chunk * view->num_statistics);
     view->target_logits = parts.take<float>(view->chunk);
     if (view->dhidden != nullptr) view->logits = parts.take<float>(view->chunk * view->ldz);
+    bool sums = view->dhead != nullptr && has_fast_head_gradient(*view) && view->chunk > 0;
+    if (sums) {
+        size_t bytes = gradients_workspace_bytes(head_gradient(*view, view->chunk));
+        view->head_sums = parts.take<unsigned char>(int64_t(bytes));
+    }
     return parts.used;
 }
 
@@ -274,12 +304,13 @@ int check(const qk_cross_entropy_args *caller, void *workspace, size_t workspace
     qk_cross_entropy_args own, *args = &own;
     if (int error = check_shape(caller, args, view)) return error;
     if (args->head == nullptr || args->state == nullptr) return QK_ERROR_NULL_POINTER;
+    if (args->dhead != nullptr && args->dhidden == nullptr) return QK_ERROR_NULL_POINTER;
     if (args->m > 0 && (args->hidden == nullptr || args->targets == nullptr || args->losses == nullptr))
         return QK_ERROR_NULL_POINTER;
     for (const void *matrix : {args->hidden, args->head, static_cast<const void *>(args->dhidden)})
         if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
     if (!is_aligned(args->targets, 4) || !is_aligned(args->weights, 4) || !is_aligned(args->losses, 4) ||
-        !is_aligned(args->state, 8))
+        !is_aligned(args->state, 8) || !is_aligned(args->dhead, 4))
         return QK_ERROR_ALIGNMENT;
     view->hidden = static_cast<const bf16 *>(args->hidden);
     view->head = static_cast<const bf16 *>(args->head);
@@ -314,6 +345,12 @@ int launch_gradient(const CrossEntropyView &view, int tokens, qk_stream stream) 
                                               : launch_linear_dx_generic(dx, stream);
 }
 
+int launch_head_gradient(const CrossEntropyView &view, int tokens, qk_stream stream) {
+    GradientsView gradients = head_gradient(view, tokens);
+    return has_fast_head_gradient(view) ? launch_lora_gradients(gradients, view.head_sums, stream)
+                                        : launch_lora_gradients_generic(gradients, stream);
+}
+
 int launch_chunk(const CrossEntropyView &view, int64_t first, int tokens, qk_stream stream) {
     if (int error = launch_copy<false>(view, first, tokens, stream)) return error;
     if (int error = launch_cross_entropy_logits(view, first, tokens, stream)) return error;
@@ -321,6 +358,9 @@ int launch_chunk(const CrossEntropyView &view, int64_t first, int tokens, qk_str
     if (int error = launch(softmax, dim3(unsigned(tokens)), dim3(kRowThreads), kSoftmaxBytes, stream, view, first))
         return error;
     if (view.dhidden == nullptr) return QK_OK;
+    // The gathered rows are there until dX is written over them.
+    if (view.dhead != nullptr)
+        if (int error = launch_head_gradient(view, tokens, stream)) return error;
     if (int error = launch_gradient(view, tokens, stream)) return error;
     return launch_copy<true>(view, first, tokens, stream);
 }

@@ -13,6 +13,7 @@ struct CrossEntropyView {
     float *losses;              // [M]
     qk_loss_state *state;       // [1]
     bf16 *dhidden;              // [M, H], or NULL
+    float *dhead;               // [V, H], or NULL
     int64_t h, vocab, chunk;
     int64_t padded_h;           // H rounded up to 64
     int64_t ldz;                // V rounded up to 8
@@ -28,6 +29,7 @@ struct CrossEntropyView {
     float *target_logits;       // [chunk]
     float
         *logits; // [chunk, ldz], then their bf16 gradient over it at the same row stride in bytes; NULL without dhidden
+    void *head_sums;            // sums over tokens of the gradient of a small output layer, or nothing
 
     // Whether a row is computed.
     __device__ __forceinline__ bool is_supervised(int64_t row) const {

@@ -3,6 +3,7 @@
 
 use super::attention::soft_cap_of;
 use super::check::Operation;
+use super::lora_gradients::{Product, partial_bytes};
 use crate::device::{Stream, View, ViewMut};
 use crate::error::{CudaError, Result};
 use crate::sys;
@@ -76,6 +77,15 @@ pub struct CrossEntropy<'a> {
 /// Bytes of workspace of [`cross_entropy`], with a gradient or without. They do not depend on m, and grow with
 /// `supervised` and `chunk`, so that those of the longest batch serve every one.
 pub fn workspace_bytes(shape: &Shape, gradient: bool) -> Result<usize> {
+    bytes_of(shape, gradient, false)
+}
+
+/// Bytes of workspace of [`cross_entropy_with_head`].
+pub fn workspace_bytes_with_head(shape: &Shape) -> Result<usize> {
+    bytes_of(shape, true, true)
+}
+
+fn bytes_of(shape: &Shape, gradient: bool, head: bool) -> Result<usize> {
     let operation = shape.operation("cross_entropy_workspace_size");
     shape.describe(&operation)?;
     let (supervised, chunk) = (shape.supervised, shape.chunk.min(shape.supervised));
@@ -94,6 +104,12 @@ pub fn workspace_bytes(shape: &Shape, gradient: bool) -> Result<usize> {
     if gradient {
         part(&[chunk, shape.vocab.div_ceil(8) * 8, size_of::<f32>()])?;
     }
+    if head {
+        // Sums over tokens, where the output layer is too small to keep a GPU busy with one block for each of its
+        // tiles.
+        let (ld, ranks) = (shape.h.div_ceil(64) * 64, shape.vocab.div_ceil(8) * 8);
+        part(&[partial_bytes(chunk, std::iter::once(Product { ld, columns: shape.h, ranks, adapters: 1 }))])?;
+    }
     Ok(total)
 }
 
@@ -111,6 +127,33 @@ pub fn cross_entropy(
     workspace: ViewMut<'_, u8>,
     stream: Stream,
 ) -> Result<()> {
+    launch(input, losses, state, dhidden, None, workspace, stream)
+}
+
+/// [`cross_entropy`] with the gradient of an output layer that is trained: `dhead` `[vocab, h]` += the gradient of the
+/// logits, rounded to bf16, transposed, times hidden, summed in f32 over 256 supervised tokens at a time. `workspace`
+/// has at least [`workspace_bytes_with_head`].
+pub fn cross_entropy_with_head(
+    input: &CrossEntropy<'_>,
+    losses: ViewMut<'_, f32>,
+    state: ViewMut<'_, u64>,
+    dhidden: ViewMut<'_, bf16>,
+    dhead: ViewMut<'_, f32>,
+    workspace: ViewMut<'_, u8>,
+    stream: Stream,
+) -> Result<()> {
+    launch(input, losses, state, Some(dhidden), Some(dhead), workspace, stream)
+}
+
+fn launch(
+    input: &CrossEntropy<'_>,
+    losses: ViewMut<'_, f32>,
+    state: ViewMut<'_, u64>,
+    dhidden: Option<ViewMut<'_, bf16>>,
+    dhead: Option<ViewMut<'_, f32>>,
+    workspace: ViewMut<'_, u8>,
+    stream: Stream,
+) -> Result<()> {
     let Shape { m, h, vocab, .. } = input.shape;
     let operation = input.shape.operation("cross_entropy");
     let count = operation.size(&[m, h])?;
@@ -125,7 +168,10 @@ pub fn cross_entropy(
     if let Some(dhidden) = &dhidden {
         operation.length("dhidden", dhidden.len(), count)?;
     }
-    let needed = workspace_bytes(&input.shape, dhidden.is_some())?;
+    if let Some(dhead) = &dhead {
+        operation.length("the gradient of the output layer", dhead.len(), operation.size(&[vocab, h])?)?;
+    }
+    let needed = bytes_of(&input.shape, dhidden.is_some(), dhead.is_some())?;
     let found = workspace.len();
     operation.check(found >= needed, || format!("the workspace has {found} bytes, expected at least {needed}"))?;
     let args = sys::qk_cross_entropy_args {
@@ -138,6 +184,7 @@ pub fn cross_entropy(
         losses: losses.address(),
         state: state.address().cast(),
         dhidden: dhidden.map_or(null_mut(), |dhidden| dhidden.address().cast()),
+        dhead: dhead.map_or(null_mut(), |dhead| dhead.address()),
         ..input.shape.describe(&operation)?
     };
     // SAFETY: every length was checked against the shape; `args` is read before the return. The targets' and weights'
@@ -176,6 +223,7 @@ impl Shape {
             weights: null(),
             soft_cap: 0.0,
             reserved: 0,
+            dhead: null_mut(),
         })
     }
 }

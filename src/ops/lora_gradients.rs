@@ -49,11 +49,11 @@ pub fn workspace_bytes_of(m: usize, k: usize, segments: &[(usize, usize)]) -> us
 }
 
 /// A sum over tokens: `[m, ranks]`ᵀ · `[m, columns]`, for each of the adapters.
-struct Product {
-    ld: usize,
-    columns: usize,
-    ranks: usize,
-    adapters: usize,
+pub(super) struct Product {
+    pub ld: usize,
+    pub columns: usize,
+    pub ranks: usize,
+    pub adapters: usize,
 }
 
 /// Bytes for T, if it is computed inside, and for the sums of chunks of tokens.
@@ -87,7 +87,7 @@ fn workspace_of(
 }
 
 /// Bytes for the sums of chunks of tokens: none where the matrices are large enough to keep a GPU busy by themselves.
-fn partial_bytes(m: usize, products: impl Iterator<Item = Product>) -> usize {
+pub(super) fn partial_bytes(m: usize, products: impl Iterator<Item = Product>) -> usize {
     /// Tokens of a chunk, columns of a block.
     const CHUNK: usize = 256;
     const COLUMNS: usize = 128;

@@ -4,6 +4,7 @@
 mod abi;
 mod gradients;
 mod memory;
+mod product;
 mod workspaces;
 
 use super::{abi_version, status_name};

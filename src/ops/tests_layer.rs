@@ -6,6 +6,7 @@ use std::ptr::{null, null_mut};
 
 mod attention_cache;
 mod cross_entropy;
+mod trained;
 
 #[test]
 fn the_embedding_refuses() {

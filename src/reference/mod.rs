@@ -6,17 +6,21 @@
 
 mod adamw;
 mod attention;
+mod embedding;
 mod linear;
 mod loss;
+mod magnitude;
 mod norm;
 mod rope;
 mod swiglu;
 
 pub use adamw::adamw;
 pub use attention::{attention, attention_backward};
+pub use embedding::embedding_backward;
 pub use linear::{LoraTerm, linear, linear_dx, lora_down, lora_dy_b, lora_gradients};
-pub use loss::linear_cross_entropy;
-pub use norm::{head_norm, head_norm_backward, rms_norm, rms_norm_backward};
+pub use loss::{linear_cross_entropy, linear_cross_entropy_head};
+pub use magnitude::{magnitude, magnitude_backward, magnitude_norms};
+pub use norm::{head_norm, head_norm_backward, head_norm_gradients, rms_norm, rms_norm_backward, rms_norm_gradient};
 pub use rope::{rope, rope_inverse};
 pub use swiglu::{swiglu, swiglu_backward};
 

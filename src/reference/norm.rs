@@ -44,6 +44,22 @@ pub fn rms_norm_backward<T: Real>(
     }
 }
 
+/// `dw += Σ dY ∘ x / rms(x)`, the gradient of the weight.
+pub fn rms_norm_gradient<T: Real>(
+    dy: &[T], // [M, H]
+    x: &[T],  // [M, H]
+    eps: T,
+    dweight: &mut [T], // [H]
+) {
+    let h = dweight.len();
+    for (dy, x) in dy.chunks_exact(h).zip(x.chunks_exact(h)) {
+        let inverse = inverse_rms(x, eps);
+        for i in 0..h {
+            dweight[i] += dy[i] * (x[i] * inverse);
+        }
+    }
+}
+
 /// The columns of each part of q and k in rows q‖k‖v that is normalized on its own, as wide as its weight, and whether
 /// it is one of k.
 fn parts(shape: AttentionShape, widths: [usize; 2]) -> impl Iterator<Item = (std::ops::Range<usize>, usize)> {
@@ -86,6 +102,22 @@ pub fn head_norm_backward<T: Real>(
         }
         for (dx, &dy) in dx[values..].iter_mut().zip(&dy[values..]) {
             *dx += dy;
+        }
+    }
+}
+
+/// [`rms_norm_gradient`] of every part of q, and of every part of k, as the weights are wide.
+pub fn head_norm_gradients<T: Real>(
+    dy: &[T], // [M, (H + 2·Hkv)·D]
+    x: &[T],  // [M, (H + 2·Hkv)·D]
+    eps: T,
+    shape: AttentionShape,
+    dweights: [&mut [T]; 2], // [D] of q, [D] of k; or [H·D], [Hkv·D]
+) {
+    let widths = [dweights[0].len(), dweights[1].len()];
+    for (dy, x) in dy.chunks_exact(shape.qkv()).zip(x.chunks_exact(shape.qkv())) {
+        for (part, of) in parts(shape, widths) {
+            rms_norm_gradient(&dy[part.clone()], &x[part], eps, &mut *dweights[of]);
         }
     }
 }

@@ -8,7 +8,9 @@ use lab::device::{device, set_schedule};
 use lab::linear::{Linear, Part, Values};
 use lab::linear_dx::LinearDx;
 use lab::low_rank::{LowRank, LowRankPart};
+use lab::magnitudes::{Direction, Magnitudes};
 use lab::operation::Operation;
+use lab::vector_gradients::NormGradients;
 use qlora_kernels::device::emulation::{self, Access, AccessCount};
 use qlora_kernels::shape::AttentionShape;
 use qlora_kernels::sys;
@@ -159,6 +161,22 @@ fn tiles_of_the_gradients_of_lora_are_read_without_conflicts() {
     let case =
         LowRank { m: 128, k: 512, pad_x: 0, parts, adapters: 0, dropout: 0.0, exact: false, given_t: true, seed: 1 };
     assert_counts("lora", &counted(&case), &[DOWN, DY_B]);
+}
+
+/// 8 floats of a lane are two loads, 16 bytes each of the same sectors: the second finds them in the L1 cache.
+const FLOATS: Exception = ("rows.cuh", Access::GlobalLoad, 16, 2.0);
+
+/// Rows of bf16 are read and written whole; beside them stand a vector of floats a block.
+#[test]
+fn sums_over_tokens_read_whole_sectors() {
+    for direction in [Direction::Forward, Direction::Backward] {
+        let case = Magnitudes { m: 512, n: 256, pad: 0, bias: true, direction, seed: 1 };
+        assert_counts(&format!("magnitudes, {direction:?}"), &counted(&case), &[FLOATS]);
+    }
+    for (parts, width) in [(1, 512), (4, 128)] {
+        let case = NormGradients { m: 512, parts, width, column: 0, tail: 0, seed: 1 };
+        assert_counts(&format!("gradient of a norm, {parts}"), &counted(&case), &[]);
+    }
 }
 
 /// All instructions of one kind: how many, and what they take.

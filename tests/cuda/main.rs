@@ -28,4 +28,5 @@ mod nf4;
 #[cfg(kernels = "emulated")]
 mod real_shapes;
 mod test_kernels;
+mod trained;
 mod twins;

@@ -82,6 +82,10 @@ fn a_reserved_field_that_is_not_zero_is_refused_in_every_struct_that_has_one() {
         with_reserved!(qk_attention_args, |args| unsafe { sys::qk_attention(args, null_mut()) }),
         with_reserved!(qk_attention_cache_args, |args| unsafe { sys::qk_attention_cache_append(args, null_mut()) }),
         with_reserved!(qk_cross_entropy_args, |args| unsafe { sys::qk_cross_entropy(args, null_mut(), 0, null_mut()) }),
+        with_reserved!(qk_row_squares_args, |args| unsafe { sys::qk_row_squares(args, null_mut()) }),
+        with_reserved!(qk_magnitude_norms_args, |args| unsafe { sys::qk_magnitude_norms(args, null_mut()) }),
+        with_reserved!(qk_magnitude_args, |args| unsafe { sys::qk_magnitude(args, null_mut()) }),
+        with_reserved!(qk_embedding_backward_args, |args| unsafe { sys::qk_embedding_backward(args, null_mut()) }),
         with_reserved!(qk_adamw_args, |args| unsafe { sys::qk_adamw_update(args, null_mut()) }),
     ];
     for (name, status) in statuses {

@@ -5,8 +5,8 @@ use crate::ops::linear::{self, Adapters, Input, Lora, Path, Segment, Weight};
 use crate::ops::linear_backward::{Backward, Call, SegmentBackward};
 use crate::ops::lora_gradients::{ForwardInputs, PairGradient, call};
 use crate::ops::{
-    adamw, attention, attention_backward, attention_cache, cross_entropy, linear_dx, linear_forward, lora_gradients,
-    nf4,
+    adamw, attention, attention_backward, attention_cache, cross_entropy, linear_dx, linear_dx_product, linear_forward,
+    linear_product, lora_gradients, magnitude_backward, nf4, norm_gradient,
 };
 use crate::shape::AttentionShape;
 use crate::{CudaError, sys};
@@ -103,6 +103,11 @@ proptest! {
         };
         prop_assert_eq!(path.unwrap(), path_in_c);
         prop_assert_eq!(Ok(elements * 2), bytes);
+        let several = adapters > 0 && columns > 0;
+        // SAFETY: as above.
+        let bytes = unsafe { bytes_of(|b| sys::qk_linear_product_workspace_size(&call_forward.linear(), b)) };
+        let expected = Ok(linear_product::workspace_len(&input, &forward) * 2);
+        prop_assert_eq!(if several { Err(sys::QK_ERROR_NOT_BUILT) } else { expected }, bytes);
 
         let backward = Backward { m, k, t: s, dropout: None };
         let operands: Vec<SegmentBackward> = shapes
@@ -119,6 +124,10 @@ proptest! {
         };
         prop_assert_eq!(linear_dx::path(&backward, &operands).unwrap(), path_in_c);
         prop_assert_eq!(Ok(linear_dx::workspace_len(&backward, &operands) * 2), bytes);
+        // SAFETY: as above.
+        let bytes = unsafe { bytes_of(|b| sys::qk_linear_dx_product_workspace_size(&call_backward.linear(), b)) };
+        let expected = Ok(linear_dx_product::workspace_len(&backward, &operands) * 2);
+        prop_assert_eq!(if several { Err(sys::QK_ERROR_NOT_BUILT) } else { expected }, bytes);
 
         let inputs = ForwardInputs { x: view(m * ldx), ldx, s: view(m * columns) };
         let count = adapters.max(1);
@@ -170,6 +179,28 @@ proptest! {
         // SAFETY: a valid struct, of which no device memory is followed.
         let bytes = unsafe { bytes_of(|b| sys::qk_cross_entropy_workspace_size(&args, b)) };
         prop_assert_eq!(Ok(cross_entropy::workspace_bytes(&shape, gradient).unwrap()), bytes);
+        (args.dhidden, args.dhead) = (std::ptr::without_provenance_mut(4096), std::ptr::without_provenance_mut(4096));
+        // SAFETY: as above.
+        let bytes = unsafe { bytes_of(|b| sys::qk_cross_entropy_workspace_size(&args, b)) };
+        prop_assert_eq!(Ok(cross_entropy::workspace_bytes_with_head(&shape).unwrap()), bytes);
+    }
+
+    #[test]
+    fn gradients_of_vectors(m in tokens(), n in width(), parts in 1usize..70, wanted in any::<bool>()) {
+        // SAFETY: C structs of integers, floats and pointers, of which no device memory is followed.
+        let (mut magnitude, mut norm): (sys::qk_magnitude_args, sys::qk_norm_gradient_args) = unsafe { std::mem::zeroed() };
+        (magnitude.struct_size, magnitude.m, magnitude.n) = (size_of::<sys::qk_magnitude_args>() as u32, m as i64, n as i64);
+        if wanted {
+            magnitude.dmagnitude = std::ptr::without_provenance_mut(4096);
+        }
+        // SAFETY: a valid struct.
+        let bytes = unsafe { bytes_of(|b| sys::qk_magnitude_backward_workspace_size(&magnitude, b)) };
+        prop_assert_eq!(Ok(if wanted { magnitude_backward::workspace_bytes(m, n) } else { 0 }), bytes);
+        (norm.struct_size, norm.eps, norm.m) = (size_of::<sys::qk_norm_gradient_args>() as u32, 1e-5, m as i64);
+        (norm.parts, norm.width, norm.ld) = (parts as i64, n as i64, (parts * n) as i64);
+        // SAFETY: a valid struct.
+        let bytes = unsafe { bytes_of(|b| sys::qk_norm_gradient_workspace_size(&norm, b)) };
+        prop_assert_eq!(Ok(norm_gradient::workspace_bytes(m, parts, n)), bytes);
     }
 
     #[test]

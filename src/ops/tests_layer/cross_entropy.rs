@@ -22,6 +22,7 @@ fn args(memory: &mut Memory) -> sys::qk_cross_entropy_args {
         weights: null(),
         soft_cap: 0.0,
         reserved: 0,
+        dhead: null_mut(),
     }
 }
 
@@ -72,6 +73,10 @@ fn every_bad_operand_is_refused() {
         |a: &mut Args| a.dhidden = a.losses.cast() => QK_ERROR_OVERLAP,
         |a: &mut Args| a.losses = a.targets.cast_mut().cast() => QK_ERROR_OVERLAP,
         |a: &mut Args| a.weights = a.losses => QK_ERROR_OVERLAP,
+        |a: &mut Args| a.dhead = a.head.cast_mut().cast() => QK_ERROR_OVERLAP,
+        |a: &mut Args| a.dhead = a.dhidden.wrapping_byte_add(16).cast() => QK_ERROR_OVERLAP,
+        |a: &mut Args| (a.dhidden, a.dhead) = (null_mut(), a.dhidden.cast()) => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.dhead = a.targets.wrapping_byte_add(2).cast_mut().cast() => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.losses = a.state.wrapping_byte_add(12).cast() => QK_ERROR_OVERLAP,
         |a: &mut Args| a.state = a.head.wrapping_byte_add(48).cast_mut().cast() => QK_ERROR_OVERLAP,
     });

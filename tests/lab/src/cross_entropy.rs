@@ -5,6 +5,10 @@
 //! is right to 2⁻²² and each of the few merges of statistics adds another. The gradient of a logit is rounded to bf16
 //! (2⁻⁸ of it) before the second product, and the result once.
 
+mod head;
+
+pub use head::HeadLoss;
+
 use super::operation::Operation;
 use super::values::chosen;
 use half::bf16;
@@ -107,14 +111,15 @@ impl Host {
         ((cap * tanh, error), (1.0 - tanh * tanh, 2.0 * error / cap + unit(22)))
     }
 
-    /// The loss of a row, not weighted, and its gradient.
-    pub fn expected(&self, row: usize, h: usize) -> (Bounded, Vec<Bounded>) {
+    /// The loss of a row, not weighted, and the gradients of its logits; none of a row that is not supervised, and NaN
+    /// of one whose target is no token.
+    fn gradients_of_logits(&self, row: usize, h: usize) -> (Bounded, Option<Vec<Bounded>>) {
         let x = &self.hidden[row * h..][..h];
         let rows = self.head.chunks_exact(h);
         let target = usize::try_from(self.targets[row]).ok().filter(|_| self.is_supervised(row));
-        let Some(target) = target else { return ((0.0, 0.0), vec![(0.0, 0.0); h]) };
+        let Some(target) = target else { return ((0.0, 0.0), None) };
         if target >= rows.len() {
-            return ((f64::NAN, 0.0), vec![(f64::NAN, 0.0); h]);
+            return ((f64::NAN, 0.0), Some(vec![(f64::NAN, 0.0); rows.len()]));
         }
         let (logits, slopes): (Vec<Bounded>, Vec<Bounded>) = rows.clone().map(|w| self.capped(dot(x, w))).unzip();
         let max = logits.iter().fold(f64::NEG_INFINITY, |max, z| max.max(z.0));
@@ -129,8 +134,7 @@ impl Host {
         let loss_error = 1.01 * (normalizer + z_error) + unit(22) * (sum.ln().abs() + (max - z).abs() + loss.abs());
 
         let weight = f64::from(self.scale * self.weight(row));
-        let mut gradient = vec![(0.0, 0.0, 0.0); h];
-        for (column, (w, z)) in rows.zip(&logits).enumerate() {
+        let gradient = |(column, z): (usize, &Bounded)| {
             let (p, one) = ((z.0 - max).exp() / sum, f64::from(u8::from(column == target)));
             let p_error = p * (z.1 + normalizer + exponential(z.0) + unit(22)).exp_m1() + (p + one) * unit(23);
             let (slope, slope_error) = slopes[column];
@@ -138,16 +142,29 @@ impl Host {
             let dz_error =
                 weight.abs() * (p_error * (slope + slope_error) + (p - one).abs() * slope_error) * (1.0 + unit(8))
                     + unit(8) * dz.abs();
+            // Smaller than the smallest normal number of f32 and bf16, p, dz and their product may be zero.
+            let flushed = f64::from(f32::MIN_POSITIVE) * (1.0 + weight.abs() * slope.abs());
+            (dz, dz_error + flushed)
+        };
+        ((loss, loss_error), Some(logits.iter().enumerate().map(gradient).collect()))
+    }
+
+    /// The loss of a row, not weighted, and its gradient.
+    pub fn expected(&self, row: usize, h: usize) -> (Bounded, Vec<Bounded>) {
+        let (loss, gradients) = self.gradients_of_logits(row, h);
+        let Some(gradients) = gradients else { return (loss, vec![(0.0, 0.0); h]) };
+        let terms = (gradients.len() + 8) as f64;
+        let mut gradient = vec![(0.0, 0.0, 0.0); h];
+        for ((dz, dz_error), w) in gradients.into_iter().zip(self.head.chunks_exact(h)) {
             for (to, w) in gradient.iter_mut().zip(w) {
                 let w = w.to_f64();
                 *to = (to.0 + dz * w, to.1 + dz_error * w.abs(), to.2 + (dz * w).abs());
             }
         }
-        let terms = (logits.len() + 8) as f64;
         let rounded = |(value, error, magnitude): (f64, f64, f64)| {
             (value, unit(8) * value.abs() + (1.0 + unit(8)) * (error + terms * unit(24) * magnitude))
         };
-        ((loss, loss_error), gradient.into_iter().map(rounded).collect())
+        (loss, gradient.into_iter().map(rounded).collect())
     }
 
     pub fn supervised(&self) -> usize {

@@ -6,7 +6,8 @@ use qlora_kernels::rope::{RopeScaling, RopeTable};
 use qlora_kernels::shape::AttentionShape;
 use qlora_train::arch::{Activation, Arch, Projection};
 use qlora_train::backend::{
-    Backend, BufferShape, LinearGroup, Lora, Op, Quantization, Residency, Rotation, Segment, StateFormat,
+    Backend, BufferShape, LinearGroup, Lora, Magnitude, MaybeTrained, Op, Quantization, Residency, Rotation, Segment,
+    StateFormat,
 };
 use qlora_train::base::synthetic::tiny_arch;
 use qlora_train::files::tensor::{HostTensor, StoredType, WeightSource};
@@ -84,14 +85,80 @@ fn group<B: Backend>(b: &mut B) -> LinearGroup<B> {
         let weight = b.weight("weight", n, HIDDEN, quantization, StoredType::Bf16, read).unwrap();
         let bias = bias.then(|| b.vector("bias", n, &mut || Ok(random(seed + 1, n))).unwrap());
         let mut param = |seed, len| b.param(len, Some(StateFormat::F32), &mut || Ok(random(seed, len))).unwrap();
-        let lora =
-            Some(Lora { r, scale: 0.7, a: param(seed + 2, r * HIDDEN), b: param(seed + 3, n * r), magnitude: None });
+        let lora = Some(Lora {
+            r,
+            scale: 0.7,
+            a: param(seed + 2, r * HIDDEN),
+            b: param(seed + 3, n * r),
+            magnitude: None,
+            several: None,
+        });
         Segment { n, weight, bias, lora }
     };
     let segments = vec![segment(10, 192, 8, true), segment(20, 64, 3, false)];
     let group = LinearGroup { k: HIDDEN, segments, dropout_id: 0, label: "q_proj".to_owned() };
     b.prepare_group("weight", &group).unwrap();
     group
+}
+
+/// Gives the first layer of a group magnitudes, and norms that they take the place of; the other gets none.
+fn add_magnitudes<B: Backend>(b: &mut B, group: &mut LinearGroup<B>) {
+    let n = group.segments[0].n;
+    let positive = |seed| random(seed, n).into_iter().map(|x| 1.0 + x).collect::<Vec<f32>>();
+    let mut vector = |seed| b.vector("norms", n, &mut || Ok(positive(seed))).unwrap();
+    let (squares, norms) = (vector(40), vector(41));
+    let m = b.param(n, Some(StateFormat::F32), &mut || Ok(random(42, n))).unwrap();
+    let lora = group.segments[0].lora.as_mut().unwrap();
+    lora.magnitude = Some(Magnitude { m, squares, norms });
+    b.prepare_group("weight", group).unwrap();
+}
+
+fn trained_vector<B: Backend>(b: &mut B, seed: u64, len: usize) -> B::Vector {
+    b.trained_vector("norms", len, StateFormat::F32, &mut || Ok(random(seed, len))).unwrap()
+}
+
+/// The bits of a gradient.
+fn gradient<B: Backend>(b: &B, param: Option<&B::Param>) -> Vec<u32> {
+    b.gradient(param.unwrap()).unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+/// Operations of what is trained beside low-rank terms, once for each of `ranges`. The gradient of the output layer is
+/// that of all of a batch at once.
+fn outcomes_of_trained<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str, Outcome)> {
+    let mut found = Vec::new();
+    let mut group = group(b);
+    add_magnitudes(b, &mut group);
+    let (mut y, mut z, dy) = (filled(b, 50, group.n()), filled(b, 51, group.n()), filled(b, 52, group.n()));
+    for range in ranges {
+        b.run(range.clone(), Op::Magnitude { group: &group, y: &mut y }).unwrap();
+        b.run(range.clone(), Op::MagnitudeBackward { dy: &dy, z: &mut z, group: &mut group }).unwrap();
+    }
+    let magnitude = group.segments[0].lora.as_ref().unwrap().magnitude.as_ref().unwrap();
+    let of_magnitude = gradient(b, Some(&magnitude.m));
+    found.push(("magnitudes", vec![bits(b, &y), bits(b, &z), of_magnitude]));
+
+    let (x, dout) = (filled(b, 53, HIDDEN), filled(b, 54, HIDDEN));
+    let mut table = b.trained_table("table", VOCAB, HIDDEN, StateFormat::F32, &mut || Ok(random(55, VOCAB * HIDDEN)));
+    let table = table.as_mut().unwrap();
+    let mut weight = trained_vector(b, 56, HIDDEN);
+    for range in ranges {
+        b.run(range.clone(), Op::EmbedBackward { dout: &dout, scale: 1.7, table: &mut *table }).unwrap();
+        b.run(range.clone(), Op::NormGradient { dy: &dout, x: &x, eps: EPS, weight: &mut weight }).unwrap();
+    }
+    let (of_table, of_weight) = (gradient(b, table.param()), gradient(b, weight.param()));
+    found.push(("gradients of tables and norms", vec![of_table, of_weight]));
+
+    let (qkv, dqkv) = (filled(b, 57, SHAPE.qkv()), filled(b, 58, SHAPE.qkv()));
+    for widths in [[SHAPE.head_dim; 2], [SHAPE.out(), SHAPE.kv_heads * SHAPE.head_dim]] {
+        let (mut q, mut k) = (trained_vector(b, 59, widths[0]), trained_vector(b, 60, widths[1]));
+        for range in ranges {
+            let weights = [&mut q, &mut k];
+            let op = Op::HeadNormGradients { dqkv: &dqkv, qkv: &qkv, eps: EPS, shape: SHAPE, weights };
+            b.run(range.clone(), op).unwrap();
+        }
+        found.push(("gradients of norms of heads", vec![gradient(b, q.param()), gradient(b, k.param())]));
+    }
+    found
 }
 
 /// The bits that one operation leaves behind.
@@ -228,6 +295,7 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
         let loss = loss.to_bits();
         found.push(("cross_entropy", vec![vec![loss as u32, (loss >> 32) as u32], bits(b, &dx)]));
     }
+    found.extend(outcomes_of_trained(b, ranges));
     found
 }
 

@@ -3,16 +3,18 @@
 use anyhow::{Result, ensure};
 
 /// Kernels whose results are defined by two roundings (a code's value times absmax; nested code times nested absmax
-/// plus offset; what dropout keeps times its factor, added to a gradient), and how many `fma` their source asks for:
-/// the low-rank term of the small-M kernel, both sums of the generic one after unrolling, both of the generic dX, one
-/// of the generic gradients, and the boundaries of the maps of the optimizer. One more is a contraction.
-pub const TWO_ROUNDINGS: [(&str, usize); 26] = [
+/// plus offset; what dropout keeps times its factor, or a row times the embedding's scale, added to a gradient), and
+/// how many `fma` their source asks for: the low-rank term of the small-M kernel, both sums of the generic one after
+/// unrolling, both of the generic dX, one of the generic gradients, and the boundaries of the maps of the optimizer.
+/// One more is a contraction.
+pub const TWO_ROUNDINGS: [(&str, usize); 28] = [
     ("quantize_blocks<float>", 0),
     ("quantize_blocks<__nv_bfloat16>", 0),
     ("quantize_absmax", 0),
     ("mean", 0),
     ("dequantize<float>", 0),
     ("dequantize<__nv_bfloat16>", 0),
+    ("dequantize_rows", 0),
     ("adamw_update", 4),
     ("gradient_partials", 0),
     ("gradient_state", 0),
@@ -33,6 +35,7 @@ pub const TWO_ROUNDINGS: [(&str, usize); 26] = [
     ("lora_gradients<4, false>", 0),
     ("lora_gradients<4, true>", 0),
     ("lora_gradients_generic", 1),
+    ("embedding_backward<8>", 0),
 ];
 
 /// Floating-point instructions of one kernel.

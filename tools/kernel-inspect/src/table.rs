@@ -31,7 +31,7 @@ const fn memory_bound(name: &'static str) -> Hot {
     Hot { name, copies: false, is_tensor_core: false, known_spills: 0 }
 }
 
-pub const HOT: [Hot; 109] = [
+pub const HOT: [Hot; 119] = [
     tensor_core("linear_forward<Config<128, 8, 3, false, true>>", true),
     tensor_core("linear_forward<Config<64, 4, 3, false, true>>", true),
     tensor_core("linear_forward<Config<64, 4, 3, false, false>>", true),
@@ -66,6 +66,8 @@ pub const HOT: [Hot; 109] = [
     memory_bound("add_chunks<4>"),
     memory_bound("dequantize<__nv_bfloat16>"),
     memory_bound("dequantize<float>"),
+    memory_bound("dequantize_rows"),
+    memory_bound("copy_columns"),
     memory_bound("quantize_blocks<__nv_bfloat16>"),
     memory_bound("quantize_blocks<float>"),
     memory_bound("quantize_absmax"),
@@ -144,10 +146,18 @@ pub const HOT: [Hot; 109] = [
     memory_bound("head_norm<8, true, 0>"),
     memory_bound("head_norm<8, true, 1>"),
     memory_bound("head_norm<8, true, 2>"),
+    memory_bound("inverse_rms_of_parts<8>"),
+    memory_bound("norm_gradient<8>"),
+    memory_bound("magnitude_forward<8>"),
+    memory_bound("magnitude_backward<8>"),
+    memory_bound("add_token_sums"),
+    memory_bound("row_squares_nf4<true>"),
+    memory_bound("magnitude_norms"),
     memory_bound("rope<8>"),
     memory_bound("swiglu<8, false, 0>"),
     memory_bound("swiglu<8, true, 0>"),
     memory_bound("embedding<8>"),
+    memory_bound("embedding_backward<8>"),
 ];
 
 /// One kernel of one architecture.

@@ -10,8 +10,10 @@
 mod banks;
 mod cache;
 mod loss;
+mod product;
 mod soft_cap;
 mod table;
+mod trained;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use std::fs;
@@ -41,7 +43,8 @@ fn main() -> ExitCode {
 
 /// Every seeded bug.
 fn mutants() -> impl Iterator<Item = &'static Mutant> {
-    [table::MUTANTS, loss::MUTANTS, cache::MUTANTS, banks::MUTANTS, soft_cap::MUTANTS].into_iter().flatten()
+    let beside = [banks::MUTANTS, soft_cap::MUTANTS, product::MUTANTS, trained::MUTANTS];
+    [table::MUTANTS, loss::MUTANTS, cache::MUTANTS].into_iter().chain(beside).flatten()
 }
 
 /// Runs every mutant whose name holds a text of `wanted` (all, if there is none), and the kernels as they are; what was

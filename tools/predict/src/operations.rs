@@ -110,6 +110,16 @@ impl Operation {
                 vec![self.moves("head_norm<8, true, 1>", 256, self.of_vectors() / 6)]
             }
             "rotary embedding" => vec![self.moves("rope<8>", 256, self.of_vectors())],
+            "norm, gradient of the weight" => {
+                vec![self.moves("norm_gradient<8>", 256, self.of_token_sums(self.values / 2))]
+            }
+            "magnitudes" => vec![self.moves("magnitude_forward<8>", 256, self.of_token_sums(self.values / 2))],
+            "magnitudes, backward" => {
+                vec![self.moves("magnitude_backward<8>", 256, self.of_token_sums(self.values / 3))]
+            }
+            "embedding, backward" => {
+                vec![self.moves("embedding_backward<8>", 256, self.tokens * (self.values / 3).div_ceil(8 * 256))]
+            }
             "SwiGLU" => vec![self.moves("swiglu<8, false, 0>", 256, self.of_vectors() / 3)],
             "SwiGLU, backward" => {
                 vec![self.moves("swiglu<8, true, 0>", 256, (self.tokens * self.k).div_ceil(8 * 256))]
@@ -121,6 +131,11 @@ impl Operation {
     /// Blocks of 256 threads that take 8 values each.
     fn of_vectors(&self) -> usize {
         (self.tokens * self.values).div_ceil(8 * 256)
+    }
+
+    /// Blocks of 256 tokens by 16 vectors of a row of so many values.
+    fn of_token_sums(&self, columns: usize) -> usize {
+        self.tokens.div_ceil(256) * columns.div_ceil(8 * 16)
     }
 
     fn moves(&self, kernel: &str, threads: u32, blocks: usize) -> Launch {

@@ -66,6 +66,10 @@ impl OpWork {
             Op::HeadNormGradients { shape, .. } => (work.heads, work.values) = (heads(*shape), 2 * shape.qkv()),
         }
         work.units = work.units();
+        if matches!(op, Op::TrainedCrossEntropy { .. }) {
+            // Three products in place of two: logits, and both gradients.
+            work.units *= 1.5;
+        }
         work
     }
 

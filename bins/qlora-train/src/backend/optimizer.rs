@@ -1,7 +1,8 @@
 //! Trainable tensors and their optimizer.
 
 use super::{Operands, OptimizerState, StateFormat};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use qlora_kernels::device::Others;
 use qlora_kernels::optim::AdamW;
 
 /// One trainable tensor and how the optimizer treats it.
@@ -32,6 +33,29 @@ pub trait Optimizer: Operands {
     fn gradient(&self, param: &Self::Param) -> Result<Vec<f32>>;
     /// Puts back what [`Self::gradient`] gave. Refuses another length, and then changes nothing.
     fn restore_gradient(&mut self, param: &mut Self::Param, gradient: Vec<f32>) -> Result<()>;
+    /// Length of the gradient; 0 where the tensor is not trained.
+    fn gradient_len(&self, param: &Self::Param) -> usize;
+    /// Whether a gradient is read and put back without waiting for other work.
+    fn has_gradients_on_host(&self) -> bool {
+        false
+    }
+    /// Whether this device adds up gradients over the ranks of a run, which it has met before.
+    fn adds_up(&self) -> bool {
+        false
+    }
+    /// Begins to replace gradients by their sums over the ranks, after the operations so far. They are nobody's until
+    /// [`finish_sums`](Self::finish_sums). All ranks begin the same sums in the same order. Failed: a rank is gone, by
+    /// what `others` say.
+    fn begin_sum(&mut self, _params: Vec<&mut Self::Param>, _others: &mut dyn Others) -> Result<()> {
+        Err(Error::Failed("this device does not add up gradients".to_owned()))
+    }
+    /// Waits for all sums. `params` are those of all of them, in the order in which they were begun.
+    fn finish_sums(&mut self, _params: Vec<&mut Self::Param>, _others: &mut dyn Others) -> Result<()> {
+        Ok(())
+    }
+    /// Ends sums that are under way, and gives the gradients back with any values: this rank has failed. `params` are
+    /// those of all sums, begun or not, in their order.
+    fn abandon_sums(&mut self, _params: Vec<&mut Self::Param>) {}
     /// Makes room for updates of these tensors; before the first operation of a step.
     fn prepare_update(&mut self, _params: Vec<&mut Self::Param>) -> Result<()> {
         Ok(())

@@ -102,31 +102,50 @@ pub trait Weights: Operands {
     fn trained_table(
         &mut self,
         name: &'static str,
-        _vocab: usize,
-        _hidden: usize,
-        _states: StateFormat,
-        _init: &mut dyn FnMut() -> Result<Vec<f32>>,
-    ) -> Result<Self::Table> {
-        refuse!("`modules_to_save`: {name} is trained only where the CPU computes so far; use `--device cpu`")
-    }
+        vocab: usize,
+        hidden: usize,
+        states: StateFormat,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<Self::Table>;
     /// A norm's weight that is trained, as [`trained_table`](Self::trained_table).
     fn trained_vector(
         &mut self,
         name: &'static str,
-        _len: usize,
-        _states: StateFormat,
-        _init: &mut dyn FnMut() -> Result<Vec<f32>>,
-    ) -> Result<Self::Vector> {
-        refuse!("`modules_to_save`: {name} are trained only where the CPU computes so far; use `--device cpu`")
+        len: usize,
+        states: StateFormat,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<Self::Vector>;
+    /// A table in which the rows of `tokens`, in order, have values of their own, `[tokens, hidden]`: trained, with a
+    /// gradient and `states`, or only computed with (`None`). `read` gives the table and these values, where they are
+    /// others than the table's; it is called at most once, and not at all in a dry run.
+    fn table_with_rows(
+        &mut self,
+        name: &'static str,
+        [vocab, hidden]: [usize; 2],
+        residency: Residency,
+        stored: StoredType,
+        tokens: &[u32],
+        states: Option<StateFormat>,
+        read: &mut dyn FnMut() -> Result<(HostTensor, Option<Vec<f32>>)>,
+    ) -> Result<Self::Table> {
+        if states.is_some() {
+            refuse!(
+                "`trainable_token_indices`: rows of {name} are trained only where the CPU computes so far; use `--device cpu`"
+            );
+        }
+        self.table(name, vocab, hidden, residency, stored, &mut || {
+            let (mut table, rows) = read()?;
+            if let Some(rows) = rows {
+                table.replace_rows(hidden, tokens, &rows);
+            }
+            Ok(table)
+        })
     }
     /// ‖W‖² of each row of a weight `[n, k]`, as it is computed with; empty in a dry run.
-    fn row_squares(&mut self, name: &str, _weight: &Self::Weight, _n: usize, _k: usize) -> Result<Vec<f32>> {
-        refuse!("`use_dora`: {name} gets magnitudes only where the CPU computes so far; use `--device cpu`")
-    }
-    /// Computes the norms of [`Magnitude`](super::Magnitude) again, after A and B have changed.
-    fn refresh_magnitudes(&mut self, _group: &mut LinearGroup<Self>) -> Result<()> {
-        Ok(())
-    }
+    fn row_squares(&mut self, name: &str, weight: &Self::Weight, n: usize, k: usize) -> Result<Vec<f32>>;
+    /// Computes the norms of [`Magnitude`](super::Magnitude) again, after A and B have changed. The layer's weights
+    /// have been [waited for](Self::wait_weights).
+    fn refresh_magnitudes(&mut self, group: &mut LinearGroup<Self>) -> Result<()>;
     /// Rotation angles of `positions` positions, `half` = head_dim / 2 cosines and as many sines each; kept by the
     /// backend, which returns the table's number. All tables of a model have the same positions.
     fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<usize>;

@@ -24,6 +24,10 @@ const DISK: f64 = 1e9;
 /// Operations a second of a CPU; only their number distinguishes one plan from another.
 const CPU: f64 = 2e11;
 
+/// Operations that move values and do little else, beside norms, at whose rate they go.
+const LIKE_NORMS: [&str; 4] =
+    ["magnitudes", "magnitudes, backward", "norm, gradient of the weight", "embedding, backward"];
+
 /// Operations that dequantizing a weight takes on a CPU.
 const DEQUANTIZE: f64 = 16.0;
 
@@ -46,7 +50,8 @@ impl Rates {
         let mut seconds = 0.0;
         for operation in work {
             let count = operation.count as f64;
-            seconds += count * operation.units / self.units_per_second.get(operation.name)?;
+            let rated = if LIKE_NORMS.contains(&operation.name) { "norm" } else { operation.name };
+            seconds += count * operation.units / self.units_per_second.get(rated)?;
             seconds += count * operation.trained() as f64 / self.updates_per_second;
         }
         Some(seconds)
@@ -132,6 +137,10 @@ mod tests {
             "norm of q and k, backward",
             "norm and rotation of q and k",
             "norm and rotation of q and k, backward",
+            "magnitudes",
+            "magnitudes, backward",
+            "norm, gradient of the weight",
+            "embedding, backward",
             "embedding",
             "output layer and loss",
             "attention, backward",
@@ -140,7 +149,7 @@ mod tests {
         assert_eq!(seconds(&all).len(), 6);
         assert!(seconds(&[OpWork { name: "sorting", ..linear }]).is_empty());
         let fastest = Rates::all().into_iter().min_by(|a, b| {
-            let of = |rates: &Rates| rates.seconds(&all[5..]).unwrap();
+            let of = |rates: &Rates| rates.seconds(&all[9..]).unwrap();
             of(a).total_cmp(&of(b))
         });
         assert_eq!(fastest.unwrap().card, FASTEST);

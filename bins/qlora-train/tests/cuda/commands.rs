@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use trainer_lab::fixture;
 
 /// A port that nobody listens at, below those that the system gives to connections.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let mut ports = (0..5_000).map(|number| 20_000 + (std::process::id() + number) as u16 % 5_000 * 2);
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a port is free")
 }
@@ -98,6 +98,32 @@ fn a_run_that_is_gone_on_with_from_its_checkpoint_gives_the_same_adapter() {
     directory.train("--output-dir resumed --device cuda --resume-from-checkpoint whole/checkpoint-2");
     let adapter = |run: &str| std::fs::read(directory.path(run).join("adapter_model.safetensors")).unwrap();
     assert!(adapter("whole") == adapter("resumed"));
+}
+
+/// A run in the bf16 of a GPU does not go on in f32, nor the other way round: not from a checkpoint, and not by itself in
+/// the same place, where nobody may notice that no GPU answers.
+#[test]
+fn a_run_does_not_go_on_on_another_kind_of_device() {
+    let directory = Directory::new();
+    for (out, began, now) in [("gpu", "cuda", "cpu --compute f32"), ("cpu", "cpu --compute f32", "cuda")] {
+        directory.train(&format!("--output-dir {out} --device {began}"));
+        for more in [
+            format!("--output-dir other --resume-from-checkpoint {out}/checkpoint-2 --device {now}"),
+            format!("--output-dir {out} --resume-from-checkpoint true --device {now}"),
+        ] {
+            let output = directory.run(&train(&more));
+            let errors = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{more}: {errors}");
+            for words in ["different run: arithmetic (", "f32 on the CPU", "bf16 by the fused kernels of a GPU"] {
+                assert!(errors.contains(words), "{more}: {words:?} in {errors}");
+            }
+        }
+        assert!(!directory.path("other").exists());
+    }
+    // With nothing asked for, a CPU takes the arithmetic of the record: that of a GPU is not its own.
+    let output = directory.run(&train("--output-dir gpu --resume-from-checkpoint true --device cpu"));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && !errors.contains("as the run in gpu began"), "{errors}");
 }
 
 /// Each process has a model of its own on the device, and sums go by host memory. Each has one micro-batch of a step,

@@ -66,7 +66,7 @@ impl Pieces {
 
     fn batch(&self) -> Batch<'_> {
         let Self { input_ids, positions, boundaries, targets, .. } = self;
-        Batch { input_ids, positions, boundaries, targets, weights: None }
+        Batch { input_ids, positions, boundaries, targets, weights: None, adapters: None }
     }
 }
 

@@ -15,13 +15,13 @@ use trainer_lab::model::Documents;
 
 const BUDGET: Budget = Budget { limit: u64::MAX, in_use: 0, in_use_name: "", read_bytes: 0, host_limit: u64::MAX };
 
-fn planned(spec: &ModelSpec) -> u64 {
+pub fn planned(spec: &ModelSpec) -> u64 {
     let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
     plan(&Device::unopened(0), spec, &stored, PlannedJob::Train, BUDGET).unwrap().run_bytes
 }
 
 /// Two steps of the longest micro-batch: states are made in the first, and the second begins with them.
-fn steps(cuda: &mut Cuda, spec: &ModelSpec) -> Trained {
+pub fn steps(cuda: &mut Cuda, spec: &ModelSpec) -> Trained {
     let [longest, _] = micro_batches(spec.arch.vocab_size);
     train_on(cuda, &mut memory(&spec.arch), spec, 2, &[longest.batch()])
 }

@@ -133,6 +133,7 @@ fn the_micro_batch_that_overflows_is_the_one_that_is_named() {
         boundaries: &[0, 4],
         targets: &[1, 2, 3, -100],
         weights: None,
+        adapters: None,
     };
     let batches = [batch(&first), batch(&second)];
     // The first one's loss counts as finite, and its gradients not.
@@ -246,7 +247,13 @@ fn a_batch_that_does_not_fit_the_run_is_refused() {
     let ids = Documents::random(&[10], 100_000, 1);
     assert!(model.loss(&mut cuda, &ids.batch()).unwrap_err().to_string().contains("vocabulary of 211"));
     let targets = [1, 2, 250, -100];
-    let batch =
-        Batch { input_ids: &[0; 4], positions: &[0, 1, 2, 3], boundaries: &[0, 4], targets: &targets, weights: None };
+    let batch = Batch {
+        input_ids: &[0; 4],
+        positions: &[0, 1, 2, 3],
+        boundaries: &[0, 4],
+        targets: &targets,
+        weights: None,
+        adapters: None,
+    };
     assert!(model.loss(&mut cuda, &batch).unwrap_err().to_string().contains("token id 250"));
 }

@@ -41,17 +41,17 @@ use trainer_lab::model::Documents;
 /// Moved models that a run is compared with.
 const MODELS: u64 = 6;
 
-fn on_cpu(spec: &ModelSpec, steps: u64) -> Trained {
+pub fn on_cpu(spec: &ModelSpec, steps: u64) -> Trained {
     train(&mut Cpu::new(spec.run_shape()), &mut memory(&spec.arch), spec, steps)
 }
 
-fn on_cuda(spec: &ModelSpec, steps: u64) -> Trained {
+pub fn on_cuda(spec: &ModelSpec, steps: u64) -> Trained {
     let mut cuda = on_device(spec);
     train(&mut cuda, &mut memory(&spec.arch), spec, steps)
 }
 
 /// Distances that rounding to bf16 explains.
-struct Bounds {
+pub struct Bounds {
     loss: f64,
     norm: f64,
     gradients: Vec<f64>,
@@ -60,7 +60,7 @@ struct Bounds {
 }
 
 impl Bounds {
-    fn measure(spec: &ModelSpec, steps: u64, expected: &Trained) -> Self {
+    pub fn measure(spec: &ModelSpec, steps: u64, expected: &Trained) -> Self {
         let run = |seed| {
             let trained = train(&mut Cpu::new(spec.run_shape()), &mut Moved::new(spec, seed), spec, steps);
             Apart::of(&trained, expected)
@@ -86,7 +86,7 @@ impl Bounds {
     }
 
     /// The largest share of its bound that anything takes.
-    fn share(&self, apart: &Apart) -> f64 {
+    pub fn share(&self, apart: &Apart) -> f64 {
         let tensors = |found: &[f64], bounds: &[f64]| -> f64 {
             largest(&found.iter().zip(bounds).map(|(found, bound)| found / bound).collect::<Vec<_>>())
         };
@@ -99,7 +99,7 @@ impl Bounds {
         largest(&single.into_iter().chain(tensors).collect::<Vec<_>>())
     }
 
-    fn check(&self, what: &str, apart: &Apart) {
+    pub fn check(&self, what: &str, apart: &Apart) {
         println!(
             "{what}: losses within {:.1e} (bound {:.1e}), norms {:.1e} ({:.1e}), gradients {:.1e} ({:.1e}), tensors {:.1e} \
              ({:.1e}); at most {:.2} of a bound",

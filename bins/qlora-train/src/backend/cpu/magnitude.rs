@@ -7,7 +7,7 @@ use super::gemm::PANEL;
 use super::gemm::pack::Stored;
 use super::gemm::panels::multiply;
 use super::gemm::product::{Left, Product, Right};
-use super::operands::{CpuParam, CpuVector, CpuWeight};
+use super::operands::{CpuVector, CpuWeight};
 use crate::backend::{LinearGroup, Lora, Segment};
 use crate::error::Result;
 use crate::refuse;
@@ -47,7 +47,7 @@ pub fn row_squares(name: &str, weight: &CpuWeight, n: usize, k: usize) -> Result
 pub fn refresh(group: &mut LinearGroup<Cpu>) {
     let k = group.k;
     for Segment { n, weight, lora, .. } in &mut group.segments {
-        let Some(Lora { r, scale, a, b, magnitude: Some(magnitude) }) = lora else { continue };
+        let Some(Lora { r, scale, a, b, magnitude: Some(magnitude), .. }) = lora else { continue };
         let (n, r, a, b, s) = (*n, *r, &a.value[..], &b.value[..], f64::from(*scale));
         let mut panels = vec![0.0; rayon::current_num_threads() * PANEL];
         // A · Wᵀ, `[r, N]`
@@ -78,6 +78,8 @@ struct Part<'a> {
     n: usize,
     bias: Option<&'a [f32]>,
     m: &'a [f32],
+    /// The gradient of `m` so far
+    gradient: &'a [f32],
     norms: &'a [f32],
 }
 
@@ -98,7 +100,8 @@ fn parts(group: &LinearGroup<Cpu>) -> Vec<Part<'_>> {
     for segment in &group.segments {
         if let Some(Lora { magnitude: Some(magnitude), .. }) = &segment.lora {
             let bias = segment.bias.as_ref().map(|bias| &bias[..]);
-            parts.push(Part { first, n: segment.n, bias, m: &magnitude.m.value, norms: &magnitude.norms });
+            let (m, gradient) = (&magnitude.m.value[..], magnitude.m.gradient());
+            parts.push(Part { first, n: segment.n, bias, m, gradient, norms: &magnitude.norms });
         }
         first += segment.n;
     }
@@ -140,7 +143,8 @@ pub fn backward<T: Number>(group: &mut LinearGroup<Cpu>, dy: &[T], z: &mut [T]) 
     let width = group.n();
     let mut gradients: Vec<Vec<f32>> = Vec::new();
     for part in parts(group) {
-        let mut gradient = vec![0.0f32; part.n];
+        // Each sum of some tokens is added to all before it, so that a batch that is cut has the bits of the whole.
+        let mut gradient = part.gradient.to_vec();
         gradient.par_iter_mut().enumerate().with_min_len(ROWS).for_each(|(i, gradient)| {
             let column = part.first + i;
             for (dy, z) in dy.chunks(TOKENS * width).zip(z.chunks(TOKENS * width)) {
@@ -161,9 +165,5 @@ pub fn backward<T: Number>(group: &mut LinearGroup<Cpu>, dy: &[T], z: &mut [T]) 
     });
     drop(all);
     let magnitudes = group.segments.iter_mut().filter_map(|segment| segment.lora.as_mut()?.magnitude.as_mut());
-    magnitudes.zip(gradients).for_each(|(magnitude, gradient)| add(&mut magnitude.m, &gradient));
-}
-
-fn add(param: &mut CpuParam, gradient: &[f32]) {
-    param.parts().1.iter_mut().zip(gradient).for_each(|(sum, x)| *sum += x);
+    magnitudes.zip(gradients).for_each(|(magnitude, gradient)| magnitude.m.parts().1.copy_from_slice(&gradient));
 }

@@ -1,12 +1,13 @@
 //! The operations, each a call of one kernel.
 
 use super::operands::{CudaBuffer, CudaVector, Storage};
-use super::{Cuda, linear, loss};
+use super::{Cuda, linear, loss, magnitude};
 use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Rotation, Trace};
 use crate::error::Result;
 use half::bf16;
 use qlora_kernels::device::EventTimer;
 use qlora_kernels::ops::attention::Attention;
+use qlora_kernels::ops::dispatch::Pass;
 use qlora_kernels::ops::{self, HeadNorm, HeadRotation, Residual};
 use qlora_kernels::ops::{attention, attention_backward};
 use qlora_kernels::shape::AttentionShape;
@@ -27,7 +28,7 @@ impl Cuda {
             table: self.ropes[table].table(),
             before_norm,
         });
-        let (q_weight, k_weight) = (q.f32.view(), k.f32.view());
+        let (q_weight, k_weight) = (q.f32(), k.f32());
         Ok(HeadNorm { shape, eps, x: qkv.rows(tokens)?, q_weight, k_weight, rotation })
     }
 }
@@ -70,33 +71,35 @@ impl Compute for Cuda {
             }
             Op::RmsNorm { x, weight, eps, out } => {
                 let x = Residual::Plain(x.rows(tokens)?);
-                ops::rms_norm(x, weight.f32.view(), *eps, out.rows_mut(tokens)?, stream)?;
+                ops::rms_norm(x, weight.f32(), *eps, out.rows_mut(tokens)?, stream)?;
             }
             Op::AddRmsNorm { x, delta, sum, weight, eps, out } => {
                 let (x, delta, sum) = (x.rows(tokens)?, delta.rows(tokens)?, sum.rows_mut(tokens)?);
                 let residual = Residual::Add { x, delta, sum };
-                ops::rms_norm(residual, weight.f32.view(), *eps, out.rows_mut(tokens)?, stream)?;
+                ops::rms_norm(residual, weight.f32(), *eps, out.rows_mut(tokens)?, stream)?;
             }
             Op::RmsNormAdd { x, delta, weight, eps, sum } => {
                 let residual = Residual::After { delta: delta.rows(tokens)?, x: x.rows(tokens)? };
-                ops::rms_norm(residual, weight.f32.view(), *eps, sum.rows_mut(tokens)?, stream)?;
+                ops::rms_norm(residual, weight.f32(), *eps, sum.rows_mut(tokens)?, stream)?;
             }
             Op::RmsNormBackward { dy, x, weight, eps, accumulate, dx } => {
-                let (dy, x, weight) = (dy.rows(tokens)?, x.rows(tokens)?, weight.f32.view());
+                let (dy, x, weight) = (dy.rows(tokens)?, x.rows(tokens)?, weight.f32());
                 ops::rms_norm_backward(dy, x, weight, *eps, *accumulate, dx.rows_mut(tokens)?, stream)?;
             }
             Op::LoraDown { x, group, dropout, s } => {
                 let unused = self.empty.view_mut();
-                linear::lora_down(tokens, x, group, &self.pinned, *dropout, s, unused, stream)?;
+                let index = self.on_device.adapters_of(tokens);
+                linear::lora_down(tokens, x, group, &self.pinned, *dropout, index, s, unused, stream)?;
             }
             Op::Linear { x, s, group, y } => {
-                let workspace = self.empty.view_mut();
-                linear::forward(tokens, x, *s, group, &self.pinned, y, workspace, stream, &mut self.linear_paths)?;
+                let row = self.linear.take(&linear::layers(group), Pass::Forward, self.batch.tokens());
+                let (index, paths) = (self.on_device.adapters_of(tokens), &mut self.linear_paths);
+                linear::forward(tokens, x, *s, group, &self.pinned, index, y, row, stream, paths)?;
             }
             Op::LoraDyB { dy, group, t } => linear::lora_dy_b(tokens, dy, group, &self.pinned, t, stream)?,
             Op::LinearDx { dy, t, group, dropout, accumulate, dx } => {
-                let workspace = self.empty.view_mut();
-                linear::dx(tokens, dy, *t, group, &self.pinned, *dropout, *accumulate, dx, workspace, stream)?;
+                let row = self.linear.take(&linear::layers(group), Pass::Dx, self.batch.tokens());
+                linear::dx(tokens, dy, *t, group, &self.pinned, *dropout, *accumulate, dx, row, stream)?;
             }
             Op::LoraGradients { x, dy, s, t, group, dropout } => {
                 let workspace = self.gradients.view_mut();
@@ -142,18 +145,24 @@ impl Compute for Cuda {
                 ops::swiglu_backward(dout, gate_up.rows_mut(tokens)?, width, *activation, out, stream)?;
             }
             Op::CrossEntropy { x, head, weight, soft_cap, dx } => {
-                let device = self.on_device.targets.rows(tokens);
-                let device_weights = (!self.batch.weights.is_empty()).then(|| self.on_device.weights.rows(tokens));
-                let targets = loss::Targets { batch: &self.batch, tokens, device, device_weights };
+                let targets = loss::Targets::of(&self.batch, &self.on_device, tokens);
                 let (weight, cap) = (*weight, *soft_cap);
                 self.loss.cross_entropy(&self.memory, targets, x, head, weight, cap, dx.as_deref_mut())?;
             }
-            Op::TrainedCrossEntropy { .. }
-            | Op::EmbedBackward { .. }
-            | Op::Magnitude { .. }
-            | Op::MagnitudeBackward { .. }
-            | Op::NormGradient { .. }
-            | Op::HeadNormGradients { .. } => unreachable!("refused when the model is built"),
+            Op::TrainedCrossEntropy { x, head, weight, soft_cap, dx } => {
+                let targets = loss::Targets::of(&self.batch, &self.on_device, tokens);
+                let (weight, cap) = (*weight, *soft_cap);
+                self.loss.trained_cross_entropy(&self.memory, targets, x, head, weight, cap, dx)?;
+            }
+            Op::EmbedBackward { dout, scale, table } => self.embedding_gradient(tokens, dout, *scale, table)?,
+            Op::NormGradient { dy, x, eps, weight } => self.norm_gradient(tokens, dy, x, *eps, weight)?,
+            Op::HeadNormGradients { dqkv, qkv, eps, shape, weights } => {
+                self.head_norm_gradients(tokens, dqkv, qkv, *eps, *shape, weights)?;
+            }
+            Op::Magnitude { group, y } => magnitude::forward(tokens, group, y, stream)?,
+            Op::MagnitudeBackward { dy, z, group } => {
+                magnitude::backward(tokens, dy, z, group, &mut self.gradients, stream)?;
+            }
             Op::Logits { x, head, tokens: of, out } => {
                 **out = self.loss.logits(&self.memory, x.rows(tokens)?, head, of)?;
             }
@@ -163,6 +172,10 @@ impl Compute for Cuda {
 
     fn read_loss(&mut self) -> Result<f64> {
         self.loss.read(&self.memory, &self.batch)
+    }
+
+    fn read_losses(&mut self) -> Result<Vec<f64>> {
+        self.loss.read_each(&self.memory, &self.batch)
     }
 
     fn trace(&mut self) -> &mut Trace {
@@ -176,6 +189,10 @@ impl Compute for Cuda {
             none => none.insert(EventTimer::new(device)?),
         };
         Ok(events.record()?)
+    }
+
+    fn linear_rows(&self) -> Vec<String> {
+        self.linear.in_words()
     }
 
     fn elapsed(&mut self) -> Result<Vec<f64>> {

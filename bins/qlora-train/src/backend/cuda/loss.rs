@@ -1,9 +1,10 @@
 //! The output layer and the loss.
 
+use super::batch::BatchMemory;
 use super::memory::{DeviceMemory, fetch};
 use super::operands::{CudaBuffer, CudaTable};
-use crate::backend::CheckedBatch;
 use crate::backend::run_shape::RunShape;
+use crate::backend::{CheckedBatch, MaybeTrained};
 use crate::error::Result;
 use half::bf16;
 use qlora_kernels::device::{Buffer, ReadbackStaging, View, ViewMut};
@@ -33,9 +34,12 @@ pub struct LossMemory {
 
 impl LossMemory {
     pub fn new(memory: &DeviceMemory, dims: &RunShape) -> Result<Self> {
-        let &RunShape { tokens, hidden, vocab, training, .. } = dims;
+        let &RunShape { tokens, hidden, vocab, training, trains_head, .. } = dims;
         let shape = Shape { m: tokens, h: hidden, vocab, supervised: tokens, chunk: CHUNK };
-        let workspace = cross_entropy::workspace_bytes(&shape, training)?;
+        let workspace = match trains_head {
+            true => cross_entropy::workspace_bytes_with_head(&shape)?,
+            false => cross_entropy::workspace_bytes(&shape, training)?,
+        };
         Ok(Self {
             losses: memory.take("losses", tokens)?,
             state: memory.take("losses", cross_entropy::STATE_LEN)?,
@@ -57,6 +61,23 @@ pub struct Targets<'a> {
     pub device_weights: Option<View<'a, f32>>,
 }
 
+impl<'a> Targets<'a> {
+    pub fn of(batch: &'a CheckedBatch, on_device: &'a BatchMemory, tokens: &'a Range<usize>) -> Self {
+        let device_weights = (!batch.weights.is_empty()).then(|| on_device.weights.rows(tokens));
+        Self { batch, tokens, device: on_device.targets.rows(tokens), device_weights }
+    }
+}
+
+/// The output layer, and its gradient where it is trained.
+struct Head<'a> {
+    vocab: usize,
+    hidden: usize,
+    /// `[vocab, hidden]`
+    values: View<'a, bf16>,
+    /// `[vocab, hidden]`
+    gradient: Option<ViewMut<'a, f32>>,
+}
+
 impl LossMemory {
     pub fn cross_entropy(
         &mut self,
@@ -68,22 +89,58 @@ impl LossMemory {
         soft_cap: Option<f32>,
         dx: Option<&mut CudaBuffer>,
     ) -> Result<()> {
+        let head = Head { vocab: head.vocab, hidden: head.hidden, values: head.data.view(), gradient: None };
+        self.compute(memory, targets, x, head, weight, soft_cap, dx)
+    }
+
+    /// [`Self::cross_entropy`] with the gradient of an output layer that is trained.
+    pub fn trained_cross_entropy(
+        &mut self,
+        memory: &DeviceMemory,
+        targets: Targets<'_>,
+        x: &CudaBuffer,
+        head: &mut CudaTable,
+        weight: f32,
+        soft_cap: Option<f32>,
+        dx: &mut CudaBuffer,
+    ) -> Result<()> {
+        let (vocab, hidden) = (head.vocab, head.hidden);
+        let param = head.param_mut().expect("the output layer is trained");
+        let (values, gradient) = param.for_gradient();
+        self.compute(memory, targets, x, Head { vocab, hidden, values, gradient }, weight, soft_cap, Some(dx))
+    }
+
+    fn compute(
+        &mut self,
+        memory: &DeviceMemory,
+        targets: Targets<'_>,
+        x: &CudaBuffer,
+        head: Head<'_>,
+        weight: f32,
+        soft_cap: Option<f32>,
+        dx: Option<&mut CudaBuffer>,
+    ) -> Result<()> {
         let Targets { batch, tokens, device, device_weights } = targets;
-        let counts = |token: usize| batch.targets[token] >= 0 && batch.weights.get(token) != Some(&0.0);
-        let supervised = tokens.clone().filter(|&token| counts(token)).count();
+        let supervised = tokens.clone().filter(|&token| batch.counts(token)).count();
         let input = CrossEntropy {
             shape: Shape { m: tokens.len(), h: head.hidden, vocab: head.vocab, supervised, chunk: CHUNK },
             gradient_scale: weight,
             weights: device_weights,
             hidden: x.rows(tokens)?,
-            head: head.data.view(),
+            head: head.values,
             targets: device,
             soft_cap,
         };
         let dhidden = dx.map(|dx| dx.rows_mut(tokens)).transpose()?;
         let losses = self.losses.view_mut().skip(tokens.start).first(tokens.len());
-        let (state, workspace) = (self.state.view_mut(), self.workspace.view_mut());
-        cross_entropy::cross_entropy(&input, losses, state, dhidden, workspace, memory.stream())?;
+        let (state, workspace, stream) = (self.state.view_mut(), self.workspace.view_mut(), memory.stream());
+        match (dhidden, head.gradient) {
+            (Some(dhidden), Some(dhead)) => {
+                let with_head = cross_entropy::cross_entropy_with_head;
+                with_head(&input, losses, state, dhidden, dhead, workspace, stream)?;
+            }
+            (dhidden, _) => cross_entropy::cross_entropy(&input, losses, state, dhidden, workspace, stream)?,
+        }
         self.whole = tokens.len() == batch.tokens();
         if self.whole { fetch(&mut self.readback, &self.state) } else { Ok(()) }
     }
@@ -97,6 +154,14 @@ impl LossMemory {
         let words = readback.wait()?;
         let found = LossState::from_words([words[0], words[1]]);
         Ok(if found.not_finite.is_some() { f64::NAN } else { found.sum })
+    }
+
+    /// The weighted losses of the batch's tokens that count, in order.
+    pub fn read_each(&self, memory: &DeviceMemory, batch: &CheckedBatch) -> Result<Vec<f64>> {
+        let losses = memory.download(&self.losses)?;
+        let weight = |token: usize| batch.weights.get(token).copied().map_or(1.0, f64::from);
+        let counted = (0..batch.tokens()).filter(|&token| batch.counts(token));
+        Ok(counted.map(|token| f64::from(losses[token]) * weight(token)).collect())
     }
 
     /// Room for the logits of as many tokens as are computed together.

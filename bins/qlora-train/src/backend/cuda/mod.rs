@@ -16,9 +16,11 @@ mod batch;
 mod buffers;
 mod cache;
 mod compute;
+mod dispatch;
 mod limits;
 mod linear;
 mod loss;
+mod magnitude;
 mod memory;
 mod offload;
 mod operands;
@@ -27,6 +29,7 @@ mod optimizer_memory;
 mod pinned;
 mod rope;
 mod weights;
+mod whole;
 
 pub use operands::{CudaBuffer, CudaOffloaded, CudaParam, CudaTable, CudaVector, CudaWeight};
 
@@ -36,6 +39,7 @@ use crate::arch::Arch;
 use crate::error::{Context, Error, Result};
 use batch::BatchMemory;
 use cache::CacheMemory;
+use dispatch::LinearMemory;
 use half::bf16;
 use loss::LossMemory;
 use memory::DeviceMemory;
@@ -43,8 +47,9 @@ use offload::Offload;
 use optimizer_memory::OptimizerMemory;
 use pinned::PinnedWeights;
 use qlora_kernels::CudaError;
-use qlora_kernels::device::{Buffer, Device, EventTimer};
+use qlora_kernels::device::{Buffer, Device, EventTimer, Nccl};
 use qlora_kernels::ops::attention_backward;
+use qlora_kernels::ops::dispatch::{Pass, Row};
 use qlora_kernels::ops::linear::Path as LinearPath;
 use qlora_kernels::shape::AttentionShape;
 use rope::Rope;
@@ -56,6 +61,8 @@ type Paths = Option<Vec<LinearPath>>;
 
 /// A GPU and what a run holds on it; or, in a dry run, what it would hold.
 pub struct Cuda {
+    /// The GPUs of the other ranks, where they add up gradients. First: its work ends before its memory.
+    sums: Option<Nccl>,
     memory: DeviceMemory,
     dims: RunShape,
     batch: CheckedBatch,
@@ -64,10 +71,11 @@ pub struct Cuda {
     ropes: Vec<Rope>,
     /// Workspace of the backward pass of attention.
     attention: Buffer<f32>,
-    /// Sums over tokens of the low-rank gradients.
+    /// Sums over tokens of gradients: low-rank ones, and those of magnitudes and of norms' weights.
     gradients: Buffer<u8>,
     /// What an operand without a low-rank term has as workspace: nothing.
     empty: Buffer<bf16>,
+    linear: LinearMemory,
     loss: LossMemory,
     optimizer: OptimizerMemory,
     cache: CacheMemory,
@@ -124,10 +132,12 @@ impl Cuda {
         let attention = AttentionShape { heads, kv_heads, head_dim, soft_cap: None };
         let attention = if dims.training { attention_backward::workspace_len_of(tokens, &attention) } else { 0 };
         Ok(Self {
-            on_device: BatchMemory::new(&memory, dims.tokens)?,
+            sums: None,
+            on_device: BatchMemory::new(&memory, dims.tokens, dims.adapters_by_row)?,
             attention: memory.take("workspace", attention)?,
             gradients: memory.take("workspace", 0)?,
             empty: memory.take("workspace", 0)?,
+            linear: LinearMemory::new(&memory, &dims)?,
             loss: LossMemory::new(&memory, &dims)?,
             optimizer: OptimizerMemory::new(&memory)?,
             cache: CacheMemory::new(&memory)?,
@@ -145,8 +155,18 @@ impl Cuda {
         })
     }
 
+    /// With the GPUs of other ranks, with which it adds up gradients.
+    pub fn adding_up(self, sums: Option<Nccl>) -> Self {
+        Self { sums, ..self }
+    }
+
     /// The kernels that linear layers took since the last call, in order; none before the first.
     pub fn take_linear_paths(&mut self) -> Vec<LinearPath> {
         self.linear_paths.replace(Vec::new()).unwrap_or_default()
+    }
+
+    /// How often a pass through a linear layer was computed by this row of the dispatch table.
+    pub fn count_of_linear(&self, pass: Pass, row: Row) -> usize {
+        self.linear.count(pass, row)
     }
 }

@@ -90,7 +90,7 @@ impl CudaBuffer {
     }
 }
 
-/// `[vocab, hidden]` in bf16.
+/// `[vocab, hidden]`, read in bf16.
 pub struct CudaTable {
     pub(super) data: TableMemory,
     pub(super) vocab: usize,
@@ -103,24 +103,19 @@ impl TableShape for CudaTable {
     }
 }
 
-/// Trained nowhere yet: [`Weights::trained_table`](crate::backend::Weights::trained_table) refuses it.
 impl MaybeTrained<CudaParam> for CudaTable {
     fn param(&self) -> Option<&CudaParam> {
-        None
+        match &self.data {
+            TableMemory::Trained(param) => Some(param),
+            TableMemory::Device(_) | TableMemory::Pinned(_) => None,
+        }
     }
 
     fn param_mut(&mut self) -> Option<&mut CudaParam> {
-        None
-    }
-}
-
-impl MaybeTrained<CudaParam> for CudaVector {
-    fn param(&self) -> Option<&CudaParam> {
-        None
-    }
-
-    fn param_mut(&mut self) -> Option<&mut CudaParam> {
-        None
+        match &mut self.data {
+            TableMemory::Trained(param) => Some(param),
+            TableMemory::Device(_) | TableMemory::Pinned(_) => None,
+        }
     }
 }
 
@@ -128,6 +123,7 @@ pub(super) enum TableMemory {
     Device(Buffer<bf16>),
     /// Rows are read where they are; none in a dry run.
     Pinned(Option<PinnedBuffer<bf16>>),
+    Trained(Box<CudaParam>),
 }
 
 impl TableMemory {
@@ -135,6 +131,7 @@ impl TableMemory {
         match self {
             Self::Device(data) => data.view(),
             Self::Pinned(data) => data.as_ref().expect("it is there while running").view(),
+            Self::Trained(param) => param.working.view(),
         }
     }
 }
@@ -152,9 +149,53 @@ pub enum CudaOffloaded {
 }
 
 /// Norms are read in f32, biases in bf16.
-pub struct CudaVector {
-    pub(super) f32: Buffer<f32>,
-    pub(super) bf16: Buffer<bf16>,
+pub enum CudaVector {
+    Frozen {
+        f32: Buffer<f32>,
+        bf16: Buffer<bf16>,
+    },
+    /// A norm's weight, read as the optimizer left it
+    Trained(Box<CudaParam>),
+}
+
+impl CudaVector {
+    pub(super) fn f32(&self) -> View<'_, f32> {
+        match self {
+            Self::Frozen { f32, .. } => f32.view(),
+            Self::Trained(param) => param.value.view(),
+        }
+    }
+
+    /// Values that are computed again and again.
+    pub(super) fn f32_mut(&mut self) -> ViewMut<'_, f32> {
+        match self {
+            Self::Frozen { f32, .. } => f32.view_mut(),
+            Self::Trained(_) => unreachable!("what is trained is written by the optimizer alone"),
+        }
+    }
+
+    pub(super) fn bf16(&self) -> View<'_, bf16> {
+        match self {
+            Self::Frozen { bf16, .. } => bf16.view(),
+            Self::Trained(param) => param.working.view(),
+        }
+    }
+}
+
+impl MaybeTrained<CudaParam> for CudaVector {
+    fn param(&self) -> Option<&CudaParam> {
+        match self {
+            Self::Trained(param) => Some(param),
+            Self::Frozen { .. } => None,
+        }
+    }
+
+    fn param_mut(&mut self) -> Option<&mut CudaParam> {
+        match self {
+            Self::Trained(param) => Some(param),
+            Self::Frozen { .. } => None,
+        }
+    }
 }
 
 /// A frozen linear weight `[n, k]`.
@@ -258,6 +299,11 @@ impl CudaParam {
     /// The working copy, and the gradient where the tensor is trained.
     pub(super) fn for_gradient(&mut self) -> (View<'_, bf16>, Option<ViewMut<'_, f32>>) {
         (self.working.view(), self.training.as_mut().map(|training| training.gradient.view_mut()))
+    }
+
+    /// Like [`Self::for_gradient`], with the master copy.
+    pub(super) fn values_for_gradient(&mut self) -> (View<'_, f32>, Option<ViewMut<'_, f32>>) {
+        (self.value.view(), self.training.as_mut().map(|training| training.gradient.view_mut()))
     }
 }
 

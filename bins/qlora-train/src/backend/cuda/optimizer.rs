@@ -6,8 +6,9 @@ use super::operands::{CudaParam, StateMemory, Training};
 use super::optimizer_memory::{OptimizerMemory, TABLES};
 use super::weights::rounded;
 use crate::backend::{Optimizer, OptimizerState, ParamUpdate, StateFormat};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::refuse;
+use qlora_kernels::device::{Buffer, Others};
 use qlora_kernels::ops::adamw::{self, GradientState, RATE_LEN, States, Tensor, Tensors};
 use qlora_kernels::optim8bit::BLOCK_SIZE;
 
@@ -41,9 +42,11 @@ fn tensors<'a>(params: Vec<&'a mut CudaParam>) -> Result<Tensors<'a>> {
     Ok(Tensors::new(described)?)
 }
 
-impl Optimizer for Cuda {
-    fn param(
+impl Cuda {
+    /// A trainable tensor; `lines` are the plan's for its values and its gradient.
+    pub(super) fn trained(
         &mut self,
+        [line, gradients]: [&'static str; 2],
         len: usize,
         states: Option<StateFormat>,
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
@@ -51,16 +54,27 @@ impl Optimizer for Cuda {
         let memory = &self.memory;
         let values = memory.device().map(|_| init()).transpose()?;
         let in_bf16 = values.as_deref().map(rounded);
-        let value = memory.upload(PARAMS, len, values.as_deref())?;
-        let working = memory.upload(PARAMS, len, in_bf16.as_deref())?;
+        let value = memory.upload(line, len, values.as_deref())?;
+        let working = memory.upload(line, len, in_bf16.as_deref())?;
         let training = match states {
             None => None,
             Some(format) => {
-                Some(Training { gradient: memory.zeros(GRADIENTS, len)?, states: zero_states(memory, format, len)? })
+                Some(Training { gradient: memory.zeros(gradients, len)?, states: zero_states(memory, format, len)? })
             }
         };
         self.optimizer.next_id += 1;
         Ok(CudaParam { id: self.optimizer.next_id, value, working, training })
+    }
+}
+
+impl Optimizer for Cuda {
+    fn param(
+        &mut self,
+        len: usize,
+        states: Option<StateFormat>,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<CudaParam> {
+        self.trained([PARAMS, GRADIENTS], len, states, init)
     }
 
     fn param_values(&self, param: &CudaParam) -> Result<Vec<f32>> {
@@ -123,6 +137,34 @@ impl Optimizer for Cuda {
         Ok(())
     }
 
+    fn gradient_len(&self, param: &CudaParam) -> usize {
+        param.training.as_ref().map_or(0, |training| training.gradient.len())
+    }
+
+    fn adds_up(&self) -> bool {
+        self.sums.is_some()
+    }
+
+    fn begin_sum(&mut self, params: Vec<&mut CudaParam>, others: &mut dyn Others) -> Result<()> {
+        let Some(sums) = &mut self.sums else {
+            return Err(Error::Failed("the GPU has met no others to add up with".to_owned()));
+        };
+        let training = params.into_iter().filter_map(|param| param.training.as_mut());
+        Ok(sums.begin(training.map(|training| std::mem::take(&mut training.gradient)).collect(), others)?)
+    }
+
+    fn finish_sums(&mut self, params: Vec<&mut CudaParam>, others: &mut dyn Others) -> Result<()> {
+        let Some(sums) = &mut self.sums else { return Ok(()) };
+        give_back(params, sums.finish(others)?);
+        Ok(())
+    }
+
+    fn abandon_sums(&mut self, params: Vec<&mut CudaParam>) {
+        if let Some(sums) = &mut self.sums {
+            give_back(params, sums.abandon());
+        }
+    }
+
     /// Makes table and workspace those of these tensors; nothing is to do after the first step.
     fn prepare_update(&mut self, params: Vec<&mut CudaParam>) -> Result<()> {
         let ids: Vec<u64> = params.iter().map(|param| param.id).collect();
@@ -159,6 +201,12 @@ impl Optimizer for Cuda {
         let words = readback.as_mut().expect("it is there while running").wait()?;
         Ok(GradientState::from_words([words[0], words[1]]).norm)
     }
+}
+
+/// Makes these the gradients of the first tensors, of which sums were begun.
+fn give_back(params: Vec<&mut CudaParam>, gradients: Vec<Buffer<f32>>) {
+    let training = params.into_iter().filter_map(|param| param.training.as_mut());
+    training.zip(gradients).for_each(|(training, gradient)| training.gradient = gradient);
 }
 
 fn download_states(device: &DeviceMemory, states: &StateMemory) -> Result<OptimizerState> {

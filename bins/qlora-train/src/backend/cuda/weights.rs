@@ -6,7 +6,7 @@ use super::rope::Rope;
 use super::{Cuda, CudaTable, CudaVector, CudaWeight};
 use super::{limits, linear};
 use crate::backend::weights::quantize;
-use crate::backend::{LinearGroup, Quantization, Residency, Weights};
+use crate::backend::{LinearGroup, Quantization, Residency, StateFormat, Weights};
 use crate::error::Result;
 use crate::files::random::RandomNf4;
 use crate::files::tensor::{HostTensor, StoredType, TensorData, WeightSource};
@@ -19,6 +19,9 @@ use qlora_kernels::ops::nf4::Layout;
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::weights::{Nf4Weight, transposed};
 use std::sync::Arc;
+
+/// The plan's line of the gradients of modules that are trained whole.
+const WHOLE_GRADIENTS: &str = "gradients of whole modules";
 
 /// In bf16; other types are rounded to it.
 fn to_bf16(tensor: HostTensor) -> Vec<bf16> {
@@ -203,10 +206,41 @@ impl Weights for Cuda {
     ) -> Result<CudaVector> {
         let values = self.memory.device().map(|_| read()).transpose()?;
         let in_bf16 = values.as_deref().map(rounded);
-        Ok(CudaVector {
+        Ok(CudaVector::Frozen {
             f32: self.memory.upload(name, len, values.as_deref())?,
             bf16: self.memory.upload(name, len, in_bf16.as_deref())?,
         })
+    }
+
+    fn trained_table(
+        &mut self,
+        name: &'static str,
+        vocab: usize,
+        hidden: usize,
+        states: StateFormat,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<CudaTable> {
+        let param = self.trained([name, WHOLE_GRADIENTS], vocab * hidden, Some(states), init)?;
+        Ok(CudaTable { data: TableMemory::Trained(Box::new(param)), vocab, hidden })
+    }
+
+    fn trained_vector(
+        &mut self,
+        name: &'static str,
+        len: usize,
+        states: StateFormat,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<CudaVector> {
+        self.reserve_norm_gradient(len)?;
+        self.trained([name, WHOLE_GRADIENTS], len, Some(states), init).map(|param| CudaVector::Trained(Box::new(param)))
+    }
+
+    fn row_squares(&mut self, _name: &str, weight: &CudaWeight, n: usize, k: usize) -> Result<Vec<f32>> {
+        self.squares_of_rows(weight, n, k)
+    }
+
+    fn refresh_magnitudes(&mut self, group: &mut LinearGroup<Self>) -> Result<()> {
+        self.refresh_norms(group)
     }
 
     fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<usize> {
@@ -224,7 +258,8 @@ impl Weights for Cuda {
 
     fn prepare_group(&mut self, name: &str, group: &LinearGroup<Self>) -> Result<()> {
         limits::check_group(name, group)?;
-        self.reserve_gradients(group)
+        self.reserve_gradients(group)?;
+        self.linear.reserve(&self.memory, &self.dims, &linear::layers(group))
     }
 
     fn low_rank_columns(&self, group: &LinearGroup<Self>) -> usize {
