@@ -2,6 +2,7 @@
 
 use super::driver::{DeviceInfo, Driver, MemInfo, Queue};
 use crate::error::{CudaError, Result};
+use std::ffi::c_void;
 
 /// No value of this type exists.
 pub enum Absent {}
@@ -23,6 +24,10 @@ impl Driver for Absent {
     }
 
     fn name(&self) -> String {
+        match *self {}
+    }
+
+    fn identity(&self) -> Result<String> {
         match *self {}
     }
 
@@ -86,6 +91,10 @@ impl Driver for Absent {
         match *self {}
     }
 
+    fn raw(&self, _: Queue) -> *mut c_void {
+        match *self {}
+    }
+
     fn event(&self, _: bool) -> Result<Self> {
         match *self {}
     }
@@ -95,6 +104,10 @@ impl Driver for Absent {
     }
 
     fn queue_waits(&self, _: Queue, _: &Self) -> Result<()> {
+        match *self {}
+    }
+
+    fn is_done(&self, _: &Self) -> Result<bool> {
         match *self {}
     }
 

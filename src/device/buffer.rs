@@ -73,6 +73,13 @@ impl Drop for Memory {
     }
 }
 
+/// No elements and no memory.
+impl<T: Element> Default for Buffer<T> {
+    fn default() -> Self {
+        Self::new(None, 0, None)
+    }
+}
+
 impl<T: Element> Buffer<T> {
     pub(super) fn new(memory: Option<Memory>, len: usize, place: Option<Box<dyn std::any::Any>>) -> Self {
         Self { memory, len, _place: place, element: PhantomData }

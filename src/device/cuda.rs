@@ -3,18 +3,20 @@
 use super::driver::{DeviceInfo, Driver, MemInfo, Queue};
 use crate::error::{CudaError, Result};
 use cudarc::driver::{CudaContext, result, sys};
+use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::Arc;
 
 /// The oldest driver that has every function of this build, as `cuDriverGetVersion` counts.
 const DRIVER_VERSION: i32 = 13000;
 
-/// A GPU: its primary context, and two streams for copies. They wait for no other stream by themselves, and nor does
-/// the default stream for them.
+/// A GPU: its primary context, two streams for copies and one for sums. They wait for no other stream by themselves,
+/// and nor does the default stream for them.
 pub struct Gpu {
     context: Arc<CudaContext>,
     to_device: sys::CUstream,
     to_host: sys::CUstream,
+    sums: sys::CUstream,
 }
 
 pub struct Event {
@@ -67,6 +69,7 @@ impl Gpu {
             Queue::Compute => null_mut(),
             Queue::ToDevice => self.to_device,
             Queue::ToHost => self.to_host,
+            Queue::Sums => self.sums,
         }
     }
 }
@@ -81,7 +84,7 @@ impl Driver for Gpu {
         let stream = || {
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("a stream cannot be made"))
         };
-        Ok(Self { to_device: stream()?, to_host: stream()?, context })
+        Ok(Self { to_device: stream()?, to_host: stream()?, sums: stream()?, context })
     }
 
     fn cuda_version() -> Result<String> {
@@ -98,6 +101,11 @@ impl Driver for Gpu {
 
     fn name(&self) -> String {
         self.context.name().unwrap_or_else(|error| format!("a GPU without a name ({error:?})"))
+    }
+
+    fn identity(&self) -> Result<String> {
+        let id = self.context.uuid().map_err(failed("the device's UUID"))?;
+        Ok(id.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect())
     }
 
     fn info(&self) -> Result<DeviceInfo> {
@@ -220,8 +228,13 @@ impl Driver for Gpu {
                     result::memcpy_dtoh_async(std::slice::from_raw_parts_mut(to, bytes), from_device, stream)
                         .map_err(failed("copy from the device"))
                 }
+                Queue::Sums => Err(CudaError::Device("the queue of sums has no copies".into())),
             }
         }
+    }
+
+    fn raw(&self, queue: Queue) -> *mut c_void {
+        self.stream(queue).cast()
     }
 
     fn event(&self, timed: bool) -> Result<Event> {
@@ -245,6 +258,15 @@ impl Driver for Gpu {
             .map_err(failed("a stream cannot wait for another"))
     }
 
+    fn is_done(&self, event: &Event) -> Result<bool> {
+        // SAFETY: an event of this context.
+        match unsafe { result::event::query(event.event) } {
+            Ok(()) => Ok(true),
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            Err(error) => Err(failed("the work on the GPU")(error)),
+        }
+    }
+
     fn host_waits(&self, event: &Event) -> Result<()> {
         // SAFETY: an event of this context.
         unsafe { result::event::synchronize(event.event) }.map_err(failed("the work on the GPU"))
@@ -262,7 +284,7 @@ impl Drop for Gpu {
         if self.context.bind_to_thread().is_ok() {
             // SAFETY: made in `open`, destroyed once; work that is queued on them still runs. An error here has no one
             // to go to.
-            let _ = unsafe { (result::stream::destroy(self.to_device), result::stream::destroy(self.to_host)) };
+            let _ = [self.to_device, self.to_host, self.sums].map(|stream| unsafe { result::stream::destroy(stream) });
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The calls under device memory: made by the CUDA driver, by the emulation on the host, or by nobody.
 
 use crate::error::Result;
+use std::ffi::c_void;
 
 /// Bytes of a device's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub(super) enum Queue {
     ToDevice,
     /// Copies to the host, beside the kernels.
     ToHost,
+    /// Sums over several devices, beside the kernels.
+    Sums,
 }
 
 /// One device. Addresses are of the device's memory, or of pinned host memory where that is said; lengths are bytes.
@@ -51,6 +54,9 @@ pub(super) trait Driver: Sized {
     fn cuda_version() -> Result<String>;
 
     fn name(&self) -> String;
+
+    /// A text that no other device has, of this machine or another.
+    fn identity(&self) -> Result<String>;
 
     fn info(&self) -> Result<DeviceInfo>;
 
@@ -118,6 +124,9 @@ pub(super) trait Driver: Sized {
     /// the copy is done.
     unsafe fn copy(&self, queue: Queue, to: *mut u8, from: *const u8, bytes: usize) -> Result<()>;
 
+    /// The queue as another library takes it: a `CUstream`.
+    fn raw(&self, queue: Queue) -> *mut c_void;
+
     /// `timed` costs something.
     fn event(&self, timed: bool) -> Result<Self::Event>;
 
@@ -126,6 +135,9 @@ pub(super) trait Driver: Sized {
 
     /// Work that is put on `queue` from now on comes after the event.
     fn queue_waits(&self, queue: Queue, event: &Self::Event) -> Result<()>;
+
+    /// Whether the event is done. One that was never recorded is.
+    fn is_done(&self, event: &Self::Event) -> Result<bool>;
 
     /// The host waits. An event that was never recorded is done.
     fn host_waits(&self, event: &Self::Event) -> Result<()>;

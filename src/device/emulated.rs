@@ -8,6 +8,8 @@ use super::emulation;
 use crate::error::{CudaError, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+use std::ptr::null_mut;
 use std::time::Instant;
 
 /// Bytes of memory that the emulated GPU has.
@@ -85,6 +87,11 @@ impl Driver for Emulated {
 
     fn name(&self) -> String {
         NAME.into()
+    }
+
+    /// Each process has one of its own.
+    fn identity(&self) -> Result<String> {
+        Ok(format!("emulated in process {}", std::process::id()))
     }
 
     fn info(&self) -> Result<DeviceInfo> {
@@ -195,6 +202,11 @@ impl Driver for Emulated {
         Ok(())
     }
 
+    /// Nobody takes it: the stand-in for NCCL does what it does in the host's memory.
+    fn raw(&self, _queue: Queue) -> *mut c_void {
+        null_mut()
+    }
+
     fn event(&self, _timed: bool) -> Result<Event> {
         Ok(Event { recorded: None, at: Instant::now() })
     }
@@ -206,6 +218,11 @@ impl Driver for Emulated {
 
     fn queue_waits(&self, _queue: Queue, event: &Event) -> Result<()> {
         self.host_waits(event)
+    }
+
+    fn is_done(&self, event: &Event) -> Result<bool> {
+        let Some((queue, number)) = event.recorded else { return Ok(true) };
+        Ok(!self.pending.borrow().iter().any(|copy| copy.queue == queue && copy.number <= number))
     }
 
     fn host_waits(&self, event: &Event) -> Result<()> {

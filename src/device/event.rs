@@ -27,6 +27,10 @@ impl Event {
         self.driver.queue_waits(queue, &self.event)
     }
 
+    pub fn is_done(&self) -> Result<bool> {
+        self.driver.is_done(&self.event)
+    }
+
     /// The host waits for the event.
     pub fn wait(&self) -> Result<()> {
         self.driver.host_waits(&self.event)

@@ -1,5 +1,5 @@
-//! Device memory: opening a device, buffers and views of them, an arena with its allocator, and copies beside the
-//! stream.
+//! Device memory: opening a device, buffers and views of them, an arena with its allocator, copies beside the stream,
+//! and sums over several devices.
 //!
 //! [`Device`] is a GPU (feature `cuda`) or the emulation of one on the host (feature `emulation`, for tests). With
 //! neither feature
@@ -14,6 +14,7 @@ mod driver;
 mod element;
 pub mod emulation;
 mod event;
+mod nccl;
 mod offload;
 mod open;
 mod pinned;
@@ -45,6 +46,7 @@ pub use cuda::context;
 pub use driver::{DeviceInfo, MemInfo};
 pub use element::Element;
 pub use event::EventTimer;
+pub use nccl::{Nccl, Others};
 pub use offload::OffloadSlot;
 pub use open::{ARCHITECTURES, Device, KERNELS, Kernels, cuda_version, driver_version};
 pub use pinned::PinnedBuffer;

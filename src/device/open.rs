@@ -68,6 +68,12 @@ impl Device {
         self.0.name()
     }
 
+    /// A text that no other GPU has: its UUID.
+    pub fn identity(&self) -> Result<String> {
+        self.0.bind()?;
+        self.0.identity()
+    }
+
     pub fn info(&self) -> Result<DeviceInfo> {
         self.0.bind()?;
         self.0.info()

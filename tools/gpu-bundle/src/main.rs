@@ -24,6 +24,9 @@ const RUN: &str = include_str!("run.sh");
 const LIMIT: u64 = 50_000_000;
 /// Executables of the kernels' package: cargo's target and its name in the bundle.
 const KERNELS: [(&str, &str); 2] = [("cuda", "suite"), ("kernels", "bench")];
+/// A check runs what it has built only as far as the question for a GPU: the trainer is compiled in a third of the
+/// time.
+const UNOPTIMIZED: [&str; 2] = ["--config", "profile.release.package.qlora-train.opt-level=0"];
 /// Executables of the trainer's package, likewise.
 const TRAINER: [(&str, &str); 2] = [("cuda", "training"), ("qlora-train", "qlora-train")];
 /// The demo's rows.
@@ -34,7 +37,7 @@ const NO_GPU: i32 = 3;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     finish(match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => Workspace::locate().and_then(|workspace| run(&workspace)),
+        [] => Workspace::locate().and_then(|workspace| run(&workspace, &[])),
         ["check"] => Workspace::locate().and_then(|workspace| check_bundle(&workspace)),
         _ => usage(),
     })
@@ -44,14 +47,15 @@ fn usage() -> Result<String> {
     bail!("usage: gpu-bundle, or gpu-bundle check, which runs what it has built")
 }
 
-/// Builds the bundle; what it is, in a sentence.
-fn run(workspace: &Workspace) -> Result<String> {
+/// Builds the bundle, with these arguments of cargo as well; what it is, in a sentence.
+fn run(workspace: &Workspace, more: &[&str]) -> Result<String> {
     let dir = workspace.target.join("gpu-bundle");
     let nvcc = cuda::toolkit(workspace)?.nvcc;
     let suites = ["--test", "cuda", "--bench", "kernels"];
     let kernels = build(workspace, &[&["--package", "qlora-kernels"], &suites[..]].concat())?;
     // An integration test comes with the program that it runs.
-    let trainer = build(workspace, &["--workspace", "--exclude", "qlora-kernels", "--test", "cuda"])?;
+    let of_trainer = ["--workspace", "--exclude", "qlora-kernels", "--test", "cuda"];
+    let trainer = build(workspace, &[&of_trainer[..], more].concat())?;
     // Made anew, so that nothing of an earlier one stays.
     if dir.exists() {
         fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
@@ -89,7 +93,7 @@ fn run(workspace: &Workspace) -> Result<String> {
 
 /// Builds the bundle and runs it: on a GPU its first stage passes, elsewhere it says that there is none.
 fn check_bundle(workspace: &Workspace) -> Result<String> {
-    let built = run(workspace)?;
+    let built = run(workspace, &UNOPTIMIZED)?;
     let dir = workspace.target.join("gpu-bundle");
     let mut command = Command::new(dir.join("run"));
     command.args(["--quick", "--stages", "twins", "--output"]).arg(workspace.target.join("gpu-bundle-output"));

@@ -1,12 +1,12 @@
 #!/bin/sh
 # Checks and measures the kernels on a machine with a GPU and its driver. Nothing else is needed, except
-# compute-sanitizer for two of the stages.
+# compute-sanitizer for three of the stages, and NCCL for one.
 usage() {
     cat <<'END'
 usage: ./run [--output DIR] [--quick] [--stages LIST] [--limit STAGE=SECONDS]... [--filter TEXT] [--model DIR]
   --output DIR     where logs, the summary and the record go (default: ./output)
   --quick          fewer shapes in the benches, fewer cases in the suite
-  --stages LIST    of doctor,twins,suite,training,memcheck,racecheck,stepcheck,steps,bench (default: all, in this order)
+  --stages LIST    of doctor,twins,suite,training,nccl,memcheck,racecheck,stepcheck,steps,bench (default: all, in this order)
   --limit S=N      stage S is stopped after N seconds
   --filter TEXT    the benches measure only what has this in its name
   --model DIR      one stage more, curve: the demo's run of this model on the GPU, twice, and on the CPU
@@ -15,11 +15,11 @@ END
 }
 
 here=$(cd "$(dirname "$0")" && pwd) || exit 2
-output=./output stages=doctor,twins,suite,training,memcheck,racecheck,stepcheck,steps,bench quick= filter= model=
-limit_doctor=60 limit_twins=60 limit_suite=300 limit_training=120
+output=./output stages=doctor,twins,suite,training,nccl,memcheck,racecheck,stepcheck,steps,bench quick= filter= model=
+limit_doctor=60 limit_twins=60 limit_suite=300 limit_training=120 limit_nccl=120
 limit_memcheck=300 limit_racecheck=300 limit_stepcheck=300 limit_steps=540 limit_bench=540 limit_curve=540
 
-is_stage() { case $1 in doctor | twins | suite | training | memcheck | racecheck | stepcheck | steps | bench | curve) ;; *) return 1 ;; esac; }
+is_stage() { case $1 in doctor | twins | suite | training | nccl | memcheck | racecheck | stepcheck | steps | bench | curve) ;; *) return 1 ;; esac; }
 wrong() { echo "run: $1" >&2; usage >&2; exit 2; }
 
 while [ $# -gt 0 ]; do
@@ -173,6 +173,8 @@ for stage in $(echo "$stages" | tr , ' '); do
         ;;
     # Training on the GPU against the CPU, and the commands of the trainer itself.
     training) run_stage training "$here/bin/training" --nocapture ;;
+    # Gradients that GPUs add up: one rank on the first GPU, two where there are two. It needs libnccl.so.2.
+    nccl) run_stage nccl "$here/bin/training" --ignored nccl:: --nocapture ;;
     memcheck) sanitized memcheck memcheck 2 "$here/bin/suite" --skip interop:: ;;
     racecheck) sanitized racecheck racecheck 1 "$here/bin/suite" --skip interop:: ;;
     # Whole steps of a model.

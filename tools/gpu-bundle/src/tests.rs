@@ -46,6 +46,7 @@ fn all_stages_run_in_order_and_pass() {
         "twins",
         "suite",
         "training",
+        "nccl",
         "memcheck",
         "racecheck",
         "stepcheck",
@@ -75,6 +76,7 @@ fn a_failing_stage_stops_no_other_and_the_run_fails() {
         "1 hazard",
         "passed   bench",
         "passed   training",
+        "passed   nccl",
         "passed   stepcheck",
         "passed   steps",
         "NOT all passed",
@@ -127,6 +129,18 @@ fn a_model_adds_a_stage_that_trains_it() {
     assert!(summary.contains("passed   curve") && summary.contains("--ignored curve:: --nocapture of /"), "{summary}");
     let (status, text, _) = run_with(&bundle, &["--stages", "curve"]);
     assert!(status == 2 && text.contains("needs --model DIR"), "{text}");
+}
+
+/// Tests that other machines leave out are asked for by their stage.
+#[test]
+fn nccl_has_a_stage_of_its_own() {
+    let bundle = bundle(&[("training", "echo \"no NCCL for $*\"; exit 101"), ("bench", "echo facts")]);
+    let (status, text, summary) = run_with(&bundle, &["--stages", "nccl", "--limit", "nccl=9"]);
+    assert_eq!(status, 1, "{text}");
+    assert!(
+        summary.contains("FAILED   nccl") && summary.contains("no NCCL for --ignored nccl:: --nocapture"),
+        "{summary}"
+    );
 }
 
 #[test]

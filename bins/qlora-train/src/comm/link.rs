@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// More than the largest bucket of gradients and the longest log of a run
-const MAX_MESSAGE: u64 = 1 << 32;
+pub(super) const MAX_MESSAGE: u64 = 1 << 32;
 /// Between two looks at whether the run has failed
 const LOOK: Duration = Duration::from_millis(50);
 /// Time in which another rank has to take the reason for which the run ends
@@ -250,6 +250,11 @@ impl Links {
 
     pub fn peers(&self) -> &[Peer] {
         &self.shared.peers
+    }
+
+    /// Time in which a rank has to come to an operation.
+    pub fn stall(&self) -> Duration {
+        self.stall
     }
 
     /// Fails if any rank has failed.

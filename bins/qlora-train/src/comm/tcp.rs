@@ -4,14 +4,17 @@
 
 use super::Communicator;
 use super::launch::Launch;
-use super::link::{Links, Peer};
+use super::link::Links;
+use super::places;
 use super::rendezvous::{Timeouts, join};
 use crate::error::{Error, Result};
-use std::collections::BTreeSet;
+use crate::files::failpoint;
+use crate::refuse;
 use std::ops::Range;
+use std::time::Duration;
 
 /// Remedy for ranks of which one does something else
-const ALIKE: &str = "start all ranks with the same program, settings, data and base";
+pub(super) const ALIKE: &str = "start all ranks with the same program, settings, data and base";
 
 /// One of several processes, connected with the others.
 pub struct Tcp {
@@ -21,6 +24,24 @@ pub struct Tcp {
     links: Links,
     /// Operations so far: the same on all ranks
     number: u64,
+    /// Whether a thread may add up while the backward pass goes on
+    overlaps: bool,
+}
+
+/// Variable of the environment that says whether gradients are added up beside the backward pass
+const OVERLAP: &str = "QLORA_OVERLAP";
+
+/// Refused: neither "on" nor "off".
+fn overlaps(value: Option<&str>) -> Result<bool> {
+    match value.map(str::trim) {
+        None | Some("" | "on") => Ok(true),
+        Some("off") => Ok(false),
+        Some(found) => refuse!("environment variable {OVERLAP}: found {found:?}, expected \"on\" or \"off\""),
+    }
+}
+
+pub(super) fn overlaps_by_environment() -> Result<bool> {
+    overlaps(std::env::var_os(OVERLAP).map(|value| value.to_string_lossy().into_owned()).as_deref())
 }
 
 impl Tcp {
@@ -28,7 +49,9 @@ impl Tcp {
     /// did not come, or do not fit together.
     pub fn join(launch: &Launch, build: &str, timeouts: Timeouts) -> Result<Self> {
         let links = join(launch, build, timeouts)?;
-        Ok(Self { rank: launch.rank, local_rank: launch.local_rank, links, number: 0 })
+        // The others are there to be told.
+        let overlaps = overlaps_by_environment().inspect_err(|error| links.abort(error))?;
+        Ok(Self { rank: launch.rank, local_rank: launch.local_rank, links, number: 0, overlaps })
     }
 
     /// The ranks beside rank 0
@@ -121,20 +144,16 @@ impl Communicator for Tcp {
     }
 
     fn on_this_machine(&self) -> (usize, usize) {
-        let peers = self.links.peers();
-        let here = |rank: &usize| peers[*rank].machine == peers[self.rank].machine;
-        let before = (0..self.rank).filter(here).count();
-        (self.local_rank.unwrap_or(before), (0..peers.len()).filter(here).count())
+        let (before, here) = places::on_machine_of(self.links.peers(), self.rank);
+        (self.local_rank.unwrap_or(before), here)
     }
 
     fn on_these_processors(&self) -> usize {
-        let peers = self.links.peers();
-        let of = |peer: &Peer| (peer.machine.clone(), peer.processors.clone());
-        peers.iter().filter(|peer| of(peer) == of(&peers[self.rank])).count()
+        places::on_processors_of(self.links.peers(), self.rank)
     }
 
     fn machines(&self) -> usize {
-        self.links.peers().iter().map(|peer| peer.machine.as_str()).collect::<BTreeSet<_>>().len()
+        places::machines(self.links.peers())
     }
 
     fn name_of(&self, rank: usize) -> String {
@@ -151,6 +170,9 @@ impl Communicator for Tcp {
             let of_rank = &gradients[slices[rank].clone()];
             let parts = [bytemuck::cast_slice(&totals[..to_first(rank)]), bytemuck::cast_slice(of_rank)];
             self.send(rank, "sum", &parts)?;
+        }
+        if !gradients.is_empty() {
+            failpoint::moment("sum");
         }
         let own = slices[self.rank].clone();
         let mut sum: Option<(Vec<f64>, Vec<f32>)> = None;
@@ -184,6 +206,18 @@ impl Communicator for Tcp {
         Ok(())
     }
 
+    fn beside(&mut self) -> Option<&mut (dyn Communicator + Send)> {
+        if self.overlaps { Some(self) } else { None }
+    }
+
+    fn check(&self) -> Result<()> {
+        self.links.check()
+    }
+
+    fn patience(&self) -> Duration {
+        self.links.stall()
+    }
+
     fn all_gather(&mut self, what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>> {
         self.number += 1;
         if self.rank > 0 {
@@ -210,17 +244,17 @@ impl Communicator for Tcp {
 }
 
 /// The part of `count` numbers that each rank adds up.
-fn slices(count: usize, world_size: usize) -> Vec<Range<usize>> {
+pub(super) fn slices(count: usize, world_size: usize) -> Vec<Range<usize>> {
     let end = |rank: usize| count / world_size * rank + (count % world_size).min(rank);
     (0..world_size).map(|rank| end(rank)..end(rank + 1)).collect()
 }
 
 /// Each length as 8 bytes before what it is of.
-fn packed(all: &[Vec<u8>]) -> Vec<u8> {
+pub(super) fn packed(all: &[Vec<u8>]) -> Vec<u8> {
     all.iter().flat_map(|one| (one.len() as u64).to_le_bytes().into_iter().chain(one.iter().copied())).collect()
 }
 
-fn unpacked(bytes: &[u8], count: usize) -> Result<Vec<Vec<u8>>> {
+pub(super) fn unpacked(bytes: &[u8], count: usize) -> Result<Vec<Vec<u8>>> {
     let mut rest = bytes;
     let mut take = |length: usize| {
         let (one, others) = rest.split_at_checked(length)?;
@@ -237,9 +271,12 @@ fn unpacked(bytes: &[u8], count: usize) -> Result<Vec<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::launch::Way;
     use super::*;
+    use crate::comm::Watched;
+    use qlora_kernels::device::Others;
     use std::net::TcpListener;
-    use std::time::Duration;
+    use std::time::Instant;
 
     const LONG: Duration = Duration::from_secs(20);
     const TIMEOUTS: Timeouts = Timeouts { join: LONG, silence: LONG, stall: LONG };
@@ -250,7 +287,8 @@ mod tests {
         let join = |rank| {
             let address = "127.0.0.1".to_owned();
             let (launcher, local_rank, job) = ("torchrun", None, String::new());
-            let launch = Launch { launcher, rank, world_size, local_rank, address, port, job };
+            let (local_size, way) = (None, Way::Tcp);
+            let launch = Launch { launcher, rank, world_size, local_rank, local_size, address, port, job, way };
             Tcp::join(&launch, "0.1.0", TIMEOUTS).unwrap()
         };
         let (join, work) = (&join, &work);
@@ -344,6 +382,40 @@ mod tests {
         for text in errors.into_iter().flatten() {
             assert!(text.starts_with("rank 2 (") && text.contains("is gone: its connection closed"), "{text}");
         }
+    }
+
+    #[test]
+    fn sums_beside_the_backward_pass_are_on_unless_they_are_off() {
+        assert_eq!(
+            [None, Some(""), Some("on"), Some(" off ")].map(|value| overlaps(value).unwrap()),
+            [true, true, true, false]
+        );
+        let error = overlaps(Some("no")).unwrap_err();
+        assert_eq!(error.to_string(), "environment variable QLORA_OVERLAP: found \"no\", expected \"on\" or \"off\"");
+    }
+
+    /// A GPU that adds up by itself asks whether all are there.
+    #[test]
+    fn a_rank_that_is_gone_is_told_to_whoever_asks() {
+        let errors = ranks(2, |mut comm| {
+            assert_eq!(comm.patience(), LONG);
+            comm.check().unwrap();
+            comm.all_gather("beginning", &[]).unwrap();
+            if comm.rank() == 1 {
+                return None;
+            }
+            let begun = Instant::now();
+            loop {
+                let mut watched = Watched::new(&mut comm);
+                let found = Others::check(&mut watched);
+                assert!(begun.elapsed() < LONG, "nothing is told");
+                if let Err(error) = watched.settled(found.map_err(Error::from)) {
+                    return Some(error.to_string());
+                }
+            }
+        });
+        let error = errors[0].as_ref().unwrap();
+        assert!(error.starts_with("rank 1 (") && error.contains("is gone: its connection closed"), "{error}");
     }
 
     #[test]

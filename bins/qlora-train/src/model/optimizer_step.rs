@@ -1,5 +1,8 @@
 //! The optimizer step: gradients over micro-batches, clipping, LoRA+ AdamW.
 
+pub use super::reduction::reduce_bytes;
+
+use super::reduction::{AfterLayer, summed};
 use crate::backend::{Backend, Batch, ParamUpdate, TraceMode};
 use crate::comm::{Communicator, Signs, SingleProcess};
 use crate::error::{Error, Result};
@@ -54,11 +57,11 @@ pub struct StepReport {
 }
 
 /// The micro-batches of a step that are done, counted over all ranks; the gradients of this rank's are in the trainable
-/// tensors.
+/// tensors, and once all are done those of all ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Accumulated {
     pub micro_batches: usize,
-    /// Sum over the supervised tokens of this rank's
+    /// Sum over the supervised tokens of this rank's; once all are done of all ranks'
     pub loss: f64,
 }
 
@@ -82,7 +85,8 @@ pub fn optimizer_step<B: Backend>(
 
 /// The first part of a step: the gradients of this rank's share of `batches`, which are those of all ranks, after those
 /// that are `done`. The ranks take them in turn, and agree after each round by their `signs`; a signal ends it, and
-/// fewer micro-batches may be done then than there are.
+/// fewer micro-batches may be done then than there are. Once all are done, gradients and losses of each rank are
+/// replaced by those of all, as far as can be beside the last backward pass.
 pub fn accumulate<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
@@ -102,19 +106,36 @@ pub fn accumulate<B: Backend>(
         backend.zero_gradients(params(model))?;
         done.loss = 0.0;
     }
+    if done.micro_batches >= batches.len() {
+        done.loss =
+            summed(backend, model, comm, done.loss, |b, model, after_layer| model.without_batch(b, after_layer))?;
+    }
     let mut signal = None;
     while done.micro_batches < batches.len() && signal.is_none() {
         let round = done.micro_batches / world_size * world_size;
         let micro = round + rank;
-        if let Some(batch) = batches.get(micro).filter(|_| micro >= done.micro_batches) {
-            let draw = draw_of(step, accumulation, micro);
-            let loss = model.forward_backward(backend, batch, draw, (1.0 / total) as f32)?;
-            if !loss.is_finite() {
-                let what = format!("step {}: the loss of micro-batch {} is {loss}", step + 1, micro + 1);
-                return Err(not_finite(backend, model, comm, step, accumulation, batches, micro + 1, &what));
+        let own = batches.get(micro).filter(|_| micro >= done.micro_batches);
+        let mut diverged = None;
+        let mut work = |backend: &mut B, model: &mut Llama<B>, after_layer: AfterLayer<'_, B>| -> Result<f64> {
+            let Some(batch) = own else { return model.without_batch(backend, after_layer) };
+            let (draw, weight) = (draw_of(step, accumulation, micro), (1.0 / total) as f32);
+            let loss = model.forward_backward_telling(backend, batch, draw, weight, after_layer)?;
+            if loss.is_finite() {
+                return Ok(loss);
             }
-            done.loss += loss;
+            diverged = Some(loss);
+            Err(Error::Failed(format!("the loss is {loss}")))
+        };
+        let is_last = round + world_size >= batches.len();
+        let loss = match is_last {
+            true => summed(backend, model, comm, done.loss, work),
+            false => work(backend, model, &mut |_, _, _| Ok(())).map(|loss| done.loss + loss),
+        };
+        if let Some(loss) = diverged {
+            let what = format!("step {}: the loss of micro-batch {} is {loss}", step + 1, micro + 1);
+            return Err(not_finite(backend, model, comm, step, accumulation, batches, micro + 1, &what));
         }
+        done.loss = loss?;
         done.micro_batches = (round + world_size).min(batches.len());
         signal = signs().agreed(comm)?;
     }
@@ -136,52 +157,6 @@ fn check_total(step: u64, total: f64) -> Result<()> {
         false => format!("the weights of this step's tokens add up to {total}, expected a number above 0"),
     };
     Err(Error::Failed(format!("step {}: {what}", step + 1)))
-}
-
-/// Gradients that are summed over the ranks at a time, beside those of the tensor that is the last of them
-const BUCKET: usize = 1 << 20;
-
-/// Bytes that [`reduce`] takes on one of several ranks, where the largest trainable tensor has `largest` values: a
-/// bucket, what the others give to a sum of it, what comes back, and a gradient on its way.
-pub fn reduce_bytes(world_size: usize, largest: usize) -> u64 {
-    if world_size == 1 { 0 } else { 4 * 4 * (BUCKET + largest) as u64 }
-}
-
-/// The second part of a step: replaces the gradients and losses of each rank's micro-batches by those of all. Nothing
-/// is touched in one process.
-pub fn reduce<B: Backend>(
-    backend: &mut B,
-    model: &mut Llama<B>,
-    comm: &mut dyn Communicator,
-    done: &mut Accumulated,
-) -> Result<()> {
-    if comm.world_size() == 1 {
-        return Ok(());
-    }
-    let mut params = params(model);
-    let mut losses = vec![done.loss];
-    let mut at = 0;
-    while at < params.len() {
-        let (mut bucket, mut lengths) = (Vec::new(), Vec::new());
-        while bucket.len() < BUCKET
-            && let Some(param) = params.get(at + lengths.len())
-        {
-            let gradient = backend.gradient(param)?;
-            lengths.push(gradient.len());
-            bucket.extend(gradient);
-        }
-        comm.all_reduce_sum(&mut bucket, &mut losses)?;
-        // With the first of them.
-        losses.drain(..).for_each(|loss| done.loss = loss);
-        let mut rest = &bucket[..];
-        for (param, length) in params[at..].iter_mut().zip(&lengths) {
-            let (own, others) = rest.split_at(*length);
-            backend.restore_gradient(param, own.to_vec())?;
-            rest = others;
-        }
-        at += lengths.len();
-    }
-    Ok(())
 }
 
 /// The last part of a step: clips the gradients of all ranks and updates every trainable tensor. `batches` are those of
@@ -210,7 +185,7 @@ pub fn update<B: Backend>(
             let peak = match id.kind() {
                 ParamKind::LoraB | ParamKind::Magnitude => hyper.learning_rate_b,
                 ParamKind::Whole if is_norm => hyper.learning_rate_b,
-                ParamKind::LoraA | ParamKind::Whole => hyper.learning_rate_a,
+                ParamKind::LoraA | ParamKind::Whole | ParamKind::Tokens => hyper.learning_rate_a,
             };
             let settings = AdamW {
                 learning_rate: rate(peak),

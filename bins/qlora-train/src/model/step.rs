@@ -3,6 +3,7 @@
 use super::block::{Attention, Mlp, Pass, attend, join, linear, mlp_forward, whole};
 use super::block_backward::{block_backward, norm_backward};
 use super::cached::Past;
+use super::reduction::AfterLayer;
 use super::{Activations, Layer, Llama};
 use crate::arch::QkNorm;
 use crate::backend::{Backend, Batch, MaybeTrained, Op, Scope};
@@ -48,6 +49,19 @@ impl<B: Backend> Llama<B> {
     /// the unweighted sum of the supervised tokens' losses. `draw` = step · accumulation + micro names the dropout
     /// masks.
     pub fn forward_backward(&mut self, b: &mut B, batch: &Batch, draw: u32, weight: f32) -> Result<f64> {
+        self.forward_backward_telling(b, batch, draw, weight, &mut |_, _, _| Ok(()))
+    }
+
+    /// Like [`forward_backward`](Self::forward_backward), and tells when the gradients of a layer are final. Those of
+    /// tensors outside of the layers are so when it returns.
+    pub(super) fn forward_backward_telling(
+        &mut self,
+        b: &mut B,
+        batch: &Batch,
+        draw: u32,
+        weight: f32,
+        after_layer: AfterLayer<'_, B>,
+    ) -> Result<f64> {
         let pass = self.pass(b, batch, Some(draw));
         b.begin(batch)?;
         let layers = self.layers.len();
@@ -93,6 +107,8 @@ impl<B: Backend> Llama<B> {
             };
             let first = waiting.is_empty() && !trains_input;
             block_backward(b, layer, &pass, &input, attention, mlp, &mut d_stream, first)?;
+            drop(input);
+            after_layer(b, self, waiting.len())?;
         }
         if self.embedding.param().is_some() {
             b.enter(Scope::Input);
@@ -110,6 +126,12 @@ impl<B: Backend> Llama<B> {
         b.run(0..batch.tokens(), Op::CrossEntropy { x, head, weight: 1.0, soft_cap, dx: None })?;
         drop(normed);
         b.loss_sum()
+    }
+
+    /// The weighted loss of every token of the batch that counts, in order.
+    pub fn losses(&self, b: &mut B, batch: &Batch) -> Result<Vec<f64>> {
+        self.loss(b, batch)?;
+        b.losses()
     }
 
     /// Logits `[vocab]` of the named tokens of the batch.

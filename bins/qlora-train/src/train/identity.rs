@@ -14,6 +14,7 @@ use crate::data::ChatTokenizer;
 use crate::error::{Context, Result};
 use crate::files::hash::{file_hash, hex};
 use crate::files::json::{read_bounded, shown};
+use crate::hub::HubCommit;
 use crate::infer::questions::Questions;
 use crate::refuse;
 use crate::session::model_spec::effective_settings;
@@ -58,14 +59,18 @@ pub struct Identity {
     pub questions: Option<String>,
     /// SHA-256 (hex) over the tokens of all rows
     pub tokens: String,
+    /// How several processes add up gradients, on which last bits depend. A run may go on in one process, which has no
+    /// such order, and from one: it is no part of the hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sums: Option<String>,
 }
 
 impl Identity {
-    /// SHA-256 (hex) over all of it.
+    /// SHA-256 (hex) over all of it but the way of sums.
     pub fn hash(&self) -> String {
         let mut settings: Vec<_> = self.settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
         settings.sort();
-        let rest = Self { settings: Map::new(), ..self.clone() };
+        let rest = Self { settings: Map::new(), sums: None, ..self.clone() };
         hex(Sha256::digest(settings.join("\n") + "\n" + &serde_json::to_string(&rest).expect("texts serialize")))
     }
 
@@ -83,17 +88,28 @@ impl Identity {
 
     /// [`difference`](Self::difference) to a run that this one may be the longer form of: their lengths do not count.
     pub fn difference_beyond_length(&self, earlier: &Self) -> Option<String> {
-        self.difference_but_for(earlier, &["num_train_epochs", "max_steps"])
+        self.difference_but_for(earlier, &LENGTHS)
     }
 
     fn difference_but_for(&self, earlier: &Self, uncounted: &[&str]) -> Option<String> {
         let names = self.settings.keys().chain(earlier.settings.keys());
         for name in names.filter(|name| !uncounted.contains(&name.as_str())) {
             let (here, there) = (self.settings.get(name), earlier.settings.get(name));
+            if here != there && name == ARITHMETIC {
+                let of = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or("f32 on the CPU").to_owned();
+                let (there, here) = (of(there), of(here));
+                // In full: what differs may stand at the end.
+                return Some(format!("arithmetic (`compute`, `linear`, `device`) was {there:?} and is {here:?} now"));
+            }
             if here != there {
                 let of = |value: Option<&Value>| value.map_or("nothing".to_owned(), shown);
                 return Some(format!("`{name}` was {} and is {} now", of(there), of(here)));
             }
+        }
+        if let (Some(here), Some(there)) = (&self.sums, &earlier.sums)
+            && here != there
+        {
+            return Some(format!("gradients of the processes were added up {there} and are {here} now (QLORA_SUMS)"));
         }
         let names = self.special_tokens.keys().chain(earlier.special_tokens.keys());
         let token = |of: &Self, name: &String| of.special_tokens.get(name).cloned();
@@ -134,13 +150,19 @@ impl Identity {
 /// Settings that name a place; what is found there counts.
 const PLACES: [&str; 7] = ["model", "revision", "data", "val_data", "chat_template", "init_adapter", "sample_prompts"];
 
+/// Settings of arithmetic: what they came to counts, as `compute`.
+const AS_IT_CAME: [&str; 2] = [ARITHMETIC, "linear"];
+
+/// Key of what a run computes in and by; none of f32 on the CPU
+const ARITHMETIC: &str = "compute";
+
 /// Every setting that changes results, less places.
 pub fn result_settings(settings: &Settings, loaded: &Loaded, arithmetic: Option<String>) -> Map<String, Value> {
     let mut result_settings = effective_settings(settings, &loaded.checkpoint).result_settings();
-    result_settings.retain(|name, _| !PLACES.contains(&name.as_str()) && name != "compute");
+    result_settings.retain(|name, _| !PLACES.contains(&name.as_str()) && !AS_IT_CAME.contains(&name.as_str()));
     // What was asked for does not count, what it came to on this processor does.
     if let Some(arithmetic) = arithmetic {
-        result_settings.insert("compute".to_owned(), arithmetic.into());
+        result_settings.insert(ARITHMETIC.to_owned(), arithmetic.into());
     }
     result_settings
 }
@@ -173,6 +195,7 @@ pub fn run_identity(
         init_adapter,
         questions: None,
         tokens: data.tokens_hash.clone(),
+        sums: None,
     })
 }
 
@@ -183,6 +206,29 @@ fn read_record(path: &Path) -> Option<Value> {
 /// Key of `run.json` and of a checkpoint's state: the micro-batches of a step that each of several processes was asked
 /// for, where they are not all of the step's
 pub const PER_PROCESS: &str = "accumulation_per_process";
+
+/// Key of `run.json` and of a checkpoint's state: the commits that branches of the hub stood for
+pub const HUB_COMMITS: &str = "hub_commits";
+
+/// Commits of the hub on which the run in `output` began. None where there is no run, or one that says none.
+pub fn commits_of_run(output: &Path) -> Vec<HubCommit> {
+    read_record(&output.join(RUN_FILE)).as_ref().map(commits_in).unwrap_or_default()
+}
+
+/// Commits of the hub on which the run began that this one goes on with. None where it begins anew.
+pub fn commits_to_follow(settings: &Settings, output: &Path) -> Vec<HubCommit> {
+    match &settings.resume_from_checkpoint {
+        Resume::From(dir) => read_record(&dir.join(RUN_STATE)).as_ref().map(commits_in).unwrap_or_default(),
+        // A run that is to be overwritten has nothing to say.
+        Resume::Latest if !settings.overwrite_output_dir => commits_of_run(output),
+        Resume::Latest | Resume::No => Vec::new(),
+    }
+}
+
+fn commits_in(record: &Value) -> Vec<HubCommit> {
+    let commits = record.get(HUB_COMMITS).cloned().unwrap_or_default();
+    serde_json::from_value(commits).unwrap_or_default()
+}
 
 /// Micro-batches of a step of all `processes`: as many as each was asked for, times their number. A run that goes on,
 /// or is asked about again, by the same settings keeps those that it began with, whatever the number of processes.
@@ -200,9 +246,7 @@ pub fn micro_batches_of_step(
     };
     let began_with = |record: &Value| {
         let of_run = record.pointer("/identity/settings")?.as_object()?;
-        let counts = |name: &String| ![NAME, "num_train_epochs", "max_steps"].contains(&name.as_str());
-        let alike = |name: &String| of_run.get(name) == result_settings.get(name);
-        let same = of_run.keys().chain(result_settings.keys()).filter(|name| counts(name)).all(alike);
+        let same = are_alike(of_run, result_settings, &[&[NAME][..], &LENGTHS].concat());
         let all = of_run.get(NAME)?.as_u64()?;
         let each = record.get(PER_PROCESS).and_then(Value::as_u64).unwrap_or(all);
         (same && each == asked as u64).then_some(all as usize)
@@ -230,6 +274,26 @@ pub fn run_clock(settings: &Settings, output: &Path, result_settings: &Map<Strin
     recorded.as_ref().and_then(clock).unwrap_or_else(now)
 }
 
+/// How the processes of the run of these `result_settings` that goes on, or is asked about again, add up gradients,
+/// where there are several. None of another run, which may be overwritten.
+pub fn recorded_sums(settings: &Settings, output: &Path, result_settings: &Map<String, Value>) -> Option<String> {
+    let recorded = match &settings.resume_from_checkpoint {
+        Resume::From(dir) => read_record(&dir.join(RUN_STATE)),
+        Resume::No | Resume::Latest => read_record(&output.join(RUN_FILE)),
+    }?;
+    let of_run = recorded.pointer("/identity/settings")?.as_object()?;
+    let same = are_alike(of_run, result_settings, &LENGTHS);
+    Some(recorded.pointer("/identity/sums")?.as_str()?.to_owned()).filter(|_| same)
+}
+
+/// Settings of a run's length, which one that goes on may change.
+const LENGTHS: [&str; 2] = ["num_train_epochs", "max_steps"];
+
+fn are_alike(one: &Map<String, Value>, other: &Map<String, Value>, uncounted: &[&str]) -> bool {
+    let mut counted = one.keys().chain(other.keys()).filter(|name| !uncounted.contains(&name.as_str()));
+    counted.all(|name| one.get(name) == other.get(name))
+}
+
 /// SHA-256 (hex) of an adapter's files. Refused: they are not there.
 fn adapter_hash(adapter: &Path) -> Result<String> {
     check_adapter(adapter).usage_context(|| "`init_adapter`".to_owned())?;
@@ -247,6 +311,24 @@ fn adapter_hash(adapter: &Path) -> Result<String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    /// Another run in the same place has nothing to say of how this one adds up.
+    #[test]
+    fn sums_that_were_recorded_are_those_of_the_same_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let of_run = json!({"seed": 1, "max_steps": 3});
+        let run = json!({"identity": {"settings": of_run, "sums": "by NCCL"}});
+        std::fs::write(dir.path().join(RUN_FILE), run.to_string()).unwrap();
+        let settings = Settings::load(None, &[]).unwrap();
+        let found = |of: Value| recorded_sums(&settings, dir.path(), of.as_object().unwrap());
+        for same in [of_run, json!({"seed": 1, "max_steps": 9})] {
+            assert_eq!(found(same).as_deref(), Some("by NCCL"));
+        }
+        for other in [json!({"seed": 2, "max_steps": 3}), json!({"seed": 1, "max_steps": 3, "lora_r": 4}), json!({})] {
+            assert_eq!(found(other.clone()), None, "{other}");
+        }
+        assert_eq!(recorded_sums(&settings, &dir.path().join("none"), &Map::new()), None);
+    }
 
     #[test]
     fn the_first_difference_is_named_and_every_one_changes_the_hash() {
@@ -267,6 +349,7 @@ mod tests {
             init_adapter: None,
             questions: None,
             tokens: "t".into(),
+            sums: None,
         };
         assert_eq!(one.difference(&one.clone()), None);
         let others = [
@@ -295,5 +378,26 @@ mod tests {
             assert!(difference.contains(words), "{difference:?} lacks {words:?}");
             assert_ne!(other.hash(), one.hash(), "{words}");
         }
+        // Arithmetic is told in full, also where it is that of no word.
+        let computing = |by: &str| Identity {
+            settings: json!({"lora_r": 4, "seed": 1, "compute": by}).as_object().unwrap().clone(),
+            ..one.clone()
+        };
+        let long = "bf16, linear layers by dequantize + cuBLASLt 13.0.2 on NVIDIA H100 PCIe";
+        for (here, there, words) in [
+            (computing("bf16"), one.clone(), "was \"f32 on the CPU\" and is \"bf16\" now"),
+            (one.clone(), computing(long), "PCIe\" and is \"f32 on the CPU\" now"),
+            (computing("bf16"), computing(long), "cuBLASLt 13.0.2 on NVIDIA H100 PCIe\" and is \"bf16\" now"),
+        ] {
+            let difference = here.difference(&there).unwrap();
+            assert!(difference.starts_with("arithmetic (`compute`, `linear`, `device`) was "), "{difference}");
+            assert!(difference.contains(words), "{difference:?} lacks {words:?}");
+        }
+        // A run in one process may go on in several, and the other way round.
+        let summed = |sums: &str| Identity { sums: Some(sums.to_owned()), ..one.clone() };
+        assert!(one.difference(&summed("by NCCL")).is_none() && summed("by NCCL").difference(&one).is_none());
+        let difference = summed("in the order of the processes").difference(&summed("by NCCL")).unwrap();
+        assert!(difference.contains("added up by NCCL and are in the order of the processes now"), "{difference}");
+        assert_eq!(summed("by NCCL").hash(), one.hash());
     }
 }

@@ -62,6 +62,7 @@ pub(super) fn check_same_run(
         "base_config" => "the model's config.json".to_owned(),
         "tokenizer" => "the model's tokenizer.json".to_owned(),
         "tokens" => "the tokens of its rows".to_owned(),
+        "sums" => "how gradients are added up".to_owned(),
         _ => key.replace('_', " "),
     };
     let mut values = Map::new();

@@ -16,12 +16,13 @@ use crate::config::{Every, Settings};
 use crate::data::Step;
 use crate::error::{Context, Error, Result};
 use crate::files::failpoint;
+use crate::hub::HubCommit;
 use crate::infer::questions::Questions;
 use crate::lint::ModuleGradients;
 use crate::lora::ParamKind;
 use crate::lora::start::Factors;
 use crate::model::Llama;
-use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, reduce, update};
+use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
 use crate::objective::{Objective, Sft, WeightedBatch};
 use crate::report::{Bars, sparkline, status};
 use crate::session::chat_template::add_tokenizer;
@@ -48,6 +49,8 @@ pub(super) struct Run<'a, B: Backend> {
     pub comm: &'a mut dyn Communicator,
     /// Micro-batches of a step that each of them was asked for
     pub accumulation_per_process: usize,
+    /// Commits of the hub's branches that the run is of
+    pub hub_commits: Vec<HubCommit>,
     pub backend: B,
     pub model: Llama<B>,
     /// On rank 0 only
@@ -131,8 +134,7 @@ impl<B: Backend> Run<'_, B> {
         };
         let (backend, model) = (&mut self.backend, &mut self.model);
         let done = std::mem::take(&mut self.progress.accumulation);
-        let (mut done, signal) =
-            accumulate(backend, model, self.comm, step.index, accumulation, &batches, done, &stop)?;
+        let (done, signal) = accumulate(backend, model, self.comm, step.index, accumulation, &batches, done, &stop)?;
         if done.micro_batches < batches.len() {
             // The parts of several ranks are taken again, from where the step began: in another order their sum would
             // have other bits.
@@ -142,7 +144,6 @@ impl<B: Backend> Run<'_, B> {
             }
             return Err(self.interrupted(signal)?);
         }
-        reduce(backend, model, self.comm, &mut done)?;
         if is_measured(step.index + 1) {
             self.measure_gradients(step)?;
         }
@@ -173,7 +174,7 @@ impl<B: Backend> Run<'_, B> {
             match id.kind() {
                 ParamKind::LoraA => modules.push((id.module().to_owned(), squares.sqrt(), 0.0)),
                 ParamKind::LoraB => modules.iter_mut().rev().take(1).for_each(|module| module.2 = squares.sqrt()),
-                ParamKind::Magnitude | ParamKind::Whole => {}
+                ParamKind::Magnitude | ParamKind::Whole | ParamKind::Tokens => {}
             }
         }
         let total = self.data.schedule.total_steps() as usize;
@@ -286,7 +287,8 @@ impl<B: Backend> Run<'_, B> {
             self.progress.clone(),
         );
         let asked = self.accumulation_per_process;
-        let state = RunState { accumulation_per_process: (asked != accumulation).then_some(asked), ..state };
+        let accumulation_per_process = (asked != accumulation).then_some(asked);
+        let state = RunState { accumulation_per_process, hub_commits: self.hub_commits.clone(), ..state };
         let Some(record) = &mut self.record else { return Err(Error::Failed("rank 0 alone saves".to_owned())) };
         let dir = checkpoints::write(record, step, |files| {
             let (loaded, model, backend) = (self.loaded, &self.model, &self.backend);

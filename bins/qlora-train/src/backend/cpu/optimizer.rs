@@ -79,6 +79,14 @@ impl Optimizer for Cpu {
         Ok(())
     }
 
+    fn gradient_len(&self, param: &CpuParam) -> usize {
+        param.gradient().len()
+    }
+
+    fn has_gradients_on_host(&self) -> bool {
+        true
+    }
+
     fn clear_gradients(&mut self, params: Vec<&mut CpuParam>) -> Result<()> {
         params.into_iter().filter_map(|param| param.training.as_mut()).for_each(|training| training.gradient.fill(0.0));
         Ok(())

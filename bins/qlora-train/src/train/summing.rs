@@ -1,0 +1,218 @@
+//! How the processes of a run add up gradients: on their GPUs, by NCCL, or in the memory of the host.
+
+use super::identity::{Identity, recorded_sums};
+use crate::comm::{Communicator, from_first};
+use crate::config::Settings;
+use crate::error::{Context, Error, Result};
+use crate::refuse;
+use crate::report::status;
+use crate::session::Device;
+use qlora_kernels::device::{KERNELS, Kernels, Nccl};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Variable of the environment that chooses one of the two
+const VARIABLE: &str = "QLORA_SUMS";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Sums {
+    /// In the order of the processes
+    Host,
+    Nccl,
+}
+
+impl Sums {
+    /// The way of a run, on which all ranks agree, and its note. Refused: NCCL is asked for, or is the way of the run
+    /// that goes on, and cannot be used; ranks that ask for different ways.
+    pub fn choose(
+        comm: &mut dyn Communicator,
+        device: &Device,
+        settings: &Settings,
+        output: &Path,
+        identity: &Identity,
+    ) -> Result<Self> {
+        let value = std::env::var_os(VARIABLE).map(|value| value.to_string_lossy().into_owned());
+        let asked = asked(value.as_deref())?;
+        // The sum of one process is made on request, to try NCCL on one GPU.
+        if comm.world_size() == 1 && asked != Some(Self::Nccl) {
+            return Ok(Self::Host);
+        }
+        let of_run = || Ok(recorded_sums(settings, output, &identity.settings));
+        let recorded = from_first(comm, "how the run began", of_run)?;
+        const WHAT: &str = "means of adding up";
+        let own = serde_json::to_vec(&Means::of(device, asked)?).context(|| WHAT.to_owned())?;
+        let all = comm.all_gather(WHAT, &own)?;
+        let read = |bytes: &Vec<u8>| serde_json::from_slice(bytes).context(|| WHAT.to_owned());
+        let all: Vec<Means> = all.iter().map(read).collect::<Result<_>>()?;
+        let names: Vec<String> = (0..all.len()).map(|rank| comm.name_of(rank)).collect();
+        let (sums, why) = decide(&all, &names, recorded.as_deref(), KERNELS == Kernels::Cuda)?;
+        match sums {
+            Self::Nccl => status!("gradients are added up on the GPUs, by NCCL {why}"),
+            Self::Host if device.is_cpu() => {}
+            Self::Host => status!("gradients are added up in the memory of the host ({why})"),
+        }
+        Ok(sums)
+    }
+
+    /// What the identity of a run says of it. A run in one process has no order of sums: it says what it said before.
+    pub fn recorded(
+        self,
+        comm: &dyn Communicator,
+        settings: &Settings,
+        output: &Path,
+        identity: &Identity,
+    ) -> Option<String> {
+        match comm.world_size() {
+            1 => recorded_sums(settings, output, &identity.settings),
+            _ => Some(self.in_words().to_owned()),
+        }
+    }
+
+    fn in_words(self) -> &'static str {
+        match self {
+            Self::Host => "in the order of the processes",
+            Self::Nccl => "by NCCL",
+        }
+    }
+}
+
+/// The way that the environment asks for, if any.
+fn asked(value: Option<&str>) -> Result<Option<Sums>> {
+    match value.map(str::trim) {
+        None | Some("") => Ok(None),
+        Some("nccl") => Ok(Some(Sums::Nccl)),
+        Some("host") => Ok(Some(Sums::Host)),
+        Some(found) => refuse!("environment variable {VARIABLE}: found {found:?}, expected \"nccl\" or \"host\""),
+    }
+}
+
+/// What a rank can add up with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Means {
+    asked: Option<Sums>,
+    /// A text that no other GPU has; none on the CPU
+    gpu: Option<String>,
+    /// Version of NCCL, or why there is none
+    nccl: Result<String, String>,
+}
+
+impl Means {
+    fn of(device: &Device, asked: Option<Sums>) -> Result<Self> {
+        let gpu = device.identity()?;
+        let nccl = match gpu {
+            Some(_) => Nccl::version().map_err(|error| error.to_string()),
+            None => Err("it computes on the CPU".to_owned()),
+        };
+        Ok(Self { asked, gpu, nccl })
+    }
+}
+
+/// The way for ranks of these `names`, with the version of NCCL or why it is not used. `recorded` is the way of the run
+/// that goes on; `by_itself`: NCCL is used unless something else is said.
+fn decide(all: &[Means], names: &[String], recorded: Option<&str>, by_itself: bool) -> Result<(Sums, String)> {
+    let asked = all[0].asked;
+    if let Some(rank) = all.iter().position(|means| means.asked != asked) {
+        let of = |asked: Option<Sums>| match asked {
+            None => "nothing",
+            Some(Sums::Host) => "host",
+            Some(Sums::Nccl) => "nccl",
+        };
+        let (there, here) = (of(all[rank].asked), of(asked));
+        refuse!(
+            "environment variable {VARIABLE}: {there} for {}, {here} for {}; set it alike for all ranks",
+            names[rank],
+            names[0]
+        );
+    }
+    let found = usable(all, names);
+    let was = |sums: Sums| recorded == Some(sums.in_words());
+    match (asked, found) {
+        (Some(Sums::Host), _) => Ok((Sums::Host, format!("{VARIABLE}=host"))),
+        (Some(Sums::Nccl), Ok(version)) => Ok((Sums::Nccl, version)),
+        (Some(Sums::Nccl), Err(problem)) => Err(Error::Refused(format!(
+            "environment variable {VARIABLE}: found \"nccl\", which cannot be used: {problem}; unset it to add up in the \
+             memory of the host"
+        ))),
+        (None, _) if was(Sums::Host) => Ok((Sums::Host, "as the run began".to_owned())),
+        (None, Ok(version)) if by_itself || was(Sums::Nccl) => Ok((Sums::Nccl, version)),
+        (None, Ok(_)) => Ok((Sums::Host, format!("{VARIABLE}=nccl tries the stand-in for NCCL"))),
+        // Another way would be another run, which may take the place of this one.
+        (None, Err(problem)) if was(Sums::Nccl) => Err(Error::Refused(format!(
+            "this run began with sums by NCCL, which cannot be used now: {problem}; go on where it can be, or in one \
+             process, or choose another output_dir"
+        ))),
+        (None, Err(problem)) => Ok((Sums::Host, problem)),
+    }
+}
+
+/// The version of NCCL that all ranks have, each with a GPU of its own; or why they cannot use it.
+fn usable(all: &[Means], names: &[String]) -> Result<String, String> {
+    for (rank, Means { gpu, nccl, .. }) in all.iter().enumerate() {
+        let (own, first) = (nccl.as_ref().map_err(|problem| format!("{}: {problem}", names[rank]))?, &all[0].nccl);
+        if first.as_ref() != Ok(own) {
+            let first = first.as_deref().unwrap_or("none");
+            return Err(format!("{} has NCCL {own}, {} has {first}", names[rank], names[0]));
+        }
+        if let Some(other) = all[..rank].iter().position(|other| other.gpu == *gpu) {
+            return Err(format!("{} and {} share one GPU, which NCCL does not allow", names[other], names[rank]));
+        }
+    }
+    all[0].nccl.clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn means(asked: Option<Sums>, gpu: &str, nccl: Result<&str, &str>) -> Means {
+        let nccl = nccl.map(str::to_owned).map_err(str::to_owned);
+        Means { asked, gpu: Some(gpu.to_owned()), nccl }
+    }
+
+    fn decided(all: &[Means], recorded: Option<Sums>, by_itself: bool) -> Result<(Sums, String)> {
+        let names: Vec<String> = (0..all.len()).map(|rank| format!("rank {rank}")).collect();
+        decide(all, &names, recorded.map(Sums::in_words), by_itself)
+    }
+
+    #[test]
+    fn nccl_is_used_where_all_ranks_can_unless_something_else_is_said() {
+        let both = |asked| [means(asked, "a", Ok("2.27.3")), means(asked, "b", Ok("2.27.3"))];
+        let way = |asked, recorded, by_itself| decided(&both(asked), recorded, by_itself).unwrap().0;
+        assert_eq!(way(None, None, true), Sums::Nccl);
+        assert_eq!(way(None, None, false), Sums::Host);
+        assert_eq!(way(Some(Sums::Nccl), None, false), Sums::Nccl);
+        assert_eq!(way(Some(Sums::Host), None, true), Sums::Host);
+        // A run that goes on adds up as it began; whoever asks for something else is refused by its identity.
+        assert_eq!(way(None, Some(Sums::Host), true), Sums::Host);
+        assert_eq!(way(None, Some(Sums::Nccl), false), Sums::Nccl);
+        assert_eq!(way(Some(Sums::Nccl), Some(Sums::Host), true), Sums::Nccl);
+    }
+
+    #[test]
+    fn what_keeps_ranks_from_nccl_is_said_or_refused_by_name() {
+        let good = || means(None, "a", Ok("2.27.3"));
+        for (other, words) in [
+            (means(None, "b", Err("no NCCL: libnccl.so.2")), "rank 1: no NCCL: libnccl.so.2"),
+            (means(None, "b", Ok("2.18.1")), "rank 1 has NCCL 2.18.1, rank 0 has 2.27.3"),
+            (means(None, "a", Ok("2.27.3")), "rank 0 and rank 1 share one GPU"),
+        ] {
+            let (sums, why) = decided(&[good(), other.clone()], None, true).unwrap();
+            assert!(sums == Sums::Host && why.contains(words), "{why:?}");
+            let asked = |means| Means { asked: Some(Sums::Nccl), ..means };
+            let error = decided(&[asked(good()), asked(other)], None, true).unwrap_err();
+            assert!(error.is_usage() && error.to_string().contains(words), "{error}");
+        }
+        // A run that began by NCCL is neither changed nor overwritten.
+        let others = [good(), means(None, "b", Err("no NCCL: libnccl.so.2"))];
+        let error = decided(&others, Some(Sums::Nccl), true).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains("NCCL, which cannot be used now: rank 1: "), "{error}");
+        assert_eq!(decided(&others, Some(Sums::Host), true).unwrap().0, Sums::Host);
+        let error = decided(&[good(), means(Some(Sums::Nccl), "b", Ok("2.27.3"))], None, true).unwrap_err();
+        let expected =
+            "environment variable QLORA_SUMS: nccl for rank 1, nothing for rank 0; set it alike for all ranks";
+        assert_eq!(error.to_string(), expected);
+        let error = asked(Some("mpi")).unwrap_err().to_string();
+        assert_eq!(error, "environment variable QLORA_SUMS: found \"mpi\", expected \"nccl\" or \"host\"");
+        assert_eq!(asked(Some(" host ")).unwrap(), Some(Sums::Host));
+    }
+}

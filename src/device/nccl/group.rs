@@ -1,0 +1,238 @@
+//! A process of a group whose GPUs add up.
+
+use super::Api;
+use super::calls::{Calls, Handle, ID_BYTES, Others};
+use super::poll::until;
+use crate::device::driver::{Driver, Queue};
+use crate::device::event::Event;
+use crate::device::{Buffer, Device, Implementation};
+use crate::error::{CudaError, Result};
+use std::rc::Rc;
+
+/// Elements of the sum by which a group begins: it makes the connections, and takes the memory that sums need, which
+/// the free memory of the device then no longer has.
+const FIRST_SUM: usize = 1 << 20;
+
+/// One of several ranks, each with a device of its own, whose arrays of f32 are added up.
+///
+/// The bytes of a sum are the same on all ranks and from run to run, as long as the ranks lie on the same devices, but
+/// not those of a sum in the order of the ranks.
+pub struct Nccl {
+    calls: Api,
+    driver: Rc<Implementation>,
+    /// None: aborted.
+    comm: Option<Handle>,
+    /// Arrays whose sums are begun, in that order. Dropped after the communicator has ended.
+    held: Vec<Buffer<f32>>,
+    /// What was queued before a sum is done.
+    computed: Event,
+    /// All sums are done.
+    summed: Event,
+}
+
+impl std::fmt::Debug for Nccl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Nccl({} sums begun)", self.held.len())
+    }
+}
+
+impl Nccl {
+    /// The library's version. An error where there is none.
+    pub fn version() -> Result<String> {
+        Api::load()?.version()
+    }
+
+    /// A name for a group, which one rank makes and gives to all.
+    pub fn unique_id() -> Result<Vec<u8>> {
+        Ok(Api::load()?.unique_id()?.to_vec())
+    }
+
+    /// Joins the group of `id` with `device`, and waits for all `world_size` ranks. Failed: a rank is gone, two have
+    /// one device, or they come to different sums.
+    pub fn join(device: &Device, id: &[u8], rank: usize, world_size: usize, others: &mut dyn Others) -> Result<Self> {
+        let wrong = |_| CudaError::Device(format!("NCCL: a name of {} bytes, expected {ID_BYTES}", id.len()));
+        let id: &[u8; ID_BYTES] = id.try_into().map_err(wrong)?;
+        let (calls, driver) = (Api::load()?, device.driver().clone());
+        driver.bind()?;
+        let comm = Some(calls.init_rank(id, rank, world_size)?);
+        let (computed, summed) = (Event::new(&driver)?, Event::new(&driver)?);
+        let mut own = Self { calls, driver, comm, held: Vec::new(), computed, summed };
+        own.settle("joining the other GPUs", others)?;
+        own.begin(vec![device.upload(&vec![1.0f32; FIRST_SUM])?], others)?;
+        let sums = device.download(&own.finish(others)?[0])?;
+        match sums.iter().find(|&&sum| sum != world_size as f32) {
+            None => Ok(own),
+            Some(sum) => Err(CudaError::Device(format!("NCCL: a sum of {world_size} ones is {sum}"))),
+        }
+    }
+
+    /// Begins to replace every array by its sum over the ranks, after what is queued now. All ranks begin the same sums
+    /// in the same order, with as many arrays of the same lengths. The arrays are kept until all sums are done.
+    pub fn begin(&mut self, arrays: Vec<Buffer<f32>>, others: &mut dyn Others) -> Result<()> {
+        let first = self.held.len();
+        self.held.extend(arrays);
+        let mut begun = self.queue(first);
+        if begun.is_ok() {
+            begun = self.settle("a sum of gradients", others);
+        }
+        if begun.is_ok() {
+            begun = self.calls.run(others, false);
+        }
+        self.or_abort(begun)
+    }
+
+    /// Waits for all sums, and returns their arrays in the order in which they were begun. Work that is queued next
+    /// finds the sums in them.
+    pub fn finish(&mut self, others: &mut dyn Others) -> Result<Vec<Buffer<f32>>> {
+        let done = self.wait(others);
+        self.or_abort(done)?;
+        Ok(std::mem::take(&mut self.held))
+    }
+
+    /// Ends all sums, whatever has become of them, and with them the group. Returns their arrays, with any values.
+    pub fn abandon(&mut self) -> Vec<Buffer<f32>> {
+        self.abort();
+        std::mem::take(&mut self.held)
+    }
+
+    fn communicator(&self) -> Result<Handle> {
+        self.comm.ok_or_else(|| CudaError::Device("NCCL: the group of GPUs has ended".into()))
+    }
+
+    /// Queues the sums of the arrays from this one on.
+    fn queue(&mut self, first: usize) -> Result<()> {
+        let comm = self.communicator()?;
+        self.driver.bind()?;
+        self.computed.record(Queue::Compute)?;
+        self.computed.precedes(Queue::Sums)?;
+        let arrays: Vec<_> = self.held[first..].iter().map(|array| (array.address().cast(), array.len())).collect();
+        // SAFETY: `self` made the communicator and has not ended it. It keeps the arrays, of which nobody else has a
+        // view, until the sums are done or the communicator was aborted.
+        unsafe { self.calls.all_reduce(comm, &arrays, self.driver.raw(Queue::Sums)) }
+    }
+
+    /// Waits until the last call has been carried out: sums are queued then, and their work goes on.
+    fn settle(&mut self, what: &str, others: &mut dyn Others) -> Result<()> {
+        let comm = self.communicator()?;
+        // SAFETY: `self` made the communicator and has not ended it.
+        until(what, others, |_| unsafe { self.calls.is_settled(comm) })
+    }
+
+    fn wait(&mut self, others: &mut dyn Others) -> Result<()> {
+        let comm = self.communicator()?;
+        self.driver.bind()?;
+        self.calls.run(others, true)?;
+        self.summed.record(Queue::Sums)?;
+        until("a sum of gradients", others, |_| {
+            // SAFETY: as in `settle`. A sum that fails is told here; the device would go on.
+            unsafe { self.calls.is_settled(comm) }?;
+            self.summed.is_done()
+        })?;
+        self.summed.precedes(Queue::Compute)
+    }
+
+    fn or_abort<T>(&mut self, result: Result<T>) -> Result<T> {
+        if result.is_err() {
+            self.abort();
+        }
+        result
+    }
+
+    fn abort(&mut self) {
+        if let Some(comm) = self.comm.take() {
+            // SAFETY: `self` made the communicator, and nothing uses it from now on.
+            unsafe { self.calls.abort(comm) }
+        }
+    }
+}
+
+impl Drop for Nccl {
+    fn drop(&mut self) {
+        if !self.held.is_empty() || self.driver.bind().is_err() {
+            self.abort();
+        }
+        if let Some(comm) = self.comm.take() {
+            // SAFETY: `self` made the communicator, nothing is queued on it, and nothing uses it from now on.
+            unsafe { self.calls.destroy(comm) }
+        }
+    }
+}
+
+/// Groups of one rank, on the device of this build.
+#[cfg(all(test, kernels = "emulated"))]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// Nobody else, or a rank that is gone.
+    struct Alone {
+        is_gone: bool,
+        sums: usize,
+    }
+
+    impl Others for Alone {
+        fn check(&mut self) -> Result<()> {
+            if self.is_gone { Err(CudaError::Device("rank 1 is gone".into())) } else { Ok(()) }
+        }
+
+        fn sum(&mut self, values: &mut [f32]) -> Result<()> {
+            self.check()?;
+            self.sums += 1;
+            // Another rank has the same values, but for the sum of joining.
+            if self.sums > 1 {
+                values.iter_mut().for_each(|value| *value *= 2.0);
+            }
+            Ok(())
+        }
+
+        fn patience(&self) -> Duration {
+            Duration::from_secs(600)
+        }
+    }
+
+    fn joined(device: &Device) -> (Nccl, Alone) {
+        let mut alone = Alone { is_gone: false, sums: 0 };
+        let id = Nccl::unique_id().unwrap();
+        (Nccl::join(device, &id, 0, 1, &mut alone).unwrap(), alone)
+    }
+
+    #[test]
+    fn arrays_come_back_as_sums_in_the_order_in_which_they_were_given() {
+        let device = Device::open().unwrap();
+        let (mut group, mut others) = joined(&device);
+        for round in 0..3 {
+            let array = |value: f32, len: usize| device.upload(&vec![value + round as f32; len]).unwrap();
+            group.begin(vec![array(1.0, 5), array(2.0, 0), array(3.0, 700)], &mut others).unwrap();
+            group.begin(vec![array(4.0, 1)], &mut others).unwrap();
+            let sums = group.finish(&mut others).unwrap();
+            let sums: Vec<Vec<f32>> = sums.iter().map(|sum| device.download(sum).unwrap()).collect();
+            let expected = [(1.0, 5), (2.0, 0), (3.0, 700), (4.0, 1)];
+            assert_eq!(sums, expected.map(|(value, len)| vec![2.0 * (value + round as f32); len]));
+        }
+        assert!(group.finish(&mut others).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_rank_that_is_gone_ends_the_group_and_gives_the_arrays_back() {
+        let device = Device::open().unwrap();
+        let (mut group, mut others) = joined(&device);
+        group.begin(vec![device.upload(&[1.0f32; 9]).unwrap()], &mut others).unwrap();
+        others.is_gone = true;
+        let mut more = || group.begin(vec![device.upload(&[2.0f32; 4]).unwrap()], &mut others).unwrap_err().to_string();
+        assert_eq!(more(), "rank 1 is gone");
+        assert_eq!(more(), "NCCL: the group of GPUs has ended");
+        assert_eq!(group.finish(&mut others).err().unwrap().to_string(), "NCCL: the group of GPUs has ended");
+        let lengths: Vec<usize> = group.abandon().iter().map(Buffer::len).collect();
+        assert_eq!(lengths, [9, 4, 4]);
+    }
+
+    #[test]
+    fn a_name_of_another_length_and_a_rank_that_is_none_are_refused() {
+        let device = Device::open().unwrap();
+        let others = &mut Alone { is_gone: false, sums: 0 };
+        let id = Nccl::unique_id().unwrap();
+        let mut refused = |id: &[u8], rank| Nccl::join(&device, id, rank, 1, others).unwrap_err().to_string();
+        assert_eq!(refused(&id[1..], 0), "NCCL: a name of 127 bytes, expected 128");
+        assert!(refused(&id, 1).contains("invalid argument"));
+    }
+}
