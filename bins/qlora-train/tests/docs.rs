@@ -197,6 +197,40 @@ fn the_tables_of_long_rows_are_planned_by_the_program() {
     check_generated("docs/memory.md", "hosts", &hosts);
 }
 
+/// Time of a sum of gradients, and what it leaves of a step, by formula: bytes and steps are those of plans.
+#[test]
+fn the_tables_of_several_gpus_follow_from_plans() {
+    const LINKS: [(&str, f64); 3] =
+        [("NVLink 4, 450 GB/s", 450e9), ("PCIe 4 x16, 25 GB/s", 25e9), ("100 Gb Ethernet, 12.5 GB/s", 12.5e9)];
+    const PROCESSES: [i32; 6] = [2, 4, 8, 16, 32, 64];
+    let (mut models, mut sums) = (Vec::new(), Vec::new());
+    for (shape, name) in [("llama-3-8b", "8B"), ("llama-3-70b", "70B")] {
+        let line =
+            format!("plan --model {shape} --gpu h100 --max-length 2048 --host-memory 256GiB --processes 2 --json");
+        let (fits, answer) = qlora_train(&line.split_whitespace().collect::<Vec<_>>());
+        assert!(fits, "{line}: {answer}");
+        let plan: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        let step = plan["predicted_step_seconds"]["H100"].as_f64().unwrap();
+        // Each of two sends half of them twice.
+        let bytes = plan["processes"]["sum_bytes_per_step"].as_f64().unwrap();
+        models.push(format!("| {name} | {:.1} million | {:.0} MB | {step:.2} s |\n", bytes / 4e6, bytes / 1e6));
+        for (link, speed) in LINKS {
+            let cells = PROCESSES.map(|processes| {
+                let seconds = 2.0 * f64::from(processes - 1) / f64::from(processes) * bytes / speed;
+                let digits = if seconds < 0.03 { 1 } else { 0 };
+                format!(" {:.digits$} ms, {:.1} % |", 1e3 * seconds, 100.0 * step / (step + seconds))
+            });
+            sums.push(format!("| {name}, {link} |{}\n", cells.concat()));
+        }
+    }
+    let head = "| Llama 3, LoRA with r 16 on all linear layers | weights of the adapter | their gradients in f32 | a step of \
+                one row of 2,048 tokens on an H100, predicted |\n|---|---|---|---|\n";
+    let numbers = PROCESSES.map(|processes| format!(" {processes} |")).concat();
+    let second = format!("\n| model, link |{numbers}\n|---{}|\n", "|---".repeat(PROCESSES.len()));
+    let expected = [head, &models.concat(), &second, &sums.concat()].concat();
+    check_generated("docs/several-gpus.md", "scaling", &expected);
+}
+
 /// Markdown files that show commands.
 fn pages() -> Vec<PathBuf> {
     let mut pages: Vec<PathBuf> =

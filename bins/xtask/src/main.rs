@@ -38,7 +38,7 @@ enum Task {
         #[arg(long)]
         list: bool,
     },
-    /// Fetch the small Llama that the demo and the tests use, and convert it to a Hugging Face directory
+    /// Fetch the small Llama that the demo and the tests use, and convert it to a Hugging Face directory; fetch MPI
     Setup,
     /// Fetch nvcc and libclang from PyPI, unless the machine has them
     SetupCuda,
@@ -110,7 +110,10 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
         Task::Records => check(workspace.tool("records", &["write"])?)?,
         Task::Bindings => bindings::run(workspace)?,
         Task::InstallLib { prefix, emulation } => library::install(workspace, &prefix, emulation)?,
-        Task::Setup => println!("{}", setup::run(workspace, &[])?.display()),
+        Task::Setup => {
+            println!("{}", setup::run(workspace, &[])?.display());
+            setup::mpi::fetch(workspace)?.iter().for_each(|dir| println!("{}", dir.display()));
+        }
     }
     Ok(())
 }

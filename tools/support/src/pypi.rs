@@ -77,6 +77,14 @@ fn find_wheel(dir: &Path, package: &str, version: &str) -> Result<Option<PathBuf
     Ok(None)
 }
 
+/// Unpacks a wheel into a directory, with the rights that its files have.
+pub fn unpack(wheel: &Path, dir: &Path) -> Result<()> {
+    let file = fs::File::open(wheel).with_context(|| format!("cannot open {}", wheel.display()))?;
+    let damaged = || format!("{} is damaged: delete it and run `cargo xtask setup` again", wheel.display());
+    let mut archive = zip::ZipArchive::new(file).with_context(damaged)?;
+    archive.extract(dir).with_context(damaged)
+}
+
 /// One file of a wheel.
 pub fn read_member(wheel: &Path, member: &str) -> Result<Vec<u8>> {
     let file = fs::File::open(wheel).with_context(|| format!("cannot open {}", wheel.display()))?;
@@ -115,6 +123,8 @@ mod tests {
         writer.finish().unwrap();
         assert_eq!(read_member(&wheel, "pkg/file.bin").unwrap(), content);
         assert!(read_member(&wheel, "pkg/other.bin").is_err());
+        unpack(&wheel, &dir.path().join("unpacked")).unwrap();
+        assert_eq!(fs::read(dir.path().join("unpacked/pkg/file.bin")).unwrap(), content);
 
         let whole = fs::read(&wheel).unwrap();
         let middle = whole.len() / 2;
@@ -122,8 +132,10 @@ mod tests {
         changed[middle] ^= 0xff;
         for bytes in [changed.as_slice(), &whole[..middle], b"", b"not a zip file"] {
             fs::write(&wheel, bytes).unwrap();
-            let error = format!("{:#}", read_member(&wheel, "pkg/file.bin").unwrap_err());
-            assert!(error.contains("w.whl") && error.contains("delete it"), "{error}");
+            let errors = [read_member(&wheel, "pkg/file.bin").map(drop), unpack(&wheel, &dir.path().join("damaged"))];
+            for error in errors.map(|damaged| format!("{:#}", damaged.unwrap_err())) {
+                assert!(error.contains("w.whl") && error.contains("delete it"), "{error}");
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::backend::cpu::Isa;
 use crate::comm::agreement::agree;
 use crate::comm::launch::Launch;
 use crate::comm::measure::sum_seconds;
-use crate::comm::{Communicator, Tcp, Timeouts};
+use crate::comm::{Communicator, Joined, Timeouts};
 use crate::config::{Device, Settings};
 use crate::error::Result;
 use crate::files::units::format_bytes;
@@ -64,9 +64,10 @@ pub fn run(args: &DoctorArgs, build: &str) -> Result<Answer> {
     findings.extend(gpu::look(ordinal));
     if let Some(launch) = Launch::detect()? {
         set_rank(launch.rank);
-        let mut comm = Tcp::join(&launch, build, Timeouts::of_environment()?)?;
-        let found = processes(&mut comm, launch.launcher);
-        comm.leave(found.as_ref().err())?;
+        let mut joined = Joined::join(&launch, build, Timeouts::of_environment()?)?;
+        let over = joined.over();
+        let found = processes(joined.comm(), launch.launcher, &over);
+        joined.leave(found.as_ref().err())?;
         findings.push(found?);
     }
     let gpu_usable = KERNELS == Kernels::Cuda && findings.iter().all(|finding| finding.problem.is_none());
@@ -92,8 +93,9 @@ pub fn run(args: &DoctorArgs, build: &str) -> Result<Answer> {
 /// Numbers in a sum that is timed: the gradients of a LoRA of 0.1 % of a model of 4B
 const SUMMED: usize = 1 << 22;
 
-/// The processes of a launch, and how fast they add up. Refused: ranks on processors that compute otherwise.
-fn processes(comm: &mut dyn Communicator, launcher: &str) -> Result<Finding> {
+/// The processes of a launch, and how fast they add up `over` what. Refused: ranks on processors that compute
+/// otherwise.
+fn processes(comm: &mut dyn Communicator, launcher: &str, over: &str) -> Result<Finding> {
     // AMX is looked for in another way, and with it a run in bf16 computes otherwise.
     let of_processor = [
         ("the processor's instructions".to_owned(), json!(instructions())),
@@ -109,14 +111,15 @@ fn processes(comm: &mut dyn Communicator, launcher: &str) -> Result<Finding> {
     Ok(Finding::good(
         "processes",
         format!(
-            "{world_size} of the same program, started by {launcher}, on {}; a sum of {} takes {:.1} ms, {:.2} GB/s each way",
+            "{world_size} of the same program, started by {launcher}, on {}; a sum of {} over {over} takes {:.1} ms, {:.2} \
+             GB/s each way",
             count(machines as u64, "machine"),
             format_bytes(bytes),
             1e3 * seconds,
             speed / 1e9
         ),
         json!({
-            "launcher": launcher, "world_size": world_size, "machines": machines, "sum_bytes": bytes,
+            "launcher": launcher, "over": over, "world_size": world_size, "machines": machines, "sum_bytes": bytes,
             "sum_seconds": seconds, "bytes_per_second": speed,
         }),
     ))
@@ -193,8 +196,11 @@ fn instructions() -> Vec<&'static str> {
 
 mod gpu {
     use super::{Finding, format_bytes};
-    use crate::session::CUDA_BUILD;
-    use qlora_kernels::device::{ARCHITECTURES, Device, KERNELS, Kernels, MemInfo, TransferBandwidth, cuda_version};
+    use crate::config::LinearKernels;
+    use crate::session::{CUDA_BUILD, Linear};
+    use qlora_kernels::device::{
+        ARCHITECTURES, Device, KERNELS, Kernels, MemInfo, Nccl, TransferBandwidth, cuda_version,
+    };
     use serde_json::json;
 
     /// Bytes that are copied each way.
@@ -247,6 +253,13 @@ mod gpu {
                 ),
             ),
         });
+        findings.push(match Linear::on(&device, LinearKernels::Auto) {
+            Ok(linear) => {
+                let json = json!({"row": linear.to_string(), "dequantizes": linear.may_dequantize()});
+                Finding::good("linear layers", linear.to_string(), json)
+            }
+            Err(error) => Finding::missing("linear layers", error.to_string()),
+        });
         findings.push(match device.mem_info() {
             Ok(MemInfo { total, free }) => {
                 let text = format!("{}, {} free", format_bytes(total), format_bytes(free));
@@ -262,6 +275,14 @@ mod gpu {
                 Finding::good("transfer", text, json!({"to_gpu_gb_per_s": to, "from_gpu_gb_per_s": from}))
             }
             Err(error) => Finding::missing("transfer", format!("{error} (`ulimit -l` may limit pinned memory)")),
+        });
+        // None is no problem: only processes with a GPU each use it.
+        findings.push(match Nccl::version() {
+            Ok(version) => Finding::good("nccl", version.clone(), json!({"version": version})),
+            Err(error) => {
+                let text = format!("none, and needed only to add up gradients on several GPUs: {error}");
+                Finding::good("nccl", text, json!({"version": null}))
+            }
         });
         findings
     }

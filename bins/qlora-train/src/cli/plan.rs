@@ -3,11 +3,13 @@
 use super::answer::Answer;
 use super::forecast::{Forecast, ForecastArgs, Planned};
 use super::run_size::RunSize;
+use super::world::{World, WorldArgs};
 use crate::arch::Arch;
 use crate::arch::shapes::shape;
 use crate::backend::{PlannedBuffer, Quantization};
 use crate::base::resolve_description;
 use crate::bench::stored_in_16_bits;
+use crate::comm::launch::Launch;
 use crate::config::{BestMetric, Purpose, SamplePrompts, Settings, SettingsArgs, WeightResidency};
 use crate::data::Rows;
 use crate::error::Result;
@@ -16,9 +18,10 @@ use crate::files::units::format_bytes;
 use crate::hub::HubId;
 use crate::infer::questions::{Questions, check_positions};
 use crate::model::ModelSpec;
+use crate::model::optimizer_step::reduce_bytes;
 use crate::refuse;
-use crate::report::{status, thousands, trainable_line};
-use crate::session::host::set_threads;
+use crate::report::{count, set_rank, status, thousands, trainable_line};
+use crate::session::host::{set_threads, threads_of_each};
 use crate::session::model_spec::{check_quantization, effective_settings, model_spec, model_spec_of, of_settings};
 use crate::session::plan::{MemoryPlan, StoredAs};
 use crate::session::predicted::step_seconds;
@@ -26,7 +29,7 @@ use crate::session::training_data::find_files;
 use crate::session::{Device, Loaded, TrainingData, advice, plan, planner, replace_adapter_by_base};
 use clap::Args;
 use jiff::Timestamp;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
 #[derive(Args)]
@@ -35,36 +38,50 @@ pub struct PlanArgs {
     settings: SettingsArgs,
     #[command(flatten)]
     forecast: ForecastArgs,
+    #[command(flatten)]
+    world: WorldArgs,
 }
 
 pub fn run(args: &PlanArgs) -> Result<Answer> {
+    let launch = Launch::detect()?;
+    if let Some(launch) = launch.as_ref().filter(|launch| launch.rank > 0) {
+        // Rank 0 answers for all.
+        set_rank(launch.rank);
+        return Ok(Answer { text: String::new(), json: Value::Null });
+    }
+    let world = World::of(&args.world, launch.as_ref())?;
     let mut settings = args.settings.load()?;
-    set_threads(settings.threads)?;
+    // Each process has its part of the processors.
+    let of_each = if args.forecast.measures() { threads_of_each(world.here) } else { None };
+    set_threads(settings.threads.or(of_each))?;
     let gpu = args.settings.given("gpu");
     let make = |settings: &Settings, device: &Device, spec: &ModelSpec, plan: &MemoryPlan, size: Option<RunSize>| {
-        Forecast::make(&args.forecast, &Planned { settings, device, spec, plan, gpu: gpu.as_deref(), size })
+        Forecast::make(&args.forecast, &Planned { settings, device, spec, plan, gpu: gpu.as_deref(), size, world })
     };
     settings.validate(Purpose::Plan)?;
+    // From now on those of all processes, whose steps are those of one with as many.
+    settings.gradient_accumulation_steps = settings.gradient_accumulation_steps.saturating_mul(world.size);
     replace_adapter_by_base(&mut settings)?;
     find_files(&mut settings)?;
-    let device = Device::choose_for_plan(&settings)?;
+    let device = Device::choose_for_plan(&settings, gpu.as_deref())?;
     let named = named_shape(&settings)?;
     if let Some(arch) = named.map_or_else(|| described_model(&settings), |arch| Ok(Some(arch)))? {
         let rows = settings.per_device_train_batch_size;
         let (tokens, positions) = (rows * settings.max_length, settings.max_length);
         let device = device.for_model(&settings, &arch);
         let spec = model_spec_of(&settings, &arch, of_settings(&settings), tokens, positions)?;
-        let size = RunSize::of_settings(&settings);
-        let forecast = |spec: &ModelSpec, plan: &MemoryPlan| make(&settings, &device, spec, plan, size);
+        let size = RunSize::of_settings(&settings, &arch, world);
+        let forecast = |spec: &ModelSpec, plan: &MemoryPlan| make(&settings, &device, spec, plan, size.clone());
         if settings.weights == WeightResidency::Disk {
             // `quantize` will store it so.
             let held = Some(of_settings(&settings));
             let stored = |name: &str| StoredAs { held, ..stored_in_16_bits(name) };
-            return answer(&settings, &device, spec, &stored, rows, &forecast);
+            return answer(&settings, &device, spec, &stored, rows, world, &forecast);
         }
-        return answer(&settings, &device, spec, &stored_in_16_bits, rows, &forecast);
+        return answer(&settings, &device, spec, &stored_in_16_bits, rows, world, &forecast);
     }
     let mut loaded = Loaded::open(&settings)?;
+    loaded.set_processes_here(world.here);
     if settings.tokenized_cache.is_some() {
         // A run of today is told the same date, so that it finds the rows.
         loaded.set_clock(Timestamp::now());
@@ -90,12 +107,12 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
     check_positions(&questions.prompts(), checkpoint.arch(), positions)?;
     let spec = model_spec(&settings, checkpoint, tokens, positions)?.with_prompts(questions.prompts());
     let size = match &data {
-        Some(data) => Some(RunSize::of(&settings, data)),
-        None => RunSize::of_settings(&settings),
+        Some(data) => Some(RunSize::of(&settings, checkpoint.arch(), data, world)),
+        None => RunSize::of_settings(&settings, checkpoint.arch(), world),
     };
     let as_held = effective_settings(&settings, checkpoint);
-    let forecast = |spec: &ModelSpec, plan: &MemoryPlan| make(&as_held, &device, spec, plan, size);
-    answer(&settings, &device, spec, &plan::stored_in(checkpoint), per_batch, &forecast)
+    let forecast = |spec: &ModelSpec, plan: &MemoryPlan| make(&as_held, &device, spec, plan, size.clone());
+    answer(&settings, &device, spec, &plan::stored_in(checkpoint), per_batch, world, &forecast)
 }
 
 /// The shape that `model` names where there is no such directory: a plan needs no weights.
@@ -170,16 +187,53 @@ fn bar(bytes: u64, limit: u64) -> String {
 /// What is said of the time of a run, once it is planned.
 pub type MakeForecast<'a> = dyn Fn(&ModelSpec, &MemoryPlan) -> Result<Option<Forecast>> + 'a;
 
-/// The plan of training with `spec`, in micro-batches of `rows` rows.
+/// What a plan says of several processes; nothing of one. The `settings` have the micro-batches of all of them.
+fn of_processes(settings: &Settings, device: &Device, spec: &ModelSpec, world: World) -> Option<(String, Value)> {
+    let World { size, here } = world;
+    let (micro_batches, rows) = (settings.gradient_accumulation_steps, settings.per_device_train_batch_size);
+    let moved = world.moved_bytes(spec.trained_parameters());
+    // Nobody can say how much without the GPUs and what connects them.
+    let of_nccl = match device.is_cpu() {
+        true => "",
+        false => "\nGPU memory that NCCL takes for sums is not in the plan; a run takes it before it makes its own",
+    };
+    let text = format!(
+        "{size} processes on {}: the plan is that of each; a step has {} of all of them ({} of each), of {}\n\
+         a step's sum of gradients: each process sends and receives {}, and times leave it out{of_nccl}",
+        count(world.machines() as u64, "machine"),
+        count_of_micro_batches(micro_batches),
+        micro_batches / size,
+        count(rows as u64, "row"),
+        format_bytes(moved)
+    );
+    let json = json!({
+        "world_size": size,
+        "local_world_size": here,
+        "machines": world.machines(),
+        "micro_batches_per_step": micro_batches,
+        "rows_per_step": micro_batches.saturating_mul(rows),
+        "sum_bytes_per_step": moved,
+    });
+    (size > 1).then_some((text, json))
+}
+
+fn count_of_micro_batches(number: usize) -> String {
+    format!("{} micro-batch{}", thousands(number as u64), if number == 1 { "" } else { "es" })
+}
+
+/// The plan of training with `spec`, in micro-batches of `rows` rows, of each process of `world`.
 pub fn answer(
     settings: &Settings,
     device: &Device,
     mut spec: ModelSpec,
     stored: &dyn Fn(&str) -> StoredAs,
     rows: usize,
+    world: World,
     forecast: &MakeForecast,
 ) -> Result<Answer> {
-    let budget = device.budget_of_plan(settings)?;
+    let largest = spec.lora.lengths(&spec.arch).max().unwrap_or(0);
+    let (of_sums, given) = (reduce_bytes(world.size, largest), settings.host_memory.map(|bytes| bytes.0));
+    let budget = device.budget_of_plan(settings)?.shared_in_plan(world.here, given, device.is_cpu(), of_sums);
     let levers = planner::Levers::of(settings);
     let plan = planner::choose(device, &mut spec, levers, stored, budget)?;
     let asked = advice::Asked { device, spec: &spec, levers, stored, budget, rows };
@@ -256,6 +310,10 @@ pub fn answer(
         let speeds: Vec<String> = predicted.iter().map(speed).collect();
         let _ = write!(text, "\ntokens/s, predicted, not measured: {}", speeds.join(", "));
     }
+    let processes = of_processes(settings, device, &spec, world);
+    if let Some((told, _)) = &processes {
+        let _ = write!(text, "\n{told}");
+    }
     let forecast = forecast(&spec, &plan)?;
     if let Some(forecast) = &forecast {
         let _ = write!(text, "\n{}", forecast.text());
@@ -296,6 +354,7 @@ pub fn answer(
             "pinned_layers": spec.pinned_layers(),
             "token_tile": spec.token_tile.filter(|&tile| tile < tokens),
             "suggestions": suggestions,
+            "processes": processes.map(|(_, json)| json),
             "forecast": forecast.map(|forecast| forecast.json()),
         }),
     })

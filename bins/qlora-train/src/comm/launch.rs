@@ -6,6 +6,45 @@ use crate::refuse;
 /// Port at which rank 0 listens where the launcher names none: PyTorch's.
 const PORT: u16 = 29500;
 
+/// Means by which processes give each other what they add up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Over connections of the program's own
+    Tcp,
+    /// By the library that the build is linked with
+    #[cfg(feature = "mpi")]
+    Mpi,
+}
+
+/// Variable of the environment that chooses the way
+const WAY: &str = "QLORA_COMM";
+/// The way by MPI, of a build that has it
+#[cfg(feature = "mpi")]
+const MPI: Option<Way> = Some(Way::Mpi);
+#[cfg(not(feature = "mpi"))]
+const MPI: Option<Way> = None;
+/// Launchers that belong to a library of MPI
+const OF_MPI: [&str; 3] = ["OpenMPI", "MVAPICH", "MPICH"];
+
+impl Way {
+    /// The way that the environment chooses, or else the one of the launcher.
+    fn of(launcher: &str, variable: Variables) -> Result<Self> {
+        let found = variable(WAY).unwrap_or_default();
+        match found.trim() {
+            "" if OF_MPI.contains(&launcher) => Ok(MPI.unwrap_or(Self::Tcp)),
+            "" | "tcp" => Ok(Self::Tcp),
+            "mpi" => match MPI {
+                Some(way) => Ok(way),
+                None => refuse!(
+                    "environment variable {WAY}: found \"mpi\", but this build has no MPI: rebuild it with `--features \
+                     mpi`, or unset {WAY} to let the processes meet over TCP"
+                ),
+            },
+            _ => refuse!("environment variable {WAY}: found {found:?}, expected \"tcp\" or \"mpi\""),
+        }
+    }
+}
+
 /// Variables of a launcher
 struct Launcher {
     name: &'static str,
@@ -63,11 +102,14 @@ pub struct Launch {
     pub world_size: usize,
     /// Number of this process among those of its machine, where the launcher tells it
     pub local_rank: Option<usize>,
-    /// Host at which rank 0 listens
+    /// How many those are, where the launcher tells it or all are there; at most, where it tells the machines
+    pub local_size: Option<usize>,
+    /// Host at which rank 0 listens; empty where a library brings the processes together
     pub address: String,
     pub port: u16,
     /// Name of the launcher's job, or empty
     pub job: String,
+    pub way: Way,
 }
 
 impl Launch {
@@ -117,6 +159,11 @@ fn number(text: &str) -> Option<usize> {
     text.trim().parse().ok()
 }
 
+/// The most of so many processes that one of these machines has, where they are dealt out evenly.
+fn part(world_size: usize, machines: &str) -> Option<usize> {
+    number(machines).filter(|&machines| machines > 0).map(|machines| world_size.div_ceil(machines))
+}
+
 fn launched(launcher: &Launcher, rank: usize, world_size: usize, variable: Variables) -> Result<Launch> {
     let counted = |name: &str| -> Result<Option<usize>> {
         let Some(text) = variable(name).filter(|_| !name.is_empty()) else { return Ok(None) };
@@ -125,12 +172,17 @@ fn launched(launcher: &Launcher, rank: usize, world_size: usize, variable: Varia
             None => refuse!("environment variable {name}: found {text:?}, expected a number ({})", launcher.name),
         }
     };
-    let all_are_here = counted(launcher.local_size)?.is_some_and(|local| local >= world_size)
-        || (launcher.name == "SLURM" && SLURM_NODES.iter().find_map(|name| variable(name)).as_deref() == Some("1"));
+    let way = Way::of(launcher.name, variable)?;
+    let local_size = match launcher.name {
+        "SLURM" => SLURM_NODES.iter().find_map(|name| variable(name)).and_then(|nodes| part(world_size, &nodes)),
+        _ => counted(launcher.local_size)?,
+    };
+    let all_are_here = local_size.is_some_and(|local| local >= world_size);
     let given = |name: &str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
     let address = match given("MASTER_ADDR") {
         Some(address) => address,
         None if all_are_here => "127.0.0.1".to_owned(),
+        None if way != Way::Tcp => String::new(),
         None => refuse!(
             "environment variable MASTER_ADDR: found none, expected the host name of rank 0, where the {world_size} \
              processes of {} meet: set it for all of them, with MASTER_PORT for another port than {PORT}{}",
@@ -156,9 +208,11 @@ fn launched(launcher: &Launcher, rank: usize, world_size: usize, variable: Varia
         rank,
         world_size,
         local_rank: counted(launcher.local_rank)?,
+        local_size: if all_are_here { Some(world_size) } else { local_size.filter(|&size| size > 0) },
         address,
         port: if is_taken { port.checked_add(1).unwrap_or(port - 1) } else { port },
         job: launcher.job.iter().filter_map(|name| given(name)).collect::<Vec<_>>().join("."),
+        way,
     })
 }
 
@@ -166,9 +220,33 @@ fn launched(launcher: &Launcher, rank: usize, world_size: usize, variable: Varia
 mod tests {
     use super::*;
 
+    /// Over TCP, unless the variables say otherwise.
     fn with(variables: &[(&str, &str)]) -> Result<Option<Launch>> {
+        let variables = [variables, &[(WAY, "tcp")][..]].concat();
         let of = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
         detect(&of)
+    }
+
+    #[test]
+    fn the_way_is_that_of_the_build_and_the_launcher_or_the_one_asked_for() {
+        for launcher in &LAUNCHERS {
+            let own = [(launcher.rank, "1"), (launcher.size, "2"), ("MASTER_ADDR", "a")];
+            let way = |value| with(&[&own[..], &[(WAY, value)][..]].concat());
+            assert_eq!(way(" tcp ").unwrap().unwrap().way, Way::Tcp);
+            let of_launcher = MPI.filter(|_| OF_MPI.contains(&launcher.name)).unwrap_or(Way::Tcp);
+            assert_eq!(way("").unwrap().unwrap().way, of_launcher, "{}", launcher.name);
+            match (MPI, way("mpi")) {
+                (Some(mpi), Ok(launch)) => assert_eq!(launch.map(|launch| launch.way), Some(mpi)),
+                (None, Err(error)) => {
+                    assert!(error.to_string().contains("rebuild it with `--features mpi`"), "{error}")
+                }
+                found => panic!("{found:?}"),
+            }
+            let error = way("nccl").unwrap_err().to_string();
+            assert_eq!(error, "environment variable QLORA_COMM: found \"nccl\", expected \"tcp\" or \"mpi\"");
+        }
+        // One process meets nobody.
+        assert_eq!(with(&[("RANK", "0"), ("WORLD_SIZE", "1"), (WAY, "x")]).unwrap(), None);
     }
 
     #[test]
@@ -192,17 +270,24 @@ mod tests {
             let launch = with(&[&[(launcher.rank, "3"), (launcher.size, "4")], &more[..]].concat()).unwrap().unwrap();
             assert_eq!((launch.launcher, launch.rank, launch.world_size), (launcher.name, 3, 4));
             assert_eq!((launch.address.as_str(), launch.port, launch.local_rank), ("node-1", 1234, Some(1)));
+            assert_eq!(launch.local_size, None);
         }
         // Processes of one machine need no address.
         for launcher in LAUNCHERS.iter().filter(|launcher| !launcher.local_size.is_empty()) {
             let launch = with(&[(launcher.rank, "0"), (launcher.size, "2"), (launcher.local_size, "2")]);
             let launch = launch.unwrap().unwrap();
-            assert_eq!((launch.address.as_str(), launch.port), ("127.0.0.1", PORT));
+            assert_eq!((launch.address.as_str(), launch.port, launch.local_size), ("127.0.0.1", PORT, Some(2)));
         }
         let step = [("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_NNODES", "1")];
         let slurm = [&step[..], &[("SLURM_JOB_ID", "77"), ("SLURM_STEP_ID", "3")]].concat();
         let launch = with(&slurm).unwrap().unwrap();
         assert_eq!((launch.address.as_str(), launch.job.as_str()), ("127.0.0.1", "77.3"));
+        assert_eq!(launch.local_size, Some(2));
+        for (nodes, local_size) in [("2", Some(4)), ("3", Some(3)), ("16", Some(1)), ("0", None), ("a", None)] {
+            let step = [("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "8"), ("SLURM_STEP_NUM_NODES", nodes)];
+            let launch = with(&[&step[..], &[("SLURM_NNODES", "1"), ("MASTER_ADDR", "a")]].concat());
+            assert_eq!(launch.unwrap().unwrap().local_size, local_size, "{nodes}");
+        }
         // torchrun within a job of SLURM: its own numbers count.
         let both = [("RANK", "5"), ("WORLD_SIZE", "8"), ("MASTER_ADDR", "a")];
         assert_eq!(with(&[&both[..], &slurm[..]].concat()).unwrap().unwrap().world_size, 8);

@@ -5,20 +5,37 @@
 
 pub mod agreement;
 mod failure;
+#[doc(hidden)]
+pub mod fuzzing;
+mod joined;
 pub mod launch;
 mod link;
 pub mod measure;
+#[cfg(any(test, feature = "mpi"))]
+mod meeting;
+#[cfg(feature = "mpi")]
+mod mpi;
+mod places;
 mod rendezvous;
 mod tcp;
+#[cfg(any(test, feature = "mpi"))]
+mod watchdog;
+mod watched;
 mod wire;
 
 pub use agreement::Signs;
+pub use joined::Joined;
 pub use rendezvous::Timeouts;
 pub use tcp::Tcp;
+pub use watched::Watched;
 
 use crate::error::{Context, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::time::Duration;
+
+/// Values of gradients that are summed at a time, beside those of the tensor that is the last of them.
+pub const BUCKET: usize = 1 << 20;
 
 /// The processes of a run.
 pub trait Communicator {
@@ -49,6 +66,26 @@ pub trait Communicator {
     /// Replaces every value by its sum over the ranks, in both arrays as one operation. The sums are in the order of
     /// the ranks and the same bits everywhere. Failed: a rank is gone, or its arrays are of another length.
     fn all_reduce_sum(&mut self, gradients: &mut [f32], totals: &mut [f64]) -> Result<()>;
+
+    /// Values of gradients from which on a sum of them begins: alike on all ranks.
+    fn bucket(&self) -> usize {
+        BUCKET
+    }
+
+    /// The communicator for a thread that adds up beside the backward pass; none: that is done after it.
+    fn beside(&mut self) -> Option<&mut (dyn Communicator + Send)> {
+        None
+    }
+
+    /// Fails where a rank is known to be gone, without waiting for any.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// How long a rank that lives has to come to what all of them do.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(1800)
+    }
 
     /// Gathers the bytes that every rank gives, in the order of the ranks; `what` names them in errors.
     fn all_gather(&mut self, what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>>;

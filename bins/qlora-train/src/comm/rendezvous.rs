@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 
 /// Version of what ranks say to each other
 const PROTOCOL: u32 = 1;
-const MAX_JOIN_BYTES: u64 = 1 << 20;
+/// Answers name all ranks; a word of introduction is short.
+const MAX_ANSWER_BYTES: u64 = 16 << 20;
+const MAX_INTRODUCTION_BYTES: u64 = 1 << 16;
 /// Between two attempts
 const PAUSE: Duration = Duration::from_millis(20);
 /// Time in which whoever connects has to say who it is
@@ -115,7 +117,7 @@ pub(super) fn join(launch: &Launch, build: &str, timeouts: Timeouts) -> Result<L
     Links::new(launch.rank, peers, streams, timeouts.silence, timeouts.stall)
 }
 
-fn this_process() -> Peer {
+pub(super) fn this_process() -> Peer {
     let host = sysinfo::System::host_name().unwrap_or_else(|| "this machine".to_owned());
     // One for all containers of a machine, whatever they call it.
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -258,8 +260,36 @@ impl Read for Until<'_> {
 fn introduction(stream: &TcpStream) -> Option<Introduction> {
     stream.set_nonblocking(false).ok()?;
     stream.set_write_timeout(Some(INTRODUCTION)).ok()?;
-    let frame = wire::read(&mut Until(stream, Instant::now() + INTRODUCTION), MAX_JOIN_BYTES, &|| ()).ok()?;
+    introduced(&mut Until(stream, Instant::now() + INTRODUCTION))
+}
+
+/// The first word of whoever comes. None: it is no process of this program.
+fn introduced(from: &mut impl Read) -> Option<Introduction> {
+    let frame = wire::read(from, MAX_INTRODUCTION_BYTES, &|| ()).ok()?;
     serde_json::from_slice(&frame.bytes).ok().filter(|_| frame.kind == Kind::Join)
+}
+
+/// The number of ranks that rank 0 of four takes out of what comes: for the tests of what reads it.
+pub(super) fn taken(mut bytes: &[u8]) -> usize {
+    let (build, job) = ("0.1.0".to_owned(), "7".to_owned());
+    let peer = Peer { host: "a".to_owned(), machine: "b".to_owned(), processors: "0-3".to_owned(), process: 1 };
+    let own = Introduction { protocol: PROTOCOL, rank: 0, world_size: 4, build, job, peer, port: 0 };
+    let mut come: BTreeMap<usize, Peer> = BTreeMap::new();
+    while !bytes.is_empty() {
+        let Some(other) = introduced(&mut bytes) else { continue };
+        if of_another_job(&own, &other).is_none() && unfit(&own, &other, come.get(&other.rank)).is_none() {
+            come.insert(other.rank, other.peer);
+        }
+    }
+    come.len()
+}
+
+/// The places of all ranks, if bytes are the answer of rank 0 that has them: for the tests of what reads it.
+pub(super) fn welcomed(bytes: &[u8]) -> Option<usize> {
+    match serde_json::from_slice(bytes).ok()? {
+        Answer::Welcome(places) => Some(places.len()),
+        Answer::Refused(_) => None,
+    }
 }
 
 fn answer(mut stream: &TcpStream, answer: &Answer) -> std::io::Result<()> {
@@ -333,7 +363,7 @@ fn come(
                 own.port = listener.local_addr().context(what)?.port();
                 let said = serde_json::to_vec(own).context(what)?;
                 let asked = wire::write(&mut &stream, Kind::Join, 0, "", &[&said]);
-                match asked.and_then(|()| wire::read(&mut Until(&stream, answered), MAX_JOIN_BYTES, &|| ())) {
+                match asked.and_then(|()| wire::read(&mut Until(&stream, answered), MAX_ANSWER_BYTES, &|| ())) {
                     Ok(Frame { kind: Kind::Join, bytes, .. }) => match serde_json::from_slice(&bytes) {
                         Ok(Answer::Welcome(places)) if places.len() == launch.world_size => {
                             return Ok((listener, places, stream));
@@ -342,12 +372,22 @@ fn come(
                         _ => why = "what listens there answers what this program does not know".to_owned(),
                     },
                     Ok(_) => why = "what listens there does not answer as rank 0 does".to_owned(),
-                    Err(error) => why = format!("what listens there does not answer as rank 0 does ({error})"),
+                    Err(error) => why = unanswered(&error),
                 }
             }
             Err(error) => why = error.to_string(),
         }
         std::thread::sleep(PAUSE.min(left()));
+    }
+}
+
+/// Why what listens at the place of rank 0 has not answered.
+fn unanswered(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            "what listens there does not answer: it is stopped or hangs".to_owned()
+        }
+        _ => format!("what listens there does not answer as rank 0 does ({error})"),
     }
 }
 
@@ -416,4 +456,19 @@ fn connect(launch: &Launch, left: Duration) -> std::io::Result<TcpStream> {
         }
     }
     Err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Systems name a read that came to its limit in two ways.
+    #[test]
+    fn a_rank_0_that_is_stopped_is_not_called_an_error_of_the_system() {
+        for kind in [ErrorKind::WouldBlock, ErrorKind::TimedOut] {
+            assert_eq!(unanswered(&kind.into()), "what listens there does not answer: it is stopped or hangs");
+        }
+        let closed = unanswered(&ErrorKind::UnexpectedEof.into());
+        assert!(closed.starts_with("what listens there does not answer as rank 0 does ("), "{closed}");
+    }
 }

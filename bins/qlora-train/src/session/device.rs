@@ -1,16 +1,20 @@
 //! The device of a command, chosen and opened here and nowhere else, and what memory may be used on it.
 
 use super::host::{host_budget, own_bytes, share};
+use super::linear::{FUSED, Linear};
 use crate::arch::Arch;
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, Isa, Precision};
 use crate::backend::cuda::Cuda;
+use crate::backend::run_shape::RunShape;
+use crate::comm::{Communicator, Watched, is_first};
 use crate::config::{self, Settings};
-use crate::data::heap_peak;
+use crate::data::{heap_peak, trim_heap};
 use crate::error::{Context, Error, Result};
 use crate::model::ModelSpec;
 use crate::report::{count, status};
-use qlora_kernels::device::{self, KERNELS, Kernels, MemInfo};
+use qlora_kernels::device::{self, KERNELS, Kernels, MemInfo, Nccl};
+use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::OnceLock;
@@ -31,16 +35,29 @@ pub struct Gpu {
     ordinal: usize,
     /// None: a plan for a GPU that need not be there.
     device: Option<Rc<device::Device>>,
+    /// The GPUs of the other ranks, for the backend that is built next
+    sums: Rc<RefCell<Option<Nccl>>>,
+    linear: Linear,
 }
 
 impl Gpu {
     fn open(ordinal: usize) -> Result<Self> {
-        Ok(Self { ordinal, device: Some(Rc::new(device::Device::open_at(ordinal)?)) })
+        let device = Some(Rc::new(device::Device::open_at(ordinal)?));
+        Ok(Self { ordinal, device, sums: Rc::default(), linear: Linear::default() })
     }
 
     fn device(&self) -> Result<Rc<device::Device>> {
         let unopened = || Error::Failed(format!("cuda:{} is planned for and was not opened", self.ordinal));
         self.device.clone().ok_or_else(unopened)
+    }
+
+    /// Sizes of a backend. The fused kernels alone compute adapters of which each row takes its own.
+    fn run_shape(&self, spec: &ModelSpec) -> RunShape {
+        let shape = spec.run_shape();
+        match shape.adapters_by_row {
+            true => shape,
+            false => RunShape { linear: self.linear.rows(), ..shape },
+        }
     }
 }
 
@@ -76,6 +93,10 @@ impl Budget {
     const LATER: u64 = 128 << 20;
     /// A context on a GPU that cannot be asked: 0.5 GiB is more than those of sm_80 to sm_120 are known to take.
     const CONTEXT: u64 = 512 << 20;
+    /// Code of cuBLASLt on a GPU that cannot be asked: NVIDIA names none, users report 100 to 300 MB.
+    const LIBRARY: u64 = 320 << 20;
+    /// Code of cuBLASLt that its first products did not load.
+    const LIBRARY_LATER: u64 = 64 << 20;
 
     /// Memory that a process on the CPU takes later beside what is planned: stacks of its threads, buffers of files,
     /// the allocator's rounding.
@@ -85,13 +106,15 @@ impl Budget {
 
     /// Limits in the host's memory. What the process holds by now is measured: rows, tokenizer, headers.
     fn of_host(limit: u64) -> Self {
+        let while_reading = own_bytes();
+        trim_heap();
         let own = own_bytes();
-        // The allocator holds more or less of many rows from one process to the next, by the order of threads.
-        let in_use = (own + own / 16 + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
+        // Pieces of pages that are in use in part differ from one process to the next, by the order of threads.
+        let in_use = (own + own / 64 + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
         let most = most_while_reading();
         // Freed pieces between those in use: up to a fourth of a small heap, an eighth of a large one.
         let freed = (most / 4).min(most / 8 + Self::LATER_ON_HOST / 2);
-        let read_bytes = own.max(most + freed + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
+        let read_bytes = while_reading.max(most + freed + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
         Self { limit, in_use, in_use_name: "rows, tokenizer and program", read_bytes, host_limit: 0 }
     }
 
@@ -105,10 +128,17 @@ impl Budget {
     /// The part of one of several processes: those of its machine share the host's memory, of which each has at most
     /// what was `given`, and takes `bytes` for sums over all.
     pub fn shared(self, on_this_machine: usize, given: Option<u64>, on_host: bool, bytes: u64) -> Self {
-        if bytes == 0 {
-            return self;
-        }
-        let limit = share(given, on_this_machine);
+        if bytes == 0 { self } else { self.part(share(given, on_this_machine), on_host, bytes) }
+    }
+
+    /// Like [`shared`](Self::shared), of a plan: what was `given` to each process may be of another machine.
+    pub fn shared_in_plan(self, on_a_machine: usize, given: Option<u64>, on_host: bool, bytes: u64) -> Self {
+        let limit = || given.unwrap_or_else(|| share(None, on_a_machine));
+        if bytes == 0 { self } else { self.part(limit(), on_host, bytes) }
+    }
+
+    /// A budget whose limit in the host's memory is that, `bytes` of it for sums.
+    fn part(self, limit: u64, on_host: bool, bytes: u64) -> Self {
         match on_host {
             true => Self {
                 limit,
@@ -118,6 +148,12 @@ impl Budget {
             },
             false => Self { host_limit: limit.saturating_sub(bytes), ..self },
         }
+    }
+
+    /// With the code of a library of products: what of it is loaded later, or, on a GPU that cannot be asked, all.
+    fn with_library(self, linear: &Linear, is_measured: bool) -> Self {
+        let bytes = if is_measured { Self::LIBRARY_LATER } else { Self::LIBRARY };
+        Self { in_use: self.in_use + if linear.may_dequantize() { bytes } else { 0 }, ..self }
     }
 
     fn of_another_gpu(limit: u64, host_limit: u64) -> Self {
@@ -170,6 +206,12 @@ impl Device {
 
     fn cpu(settings: &Settings, why: &str) -> Result<Self> {
         let precision = precision(settings)?;
+        if settings.linear != config::LinearKernels::Auto {
+            crate::refuse!(
+                "`linear`: found {}, expected auto: it names kernels of a GPU, and this run works on the CPU{why}",
+                settings.linear.name()
+            );
+        }
         let arithmetic = match precision {
             Precision::F32 => "f32".to_owned(),
             Precision::Bf16(isa) => format!("bf16 by {}", isa.name()),
@@ -205,25 +247,58 @@ impl Device {
                  choose another output_dir",
                 run.display()
             ),
+            (Self::Cuda(gpu), Some(FUSED)) if gpu.linear.was_chosen() => {
+                status!("linear: fused, as the run in {} began", run.display());
+                Ok(Self::Cuda(Gpu { linear: Linear::fused(), ..gpu }))
+            }
+            (Self::Cuda(gpu), Some(recorded)) if gpu.linear.is_left_open() && recorded != gpu.linear.arithmetic() => {
+                match Linear::on(&*gpu.device()?, config::LinearKernels::Dequantize) {
+                    Ok(linear) if linear.arithmetic() == recorded => {
+                        status!("linear: dequantize, as the run in {} began", run.display());
+                        Ok(Self::Cuda(Gpu { linear, ..gpu }))
+                    }
+                    // Whoever compares the runs says in what they differ.
+                    _ => Ok(Self::Cuda(gpu)),
+                }
+            }
             (device, _) => Ok(device),
         }
     }
 
-    /// Refuses arithmetic that a GPU does not have.
+    /// Refuses arithmetic that a GPU does not have. Chooses the code of its linear layers, and says so where it is not
+    /// the fused kernels.
     fn computing(self, settings: &Settings) -> Result<Self> {
-        match (&self, settings.compute) {
+        match (self, settings.compute) {
             (Self::Cuda(_), Some(config::Compute::F32)) => crate::refuse!(
                 "`compute`: found f32, expected bf16: a GPU holds activations in bf16; leave it out, or use `--device cpu`"
             ),
-            _ => Ok(self),
+            (Self::Cuda(gpu), _) => {
+                let device = gpu.device()?;
+                let linear = Linear::on(&device, settings.linear)?;
+                if linear.may_dequantize() {
+                    status!("linear layers: {linear}");
+                }
+                Ok(Self::Cuda(Gpu { linear, ..gpu }))
+            }
+            (device, _) => Ok(device),
         }
     }
 
-    /// Arithmetic of a run on the CPU where it is not f32: with the instructions, which decide the last bits.
+    /// Arithmetic of a run that is not that of f32 on the CPU: with what decides the last bits, the processor's
+    /// instructions, the fused kernels of a GPU, or a library and the GPU's architecture.
     pub fn arithmetic(&self) -> Option<String> {
         match self {
             Self::Cpu(Precision::Bf16(isa)) => Some(format!("bf16, {}", isa.name())),
-            Self::Cpu(Precision::F32) | Self::Cuda(_) => None,
+            Self::Cpu(Precision::F32) => None,
+            Self::Cuda(gpu) => Some(gpu.linear.arithmetic()),
+        }
+    }
+
+    /// Sizes of a backend for this model, and the code that computes its linear layers.
+    pub(super) fn run_shape(&self, spec: &ModelSpec) -> RunShape {
+        match self {
+            Self::Cpu(_) => spec.run_shape(),
+            Self::Cuda(gpu) => gpu.run_shape(spec),
         }
     }
 
@@ -261,14 +336,39 @@ impl Device {
         match self {
             Self::Cpu(precision) => job.run(|spec, _| Ok(Cpu::with_precision(spec.run_shape(), precision))),
             Self::Cuda(gpu) => {
-                job.run(|spec, bytes| Cuda::on_device(gpu.device()?, spec.run_shape(), &spec.arch, bytes))
+                let build = |spec: &ModelSpec, bytes| -> Result<Cuda> {
+                    let shape = gpu.run_shape(spec);
+                    let cuda = Cuda::on_device(gpu.device()?, shape, &spec.arch, bytes)?;
+                    Ok(cuda.adding_up(gpu.sums.take()))
+                };
+                job.run(build)
             }
         }
     }
 
+    /// A text that no other GPU has; none of the CPU.
+    pub fn identity(&self) -> Result<Option<String>> {
+        match self {
+            Self::Cpu(_) => Ok(None),
+            Self::Cuda(gpu) => Ok(Some(gpu.device()?.identity()?)),
+        }
+    }
+
+    /// Meets the GPUs of the other ranks by NCCL: the backend that is built next adds up gradients with them.
+    pub fn meet(&self, comm: &mut dyn Communicator) -> Result<()> {
+        let Self::Cuda(gpu) = self else { return Err(Error::Failed("NCCL adds up on GPUs".to_owned())) };
+        let id = if is_first(comm) { Nccl::unique_id()? } else { Vec::new() };
+        let id = comm.broadcast("the name of NCCL's group", id)?;
+        let (device, rank, world_size) = (gpu.device()?, comm.rank(), comm.world_size());
+        let mut others = Watched::new(comm);
+        let met = Nccl::join(&device, &id, rank, world_size, &mut others).map_err(Error::from);
+        *gpu.sums.borrow_mut() = Some(others.settled(met)?);
+        Ok(())
+    }
+
     /// GPU of this number for a plan, which needs none.
     pub fn unopened(ordinal: usize) -> Self {
-        Self::Cuda(Gpu { ordinal, device: None })
+        Self::Cuda(Gpu { ordinal, device: None, sums: Rc::default(), linear: Linear::default() })
     }
 
     /// Arithmetic of the CPU; none of a GPU.
@@ -320,7 +420,8 @@ impl Device {
             Self::Cuda(gpu) => {
                 let memory = gpu.device()?.mem_info()?;
                 let host_limit = host_budget(settings.host_memory.map(|bytes| bytes.0));
-                Ok(Budget::of_gpu(memory, settings.device_memory.map(|bytes| bytes.0), host_limit))
+                let limit = settings.device_memory.map(|bytes| bytes.0);
+                Ok(Budget::of_gpu(memory, limit, host_limit).with_library(&gpu.linear, true))
             }
         }
     }
@@ -351,22 +452,27 @@ impl Device {
                 let limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
                 Ok(Budget::of_host(limit))
             }
-            Self::Cuda(_) => match settings.device_memory {
+            Self::Cuda(gpu) => match settings.device_memory {
                 Some(limit) => {
                     let host_limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
-                    Ok(Budget::of_another_gpu(limit.0, host_limit))
+                    Ok(Budget::of_another_gpu(limit.0, host_limit).with_library(&gpu.linear, false))
                 }
                 None => self.budget(settings),
             },
         }
     }
 
-    /// The device of a plan. With the size of its memory given, a GPU need not be there.
-    pub fn choose_for_plan(settings: &Settings) -> Result<Self> {
+    /// The device of a plan. With the size of its memory given, a GPU need not be there; `gpu` is its name, if one was
+    /// given.
+    pub fn choose_for_plan(settings: &Settings, gpu: Option<&str>) -> Result<Self> {
+        let unopened = |ordinal| {
+            let linear = Linear::planned(gpu, settings.linear);
+            Ok(Self::Cuda(Gpu { ordinal, device: None, sums: Rc::default(), linear }))
+        };
         match settings.device {
-            Some(config::Device::Cuda(ordinal)) if settings.device_memory.is_some() => Ok(Self::unopened(ordinal)),
+            Some(config::Device::Cuda(ordinal)) if settings.device_memory.is_some() => unopened(ordinal),
             // Only a GPU has memory of that name.
-            None if settings.device_memory.is_some() => Ok(Self::unopened(0)),
+            None if settings.device_memory.is_some() => unopened(0),
             _ => Self::choose(settings),
         }
     }
@@ -399,6 +505,13 @@ mod tests {
             assert_eq!(found, if on_host { (1000, 400, 4000) } else { (5000, 100, 700) });
         }
         assert_eq!(alone.shared(2, Some(1000), false, 2000).host_limit, 0);
+        // More than any machine has, of another one.
+        let planned = |on_host| alone.shared_in_plan(2, Some(1 << 60), on_host, 300);
+        assert_eq!((planned(true).limit, planned(true).in_use), (1 << 60, 400));
+        assert_eq!((planned(false).limit, planned(false).host_limit), (5000, (1 << 60) - 300));
+        assert_eq!(alone.shared_in_plan(2, Some(1 << 60), true, 0), alone);
+        let parts = [1, 2].map(|processes| alone.shared_in_plan(processes, None, true, 300).limit as f64);
+        assert!((0.3..0.7).contains(&(parts[1] / parts[0])), "{parts:?}");
     }
 
     #[test]
@@ -410,6 +523,18 @@ mod tests {
         for kernels in [Kernels::Cuda, Kernels::Emulated] {
             assert!(ensure_kernels(kernels).is_ok());
         }
+    }
+
+    /// The allocator keeps what lies below a piece in use, unless it is asked.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[test]
+    fn memory_that_was_given_back_is_in_no_budget() {
+        let pieces = |count: usize| std::hint::black_box((0..count).map(|_| vec![1_u8; 1000]).collect::<Vec<_>>());
+        let (below, above) = (pieces(64 << 10), pieces(1 << 10));
+        let before = Budget::of_host(u64::MAX).in_use;
+        drop(below);
+        let after = Budget::of_host(u64::MAX).in_use;
+        assert!(after + (48 << 20) < before, "{before} {after} {}", above.len());
     }
 
     #[test]

@@ -17,10 +17,10 @@ const RUN: &str = "--max-steps 8 --packing false --lora-dropout 0.1 --lora-r 3 -
                    --learning-rate 1e-3 --logging-steps 1 --val-set-size 3 --eval-steps 3 --eval-on-start \
                    --save-steps 2 --threads 1 --compute f32";
 /// Micro-batches of a step, of all processes
-const OF_STEP: usize = 4;
+pub const OF_STEP: usize = 4;
 
 /// A run into `out` whose processes have `each` micro-batches of a step.
-fn line(out: &str, each: usize, more: &str) -> String {
+pub fn line(out: &str, each: usize, more: &str) -> String {
     train(&format!("--output-dir {out} {RUN} --gradient-accumulation-steps {each} {more}"))
 }
 
@@ -30,7 +30,7 @@ fn line(out: &str, each: usize, more: &str) -> String {
 /// a weight whose terms cancel by up to its rate, whatever is left of them; the loss hardly depends on such a weight,
 /// the gradient of others a little more.
 #[track_caller]
-fn assert_close(sandbox: &Sandbox, one: &str, other: &str) {
+pub fn assert_close(sandbox: &Sandbox, one: &str, other: &str) {
     let (one, other) = (sandbox.metrics(one), sandbox.metrics(other));
     assert_eq!(one.len(), other.len());
     for (one, other) in one.iter().zip(&other) {
@@ -81,7 +81,11 @@ fn several_processes_train_as_one_with_as_much_accumulation() {
         }
         run(&sandbox, &line(&again, OF_STEP / world, ""), world);
         sandbox.assert_same_result(&again, &out);
+        let card = sandbox.read(&format!("{out}/README.md"));
+        let sums = format!(" Gradients of {world} processes were added up in the order of the processes: in another");
+        assert!(card.contains(&sums), "{card}");
     }
+    assert!(!sandbox.read("alone/README.md").contains("processes"));
     // Where each has one micro-batch of a step, the sum is in the order of one process.
     assert!(sandbox.bytes("of4/adapter_model.safetensors") == sandbox.bytes("alone/adapter_model.safetensors"));
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: fetches a small real Llama and turns it into a Hugging Face directory; chat templates for the
 //! tests.
 
+pub mod mpi;
 mod templates;
 pub mod tools;
 

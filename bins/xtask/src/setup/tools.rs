@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tools_support::pypi;
 use tools_support::workspace::Workspace;
@@ -33,15 +33,47 @@ pub fn tool(workspace: &Workspace, tool: &Tool) -> Result<PathBuf> {
     if program.is_file() {
         return Ok(program);
     }
+    make(&dir, |partial| {
+        let fresh = partial.join("new");
+        pypi::install(&fresh, &[tool.requirement], tool.by_hand)?;
+        ensure!(fresh.join("bin").join(tool.program).is_file(), "{} holds no bin/{}", tool.requirement, tool.program);
+        Ok(fresh)
+    })?;
+    Ok(program)
+}
+
+/// Makes a directory, or makes it anew: `work` is given an empty one beside it, in which it makes what is moved there.
+pub fn make(dir: &Path, work: impl FnOnce(&Path) -> Result<PathBuf>) -> Result<()> {
     let parent = dir.parent().context("a tool's directory without a parent")?;
     fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let partial = tempfile::Builder::new().prefix(".partial-").tempdir_in(parent)?;
-    let fresh = partial.path().join("new");
-    pypi::install(&fresh, &[tool.requirement], tool.by_hand)?;
-    ensure!(fresh.join("bin").join(tool.program).is_file(), "{} holds no bin/{}", tool.requirement, tool.program);
+    let fresh = work(partial.path())?;
+    ensure!(fresh.is_dir(), "{} was not made", fresh.display());
     if dir.exists() {
-        fs::rename(&dir, partial.path().join("stale")).with_context(|| format!("cannot replace {}", dir.display()))?;
+        fs::rename(dir, partial.path().join("stale")).with_context(|| format!("cannot replace {}", dir.display()))?;
     }
-    fs::rename(&fresh, &dir).with_context(|| format!("cannot move {} to {}", tool.program, dir.display()))?;
-    Ok(program)
+    fs::rename(&fresh, dir).with_context(|| format!("cannot move {} to {}", fresh.display(), dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_made_anew_and_nothing_is_left_beside_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("tools").join("one");
+        for text in ["old", "new"] {
+            let work = |partial: &Path| {
+                fs::create_dir(partial.join("inner"))?;
+                fs::write(partial.join("inner").join("file"), text)?;
+                Ok(partial.join("inner"))
+            };
+            make(&dir, work).unwrap();
+            assert_eq!(fs::read_to_string(dir.join("file")).unwrap(), text);
+        }
+        assert!(make(&dir, |partial| Ok(partial.join("nothing"))).is_err());
+        assert_eq!(fs::read_to_string(dir.join("file")).unwrap(), "new");
+        assert_eq!(fs::read_dir(parent.path().join("tools")).unwrap().count(), 1);
+    }
 }

@@ -1,6 +1,7 @@
 //! The steps about the packages as others get them: sets of features, the oldest compiler, what is published.
 
 use super::Outcome;
+use crate::setup::mpi;
 use anyhow::{Context, Result, ensure};
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 use std::collections::BTreeMap;
@@ -23,6 +24,10 @@ const MOST_BESIDE: u64 = 80_000;
 
 /// Features that no build but that of tests has.
 const OF_TESTS: [&str; 1] = ["failpoints"];
+/// A feature that the trainer hands on to the kernels.
+const EMULATION: &str = "emulation";
+/// Features that need a library which a machine may not have: in no set of others.
+const OF_LIBRARIES: [&str; 1] = ["mpi"];
 
 /// Every set of features compiles without a warning, each alone.
 pub fn features(workspace: &Workspace) -> Result<Outcome> {
@@ -33,7 +38,12 @@ pub fn features(workspace: &Workspace) -> Result<Outcome> {
         // The trainer as a part of the workspace, so that its many dependencies keep their features and are not
         // checked again; the library alone, so that its dependents are not.
         let selection: &[&str] = if name == PUBLISHED[0] { &["--package", name] } else { &["--workspace"] };
-        for set in different_sets(&package.features) {
+        let sets = different_sets(&package.features);
+        for (index, set) in sets.iter().enumerate() {
+            // The trainer has no code of its own for it: the last set, which has all features, is checked with it.
+            if name == PUBLISHED[1] && set.contains(&EMULATION) && index + 1 < sets.len() {
+                continue;
+            }
             println!("{name} with [{}]", set.join(","));
             let set: Vec<_> = set.iter().map(|feature| format!("{name}/{feature}")).collect();
             let mut command = workspace.cargo(&["clippy", "--quiet", "--release", "--locked"]);
@@ -42,13 +52,32 @@ pub fn features(workspace: &Workspace) -> Result<Outcome> {
             count += 1;
         }
     }
-    Ok(Outcome::Passed(vec![format!("{count} sets of features compile")]))
+    Ok(Outcome::Passed(vec![format!("{count} sets of features compile"), with_mpi(workspace)?]))
+}
+
+/// The trainer compiles with MPI, where it was fetched. Returns a line that says so.
+fn with_mpi(workspace: &Workspace) -> Result<String> {
+    let Some(dir) = mpi::fetched(workspace).into_iter().next() else {
+        return Ok("`mpi` was not compiled: no library was fetched (`cargo xtask setup`)".to_owned());
+    };
+    let include = finished(Command::new("cc").arg("-print-file-name=include").output(), "cc -print-file-name=include")?;
+    let mut command = workspace.cargo(&["clippy", "--quiet", "--release", "--locked", "--workspace"]);
+    // Its bindgen would be built anew for the variables below, and again without them.
+    command.args(["--exclude", "bindings", "--features", "qlora-train/mpi", "--", "--deny", "warnings"]);
+    command.env("MPICC", dir.join("bin").join("mpicc"));
+    command.env("BINDGEN_EXTRA_CLANG_ARGS", format!("-I{}", include.trim()));
+    if let Some(libclang) = cuda::libclang(workspace)? {
+        command.env("LIBCLANG_PATH", libclang);
+    }
+    check(command)?;
+    Ok(format!("`mpi` compiles with {}", dir.file_name().unwrap_or_default().to_string_lossy()))
 }
 
 /// All sets of features that differ: one that another of the set turns on adds nothing. `default` is a set of others,
 /// and what only tests turn on is there in the last set, with all others.
 fn different_sets(features: &BTreeMap<String, Vec<String>>) -> Vec<Vec<&str>> {
-    let known: Vec<&str> = features.keys().map(String::as_str).filter(|name| *name != "default").collect();
+    let counts = |name: &&str| *name != "default" && !OF_LIBRARIES.contains(name);
+    let known: Vec<&str> = features.keys().map(String::as_str).filter(counts).collect();
     let adds_nothing = |name: &str, set: &[&str]| set.iter().any(|other| features[*other].iter().any(|on| on == name));
     let subset = |bits: usize| -> Vec<&str> {
         let chosen = known.iter().enumerate().filter(|(index, _)| bits >> index & 1 == 1);
@@ -221,6 +250,7 @@ mod tests {
         assert_eq!(sets(&[("a", &[]), ("default", &["a"]), ("b", &["dep:c"])]), ["", "a", "b", "a,b"]);
         assert_eq!(sets(&[("a", &[]), ("b", &["a"]), ("c", &[])]), ["", "a", "b", "c", "a,c", "b,c"]);
         assert_eq!(sets(&[("a", &[]), ("failpoints", &[])]), ["", "a", "a,failpoints"]);
+        assert_eq!(sets(&[("a", &[]), ("failpoints", &[]), ("mpi", &["dep:mpi"])]), ["", "a", "a,failpoints"]);
     }
 
     #[test]

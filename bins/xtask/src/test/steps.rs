@@ -44,7 +44,7 @@ pub const STEPS: &[Step] = &[
         run: kernels::declarations,
     },
     Step { name: "other-host", about: "the other supported Linux host compiles", run: other_host },
-    Step { name: "setup", about: "the tests' model is fetched and converted", run: prepare },
+    Step { name: "setup", about: "the tests' model is fetched and converted; MPI is fetched", run: prepare },
     Step {
         name: "tests",
         about: "all unit and integration tests, those of the kernels and of training on them on the host",
@@ -178,6 +178,7 @@ fn dist(workspace: &Workspace) -> Result<Outcome> {
 
 fn prepare(workspace: &Workspace) -> Result<Outcome> {
     println!("{}", setup::run(workspace, &kernels::EMULATED)?.display());
+    setup::mpi::fetch_if_possible(workspace).iter().for_each(|dir| println!("{}", dir.display()));
     DONE()
 }
 
@@ -197,7 +198,7 @@ fn tests(workspace: &Workspace) -> Result<Outcome> {
     if !nextest {
         command.arg("--all-targets");
     }
-    command.env("QLORA_MODELS", workspace.models());
+    command.env("QLORA_MODELS", workspace.models()).env("QLORA_TOOLS", workspace.target.join("tools"));
     // The machine code's step reads them.
     command.env(launches::VARIABLE, launches::begin(workspace)?);
     kernels::keep_tallies(command, nextest, &[]).map(Outcome::Passed)

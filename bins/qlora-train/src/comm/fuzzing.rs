@@ -1,0 +1,48 @@
+//! Doors for the fuzz targets into what reads the bytes of other ranks.
+
+use super::failure::Failure;
+use super::tcp::{packed, unpacked};
+use super::wire::{self, Kind};
+use super::{link, rendezvous};
+
+/// Frames one after the other. Each has to be written as it was read, by which all its parts are looked at.
+pub fn frames(bytes: &[u8]) -> usize {
+    let (mut rest, mut count) = (bytes, 0);
+    loop {
+        let begun = rest;
+        let Ok(frame) = wire::read(&mut rest, link::MAX_MESSAGE, &|| ()) else { return count };
+        let mut again = Vec::new();
+        let (one, other) = frame.bytes.split_at(frame.bytes.len() / 2);
+        // Memory takes whatever is written to it.
+        let _ = wire::write(&mut again, frame.kind, frame.number, &frame.label, &[one, other]);
+        assert_eq!(again, begun[..begun.len() - rest.len()]);
+        if frame.kind == Kind::Abort
+            && let Ok(failure) = serde_json::from_slice::<Failure>(&frame.bytes)
+        {
+            assert_eq!(failure.error().to_string(), failure.message);
+        }
+        count += 1;
+    }
+}
+
+/// Processes that come to rank 0 of four, the word of each on a line, and its answer as the others read it. Returns how
+/// many are taken.
+pub fn meeting(lines: &[u8]) -> usize {
+    let mut words = Vec::new();
+    for line in lines.split(|&byte| byte == b'\n') {
+        let _ = wire::write(&mut words, Kind::Join, 0, "", &[line]);
+        let _ = rendezvous::welcomed(line);
+    }
+    // As they are, too.
+    let _ = rendezvous::taken(lines);
+    let taken = rendezvous::taken(&words);
+    assert!(taken < 4);
+    taken
+}
+
+/// What each of `ranks` gave, as rank 0 sends it on.
+pub fn gathered(bytes: &[u8], ranks: usize) -> Option<Vec<Vec<u8>>> {
+    let all = unpacked(bytes, ranks).ok()?;
+    assert!(bytes.starts_with(&packed(&all)));
+    Some(all)
+}

@@ -1,0 +1,39 @@
+//! Machines and processors of the processes of a run, by what each of them has said of itself.
+
+use super::link::Peer;
+use std::collections::BTreeSet;
+
+/// Number of a process among those of its machine, by rank, and how many those are.
+pub(super) fn on_machine_of(peers: &[Peer], own: usize) -> (usize, usize) {
+    let here = |rank: &usize| peers[*rank].machine == peers[own].machine;
+    ((0..own).filter(here).count(), (0..peers.len()).filter(here).count())
+}
+
+/// How many processes may use the same processors as this one.
+pub(super) fn on_processors_of(peers: &[Peer], own: usize) -> usize {
+    let of = |peer: &Peer| (peer.machine.clone(), peer.processors.clone());
+    peers.iter().filter(|peer| of(peer) == of(&peers[own])).count()
+}
+
+/// How many machines they are on.
+pub(super) fn machines(peers: &[Peer]) -> usize {
+    peers.iter().map(|peer| peer.machine.as_str()).collect::<BTreeSet<_>>().len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_are_counted_by_machine_and_by_processors() {
+        let peer = |(machine, processors): (&str, &str)| {
+            let (machine, processors) = (machine.to_owned(), processors.to_owned());
+            Peer { host: "a container".to_owned(), machine, processors, process: 1 }
+        };
+        let peers = [("one", "0-3"), ("two", "0-3"), ("one", "4-7"), ("two", "0-3"), ("two", "0-1")].map(peer);
+        let machine: Vec<_> = (0..5).map(|rank| on_machine_of(&peers, rank)).collect();
+        assert_eq!(machine, [(0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]);
+        let processors: Vec<_> = (0..5).map(|rank| on_processors_of(&peers, rank)).collect();
+        assert_eq!((processors, machines(&peers)), (vec![1, 2, 1, 2, 1], 2));
+    }
+}
