@@ -2,7 +2,7 @@
 //! are they renamed. A failure before that leaves nothing behind.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -85,6 +85,18 @@ impl AtomicFiles {
     /// Adds `SHA256SUMS`, a line for each of the files so far.
     pub fn add_sums(&mut self) -> Result<()> {
         let sums: String = self.pending.iter().map(|file| format!("{}  {}\n", file.hash, file.name)).collect();
+        self.add(SUMS, |to| to.write_all(sums.as_bytes()))
+    }
+
+    /// Adds `SHA256SUMS` as it is there, with the lines of the files so far in the place of their earlier ones.
+    pub fn update_sums(&mut self) -> Result<()> {
+        let mut earlier = String::new();
+        let read = self.dir.open_file(SUMS).and_then(|file| file.take(MAX_SUMS_BYTES).read_to_string(&mut earlier));
+        read.context(|| format!("{}: cannot be read", self.dir.join(SUMS).display()))?;
+        let is_new = |name: &str| self.pending.iter().any(|file| file.name == name);
+        let kept = parse_sums(&earlier).into_iter().filter(|&(_, name)| !is_new(name));
+        let new = self.pending.iter().map(|file| (file.hash.as_str(), file.name.as_str()));
+        let sums: String = kept.chain(new).map(|(hash, name)| format!("{hash}  {name}\n")).collect();
         self.add(SUMS, |to| to.write_all(sums.as_bytes()))
     }
 
@@ -238,6 +250,17 @@ mod tests {
         std::fs::write(dir.path().join("two"), "3").unwrap();
         assert!(damage(&[], &[]).unwrap().contains("two: found a SHA-256 of 4e07408562be"));
         assert_eq!(damage(&["one"], &["two"]), None);
+        // Lines of other files stay.
+        let mut files = AtomicFiles::new(dir.path()).unwrap();
+        files.add("two", |to| to.write_all(b"3")).unwrap();
+        files.add("three", |to| to.write_all(b"4")).unwrap();
+        files.update_sums().unwrap();
+        files.commit().unwrap();
+        assert_eq!(damage(&["one", "two", "three"], &[]), None);
+        let sums = std::fs::read_to_string(dir.path().join(SUMS)).unwrap();
+        assert_eq!(parse_sums(&sums).iter().map(|sum| sum.1).collect::<Vec<_>>(), ["one", "two", "three"]);
+        std::fs::remove_file(dir.path().join("three")).unwrap();
+        assert!(damage(&[], &[]).unwrap().contains("three: found no such file"));
         std::fs::remove_file(dir.path().join("one")).unwrap();
         assert!(damage(&[], &["two"]).unwrap().contains("one: found no such file"));
         std::fs::remove_file(dir.path().join(SUMS)).unwrap();

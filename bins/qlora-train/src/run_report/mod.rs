@@ -3,6 +3,7 @@
 
 mod answers;
 mod compare;
+mod curve;
 mod page;
 mod records;
 mod run_data;
@@ -14,6 +15,7 @@ pub mod tensorboard;
 mod verdict;
 
 pub use compare::MOST_RUNS;
+pub use curve::learning_curve;
 pub use records::{DataDetails, Details, LogEntry, MemoryDetails, ModuleChange, RunSummary, Sample, Warning};
 pub use run_data::{DETAILS_FILE, RunData};
 

@@ -32,6 +32,13 @@ const LEFT: f64 = 80.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 44.0;
+/// Height of the line with the names of the curves, in a file
+const LEGEND: f64 = 28.0;
+/// Colors where no page has them
+const FILE_STYLE: &str = ".chart text{font:12px system-ui,sans-serif;fill:#625f58}.chart .label{fill:#1c1b19}\
+    .grid{stroke:#dedad2}.axis{stroke:#625f58}.line{fill:none;stroke:currentColor;stroke-width:2;\
+    stroke-linejoin:round}.dot{fill:currentColor}.one{color:#1f5fa8}.two{color:#b4541a}\
+    .line.faint{opacity:.35;stroke-width:1}";
 /// Points of a curve at most; more are averaged.
 const MOST_POINTS: usize = 600;
 
@@ -105,6 +112,43 @@ pub fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 impl Chart<'_> {
     /// Empty where there is nothing to draw.
     pub fn svg(&self) -> String {
+        let Some((svg, drawn)) = self.drawing() else { return String::new() };
+        let mut legend = String::from("<p class=\"legend\">");
+        for series in drawn {
+            let (class, name) = (escape(&series.class), escape(&series.name));
+            let _ = write!(legend, "<span><i class=\"swatch {class}\"></i>{name}</span> ");
+        }
+        format!("{svg}</svg>{legend}</p>")
+    }
+
+    /// The chart as a file of its own, for a page that is light or dark. None: there is nothing to draw.
+    pub fn file(&self) -> Option<String> {
+        let (mut svg, drawn) = self.drawing()?;
+        let whole = HEIGHT + LEGEND;
+        let begin = format!("<svg class=\"chart\" viewBox=\"0 0 {WIDTH} {HEIGHT}\"");
+        let named = "xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\"";
+        let sized = format!("<svg {named} width=\"{WIDTH}\" height=\"{whole}\" viewBox=\"0 0 {WIDTH} {whole}\"");
+        svg = svg.replacen(&begin, &sized, 1);
+        let ground = format!("<rect width=\"{WIDTH}\" height=\"{whole}\" fill=\"#fff\"/>");
+        svg = svg.replacen("</title>", &format!("</title><style>{FILE_STYLE}</style>{ground}"), 1);
+        let mut x = LEFT;
+        for series in drawn {
+            let (class, name) = (escape(&series.class), escape(&series.name));
+            let (y, from, at) = (HEIGHT + LEGEND / 2.0, x, x + 24.0);
+            let _ = write!(
+                svg,
+                "<line class=\"line {class}\" x1=\"{from}\" x2=\"{}\" y1=\"{y}\" y2=\"{y}\"/><text class=\"tick\" \
+                 x=\"{at}\" y=\"{}\">{name}</text>",
+                from + 16.0,
+                y + 4.0
+            );
+            x = at + 8.0 * series.name.chars().count() as f64 + 16.0;
+        }
+        Some(svg + "</svg>\n")
+    }
+
+    /// The picture without its end, and the curves that it has.
+    fn drawing(&self) -> Option<(String, Vec<&Series>)> {
         let finite = |point: &(f64, f64)| point.0.is_finite() && point.1.is_finite();
         let drawn: Vec<(&Series, Vec<(f64, f64)>)> = self
             .series
@@ -114,7 +158,7 @@ impl Chart<'_> {
             .collect();
         let all = || drawn.iter().flat_map(|(_, points)| points.iter().copied());
         if drawn.is_empty() {
-            return String::new();
+            return None;
         }
         let bounds = |of: &dyn Fn((f64, f64)) -> f64| {
             let values = all().map(of);
@@ -146,7 +190,8 @@ impl Chart<'_> {
             );
         }
         let base = HEIGHT - BOTTOM;
-        for tick in ticks(x0, x1) {
+        // Steps are whole.
+        for tick in ticks(x0, x1).into_iter().filter(|tick| (tick - tick.round()).abs() < 1e-6) {
             let x = at_x(tick);
             let _ = write!(
                 svg,
@@ -189,13 +234,7 @@ impl Chart<'_> {
                 let _ = write!(svg, "<circle class=\"dot {}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"3.5\"/>", series.class);
             }
         }
-        svg.push_str("</svg>");
-        let mut legend = String::from("<p class=\"legend\">");
-        for (series, _) in &drawn {
-            let (class, name) = (escape(&series.class), escape(&series.name));
-            let _ = write!(legend, "<span><i class=\"swatch {class}\"></i>{name}</span> ");
-        }
-        format!("{svg}{legend}</p>")
+        Some((svg, drawn.into_iter().map(|(series, _)| series).collect()))
     }
 
     /// Ends of each curve.
@@ -256,6 +295,24 @@ mod tests {
         let points = svg.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
         assert_eq!(points.split(' ').count(), 500);
         assert_eq!(Chart { title: "", x: "", y: "", series: &[], marks: &[] }.svg(), "");
+    }
+
+    #[test]
+    fn a_file_stands_alone_and_is_xml() {
+        let curve = |name: &str, class: &str| series(name, class, vec![(1.0, 2.0), (2.0, 1.0)], false);
+        let series =
+            [curve("<training> & more", "one"), curve("validation", "two"), series("none", "two", vec![], false)];
+        let file = Chart { title: "Loss", x: "step", y: "nats", series: &series, marks: &[] }.file().unwrap();
+        let begin = "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" width=\"720\" height=\"308\" \
+                     viewBox=\"0 0 720 308\" role=\"img\"";
+        assert!(file.starts_with(begin) && file.ends_with("</svg>\n"), "{file}");
+        assert!(file.contains("&lt;training&gt; &amp; more</text>") && file.contains("validation</text>"), "{file}");
+        assert!(!file.contains("none</text>") && !file.contains("<p>") && !file.contains("NaN"), "{file}");
+        assert_eq!(file.matches("text-anchor=\"middle\"").count(), 2, "there is no step 1.2: {file}");
+        // Every element is closed.
+        let closed = 2 * file.matches("</").count() + file.matches("/>").count();
+        assert_eq!(file.matches('<').count(), closed, "{file}");
+        assert_eq!(Chart { title: "", x: "", y: "", series: &[], marks: &[] }.file(), None);
     }
 
     #[test]

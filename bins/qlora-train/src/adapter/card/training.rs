@@ -1,0 +1,77 @@
+//! The run that an adapter is the result of, as its card tells it: nothing of it depends on where and how fast it ran,
+//! and no path of the machine is in it.
+
+use serde_json::{Map, Value};
+
+use crate::hub::{DataSetFile, License};
+
+/// What is told of a run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Training {
+    /// Version of this program
+    pub version: String,
+    pub steps: u64,
+    pub epochs: f64,
+    /// Trained parameters
+    pub parameters: u64,
+    /// Mean over the learned tokens of the whole run
+    pub train_loss: f64,
+    /// Loss of the validation rows, by the adapter that was written
+    pub eval_loss: Option<f64>,
+    /// Step and loss of the best evaluation
+    pub lowest: Option<(u64, f64)>,
+    pub rows: u64,
+    pub validation_rows: u64,
+    pub tokens: u64,
+    pub learned_tokens: u64,
+    pub files: Vec<TrainedFile>,
+    pub validation_files: Vec<TrainedFile>,
+    /// SHA-256 over the tokens of all rows
+    pub tokens_hash: String,
+    /// What the run computed in
+    pub arithmetic: Option<String>,
+    /// Day (UTC) that the chat template wrote, if it writes one
+    pub date: Option<String>,
+    /// Of how many processes gradients were added up, and how; none of one process
+    pub sums: Option<String>,
+    /// Settings that decide the result and are not as they are by default
+    pub settings: Map<String, Value>,
+    /// License of the base
+    pub license: Option<License>,
+    /// Whether the tokenizer lies beside the adapter
+    pub tokenizer: bool,
+    /// Whether the base can be written as GGUF
+    pub gguf: bool,
+    /// Whether the learning curve lies beside the card
+    pub curve: bool,
+}
+
+/// A file of rows.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct TrainedFile {
+    pub sha256: String,
+    /// None: a file of the machine, whose name is nobody's business.
+    pub origin: Option<DataSetFile>,
+}
+
+impl TrainedFile {
+    pub fn shown(&self) -> String {
+        match &self.origin {
+            Some(DataSetFile { id, commit, file }) => format!("{id} at {commit}, {file}"),
+            None => "a local file".to_owned(),
+        }
+    }
+}
+
+impl Training {
+    /// Ids of the data sets, each once.
+    pub fn data_sets(&self) -> Vec<&str> {
+        let mut ids: Vec<&str> = Vec::new();
+        for origin in self.files.iter().chain(&self.validation_files).filter_map(|file| file.origin.as_ref()) {
+            if !ids.contains(&origin.id.as_str()) {
+                ids.push(&origin.id);
+            }
+        }
+        ids
+    }
+}
