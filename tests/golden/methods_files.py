@@ -40,6 +40,13 @@ METHODS = {
     "whole_gemma3": dict(r=4, lora_alpha=8, modules_to_save=["embed_tokens", "norm"], ensure_weight_tying=True),
 }
 METHODS |= {
+    # Rows of one tensor that is embedding and output layer, out of order.
+    "tokens_tied": dict(r=4, lora_alpha=8, trainable_token_indices=[40, 5, 17]),
+    "tokens": dict(r=4, lora_alpha=8, trainable_token_indices={"embed_tokens": [9, 3], "lm_head": [7, 30, 11]}),
+    # Its embedding is multiplied by a number.
+    "tokens_gemma3": dict(r=4, lora_alpha=8, trainable_token_indices=[12, 6], modules_to_save=["norm"]),
+}
+METHODS |= {
     "pissa": dict(r=4, lora_alpha=8, init_lora_weights="pissa"),
     "pissa_niter": dict(r=4, lora_alpha=4, init_lora_weights="pissa_niter_4", use_rslora=True, alpha_pattern={"v_proj": 6}),
     "olora": dict(r=4, lora_alpha=8, init_lora_weights="olora"),
@@ -49,6 +56,7 @@ METHODS |= {
 }
 BASES = {name: "methods/base" for name in ["pissa", "pissa_niter", "olora", "dora"]}
 BASES |= {"dora_biases": "qwen2", "whole": "methods/base", "whole_gemma3": "gemma3"}
+BASES |= {"tokens": "methods/base", "tokens_gemma3": "gemma3"}
 # PEFT's names that the trainer does not know as settings.
 ONLY_PEFT = ["ensure_weight_tying"]
 OUR_NAMES = {"r": "lora_r"}

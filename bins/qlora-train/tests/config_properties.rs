@@ -53,6 +53,7 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         "warmup_steps" => prop_oneof![share(), (1u64..1_000_000_000).prop_map(Json::from)].boxed(),
         "too_long" => words(&["drop", "truncate", "error", "chunk"]),
         "compute" => words(&["f32", "bf16"]),
+        "linear" => words(&["fused", "dequantize"]),
         "weights" => words(&["resident", "host", "disk"]),
         "token_tile" => prop_oneof![words(&["auto", "off"]), (2u64..400).prop_map(|n| Json::from(256 * n))].boxed(),
         "on_bad_row" => words(&["error", "skip"]),
@@ -70,6 +71,11 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         "init_lora_weights" => words(&["pissa", "pissa_niter_16", "olora"]),
         "modules_to_save" => {
             subsequence(vec!["embed_tokens", "lm_head", "norm", "q_norm"], 1..=4).prop_map(Json::from).boxed()
+        }
+        "trainable_token_indices" => {
+            let tokens = || subsequence((0..200u64).collect::<Vec<_>>(), 1..5);
+            let both = (tokens(), tokens()).prop_map(|(of, head)| json!({"embed_tokens": of, "lm_head": head}));
+            prop_oneof![tokens().prop_map(Json::from), both].boxed()
         }
         "rank_pattern" => prop::collection::btree_map(path(), 1u64..=256, 1..4).prop_map(|map| json!(map)).boxed(),
         "alpha_pattern" => prop::collection::btree_map(path(), 1u64..=65536, 1..4).prop_map(|map| json!(map)).boxed(),

@@ -95,6 +95,97 @@ impl SettingValue for ModuleNames {
     }
 }
 
+/// Tokens whose rows of embedding or output layer are trained: PEFT's list, of the embedding, or its object of a list
+/// for each module. As a flag ids with commas between them, `embed_tokens=5,6` for each module, or the JSON of either.
+/// Ids are in order and each once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenIndices {
+    /// Without a name, where no module has one: of the embedding
+    unnamed: Vec<u32>,
+    named: IndexMap<String, Vec<u32>>,
+}
+
+impl TokenIndices {
+    /// Every list with the name of its module, none for the embedding's.
+    pub fn of_modules(&self) -> impl Iterator<Item = (Option<&str>, &[u32])> {
+        let unnamed = (!self.unnamed.is_empty()).then_some((None, &self.unnamed[..]));
+        unnamed.into_iter().chain(self.named.iter().map(|(name, tokens)| (Some(name.as_str()), &tokens[..])))
+    }
+
+    fn insert(&mut self, name: &str, value: &Value) -> Result<(), Reject> {
+        let mut tokens = Vec::new();
+        add_tokens(value, &mut tokens)?;
+        if name.trim().is_empty() || self.named.insert(name.trim().to_owned(), sorted(tokens)).is_some() {
+            return Err(Reject::Wrong);
+        }
+        Ok(())
+    }
+
+    fn insert_text(&mut self, text: &str) -> Result<(), Reject> {
+        if text.trim_start().starts_with(['{', '[']) {
+            let json: Json = serde_json::from_str(text).map_err(|_| Reject::Wrong)?;
+            return self.add(&Value::from(&json));
+        }
+        match text.rsplit_once('=') {
+            Some((name, tokens)) => self.insert(name, &Value::text(tokens)),
+            None => add_tokens(&Value::text(text), &mut self.unnamed),
+        }
+    }
+
+    fn add(&mut self, value: &Value) -> Result<(), Reject> {
+        match value {
+            // Token 0 is one.
+            value if is_unset(value) || *value == Value::Bool(false) => Ok(()),
+            Value::Map(entries) => entries.iter().try_for_each(|entry| self.insert(&entry.key, &entry.value)),
+            Value::Str(text) => self.insert_text(text),
+            Value::List(items) => items.iter().try_for_each(|item| match item {
+                Value::Str(text) => self.insert_text(text),
+                token => add_tokens(token, &mut self.unnamed),
+            }),
+            token => add_tokens(token, &mut self.unnamed),
+        }
+    }
+}
+
+fn sorted(mut tokens: Vec<u32>) -> Vec<u32> {
+    tokens.sort_unstable();
+    tokens.dedup();
+    tokens
+}
+
+/// Adds the ids of a list, of a text with commas between them, or one.
+fn add_tokens(value: &Value, tokens: &mut Vec<u32>) -> Result<(), Reject> {
+    let wrong = || Reject::Because(format!("found {value}, expected ids of tokens, such as 128011,128012"));
+    let one = |value: &Value| usize::read(value).ok().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong);
+    match value {
+        Value::List(items) => items.iter().try_for_each(|item| one(item).map(|id| tokens.push(id))),
+        Value::Str(text) => text.split(',').try_for_each(|id| one(&Value::text(id.trim())).map(|id| tokens.push(id))),
+        id => one(id).map(|id| tokens.push(id)),
+    }
+}
+
+impl SettingValue for TokenIndices {
+    const LIST: bool = true;
+    fn read(value: &Value) -> Result<Self, Reject> {
+        let mut indices = Self::default();
+        indices.add(value)?;
+        let Self { unnamed, named } = indices;
+        if !unnamed.is_empty() && !named.is_empty() {
+            return Err(Reject::Because(
+                "found ids with and without the name of a module; expected a list, or names for all".to_owned(),
+            ));
+        }
+        Ok(Self { unnamed: sorted(unnamed), named })
+    }
+    fn json(&self) -> Json {
+        let list = |tokens: &Vec<u32>| Json::from(tokens.clone());
+        match self.named.is_empty() {
+            true => list(&self.unnamed),
+            false => Json::Object(self.named.iter().map(|(name, tokens)| (name.clone(), list(tokens))).collect()),
+        }
+    }
+}
+
 /// Numbers of layers, from 0, in order and each once; none: every layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LayerNumbers(pub Vec<usize>);

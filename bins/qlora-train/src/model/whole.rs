@@ -1,4 +1,5 @@
-//! Modules that may be trained whole (`modules_to_save`): the embedding, the output layer and the norms.
+//! Modules that may be trained whole (`modules_to_save`): the embedding, the output layer and the norms; of the first
+//! two also the rows of single tokens (`trainable_token_indices`).
 
 use super::{Layer, Llama, ModelSpec, Source};
 use crate::arch::{Arch, NormWeight};
@@ -15,6 +16,28 @@ fn module_of(weight: &str) -> &str {
 impl ModelSpec {
     fn is_whole(&self, weight: &str) -> bool {
         self.lora.whole.contains(module_of(weight))
+    }
+}
+
+impl ModelSpec {
+    /// Name and shape of what is trained of the embedding or the output layer, whose weight is called `name`.
+    pub(super) fn of_table(&self, name: &str) -> (ParamId, Vec<usize>) {
+        let hidden = self.arch.hidden_size;
+        match self.lora.tokens.get(module_of(name)) {
+            Some(tokens) => (ParamId::tokens(module_of(name)), vec![tokens.len(), hidden]),
+            None => (ParamId::of_weight(name), vec![self.arch.vocab_size, hidden]),
+        }
+    }
+
+    /// Rows of the output layer that are trained where not all of them are.
+    pub(super) fn head_rows(&self) -> usize {
+        let module =
+            if self.head_is_embedding() { self.arch.names.embedding_module() } else { self.arch.names.head_module() };
+        self.lora.tokens.get(module).map_or(0, Vec::len)
+    }
+
+    fn head_is_embedding(&self) -> bool {
+        self.arch.tie_word_embeddings && !self.lora.untied
     }
 }
 
@@ -39,7 +62,7 @@ impl ModelSpec {
 
     /// `None`: the embedding serves as output layer.
     pub(super) fn head<B: Backend>(&self, b: &mut B, source: &mut dyn Source) -> Result<Option<B::Table>> {
-        if self.arch.tie_word_embeddings && !self.lora.untied {
+        if self.head_is_embedding() {
             return Ok(None);
         }
         self.table(b, source, "lm_head", self.arch.names.head, Residency::Device).map(Some)
@@ -59,6 +82,12 @@ impl ModelSpec {
         }
         // A base with one tensor for both stores it as the embedding.
         let base = if self.arch.tie_word_embeddings { self.arch.names.embedding } else { name };
+        if let Some(tokens) = self.lora.tokens.get(module_of(name)) {
+            let (stored, states) = (source.stored(base), self.trainable.then_some(self.states));
+            return b.table_with_rows(what, [vocab, hidden], residency, stored, tokens, states, &mut || {
+                Ok((source.read(base)?, source.token_rows(module_of(name))))
+            });
+        }
         let stored = if self.is_whole(name) { StoredType::F32 } else { source.stored(base) };
         b.table(what, vocab, hidden, residency, stored, &mut || match self.is_whole(name) {
             true => source.whole(name),
@@ -153,8 +182,11 @@ impl<B: Backend> Llama<B> {
     /// Reads the modules again that are whole in the spec of before or in that of now.
     pub(super) fn replace_whole(&mut self, b: &mut B, source: &mut dyn Source, before: &LoraSpec) -> Result<()> {
         let spec = self.spec.clone();
-        let (names, changes) =
-            (spec.arch.names, |name: &str| spec.is_whole(name) || before.whole.contains(module_of(name)));
+        let (names, changes) = (spec.arch.names, |name: &str| {
+            let has =
+                |lora: &LoraSpec| lora.whole.contains(module_of(name)) || lora.tokens.contains_key(module_of(name));
+            has(&spec.lora) || has(before)
+        });
         if changes(names.embedding) {
             self.embedding = spec.embedding(b, source)?;
         }

@@ -2,33 +2,51 @@
 //! marks of their instruct versions.
 
 use super::Loaded;
+use crate::adapter::tokens_of_adapter;
 use crate::base::Checkpoint;
 use crate::data::{ChatTokenizer, Row};
 use crate::error::Result;
+use crate::lora::LoraSpec;
 use crate::report::warning;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 /// Rows of which no value is larger were never trained: bf16 holds much smaller ones.
 const ZERO: f32 = 1e-16;
-/// Tokens that are named at most.
+/// Tokens that are named at most, and ids in what would train them.
 const NAMED: usize = 6;
+const IDS: usize = 24;
 
-/// Warns of marks in `rows` whose embedding, or whose row of the output layer, is zero or that of another mark.
-pub fn warn_of_untrained_tokens<'a>(loaded: &Loaded, rows: impl IntoIterator<Item = &'a Row>) -> Result<()> {
-    warn_of_untrained(loaded, rows.into_iter().flat_map(|row| row.input_ids.iter().copied()))
+/// Warns of marks in `rows` whose embedding, or whose row of the output layer, is zero or that of another mark, and is
+/// not among what `trained` has.
+pub fn warn_of_untrained_tokens<'a>(
+    loaded: &Loaded,
+    trained: &LoraSpec,
+    rows: impl IntoIterator<Item = &'a Row>,
+) -> Result<()> {
+    warn_of_untrained(loaded, trained, rows.into_iter().flat_map(|row| row.input_ids.iter().copied()))
 }
 
 /// Like [`warn_of_untrained_tokens`], for the token ids of rows.
-pub fn warn_of_untrained(loaded: &Loaded, ids: impl IntoIterator<Item = u32>) -> Result<()> {
+pub fn warn_of_untrained(loaded: &Loaded, trained: &LoraSpec, ids: impl IntoIterator<Item = u32>) -> Result<()> {
     // Rows of token ids need no tokenizer, and nothing names their marks.
     let Some(tokenizer) = loaded.tokenizer() else { return Ok(()) };
-    warn_of_untrained_ids(&loaded.checkpoint, tokenizer, ids)
+    warn_of_untrained_ids(&loaded.checkpoint, tokenizer, trained, ids)
+}
+
+/// The rows of tokens that all of these adapters hold, and nothing else of them.
+pub fn rows_of_adapters(adapters: &[PathBuf]) -> LoraSpec {
+    match adapters {
+        [one] => LoraSpec { tokens: tokens_of_adapter(one), ..LoraSpec::default() },
+        _ => LoraSpec::default(),
+    }
 }
 
 /// Like [`warn_of_untrained`], with a tokenizer that was opened otherwise.
 pub fn warn_of_untrained_ids(
     checkpoint: &Checkpoint,
     tokenizer: &ChatTokenizer,
+    trained: &LoraSpec,
     ids: impl IntoIterator<Item = u32>,
 ) -> Result<()> {
     let arch = checkpoint.arch();
@@ -41,11 +59,18 @@ pub fn warn_of_untrained_ids(
     let head = (!arch.tie_word_embeddings).then_some(arch.names.head);
     let marks: Vec<u32> = marks.into_iter().collect();
     for name in [Some(arch.names.embedding), head].into_iter().flatten() {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        if trained.whole.contains(module) {
+            continue;
+        }
         let Some(rows) = checkpoint.read_rows_f32(name, &marks)? else { continue };
-        let untrained: Vec<String> = untrained(&marks, &rows)
-            .into_iter()
-            .filter(|(id, _)| used.contains(id))
-            .map(|(id, why)| match why {
+        let learned = |id: &u32| trained.tokens.get(module).is_some_and(|tokens| tokens.contains(id));
+        let found = untrained(&marks, &rows).into_iter().filter(|(id, _)| used.contains(id) && !learned(id));
+        let (ids, why): (Vec<u32>, Vec<Untrained>) = found.unzip();
+        let untrained: Vec<String> = ids
+            .iter()
+            .zip(why)
+            .map(|(&id, why)| match why {
                 Untrained::Zero => format!("{:?} (zero)", tokenizer.token(id)),
                 Untrained::Equals(other) => format!("{:?} (that of {:?})", tokenizer.token(id), tokenizer.token(other)),
             })
@@ -55,11 +80,14 @@ pub fn warn_of_untrained_ids(
         }
         let more = untrained.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let first = ids.iter().take(IDS).map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let rest = if ids.len() > IDS { ", …" } else { "" };
         warning!(
             "the base never learned tokens that the rows hold: their rows of `{name}` are zero or equal to another's: \
-             {}{more}; adapters of linear layers do not train them: use the instruct version of the base, or a \
-             chat_template whose marks it knows",
-            untrained[..untrained.len().min(NAMED)].join(", ")
+             {}{more}; adapters of linear layers do not train them: use the instruct version of the base, a \
+             chat_template whose marks it knows, or train their rows too (`trainable_token_indices: [{first}{rest}]`{})",
+            untrained[..untrained.len().min(NAMED)].join(", "),
+            if head.is_some() { ", in an object with a list for embed_tokens and one for lm_head" } else { "" }
         );
     }
     Ok(())
