@@ -18,6 +18,9 @@ pub struct Batch<'a> {
     pub targets: &'a [i32],
     /// `[M]`: what each token's loss is multiplied by; 0 where nothing is learned. `None`: 1 each
     pub weights: Option<&'a [f32]>,
+    /// `[M]`: number of each token's adapter, of a model that has one for each row; any other number, as -1: the base
+    /// alone. `None`: the base alone for all
+    pub adapters: Option<&'a [i32]>,
 }
 
 /// A copy of a [`Batch`] that passed [`Batch::check`].
@@ -29,6 +32,8 @@ pub struct CheckedBatch {
     pub targets: Vec<i32>,
     /// Empty: 1 each
     pub weights: Vec<f32>,
+    /// Empty: the base alone
+    pub adapters: Vec<i32>,
 }
 
 impl Batch<'_> {
@@ -70,7 +75,8 @@ impl Batch<'_> {
         assert!(
             self.positions.len() == tokens
                 && self.targets.len() == tokens
-                && self.weights.is_none_or(|weights| weights.len() == tokens),
+                && self.weights.is_none_or(|weights| weights.len() == tokens)
+                && self.adapters.is_none_or(|adapters| adapters.len() == tokens),
             "batch of unequal lengths"
         );
         assert!(
@@ -91,6 +97,7 @@ impl Batch<'_> {
             boundaries: self.boundaries.to_vec(),
             targets: self.targets.to_vec(),
             weights: weights.to_vec(),
+            adapters: self.adapters.unwrap_or_default().to_vec(),
         })
     }
 }
@@ -104,11 +111,45 @@ impl CheckedBatch {
     pub fn weights_of(&self, tokens: &Range<usize>) -> &[f32] {
         self.weights.get(tokens.clone()).unwrap_or_default()
     }
+
+    /// Adapters of a range of tokens; empty: the base alone.
+    pub fn adapters_of(&self, tokens: &Range<usize>) -> &[i32] {
+        self.adapters.get(tokens.clone()).unwrap_or_default()
+    }
+
+    /// Whether a token's loss counts: something is learned from it.
+    pub fn counts(&self, token: usize) -> bool {
+        self.targets[token] >= 0 && self.weights.get(token) != Some(&0.0)
+    }
+}
+
+/// Tokens in a row that have the same of `count` adapters, with its number. Those of the base alone are left out.
+pub(super) fn adapter_runs(adapters: &[i32], count: usize) -> Vec<(usize, Range<usize>)> {
+    let (mut runs, mut start) = (Vec::new(), 0);
+    for same in adapters.chunk_by(|one, next| one == next) {
+        let tokens = start..start + same.len();
+        start = tokens.end;
+        if let Some(adapter) = usize::try_from(same[0]).ok().filter(|&adapter| adapter < count) {
+            runs.push((adapter, tokens));
+        }
+    }
+    runs
 }
 
 impl<'a> From<&'a MicroBatch> for Batch<'a> {
     fn from(batch: &'a MicroBatch) -> Self {
         let MicroBatch { input_ids, positions, boundaries, targets, .. } = batch;
-        Batch { input_ids, positions, boundaries, targets, weights: None }
+        Batch { input_ids, positions, boundaries, targets, weights: None, adapters: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::adapter_runs;
+
+    #[test]
+    fn runs_are_of_one_adapter_and_leave_the_base_out() {
+        assert_eq!(adapter_runs(&[1, 1, -1, 0, 2, 1], 2), [(1, 0..2), (0, 3..4), (1, 5..6)]);
+        assert!(adapter_runs(&[], 3).is_empty() && adapter_runs(&[-1, 7], 3).is_empty());
     }
 }

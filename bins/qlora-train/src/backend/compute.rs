@@ -20,6 +20,13 @@ pub trait Compute: Memory + Weights + Optimizer {
     fn compute(&mut self, tokens: &Range<usize>, op: &mut Op<'_, Self>) -> Result<()>;
     /// Like [`Backend::loss_sum`](super::Backend::loss_sum). Not called in a dry run.
     fn read_loss(&mut self) -> Result<f64>;
+    /// Like [`Backend::losses`](super::Backend::losses). Not called in a dry run.
+    fn read_losses(&mut self) -> Result<Vec<f64>>;
+
+    /// How linear layers were computed so far, in words, where there is more than one way.
+    fn linear_rows(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     fn trace(&mut self) -> &mut Trace;
     /// Records a timing event after all work queued so far.

@@ -26,12 +26,28 @@ pub struct Segment<B: Operands + ?Sized> {
 pub struct Lora<B: Operands + ?Sized> {
     pub r: usize,
     pub scale: f32,
-    /// `[r, K]`
+    /// `[r, K]`, or `[count, r, K]` of several pairs
     pub a: B::Param,
-    /// `[N, r]`
+    /// `[N, r]`, or `[count, N, r]`
     pub b: B::Param,
+    /// Several pairs, of which each token takes that of its adapter; none: one pair for all tokens
+    pub several: Option<SeveralPairs<B>>,
     /// DoRA's; none in plain LoRA
     pub magnitude: Option<Magnitude<B>>,
+}
+
+/// Pairs of one linear layer, all of rank r: one of a lower rank is padded with zeros. They are not trained.
+pub struct SeveralPairs<B: Operands + ?Sized> {
+    pub count: usize,
+    /// `[count]`: the scale of each, in place of that of [`Lora`]
+    pub scales: B::Vector,
+}
+
+impl<B: Operands + ?Sized> Lora<B> {
+    /// Pairs of A and B.
+    pub fn pairs(&self) -> usize {
+        self.several.as_ref().map_or(1, |several| several.count)
+    }
 }
 
 /// The magnitudes of a layer's outputs, and the norms of the rows that they take the place of.
@@ -60,7 +76,7 @@ impl<B: Operands + ?Sized> LinearGroup<B> {
         self.segments.iter().any(|segment| segment.lora.as_ref().is_some_and(|lora| lora.magnitude.is_some()))
     }
 
-    /// Σ r, the width of S and T.
+    /// Σ r, one pair of each layer counted.
     pub fn r(&self) -> usize {
         self.segments.iter().filter_map(|s| s.lora.as_ref()).map(|l| l.r).sum()
     }

@@ -26,7 +26,7 @@ mod weights;
 
 pub use batch::{Batch, CheckedBatch};
 pub use compute::Compute;
-pub use group::{LinearGroup, Lora, Magnitude, Segment};
+pub use group::{LinearGroup, Lora, Magnitude, Segment, SeveralPairs};
 pub use memory::{Memory, PlannedBuffer};
 pub use op::{Op, Output, Rotation};
 pub use op_work::OpWork;
@@ -92,6 +92,15 @@ pub trait Backend: Compute + Sized {
             out.iter_mut().for_each(|logits| cpu::soft_cap::cap_values(cap, logits));
         }
         Ok(out)
+    }
+
+    /// The weighted loss of each token of the batch that counts, in order; NaN where one is not finite, 0 in a dry run.
+    fn losses(&mut self) -> Result<Vec<f64>> {
+        if self.is_dry_run() {
+            let batch = self.batch();
+            return Ok(vec![0.0; (0..batch.tokens()).filter(|&token| batch.counts(token)).count()]);
+        }
+        self.read_losses()
     }
 
     fn zero_gradients(&mut self, params: Vec<&mut Self::Param>) -> Result<()> {

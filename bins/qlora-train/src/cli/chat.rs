@@ -8,7 +8,7 @@ use crate::config::Settings;
 use crate::data::{ChatTokenizer, Message, TextStream};
 use crate::error::{Context, Error, Result};
 use crate::infer::stop::{Stop, StopWatch};
-use crate::infer::{InferenceJob, InferenceModel};
+use crate::infer::{Adapters, InferenceJob, InferenceModel, Together};
 use crate::model::ModelSpec;
 use crate::model::generate::generate;
 use crate::refuse;
@@ -19,7 +19,6 @@ use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::{self, BufRead, IsTerminal};
-use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct ChatArgs {
@@ -44,8 +43,12 @@ const HELP: &str = "/reset forgets the conversation, /quit ends";
 
 pub fn run(args: &ChatArgs, to_program: bool) -> Result<Answer> {
     let Chosen { settings, adapters } = args.model.choose()?;
-    if let [_, second, ..] = &adapters[..] {
-        refuse!("--adapter: found {} too, expected one at most: chat with one at a time", second.display());
+    if let (Together::OneByOne, [_, second, ..]) = (adapters.together(), &adapters.dirs[..]) {
+        refuse!(
+            "--adapter: found {} too, expected one at most: chat with one at a time, or with their sum, which weights \
+             ask for: --adapter DIR:0.5",
+            second.display()
+        );
     }
     set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
@@ -53,7 +56,7 @@ pub fn run(args: &ChatArgs, to_program: bool) -> Result<Answer> {
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
     let checkpoint = &loaded.checkpoint;
-    let tokenizer = open_tokenizer(settings.chat_template.as_deref(), checkpoint, &adapters)?;
+    let tokenizer = open_tokenizer(settings.chat_template.as_deref(), checkpoint, &adapters.dirs)?;
     // Whatever is wrong with the template is told before the model is loaded.
     tokenizer.prompt(&[Message::new("user", "x")])?;
     status!("chat template: {}", tokenizer.template_origin());
@@ -75,7 +78,7 @@ pub fn run(args: &ChatArgs, to_program: bool) -> Result<Answer> {
 struct Chat<'a> {
     args: &'a ChatArgs,
     settings: Settings,
-    adapters: Vec<PathBuf>,
+    adapters: Adapters,
     loaded: Loaded,
     tokenizer: ChatTokenizer,
     /// Tokens of the conversation with an answer.

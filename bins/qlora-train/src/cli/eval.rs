@@ -8,8 +8,9 @@ use crate::comm::{Communicator, SingleProcess};
 use crate::config::{Settings, TooLong, ValSet};
 use crate::data::{self, DataOptions, Rows};
 use crate::error::Result;
-use crate::infer::evaluate::{Evaluation, evaluate};
-use crate::infer::{InferenceJob, InferenceModel};
+use crate::infer::by_row::evaluate_by_row;
+use crate::infer::evaluate::{Evaluation, Part, evaluate};
+use crate::infer::{Adapters, InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{Bars, printable, status_lines};
@@ -17,7 +18,7 @@ use crate::session::host::set_threads;
 use crate::session::training_data::{
     data_options, find_files, split, training_options, validation_options, validation_rows,
 };
-use crate::session::untrained_tokens::warn_of_untrained;
+use crate::session::untrained_tokens::{rows_of_adapters, warn_of_untrained};
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
 use serde_json::json;
@@ -31,6 +32,10 @@ pub struct EvalArgs {
     /// over each. Without it, the validation rows of the settings file, else its training rows
     #[arg(long, required_unless_present = "config")]
     data: Vec<PathBuf>,
+    /// Each row names its adapter under `adapter`, none for the base alone, and rows of several are computed in one
+    /// batch. The loss is over all rows, and over those of each adapter, in place of each task
+    #[arg(long)]
+    adapter_by_row: bool,
     /// Evaluate the base alone too, after the adapters: what they changed
     #[arg(long)]
     with_base: bool,
@@ -115,13 +120,15 @@ impl EvalArgs {
 
 pub fn run(args: &EvalArgs) -> Result<Answer> {
     let Chosen { settings, adapters } = args.model.choose()?;
+    let adapters = if args.adapter_by_row { adapters.by_row()? } else { adapters };
     let settings = args.settings(settings)?;
     set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
-    let loaded = Loaded::open_for(&settings, &adapters)?;
+    let loaded = Loaded::open_for(&settings, &adapters.dirs)?;
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
-    let mut options = data_options(&settings, &loaded);
+    let by_adapter = adapters.is_by_row();
+    let mut options = DataOptions { by_adapter, ..data_options(&settings, &loaded) };
     let files = if settings.val_data.is_empty() { &settings.data } else { &settings.val_data }.clone();
     let read = |files: &[PathBuf], options: &DataOptions| data::load_once(files, &|| loaded.open_tokenizer(), options);
     // The rows that the run of the settings file evaluates, which leaves out those that it trains on.
@@ -133,13 +140,20 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
         true => training_options(&settings, options),
         false => validation_rows(&settings, options),
     };
-    let dataset = read(&files, &options)?;
+    let mut dataset = read(&files, &options)?;
+    if by_adapter {
+        // The names that it counts are those of adapters, which the result has.
+        dataset.report.tasks = 0;
+    }
     status_lines!(dataset.report.lines());
     // Those that the run of the settings file held back.
     let held_back = settings.val_set_size != ValSet::Off;
     let rows = Rows::from(dataset.rows);
     let rows = if held_back { split(&settings, rows)?.1 } else { rows };
-    warn_of_untrained(&loaded, rows.ids())?;
+    if by_adapter {
+        (0..rows.len()).try_for_each(|row| adapters.number(rows.task(row)).map(drop))?;
+    }
+    warn_of_untrained(&loaded, &rows_of_adapters(&adapters.dirs), rows.ids())?;
     if args.answers.is_asked() {
         return eval_answers::run(&args.answers, settings, adapters, loaded, &rows, args.with_base, device);
     }
@@ -151,7 +165,7 @@ struct Evaluate {
     /// What `--data` means.
     files: Vec<PathBuf>,
     settings: Settings,
-    adapters: Vec<PathBuf>,
+    adapters: Adapters,
     loaded: Loaded,
     rows: Rows,
     device: Device,
@@ -162,14 +176,13 @@ impl DeviceJob for Evaluate {
 
     fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Answer> {
         let Self { with_base, files, settings, adapters, loaded, rows, device } = self;
-        let adapters = &adapters[..];
         let longest = rows.lengths().max().unwrap_or(0);
         // Short rows share a batch; a small data set needs no more than its own tokens.
         let tokens = longest.max(settings.max_length.min(rows.lengths().sum()));
         let mut model = InferenceModel::load(
             &settings,
             &loaded.checkpoint,
-            adapters,
+            &adapters,
             InferenceJob::Loss,
             tokens,
             longest,
@@ -189,23 +202,40 @@ impl DeviceJob for Evaluate {
             bar.finish();
             Ok(evaluation.expect("it was not stopped"))
         };
-        let with_base = with_base && !adapters.is_empty();
-        if adapters.len() < 2 && !with_base {
+        let (with_base, passes) = (with_base && !adapters.is_empty(), adapters.passes());
+        let mut text = Vec::new();
+        let mut json = if adapters.is_by_row() {
+            let mut bar = Bars::new("evaluating", rows.len() as u64);
+            let mut done = 0;
+            let mut go_on = |evaluated: usize| {
+                done += evaluated as u64;
+                bar.set(done, String::new());
+            };
+            let (backend, llama) = (&mut model.backend, &model.model);
+            let (evaluation, parts) = evaluate_by_row(backend, llama, &rows, &files, &adapters, tokens, &mut go_on)?;
+            bar.finish();
+            text.push(evaluation.to_string());
+            text.extend(parts.iter().map(|part| format!("  adapter {part}")));
+            let mut json = evaluation.to_json();
+            json["adapters"] = parts.iter().map(Part::to_json).collect();
+            json
+        } else if passes.len() < 2 && !with_base {
             let evaluation = evaluate(&mut model)?;
             return Ok(Answer { text: evaluation.to_string(), json: evaluation.to_json() });
-        }
-        let (mut text, mut answers) = (Vec::new(), Vec::new());
-        for (index, adapter) in adapters.iter().enumerate() {
-            if index > 0 {
-                model.activate_adapter(&loaded.checkpoint, index)?;
+        } else {
+            let mut answers = Vec::new();
+            for (index, name) in passes.into_iter().flatten().enumerate() {
+                if index > 0 {
+                    model.activate_adapter(&loaded.checkpoint, index)?;
+                }
+                let evaluation = evaluate(&mut model)?;
+                text.push(format!("{}: {evaluation}", printable(&name)));
+                let mut json = evaluation.to_json();
+                json["adapter"] = name.into();
+                answers.push(json);
             }
-            let (evaluation, name) = (evaluate(&mut model)?, adapter.display().to_string());
-            text.push(format!("{}: {evaluation}", printable(&name)));
-            let mut json = evaluation.to_json();
-            json["adapter"] = name.into();
-            answers.push(json);
-        }
-        let mut json = json!({"adapters": answers});
+            json!({"adapters": answers})
+        };
         if with_base {
             model.remove_adapter(&loaded.checkpoint)?;
             let evaluation = evaluate(&mut model)?;

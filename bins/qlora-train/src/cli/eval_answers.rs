@@ -7,16 +7,15 @@ use crate::data::{ChatTokenizer, Rows};
 use crate::error::{Context, Result};
 use crate::infer::answers::{Question, Score, Scores, by_task};
 use crate::infer::stop::{Stop, StopWatch};
-use crate::infer::{InferenceJob, InferenceModel};
+use crate::infer::{Adapters, InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
-use crate::model::generate::{Sampling, generate};
+use crate::model::generate::{Sampling, generate_by_row};
 use crate::refuse;
 use crate::report::{Bars, count, printable, status};
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
 use regex::Regex;
 use serde_json::{Value, json};
-use std::path::PathBuf;
 
 /// Questions that are answered side by side
 const AT_ONCE: usize = 8;
@@ -56,11 +55,12 @@ impl AnswersArgs {
     }
 }
 
-/// Answers the rows with each adapter, and with the base alone if it is asked for or there is no adapter.
+/// Answers the rows with each adapter, or with the one that each row names, and with the base alone if it is asked for
+/// or there is no adapter.
 pub fn run(
     args: &AnswersArgs,
     settings: Settings,
-    adapters: Vec<PathBuf>,
+    adapters: Adapters,
     loaded: Loaded,
     rows: &Rows,
     with_base: bool,
@@ -91,6 +91,11 @@ pub fn run(
     {
         refuse!("--match {:?}: found in no answer of the rows, expected it in some", pattern.as_str());
     }
+    let number = |question: &Question| adapters.number(question.task.as_deref());
+    let numbers: Vec<i32> = match adapters.is_by_row() {
+        true => questions.iter().map(number).collect::<Result<_>>()?,
+        false => Vec::new(),
+    };
     let max_new_tokens = args.max_new_tokens as usize;
     let longest = questions.iter().map(|question| question.prompt.len()).max().unwrap_or(0) + max_new_tokens;
     let positions = loaded.checkpoint.arch().max_position_embeddings;
@@ -107,6 +112,7 @@ pub fn run(
         settings,
         adapters,
         questions,
+        numbers,
         pattern,
         stop,
         max_new_tokens,
@@ -121,9 +127,11 @@ pub fn run(
 
 struct AnswerRows {
     settings: Settings,
-    adapters: Vec<PathBuf>,
+    adapters: Adapters,
     loaded: Loaded,
     questions: Vec<Question>,
+    /// Number of each question's adapter, where each row names its own; else empty.
+    numbers: Vec<i32>,
     pattern: Option<Regex>,
     stop: Stop,
     max_new_tokens: usize,
@@ -154,21 +162,22 @@ impl DeviceJob for AnswerRows {
         lengths.truncate(AT_ONCE);
         let tokens = lengths.iter().map(|length| length + self.max_new_tokens).sum();
         let job = InferenceJob::Text { prompts: lengths, max_new_tokens: self.max_new_tokens };
-        let adapters = &self.adapters[..];
+        let adapters = &self.adapters;
         let mut model =
             InferenceModel::load(&self.settings, checkpoint, adapters, job, tokens, self.longest, &self.device, build)?;
         let mut answered = Vec::new();
-        for (index, adapter) in adapters.iter().enumerate() {
+        let by_row = adapters.is_by_row().then(|| "adapters of the rows".to_owned());
+        for (index, name) in adapters.passes().into_iter().flatten().chain(by_row).enumerate() {
             if index > 0 {
                 model.activate_adapter(checkpoint, index)?;
             }
-            answered.push(self.answer(&mut model, adapter.display().to_string(), tokenizer)?);
+            answered.push(self.answer(&mut model, name, &self.numbers, tokenizer)?);
         }
         if self.show_base {
             if !adapters.is_empty() {
                 model.remove_adapter(checkpoint)?;
             }
-            answered.push(self.answer(&mut model, "base".to_owned(), tokenizer)?);
+            answered.push(self.answer(&mut model, "base".to_owned(), &[], tokenizer)?);
         }
         Ok(Answer { text: self.text(&answered), json: self.json(&answered, tokenizer)? })
     }
@@ -179,17 +188,20 @@ impl AnswerRows {
         &self,
         model: &mut InferenceModel<B>,
         name: String,
+        numbers: &[i32],
         tokenizer: &ChatTokenizer,
     ) -> Result<Answered> {
         let mut bar = Bars::new("answering", self.questions.len() as u64);
         let (mut texts, mut scores) = (Vec::new(), Vec::new());
-        for questions in self.questions.chunks(AT_ONCE) {
+        for (at, questions) in self.questions.chunks(AT_ONCE).enumerate() {
+            let numbers = numbers.chunks(AT_ONCE).nth(at).unwrap_or_default();
             let prompts: Vec<Vec<u32>> = questions.iter().map(|question| question.prompt.clone()).collect();
             let (backend, llama) = (&mut model.backend, &model.model);
             let mut watch = StopWatch::new(&self.stop, tokenizer, prompts.len());
             let mut go_on = |answer, id| watch.go_on(answer, id);
             let (new, tokens) = (self.max_new_tokens, &self.stop.tokens);
-            let answers = generate(backend, llama, &prompts, new, tokens, &Sampling::GREEDY, &mut go_on)?;
+            let greedy = &Sampling::GREEDY;
+            let answers = generate_by_row(backend, llama, &prompts, numbers, new, tokens, greedy, &mut go_on)?;
             for (question, ids) in questions.iter().zip(answers) {
                 let whole = tokenizer.decode(&ids, true)?;
                 let text = watch.cut(&whole).trim().to_owned();
@@ -218,7 +230,8 @@ impl AnswerRows {
             };
             rows.push(line(printable(&one.name).into_owned(), &Scores::of(&one.scores)));
             let tasks = by_task(&self.questions, &one.scores);
-            rows.extend(tasks.iter().map(|(task, scores)| line(format!("  task {}", printable(task)), scores)));
+            let kind = if self.adapters.is_by_row() { "adapter" } else { "task" };
+            rows.extend(tasks.iter().map(|(task, scores)| line(format!("  {kind} {}", printable(task)), scores)));
         }
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();

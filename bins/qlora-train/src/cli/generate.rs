@@ -10,14 +10,14 @@ use crate::error::{Context, Result};
 use crate::files::json::read_bounded;
 use crate::infer::prompt::Form;
 use crate::infer::stop::{Stop, StopWatch};
-use crate::infer::{InferenceJob, InferenceModel};
+use crate::infer::{Adapters, InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
-use crate::model::generate::generate;
+use crate::model::generate::generate_by_row;
 use crate::refuse;
-use crate::report::{Bars, PrintableOut, printable, status};
+use crate::report::{Bars, PrintableOut, printable, status, warning};
 use crate::session::chat_template::open_tokenizer;
 use crate::session::host::set_threads;
-use crate::session::untrained_tokens::warn_of_untrained_ids;
+use crate::session::untrained_tokens::{rows_of_adapters, warn_of_untrained_ids};
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
 use serde_json::{Value, json};
@@ -36,6 +36,10 @@ pub struct GenerateArgs {
     /// `prompt` in each line
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
+    /// Each line of a .jsonl file of prompts names its adapter under `adapter`, none for the base alone, and all are
+    /// answered in one batch
+    #[arg(long, requires = "prompts")]
+    adapter_by_row: bool,
     /// What the system message says, if there is to be one
     #[arg(long)]
     system: Option<String>,
@@ -51,18 +55,28 @@ pub struct GenerateArgs {
 
 const MAX_PROMPTS_BYTES: u64 = 64 << 20;
 
+/// A prompt, and the adapter that its line names.
+struct Prompt {
+    text: String,
+    adapter: Option<String>,
+}
+
 /// The prompts, of which - stands for standard input, less the line break at its end, and those of the file.
-fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
+fn prompts(args: &GenerateArgs) -> Result<Vec<Prompt>> {
     if args.prompt.iter().filter(|prompt| *prompt == "-").count() > 1 {
         refuse!("--prompt: found - twice, expected it once: standard input is one prompt");
     }
-    let read = |prompt: &String| match prompt.as_str() {
-        "-" => {
-            let text =
-                io::read_to_string(io::stdin().lock()).usage_context(|| "--prompt: standard input".to_owned())?;
-            Ok(text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line)).to_owned())
-        }
-        prompt => Ok(prompt.to_owned()),
+    let read = |prompt: &String| -> Result<Prompt> {
+        let text = match prompt.as_str() {
+            "-" => {
+                let text =
+                    io::read_to_string(io::stdin().lock()).usage_context(|| "--prompt: standard input".to_owned())?;
+                let line = text.strip_suffix('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
+                line.unwrap_or(&text).to_owned()
+            }
+            prompt => prompt.to_owned(),
+        };
+        Ok(Prompt { text, adapter: None })
     };
     let mut prompts = args.prompt.iter().map(read).collect::<Result<Vec<_>>>()?;
     if let Some(path) = &args.prompts {
@@ -72,7 +86,7 @@ fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
 }
 
 /// The prompts of a file. Empty lines hold none.
-fn prompts_of(path: &Path) -> Result<Vec<String>> {
+fn prompts_of(path: &Path) -> Result<Vec<Prompt>> {
     let shown = path.display();
     let text = String::from_utf8(read_bounded(path, MAX_PROMPTS_BYTES)?);
     let text = text.usage_context(|| format!("{shown}: not a text"))?;
@@ -80,13 +94,21 @@ fn prompts_of(path: &Path) -> Result<Vec<String>> {
     let mut prompts = Vec::new();
     for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         prompts.push(match is_rows {
-            false => line.to_owned(),
+            false => Prompt { text: line.to_owned(), adapter: None },
             true => {
                 let row: Value = serde_json::from_str(line).usage_context(|| format!("{shown}, line {}", at + 1))?;
-                match row.get("prompt").and_then(Value::as_str) {
-                    Some(prompt) => prompt.to_owned(),
-                    None => refuse!("{shown}, line {}: found no text under `prompt`, expected one", at + 1),
-                }
+                let Some(prompt) = row.get("prompt").and_then(Value::as_str) else {
+                    refuse!("{shown}, line {}: found no text under `prompt`, expected one", at + 1)
+                };
+                let adapter = match row.get("adapter") {
+                    None | Some(Value::Null) => None,
+                    Some(Value::String(name)) => Some(name.trim().to_owned()).filter(|name| !name.is_empty()),
+                    Some(other) => refuse!(
+                        "{shown}, line {}: `adapter`: found {other:.80}, expected the name of an adapter",
+                        at + 1
+                    ),
+                };
+                Prompt { text: prompt.to_owned(), adapter }
             }
         });
     }
@@ -132,22 +154,31 @@ impl GenerateArgs {
 
 pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     let Chosen { settings, adapters } = args.model.choose()?;
+    let adapters = if args.adapter_by_row { adapters.by_row()? } else { adapters };
+    let prompts = prompts(args)?;
+    let numbers: Vec<i32> = match adapters.is_by_row() {
+        true => prompts.iter().map(|prompt| adapters.number(prompt.adapter.as_deref())).collect::<Result<_>>()?,
+        false => Vec::new(),
+    };
+    if !adapters.is_by_row() && !adapters.is_empty() && prompts.iter().any(|prompt| prompt.adapter.is_some()) {
+        warning!("prompts name adapters, and nothing reads that without --adapter-by-row");
+    }
     set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
     let loaded = Loaded::open(&settings)?;
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
     let checkpoint = &loaded.checkpoint;
-    let tokenizer = open_tokenizer(settings.chat_template.as_deref(), checkpoint, &adapters)?;
+    let tokenizer = open_tokenizer(settings.chat_template.as_deref(), checkpoint, &adapters.dirs)?;
     let max_new_tokens = args.max_new_tokens as usize;
-    let texts = prompts(args)?;
-    let (form, line) = args.form(&settings, &tokenizer, &adapters)?;
-    let encode = |prompt: &String| {
-        form.encode(prompt, args.system.as_deref(), &tokenizer).context(|| format!("--prompt {prompt:?}"))
+    let (form, line) = args.form(&settings, &tokenizer, &adapters.dirs)?;
+    let encode = |Prompt { text, .. }: &Prompt| {
+        form.encode(text, args.system.as_deref(), &tokenizer).context(|| format!("--prompt {text:?}"))
     };
-    let prompts = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
+    let (asked, prompts) = (&prompts, prompts.iter().map(encode).collect::<Result<Vec<_>>>()?);
     status!("{line}");
-    warn_of_untrained_ids(checkpoint, &tokenizer, prompts.iter().flatten().copied())?;
+    let trained = rows_of_adapters(&adapters.dirs);
+    warn_of_untrained_ids(checkpoint, &tokenizer, &trained, prompts.iter().flatten().copied())?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + max_new_tokens;
     let limit = checkpoint.arch().max_position_embeddings;
     if longest > limit {
@@ -164,7 +195,8 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
         adapters,
         loaded,
         tokenizer,
-        texts,
+        asked,
+        numbers,
         prompts,
         longest,
         stop,
@@ -176,11 +208,13 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
 struct Generate<'a> {
     args: &'a GenerateArgs,
     settings: Settings,
-    adapters: Vec<PathBuf>,
+    adapters: Adapters,
     loaded: Loaded,
     tokenizer: ChatTokenizer,
-    /// The prompts, and their tokens.
-    texts: Vec<String>,
+    asked: &'a [Prompt],
+    /// Number of each prompt's adapter, where each names its own; else empty.
+    numbers: Vec<i32>,
+    /// Tokens of the prompts.
     prompts: Vec<Vec<u32>>,
     /// Tokens of the longest prompt with its answer.
     longest: usize,
@@ -199,7 +233,8 @@ impl DeviceJob for Generate<'_> {
             adapters,
             loaded,
             tokenizer,
-            texts: asked,
+            asked,
+            numbers,
             prompts,
             longest,
             stop,
@@ -208,30 +243,32 @@ impl DeviceJob for Generate<'_> {
         } = self;
         let (checkpoint, max_new_tokens) = (&loaded.checkpoint, args.max_new_tokens as usize);
         let tokens = prompts.iter().map(|p| p.len() + max_new_tokens).sum();
-        let adapters = &adapters[..];
         let job = InferenceJob::Text { prompts: prompts.iter().map(Vec::len).collect(), max_new_tokens };
-        let mut model = InferenceModel::load(&settings, checkpoint, adapters, job, tokens, longest, &device, build)?;
+        let mut model = InferenceModel::load(&settings, checkpoint, &adapters, job, tokens, longest, &device, build)?;
         let sampling = args.sampling.sampling();
 
         // Answers side by side cannot be written as they grow.
         let streaming = !to_program && prompts.len() == 1 && !stop.has_texts();
         let (mut completions, mut text) = (Vec::new(), Vec::new());
-        for index in 0..adapters.len().max(1) {
+        let passes = adapters.passes();
+        let several = passes.len() > 1;
+        for (index, name) in passes.into_iter().enumerate() {
             if index > 0 {
                 model.activate_adapter(checkpoint, index)?;
             }
-            let name = adapters.get(index).map(|path| path.display().to_string());
-            let heading = name.as_ref().filter(|_| adapters.len() > 1).map(|name| format!("== {}\n", printable(name)));
+            let name = name.filter(|_| several);
+            let heading = name.as_ref().map(|name| format!("== {}\n", printable(name)));
             let mut stream = TextStream::new(&tokenizer, streaming.then(|| PrintableOut(io::stdout())));
             stream.write(heading.as_deref().unwrap_or(""))?;
             let mut bar = (!streaming).then(|| Bars::new("generating", (max_new_tokens * prompts.len()) as u64));
             let start = Instant::now();
             let mut done = 0;
             let mut watch = StopWatch::new(&stop, &tokenizer, prompts.len());
-            let answers = generate(
+            let answers = generate_by_row(
                 &mut model.backend,
                 &model.model,
                 &prompts,
+                &numbers,
                 max_new_tokens,
                 &stop.tokens,
                 &sampling,
@@ -254,11 +291,10 @@ impl DeviceJob for Generate<'_> {
             let whole: Vec<String> = answers.iter().map(|ids| tokenizer.decode(ids, true)).collect::<Result<_>>()?;
             let texts: Vec<&str> = whole.iter().map(|text| watch.cut(text)).collect();
             for (prompt, text) in asked.iter().zip(&texts) {
-                let mut completion = json!({"prompt": prompt, "text": text});
-                if let (Value::Object(fields), Some(name)) =
-                    (&mut completion, name.as_ref().filter(|_| adapters.len() > 1))
-                {
-                    fields.insert("adapter".to_owned(), name.as_str().into());
+                let mut completion = json!({"prompt": prompt.text, "text": text});
+                let own = prompt.adapter.as_ref().filter(|_| adapters.is_by_row());
+                if let Some(name) = name.as_ref().or(own) {
+                    completion["adapter"] = name.as_str().into();
                 }
                 completions.push(completion);
             }

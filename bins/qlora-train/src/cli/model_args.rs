@@ -4,6 +4,7 @@ use crate::adapter::{ADAPTER_MODEL, Recipe, is_adapter, metadata, recorded_base,
 use crate::config::{PromptCompletion, Purpose, Settings, SettingsArgs};
 use crate::error::Result;
 use crate::files::safetensors::TensorFile;
+use crate::infer::Adapters;
 use crate::refuse;
 use crate::report::status;
 use clap::Args;
@@ -22,8 +23,9 @@ pub(super) struct ModelArgs {
     /// Revision of a hub id
     #[arg(long)]
     pub revision: Option<String>,
-    /// Adapter directory; repeated, one after the other on the same base
-    #[arg(long)]
+    /// Adapter directory; repeated, one after the other on the same base. NAME=DIR gives it a name, and DIR:WEIGHT a
+    /// weight: adapters of which one has a weight are added up, those without one with weight 1
+    #[arg(long, value_name = "[NAME=]DIR[:WEIGHT]")]
     pub adapter: Vec<PathBuf>,
     /// Put adapters on a base with other weights than they were trained on, such as the 16-bit original of an NF4 copy;
     /// what they compute then differs from what they learned
@@ -63,8 +65,7 @@ pub(super) struct ModelArgs {
 /// What the arguments come to.
 pub(super) struct Chosen {
     pub settings: Settings,
-    /// The adapters to use, one after the other
-    pub adapters: Vec<PathBuf>,
+    pub adapters: Adapters,
 }
 
 impl ModelArgs {
@@ -75,8 +76,8 @@ impl ModelArgs {
             None => None,
         };
         let model = self.model.clone().or_else(|| of_run.as_ref()?.model.clone());
-        let adapters = self.adapters(model.as_deref(), of_run.as_ref());
-        let base = match (&model, adapters.first()) {
+        let adapters = self.adapters(model.as_deref(), of_run.as_ref())?;
+        let base = match (&model, adapters.dirs.first()) {
             (Some(model), _) if !is_adapter(Path::new(model)) => model.clone(),
             (_, Some(adapter)) => {
                 let base = recorded_base(adapter, self.revision.as_deref())?;
@@ -104,11 +105,11 @@ impl ModelArgs {
             given.push(("allow_other_base".to_owned(), "true".to_owned()));
         }
         if self.quantization.is_none() {
-            given.extend(recorded_recipe(&adapters)?);
+            given.extend(recorded_recipe(&adapters.dirs)?);
         }
         let chosen = of_run.is_some_and(|run| run.prompt_completion != PromptCompletion::Auto);
         if self.prompt_completion.is_none() && !chosen {
-            given.extend(recorded_form(&adapters)?);
+            given.extend(recorded_form(&adapters.dirs)?);
         }
         let settings = Settings::load(self.config.as_deref(), &given)?;
         settings.validate(Purpose::Plan)?;
@@ -117,20 +118,20 @@ impl ModelArgs {
 
     /// The adapters that are named, an adapter in place of the model included; else the one that the run of the
     /// settings file left.
-    fn adapters(&self, model: Option<&str>, of_run: Option<&Settings>) -> Vec<PathBuf> {
+    fn adapters(&self, model: Option<&str>, of_run: Option<&Settings>) -> Result<Adapters> {
         let own = model.map(PathBuf::from).filter(|model| is_adapter(model));
-        let named: Vec<PathBuf> = own.into_iter().chain(self.adapter.iter().cloned()).collect();
-        let (true, Some(run)) = (named.is_empty(), of_run) else { return named };
-        match run.output_dir.clone().filter(|dir| is_adapter(dir)) {
+        let named = Adapters::parse(own.iter().chain(&self.adapter))?;
+        let (true, Some(run)) = (named.is_empty(), of_run) else { return Ok(named) };
+        Ok(match run.output_dir.clone().filter(|dir| is_adapter(dir)) {
             Some(dir) => {
                 status!("adapter: {}", dir.display());
-                vec![dir]
+                Adapters::one_by_one(vec![dir])
             }
             None => {
                 status!("the run of the settings file left no adapter yet: the base alone is used");
                 named
             }
-        }
+        })
     }
 }
 

@@ -36,6 +36,20 @@ pub struct Part {
     pub tokens: usize,
 }
 
+impl Part {
+    pub fn to_json(&self) -> Value {
+        let Self { name, loss, tokens } = self;
+        json!({"name": name, "loss": loss, "tokens": tokens})
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { name, loss, tokens } = self;
+        write!(f, "{}: loss {loss:.4}, {tokens} tokens", printable(name))
+    }
+}
+
 impl Evaluation {
     pub fn perplexity(&self) -> f64 {
         self.loss.exp()
@@ -46,8 +60,7 @@ impl Evaluation {
         let mut json = json!({"loss": self.loss, "perplexity": self.perplexity(), "tokens": self.tokens});
         for (key, parts) in [("files", &self.files), ("tasks", &self.tasks)] {
             if !parts.is_empty() {
-                let part = |p: &Part| json!({"name": p.name, "loss": p.loss, "tokens": p.tokens});
-                json[key] = parts.iter().map(part).collect();
+                json[key] = parts.iter().map(Part::to_json).collect();
             }
         }
         json
@@ -66,10 +79,7 @@ impl Evaluation {
         let whole = format!("loss {loss:.4} per supervised token, perplexity {perplexity:.3}, {tokens} tokens");
         let files = self.files.iter().map(|part| ("", part));
         let parts = files.chain(self.tasks.iter().map(|part| ("task ", part)));
-        let part = |(kind, Part { name, loss, tokens }): (&str, &Part)| {
-            format!("  {kind}{}: loss {loss:.4}, {tokens} tokens", printable(name))
-        };
-        [whole].into_iter().chain(parts.map(part)).collect()
+        [whole].into_iter().chain(parts.map(|(kind, part)| format!("  {kind}{part}"))).collect()
     }
 }
 
@@ -80,7 +90,7 @@ impl fmt::Display for Evaluation {
 }
 
 /// The `numbers` of rows that are side by side in batches of at most `capacity` tokens. A row alone may be longer.
-fn batches<'a>(rows: &Rows, numbers: &'a [usize], capacity: usize) -> Vec<&'a [usize]> {
+pub(super) fn batches<'a>(rows: &Rows, numbers: &'a [usize], capacity: usize) -> Vec<&'a [usize]> {
     let mut batches = Vec::new();
     let mut start = 0;
     while start < numbers.len() {
@@ -98,14 +108,14 @@ fn batches<'a>(rows: &Rows, numbers: &'a [usize], capacity: usize) -> Vec<&'a [u
 
 /// A sum over supervised tokens. The weight of a token is 1 unless its row says otherwise.
 #[derive(Clone, Copy, Default)]
-struct Sum {
-    loss: f64,
-    weight: f64,
-    tokens: usize,
+pub(super) struct Sum {
+    pub loss: f64,
+    pub weight: f64,
+    pub tokens: usize,
 }
 
 impl Sum {
-    fn add(&mut self, one: Sum) {
+    pub fn add(&mut self, one: Sum) {
         self.loss += one.loss;
         self.weight += one.weight;
         self.tokens += one.tokens;
@@ -115,8 +125,28 @@ impl Sum {
         if self.tokens > 0 { self.loss / self.weight } else { 0.0 }
     }
 
-    fn part(self, name: String) -> Part {
+    pub fn part(self, name: String) -> Part {
         Part { name, loss: self.mean(), tokens: self.tokens }
+    }
+}
+
+/// The mean loss. Failed: it is not finite.
+pub(super) fn finite_loss(whole: Sum) -> Result<f64> {
+    let loss = whole.mean();
+    if !loss.is_finite() {
+        return Err(Error::Failed(format!(
+            "the loss is {loss}, expected a finite one: the adapter or the base diverged"
+        )));
+    }
+    Ok(loss)
+}
+
+/// Sums of files by number, under the names of `files`; none where there is one alone.
+pub(super) fn parts_of_files(sums: BTreeMap<usize, Sum>, files: &[PathBuf]) -> Vec<Part> {
+    let name = |file: usize| files.get(file).map_or_else(|| file.to_string(), |path| path.display().to_string());
+    match sums.len() {
+        0 | 1 => Vec::new(),
+        _ => sums.into_iter().map(|(file, sum)| sum.part(name(file))).collect(),
     }
 }
 
@@ -171,19 +201,10 @@ pub fn evaluate<B: Backend>(
             of_tasks.entry(task).or_default().add(one);
         }
     }
-    let loss = whole.mean();
-    if !loss.is_finite() {
-        return Err(Error::Failed(format!(
-            "the loss is {loss}, expected a finite one: the adapter or the base diverged"
-        )));
-    }
-    let name = |file: usize| files.get(file).map_or_else(|| file.to_string(), |path| path.display().to_string());
-    let files = of_files.into_iter().map(|(file, sum)| sum.part(name(file)));
-    let files: Vec<Part> = files.collect();
     Ok(Some(Evaluation {
-        loss,
+        loss: finite_loss(whole)?,
         tokens: whole.tokens,
-        files: if files.len() > 1 { files } else { Vec::new() },
+        files: parts_of_files(of_files, files),
         tasks: of_tasks.into_iter().map(|(task, sum)| sum.part(task.to_owned())).collect(),
     }))
 }

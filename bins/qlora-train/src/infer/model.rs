@@ -1,5 +1,6 @@
-//! A model for evaluation and text, with one adapter after another on the same base.
+//! A model for evaluation and text, with one adapter after another on the same base, or with several at once.
 
+use super::adapters::{Adapters, Together};
 use crate::adapter::Adapter;
 use crate::backend::{Backend, StateFormat};
 use crate::base::{Checkpoint, Rewrite};
@@ -7,6 +8,7 @@ use crate::config::Settings;
 use crate::error::{Context, Result};
 use crate::lora::LoraSpec;
 use crate::model::{Llama, ModelSpec, Prompts};
+use crate::refuse;
 use crate::report::{Bars, status, warning};
 use crate::session::model_spec::{check_quantization, of_settings, quantization, recipe};
 use crate::session::plan::{self, MemoryPlan, PlannedJob, StoredAs};
@@ -29,18 +31,20 @@ pub enum InferenceJob {
 pub struct InferenceModel<B: Backend> {
     pub backend: B,
     pub model: Llama<B>,
+    /// Those that are put on the base one after the other
     adapters: Vec<(PathBuf, Adapter)>,
     seed: u64,
 }
 
 impl<B: Backend> InferenceModel<B> {
-    /// Loads the base with the first of `adapters`, for batches of `tokens` and rows of `positions` tokens. An adapter
-    /// that was trained on another base is refused, each before anything is computed; what cannot be told for sure is
-    /// printed as a warning.
+    /// Loads the base with the first of `adapters`, or with all that are used together, for batches of `tokens` and
+    /// rows of `positions` tokens. An adapter that was trained on another base is refused, each before anything is
+    /// computed; what cannot be told for sure is printed as a warning. Refused too: adapters that hold more than plain
+    /// LoRA, where several are used together.
     pub fn load(
         settings: &Settings,
         checkpoint: &Checkpoint,
-        adapters: &[PathBuf],
+        adapters: &Adapters,
         job: InferenceJob,
         tokens: usize,
         positions: usize,
@@ -54,7 +58,7 @@ impl<B: Backend> InferenceModel<B> {
     pub fn load_rewritten(
         settings: &Settings,
         checkpoint: &Checkpoint,
-        adapters: &[PathBuf],
+        adapters: &Adapters,
         rewrite: Option<&mut dyn Rewrite>,
         job: InferenceJob,
         tokens: usize,
@@ -64,7 +68,8 @@ impl<B: Backend> InferenceModel<B> {
     ) -> Result<Self> {
         let rewritten = rewrite.is_some();
         let load = |path: &PathBuf| -> Result<(PathBuf, Adapter)> { Ok((path.clone(), Adapter::load(path)?)) };
-        let adapters: Vec<_> = adapters.iter().map(load).collect::<Result<_>>()?;
+        let (together, weights) = (adapters.together(), adapters.weights());
+        let adapters: Vec<_> = adapters.dirs.iter().map(load).collect::<Result<_>>()?;
         if adapters.is_empty() && !rewritten {
             check_quantization(settings, checkpoint)?;
         }
@@ -88,12 +93,27 @@ impl<B: Backend> InferenceModel<B> {
         }
         checkpoint.arch().check_positions(positions)?;
         let budget = device.budget(settings)?;
+        for (path, adapter) in &adapters {
+            // Shapes can be judged before the base is read; its fingerprint only after.
+            let fits = adapter.check_shapes(checkpoint.arch(), checkpoint.base_name());
+            fits.context(|| path.display().to_string())?;
+        }
+        if together != Together::OneByOne {
+            check_plain(&adapters)?;
+        }
+        let sum = match together {
+            Together::Sum => {
+                let parts = adapters.iter().zip(weights).map(|((_, adapter), weight)| (adapter, *weight));
+                Some(Adapter::weighted_sum(parts)?)
+            }
+            Together::OneByOne | Together::ByRow => None,
+        };
         let mut specs = Vec::new();
-        for terms in adapters.iter().map(|(_, adapter)| adapter.lora_spec()).chain([Ok(LoraSpec::default())]) {
+        for lora in loras(&adapters, together, sum.as_ref())? {
             let spec = ModelSpec {
                 arch: checkpoint.arch().clone(),
                 quantization: if rewritten { of_settings(settings) } else { quantization(settings, checkpoint) },
-                lora: terms?,
+                lora,
                 trainable: false,
                 states: StateFormat::F32,
                 activations: Vec::new(),
@@ -105,15 +125,6 @@ impl<B: Backend> InferenceModel<B> {
                 seed: settings.seed,
             };
             specs.push(spec);
-        }
-        for (path, adapter) in &adapters {
-            // Shapes can be judged before the base is read; its fingerprint only after.
-            let fits = adapter.check_shapes(checkpoint.arch(), checkpoint.base_name());
-            fits.context(|| path.display().to_string())?;
-        }
-        if !adapters.is_empty() {
-            // The base alone.
-            specs.pop();
         }
         let stored: &dyn Fn(&str) -> StoredAs = match rewritten {
             true => &|name| StoredAs { dtype: checkpoint.dense_type(name), held: None },
@@ -136,8 +147,13 @@ impl<B: Backend> InferenceModel<B> {
         }
 
         let mut backend = build(&spec, plan.run_bytes)?;
-        let first = adapters.first().map(|(_, adapter)| adapter);
-        let mut source = CheckpointSource::with_adapter(checkpoint, first, settings.seed)?.rewritten(rewrite);
+        let each = || adapters.iter().map(|(_, adapter)| adapter);
+        let source = match together {
+            Together::OneByOne => CheckpointSource::with_adapter(checkpoint, each().next(), settings.seed)?,
+            Together::Sum => CheckpointSource::with_adapter(checkpoint, sum.as_ref(), settings.seed)?,
+            Together::ByRow => CheckpointSource::with_adapters_of_rows(checkpoint, each(), settings.seed)?,
+        };
+        let mut source = source.rewritten(rewrite);
         let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
         let mut progress = |layer| bar.set(layer as u64, String::new());
         let model = Llama::build(&mut backend, &mut source, spec, &mut progress)?;
@@ -150,10 +166,11 @@ impl<B: Backend> InferenceModel<B> {
                 warn(path, &warning);
             }
         }
+        let adapters = if together == Together::OneByOne { adapters } else { Vec::new() };
         Ok(Self { backend, model, adapters, seed: settings.seed })
     }
 
-    /// Puts adapter `index` of those given to [`load`](Self::load) on the base.
+    /// Puts adapter `index` of those given to [`load`](Self::load) on the base, where each is used alone.
     pub fn activate_adapter(&mut self, checkpoint: &Checkpoint, index: usize) -> Result<()> {
         let (_, adapter) = &self.adapters[index];
         let mut source = CheckpointSource::with_adapter(checkpoint, Some(adapter), self.seed)?;
@@ -168,6 +185,30 @@ impl<B: Backend> InferenceModel<B> {
         self.backend.trim();
         self.model.replace_lora(&mut self.backend, &mut source, LoraSpec::default())
     }
+}
+
+/// Refuses adapters that hold more than plain LoRA, where several are there at once.
+fn check_plain(adapters: &[(PathBuf, Adapter)]) -> Result<()> {
+    for (path, adapter) in adapters {
+        if let Some(what) = adapter.lora_spec()?.beside_plain_lora() {
+            refuse!(
+                "{}: holds {what}, expected plain LoRA in an adapter that is used together with others: use it alone",
+                path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Terms that are on the base, one after the other; without an adapter none.
+fn loras(adapters: &[(PathBuf, Adapter)], together: Together, sum: Option<&Adapter>) -> Result<Vec<LoraSpec>> {
+    let of_each = adapters.iter().map(|(_, adapter)| adapter.lora_spec()).collect::<Result<Vec<_>>>()?;
+    Ok(match (together, sum) {
+        (Together::ByRow, _) => vec![LoraSpec::of_rows(of_each)],
+        (_, Some(sum)) => vec![sum.lora_spec()?],
+        _ if of_each.is_empty() => vec![LoraSpec::default()],
+        _ => of_each,
+    })
 }
 
 /// Memory plan of the job with the adapters of `specs`, one after the other.

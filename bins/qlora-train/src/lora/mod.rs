@@ -1,6 +1,6 @@
 //! Trainable tensors as data: which linear layers have a low-rank term, of what kind, rank and scale, and which modules
-//! are trained whole beside them. The model, the memory plan, the exported adapter, a resumed run and the model card
-//! follow from one [`LoraSpec`].
+//! are trained whole beside them, or in the rows of some tokens. The model, the memory plan, the exported adapter, a
+//! resumed run and the model card follow from one [`LoraSpec`].
 
 mod param_id;
 pub mod start;
@@ -25,8 +25,14 @@ pub struct LoraSpec {
     /// Modules that are trained whole (`modules_to_save`): embedding, output layer, norms. Where the output layer is
     /// the embedding, both are named.
     pub whole: BTreeSet<String>,
+    /// Embedding or output layer → tokens whose rows alone are trained, in order, each once
+    /// (`trainable_token_indices`). Where the output layer is the embedding, the embedding is named alone.
+    pub tokens: BTreeMap<String, Vec<u32>>,
     /// Embedding and output layer have values of their own, although they are one tensor in the base.
     pub untied: bool,
+    /// Adapters of which each row takes one, by number; the terms then have the largest rank of each module. Empty: one
+    /// adapter for all rows
+    pub by_row: Vec<LoraSpec>,
 }
 
 /// The low-rank term of one linear layer.
@@ -82,6 +88,33 @@ impl LoraSpec {
         self.terms.values().any(|term| term.kind == LoraKind::Dora)
     }
 
+    /// Adapters of which each row takes one. They are plain LoRA: what is trained whole would be that of all rows.
+    pub fn of_rows(by_row: Vec<Self>) -> Self {
+        let mut terms: BTreeMap<String, LoraTerm> = BTreeMap::new();
+        for (module, term) in by_row.iter().flat_map(|adapter| &adapter.terms) {
+            let r = terms.get(module).map_or(term.r, |other| other.r.max(term.r));
+            terms.insert(module.clone(), LoraTerm::lora(r, r as f64));
+        }
+        Self { terms, by_row, ..Self::default() }
+    }
+
+    /// The scale of a module's term in each adapter of which rows take one; 0 where it has none.
+    pub fn scales_of_rows(&self, module: &str) -> Vec<f32> {
+        self.by_row.iter().map(|adapter| adapter.of(module).map_or(0.0, |(_, scale)| scale)).collect()
+    }
+
+    /// Name of something that it holds beside plain LoRA; none: nothing.
+    pub fn beside_plain_lora(&self) -> Option<&'static str> {
+        if self.is_dora() {
+            return Some("DoRA magnitudes");
+        }
+        match (self.whole.is_empty(), self.tokens.is_empty()) {
+            (false, _) => Some("whole modules (`modules_to_save`)"),
+            (_, false) => Some("rows of single tokens (`trainable_token_indices`)"),
+            _ => None,
+        }
+    }
+
     /// Whether all terms have one rank and one alpha.
     pub fn is_uniform(&self) -> bool {
         let mut terms = self.terms.values();
@@ -96,7 +129,7 @@ impl LoraSpec {
     }
 
     /// Elements of every trainable tensor: A `[r, K]`, B `[N, r]` and DoRA's m `[N]` of each term, then the whole
-    /// modules. A module that `arch` does not have is left out.
+    /// modules and the rows of single tokens. A module that `arch` does not have is left out.
     pub fn lengths<'a>(&'a self, arch: &'a Arch) -> impl Iterator<Item = usize> + 'a {
         let terms = self.terms.iter().filter_map(|(module, term)| {
             let (n, k) = arch.find(module)?.1.shape(arch);
@@ -106,7 +139,8 @@ impl LoraSpec {
         let one = |module: &String| !self.shares_embedding(arch, module);
         let whole =
             arch.other_modules().into_iter().filter(move |(module, _)| self.whole.contains(module) && one(module));
-        terms.flatten().chain(whole.map(|(_, shape)| shape.iter().product()))
+        let rows = self.tokens.values().map(|tokens| tokens.len() * arch.hidden_size);
+        terms.flatten().chain(whole.map(|(_, shape)| shape.iter().product())).chain(rows)
     }
 
     /// Whether a module is the output layer and one tensor with the embedding.
@@ -118,7 +152,9 @@ impl LoraSpec {
     pub fn trains_input(&self, arch: &Arch) -> bool {
         let norm = arch.names.attention_norms.input.map(|norm| arch.layer_tensor(0, norm));
         let of_norm = norm.as_deref().and_then(|norm| norm.strip_suffix(".weight"));
-        self.whole.contains(arch.names.embedding_module()) || of_norm.is_some_and(|norm| self.whole.contains(norm))
+        let embedding = arch.names.embedding_module();
+        let trains_embedding = self.whole.contains(embedding) || self.tokens.contains_key(embedding);
+        trains_embedding || of_norm.is_some_and(|norm| self.whole.contains(norm))
     }
 }
 
@@ -152,6 +188,20 @@ mod tests {
     }
 
     #[test]
+    fn adapters_of_rows_have_the_largest_rank_of_each_module_and_their_own_scales() {
+        let arch = tiny_arch();
+        let of = |projections: &[Projection], r, alpha| LoraSpec::uniform(&arch, projections, r, alpha, 0.1);
+        let rows = LoraSpec::of_rows(vec![of(&[Projection::Q], 8, 4.0), of(&[Projection::Q, Projection::Up], 2, 6.0)]);
+        let [q, up] = [Projection::Q, Projection::Up].map(|projection| arch.module(1, projection));
+        assert_eq!((rows.of(&q), rows.of(&up)), (Some((8, 1.0)), Some((2, 1.0))));
+        assert_eq!((rows.scales_of_rows(&q), rows.scales_of_rows(&up)), (vec![0.5, 3.0], vec![0.0, 3.0]));
+        assert_eq!((rows.dropout, rows.terms.len(), rows.beside_plain_lora()), (0.0, 2 * arch.num_layers, None));
+        let mut other = of(&[Projection::Q], 8, 4.0);
+        other.tokens = [("model.embed_tokens".to_owned(), vec![3])].into();
+        assert!(other.beside_plain_lora().unwrap().contains("trainable_token_indices"));
+    }
+
+    #[test]
     fn lengths_are_those_of_a_and_b() {
         let arch = tiny_arch();
         let spec = LoraSpec::uniform(&arch, &[Projection::Down], 3, 1.0, 0.0);
@@ -165,6 +215,10 @@ mod tests {
         assert_eq!(spec.lengths(&tied).collect::<Vec<_>>()[4..], [table, 64]);
         let untied = LoraSpec { untied: true, ..spec };
         assert_eq!(untied.lengths(&tied).count(), 4 + 3);
+        let tokens = [("model.embed_tokens".to_owned(), vec![3, 5, 9])].into();
+        let rows = LoraSpec { tokens, ..LoraSpec::default() };
+        assert_eq!(rows.lengths(&tied).collect::<Vec<_>>(), [3 * 64]);
+        assert!(rows.trains_input(&tied));
     }
 
     #[test]

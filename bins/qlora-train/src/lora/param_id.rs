@@ -25,11 +25,13 @@ pub enum ParamKind {
     Magnitude,
     /// The weight of a module that is trained whole
     Whole,
+    /// Rows of single tokens of embedding or output layer, `[tokens, H]`: values, and no differences
+    Tokens,
 }
 
 impl ParamKind {
-    /// The suffix of a whole module ends the others too.
-    const ALL: [Self; 4] = [Self::LoraA, Self::LoraB, Self::Magnitude, Self::Whole];
+    /// The suffix of a whole module ends the low-rank terms' too.
+    const ALL: [Self; 5] = [Self::LoraA, Self::LoraB, Self::Magnitude, Self::Tokens, Self::Whole];
 
     /// The end of a tensor's name, after its module and a dot.
     fn suffix(self) -> &'static str {
@@ -38,6 +40,7 @@ impl ParamKind {
             Self::LoraB => "lora_B.weight",
             Self::Magnitude => "lora_magnitude_vector",
             Self::Whole => "weight",
+            Self::Tokens => "token_adapter.trainable_tokens_delta",
         }
     }
 }
@@ -62,6 +65,11 @@ impl ParamId {
     /// The weight of a module that is trained whole.
     pub fn whole(module: impl Into<Arc<str>>) -> Self {
         Self::new(module, ParamKind::Whole)
+    }
+
+    /// The rows of single tokens of a module.
+    pub fn tokens(module: impl Into<Arc<str>>) -> Self {
+        Self::new(module, ParamKind::Tokens)
     }
 
     /// The weight of a module, by the name that a checkpoint stores it under.
@@ -118,12 +126,16 @@ mod tests {
         let whole = ParamId::whole("model.embed_tokens");
         assert_eq!(whole.peft_key(), "base_model.model.model.embed_tokens.weight");
         assert_eq!(ParamId::from_peft_key(&whole.peft_key()), Some(whole));
+        let tokens = ParamId::tokens("lm_head");
+        assert_eq!(tokens.peft_key(), "base_model.model.lm_head.token_adapter.trainable_tokens_delta");
+        assert_eq!(ParamId::from_peft_key(&tokens.peft_key()), Some(tokens));
         for key in [
             "lm_head.lora_A.weight",
             "base_model.model..lora_A.weight",
             "base_model.model.x.lora_A.default.weight",
             "base_model.model.weight",
             "base_model.model.lora_magnitude_vector",
+            "base_model.model.token_adapter.trainable_tokens_delta",
         ] {
             assert_eq!(ParamId::from_peft_key(key), None, "{key}");
         }

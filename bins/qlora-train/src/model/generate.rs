@@ -41,8 +41,23 @@ pub fn generate<B: Backend>(
     sampling: &Sampling,
     token: &mut dyn FnMut(usize, u32) -> Result<bool>,
 ) -> Result<Vec<Vec<u32>>> {
+    generate_by_row(backend, model, prompts, &[], max_new_tokens, stop, sampling, token)
+}
+
+/// Like [`generate`], of a model that has an adapter for each row: `adapters` names that of each prompt, -1 the base
+/// alone; empty: the base alone for all.
+pub fn generate_by_row<B: Backend>(
+    backend: &mut B,
+    model: &Llama<B>,
+    prompts: &[Vec<u32>],
+    adapters: &[i32],
+    max_new_tokens: usize,
+    stop: &[u32],
+    sampling: &Sampling,
+    token: &mut dyn FnMut(usize, u32) -> Result<bool>,
+) -> Result<Vec<Vec<u32>>> {
     let mut cache = model.cache(backend)?;
-    generate_in(backend, model, &mut cache, prompts, max_new_tokens, stop, sampling, token)
+    generate_rows(backend, model, &mut cache, prompts, adapters, max_new_tokens, stop, sampling, token)
 }
 
 /// Like [`generate`], with a cache that has a row for each token of the prompts and of their answers.
@@ -56,6 +71,21 @@ pub fn generate_in<B: Backend>(
     sampling: &Sampling,
     token: &mut dyn FnMut(usize, u32) -> Result<bool>,
 ) -> Result<Vec<Vec<u32>>> {
+    generate_rows(backend, model, cache, prompts, &[], max_new_tokens, stop, sampling, token)
+}
+
+fn generate_rows<B: Backend>(
+    backend: &mut B,
+    model: &Llama<B>,
+    cache: &mut KvCache<B>,
+    prompts: &[Vec<u32>],
+    adapters: &[i32],
+    max_new_tokens: usize,
+    stop: &[u32],
+    sampling: &Sampling,
+    token: &mut dyn FnMut(usize, u32) -> Result<bool>,
+) -> Result<Vec<Vec<u32>>> {
+    assert!(adapters.is_empty() || adapters.len() == prompts.len(), "an adapter for each prompt");
     let mut starts = Vec::with_capacity(prompts.len());
     let mut next_start = 0;
     for prompt in prompts {
@@ -73,12 +103,13 @@ pub fn generate_in<B: Backend>(
             break;
         }
         let (mut input_ids, mut positions, mut last) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut boundaries, mut row_starts) = (vec![0u32], Vec::new());
+        let (mut boundaries, mut row_starts, mut of_tokens) = (vec![0u32], Vec::new(), Vec::new());
         for &row in &open {
             input_ids.extend_from_slice(&rows[row][cached[row]..]);
             positions.extend(cached[row] as u32..rows[row].len() as u32);
             cached[row] = rows[row].len();
             boundaries.push(input_ids.len() as u32);
+            of_tokens.resize(input_ids.len(), adapters.get(row).copied().unwrap_or(-1));
             row_starts.push(starts[row]);
             last.push(input_ids.len() - 1);
         }
@@ -89,6 +120,7 @@ pub fn generate_in<B: Backend>(
             boundaries: &boundaries,
             targets: &targets,
             weights: None,
+            adapters: (!adapters.is_empty()).then_some(&of_tokens[..]),
         };
         let logits = model.logits_cached(backend, &batch, cache, &row_starts, &last)?;
         let mut still_open = Vec::new();

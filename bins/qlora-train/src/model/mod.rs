@@ -1,5 +1,5 @@
-//! A Llama with a frozen base, trainable low-rank terms and modules that are trained whole, written once over
-//! [`Backend`].
+//! A Llama with a frozen base, trainable low-rank terms and modules that are trained whole or in some rows, written
+//! once over [`Backend`].
 
 mod activations;
 mod block;
@@ -8,6 +8,7 @@ mod cached;
 pub mod generate;
 pub mod optimizer_step;
 mod prompts;
+mod reduction;
 mod step;
 mod tiles;
 mod whole;
@@ -17,9 +18,9 @@ pub use cached::KvCache;
 pub use prompts::Prompts;
 
 use crate::arch::{Arch, BranchNorms, Input, Projection, Rope};
-use crate::backend::run_shape::RunShape;
+use crate::backend::run_shape::{LinearRows, RunShape};
 use crate::backend::{
-    Backend, LinearGroup, Lora, Magnitude, MaybeTrained, Quantization, Residency, Segment, StateFormat,
+    Backend, LinearGroup, Lora, Magnitude, MaybeTrained, Quantization, Residency, Segment, SeveralPairs, StateFormat,
 };
 use crate::base::Nf4OnDisk;
 use crate::error::{Error, Result};
@@ -85,8 +86,11 @@ impl ModelSpec {
             head_dim: c.head_dim,
             groups,
             dropout: self.trainable && self.lora.dropout > 0.0,
+            adapters_by_row: !self.lora.by_row.is_empty(),
             training: self.trainable,
-            trains_head: self.trainable && self.trains_head(),
+            trains_head: self.trainable && (self.trains_head() || self.head_rows() > 0),
+            head_rows: if self.trainable { self.head_rows() } else { 0 },
+            linear: LinearRows::default(),
         }
     }
 
@@ -178,7 +182,13 @@ pub trait Source {
     fn whole(&mut self, name: &str) -> Result<HostTensor> {
         self.read(name)
     }
-    /// Initial values of a trainable tensor of `len` values whose rows have `columns` values.
+    /// Rows of single tokens that an adapter holds of embedding or output layer, `[tokens, H]` in the order of the
+    /// spec; none of a new one, which begins with those of the base.
+    fn token_rows(&mut self, _module: &str) -> Option<Vec<f32>> {
+        None
+    }
+    /// Initial values of a trainable tensor of `len` values whose rows have `columns` values; of several adapters one
+    /// after the other.
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>>;
 }
 
@@ -205,6 +215,10 @@ impl<B: Backend> Layer<B> {
 
     fn groups(&self) -> [&LinearGroup<B>; 4] {
         [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
+
+    fn has_magnitudes(&self) -> bool {
+        self.groups().into_iter().any(LinearGroup::has_magnitudes)
     }
 }
 
@@ -262,20 +276,30 @@ impl<B: Backend> Llama<B> {
 
     /// Brings up to date what follows from the terms, after they have changed.
     pub fn refresh(&mut self, b: &mut B) -> Result<()> {
-        let groups = self.layers.iter_mut().flat_map(Layer::groups_mut);
-        groups.filter(|group| group.has_magnitudes()).try_for_each(|group| b.refresh_magnitudes(group))
+        let mut layers = self.layers.iter_mut().filter(|layer| layer.has_magnitudes()).peekable();
+        while let Some(layer) = layers.next() {
+            b.wait_weights(layer.groups())?;
+            // Those of the next layer come while this one computes.
+            layers.peek().map_or(Ok(()), |next| b.prefetch_weights(next.groups()))?;
+            for group in layer.groups_mut().into_iter().filter(|group| group.has_magnitudes()) {
+                b.refresh_magnitudes(group)?;
+            }
+        }
+        Ok(())
     }
 
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
     }
 
-    /// Every trainable tensor: layer by layer in the order of [`Projection`], A before B, then the whole modules.
+    /// Every trainable tensor: layer by layer in the order of [`Projection`], A before B, then the whole modules and
+    /// the rows of single tokens.
     pub fn params_mut(&mut self) -> Vec<(ParamId, &mut B::Param)> {
         let (mut params, mut whole) = (Vec::new(), Vec::new());
         let arch = &self.spec.arch;
         let named = |name: &str, param| Some((ParamId::of_weight(name), param?));
-        whole.extend(named(arch.names.embedding, self.embedding.param_mut()));
+        let of_table = |name: &str| self.spec.of_table(name).0;
+        whole.extend(self.embedding.param_mut().map(|param| (of_table(arch.names.embedding), param)));
         for (layer, block) in self.layers.iter_mut().enumerate() {
             let (groups, norms) = block.parts_mut(arch, layer);
             for (group, input) in groups.into_iter().zip(Input::ALL) {
@@ -292,7 +316,8 @@ impl<B: Backend> Llama<B> {
             whole.extend(norms.into_iter().filter_map(|(name, norm)| named(&name, norm.param_mut())));
         }
         whole.extend(named(arch.names.final_norm, self.final_norm.param_mut()));
-        whole.extend(self.head.as_mut().and_then(|head| named(arch.names.head, head.param_mut())));
+        let head = self.head.as_mut().and_then(|head| head.param_mut());
+        whole.extend(head.map(|param| (of_table(arch.names.head), param)));
         params.extend(whole);
         params
     }
@@ -304,6 +329,10 @@ impl<B: Backend> Llama<B> {
         self.replace_whole(b, source, &before)?;
         let names = self.spec.arch.names;
         for (layer, block) in self.layers.iter_mut().enumerate() {
+            if self.spec.lora.is_dora() {
+                // Norms of the weights' rows are computed.
+                b.wait_weights(block.groups())?;
+            }
             for (group, input) in block.groups_mut().into_iter().zip(Input::ALL) {
                 for (segment, projection) in group.segments.iter_mut().zip(names.of_input(input)) {
                     // Its memory first.
@@ -326,9 +355,12 @@ impl<B: Backend> Llama<B> {
     pub fn params(&self) -> Vec<(ParamId, Vec<usize>, &B::Param)> {
         let (mut params, mut whole) = (Vec::new(), Vec::new());
         let arch = &self.spec.arch;
-        let table = || vec![arch.vocab_size, arch.hidden_size];
         let one = |name: &str, shape: Vec<usize>, param| Some((ParamId::of_weight(name), shape, param?));
-        whole.extend(one(arch.names.embedding, table(), self.embedding.param()));
+        let of_table = |name: &str, param: Option<_>| {
+            let (id, shape) = self.spec.of_table(name);
+            param.map(|param| (id, shape, param))
+        };
+        whole.extend(of_table(arch.names.embedding, self.embedding.param()));
         for (layer, block) in self.layers.iter().enumerate() {
             for (group, input) in block.groups().into_iter().zip(Input::ALL) {
                 for (segment, projection) in group.segments.iter().zip(self.spec.arch.names.of_input(input)) {
@@ -349,7 +381,7 @@ impl<B: Backend> Llama<B> {
             }
         }
         whole.extend(one(arch.names.final_norm, vec![arch.hidden_size], self.final_norm.param()));
-        whole.extend(self.head.as_ref().and_then(|head| one(arch.names.head, table(), head.param())));
+        whole.extend(self.head.as_ref().and_then(|head| of_table(arch.names.head, head.param())));
         params.extend(whole);
         params
     }
@@ -456,11 +488,22 @@ fn build_lora<B: Backend>(
         _ => None,
     };
     let [a, b] = &pair;
+    let several = match spec.lora.by_row.len() {
+        0 => None,
+        count => {
+            let scales = spec.lora.scales_of_rows(a.module());
+            let scales = backend.vector("scales of adapters", count, &mut || Ok(scales.clone()))?;
+            Some(SeveralPairs { count, scales })
+        }
+    };
+    let pairs = several.as_ref().map_or(1, |several| several.count);
+    let (a_len, b_len) = (pairs * r * k, pairs * n * r);
     Ok(Some(Lora {
         r,
         scale,
-        a: backend.param(r * k, states, &mut || source.lora(a, r * k, k))?,
-        b: backend.param(n * r, states, &mut || source.lora(b, n * r, r))?,
+        a: backend.param(a_len, states, &mut || source.lora(a, a_len, k))?,
+        b: backend.param(b_len, states, &mut || source.lora(b, b_len, r))?,
+        several,
         magnitude,
     }))
 }

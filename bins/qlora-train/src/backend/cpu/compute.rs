@@ -4,6 +4,7 @@ use super::bf16::linear::{Gradients, Group, LowRank, Segment};
 use super::bf16::operands::segments;
 use super::head_norm::{HeadNorm, HeadRotation, normed_columns};
 use super::memory::{Held, Value};
+use super::operands::TableGradient;
 use super::{Cpu, CpuBuffer, CpuVector, Precision, attention, bf16, cache, elementwise, linear, loss, magnitude};
 use crate::backend::{BufferShape, CheckedBatch, Compute, MaybeTrained, Op, Rotation, TableShape, Trace};
 use crate::error::Result;
@@ -101,11 +102,13 @@ impl Compute for Cpu {
                 elementwise::rms_norm_backward(dy, x, weight, *eps, *accumulate, dx);
             }
             Op::LoraDown { x, group, dropout, s } => {
-                linear::lora_down(workspace, x.rows(tokens)?, first, group, *dropout, s.rows_mut(tokens)?);
+                let (x, adapters) = (x.rows(tokens)?, batch.adapters_of(tokens));
+                linear::lora_down(workspace, x, first, group, *dropout, adapters, s.rows_mut(tokens)?);
             }
             Op::Linear { x, s, group, y } => {
                 let s = s.map(|s| s.rows(tokens)).transpose()?;
-                linear::forward(workspace, x.rows(tokens)?, s, group, y.rows_mut(tokens)?);
+                let adapters = batch.adapters_of(tokens);
+                linear::forward(workspace, x.rows(tokens)?, s, group, adapters, y.rows_mut(tokens)?);
             }
             Op::LoraDyB { dy, group, t } => {
                 linear::lora_dy_b(workspace, dy.rows(tokens)?, group, t.rows_mut(tokens)?);
@@ -164,7 +167,7 @@ impl Compute for Cpu {
                     self.loss = loss::LossSum::default();
                 }
                 let (x, shape, loss) = (x.rows(tokens)?, [head.vocab(), head.cols()], &mut self.loss);
-                let (head, none, weight, cap) = (&head.matrix(), &mut [], *weight, *soft_cap);
+                let (head, none, weight, cap) = (&head.matrix(), TableGradient::none(), *weight, *soft_cap);
                 loss::linear_cross_entropy(workspace, x, head, shape, none, targets, weights, weight, cap, dx, loss);
             }
             Op::TrainedCrossEntropy { x, head, weight, soft_cap, dx } => {
@@ -211,6 +214,10 @@ impl Compute for Cpu {
         Ok(self.loss.total())
     }
 
+    fn read_losses(&mut self) -> Result<Vec<f64>> {
+        Ok(self.loss.of_tokens().to_vec())
+    }
+
     fn trace(&mut self) -> &mut Trace {
         &mut self.trace
     }
@@ -250,7 +257,9 @@ impl Cpu {
             delta,
         } = workspace;
         let (isa, first) = (*isa, tokens.start);
-        let group_of = |k: usize, segments, dropout: Option<Dropout>| Group { isa, k, segments, first, dropout };
+        let adapters = batch.adapters_of(tokens);
+        let group_of =
+            |k: usize, segments, dropout: Option<Dropout>| Group { isa, k, segments, first, dropout, adapters };
         match op {
             Op::Embed { table, scale, out } => {
                 let (table, width, scale) = (table.matrix(), table.cols(), *scale);
@@ -309,7 +318,7 @@ impl Cpu {
                         Some(lora) => {
                             let (a, a_gradient) = lora.a.parts();
                             let (b, b_gradient) = lora.b.parts();
-                            let view = LowRank { r: lora.r, scale: lora.scale, a, b };
+                            let view = LowRank { r: lora.r, scale: lora.scale, scales: None, a, b };
                             (Some(view), Some(Gradients { a: a_gradient, b: b_gradient }))
                         }
                         None => (None, None),
@@ -377,7 +386,7 @@ impl Cpu {
                     &head.matrix(),
                     h,
                     vocab,
-                    &mut [],
+                    TableGradient::none(),
                     targets,
                     weights,
                     *weight,

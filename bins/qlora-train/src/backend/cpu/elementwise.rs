@@ -1,6 +1,7 @@
 //! Operations of one row at a time: the reference's formulas, vectorized and split over threads.
 
 use super::gemm::simd::vectorized;
+use super::operands::TableGradient;
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::{AttentionShape, GateActivation};
 use rayon::prelude::*;
@@ -202,17 +203,18 @@ pub fn head_norm_gradient<T: Copy + Into<f32> + Sync>(
     norm_gradient(dy, x, &starts, SUMMED * heads, inverse, gradient);
 }
 
-/// `dW[id] += scale · dY` of the rows of each token, in order.
+/// `dW[id] += scale · dY` of the rows of each token, in order; of some tokens alone where the gradient is theirs.
 pub fn embed_backward<T: Copy + Into<f32> + Sync>(
     dy: &[T],
     ids: &[u32],
     scale: f32,
     width: usize,
-    gradient: &mut [f32],
+    TableGradient { data, tokens }: TableGradient,
 ) {
     let mut rows: Vec<(u32, usize)> = ids.iter().enumerate().map(|(row, &id)| (id, row)).collect();
     rows.sort_unstable();
-    gradient.par_chunks_exact_mut(width).enumerate().with_min_len(MIN_ROWS).for_each(|(id, gradient)| {
+    data.par_chunks_exact_mut(width).enumerate().with_min_len(MIN_ROWS).for_each(|(at, gradient)| {
+        let id = tokens.map_or(at, |tokens| tokens[at] as usize);
         let first = rows.partition_point(|&(other, _)| (other as usize) < id);
         for (_, row) in rows[first..].iter().take_while(|&&(other, _)| other as usize == id) {
             let dy = &dy[row * width..][..width];

@@ -6,7 +6,8 @@ use super::gemm::panels::multiply;
 use super::gemm::product::{Left, Product, Right};
 use super::workspace::Workspace;
 use super::{Cpu, CpuParam, TOKEN_CHUNK};
-use crate::backend::{LinearGroup, Segment};
+use crate::backend::batch::adapter_runs;
+use crate::backend::{LinearGroup, Lora, Segment};
 use qlora_kernels::rng::Dropout;
 use rayon::prelude::*;
 
@@ -15,9 +16,30 @@ fn placed(group: &LinearGroup<Cpu>) -> impl Iterator<Item = (usize, usize, &Segm
     group.segments.iter().scan((0, 0), |(n, r), segment| {
         let at = (*n, *r);
         *n += segment.n;
-        *r += segment.lora.as_ref().map_or(0, |l| l.r);
+        *r += segment.lora.as_ref().map_or(0, columns_of);
         Some((at.0, at.1, segment))
     })
+}
+
+/// Columns of S of one layer: the ranks of all its pairs.
+fn columns_of(lora: &Lora<Cpu>) -> usize {
+    lora.pairs() * lora.r
+}
+
+/// The width of S and T.
+pub fn columns(group: &LinearGroup<Cpu>) -> usize {
+    group.segments.iter().filter_map(|segment| segment.lora.as_ref()).map(columns_of).sum()
+}
+
+/// B of the pairs that tokens of these adapters take, each with its first column of the layer's part of S.
+fn taken_pairs<'a>(lora: &'a Lora<Cpu>, n: usize, adapters: &[i32]) -> Vec<(usize, Scaled<'a>)> {
+    let (r, len) = (lora.r, n * lora.r);
+    let pair =
+        move |index: usize| (index * r, Scaled { data: &lora.b.value[index * len..][..len], stride: r, factor: 1.0 });
+    match &lora.several {
+        None => vec![pair(0)],
+        Some(several) => (0..several.count).filter(|&index| adapters.contains(&(index as i32))).map(pair).collect(),
+    }
 }
 
 fn apply_dropout(x: &mut [f32], k: usize, first_token: usize, dropout: &Dropout) {
@@ -47,23 +69,36 @@ fn dropped<'a>(
     out
 }
 
-/// `S = scale·dropout(X)·Aᵀ`
+/// `S = scale·dropout(X)·Aᵀ`. Of several pairs a token has only the columns of its own; the others are zero.
 pub fn lora_down(
     workspace: &mut Workspace,
     x: &[f32], // [M, K]
     first_token: usize,
     group: &LinearGroup<Cpu>,
     dropout: Option<Dropout>,
-    s: &mut [f32], // [M, Σr]
+    adapters: &[i32], // [M]; read where a layer has several pairs
+    s: &mut [f32],    // [M, Σr]
 ) {
-    let (k, width) = (group.k, group.r());
+    let (k, width) = (group.k, columns(group));
     let x = dropped(x, k, first_token, dropout, &mut workspace.dropped);
     for (_, column, segment) in placed(group) {
-        if let Some(lora) = &segment.lora {
+        let Some(lora) = &segment.lora else { continue };
+        let Some(several) = &lora.several else {
             let a = Scaled { data: &lora.a.value, stride: k, factor: lora.scale };
             let product = Product::new(Left::Rows { data: x, stride: k }, k, Right::Turned(&a));
             let columns = column..column + lora.r;
             multiply(&mut workspace.panels, s, width, x.len() / k, columns, false, &[product]);
+            continue;
+        };
+        let own = column..column + columns_of(lora);
+        s.par_chunks_exact_mut(width).with_min_len(16).for_each(|s| s[own.clone()].fill(0.0));
+        let (r, len) = (lora.r, lora.r * k);
+        for (pair, rows) in adapter_runs(adapters, several.count) {
+            let a = Scaled { data: &lora.a.value[pair * len..][..len], stride: k, factor: several.scales[pair] };
+            let left = Left::Rows { data: &x[rows.start * k..rows.end * k], stride: k };
+            let (product, first) = (Product::new(left, k, Right::Turned(&a)), column + pair * r);
+            let s = &mut s[rows.start * width..rows.end * width];
+            multiply(&mut workspace.panels, s, width, rows.len(), first..first + r, false, &[product]);
         }
     }
 }
@@ -74,16 +109,18 @@ pub fn forward(
     x: &[f32],         // [M, K]
     s: Option<&[f32]>, // [M, Σr]
     group: &LinearGroup<Cpu>,
-    y: &mut [f32], // [M, ΣN]
+    adapters: &[i32], // [M]; read where a layer has several pairs
+    y: &mut [f32],    // [M, ΣN]
 ) {
-    let (k, n, r) = (group.k, group.n(), group.r());
+    let (k, n, r) = (group.k, group.n(), columns(group));
     for (out_column, rank_column, segment) in placed(group) {
+        let pairs = segment.lora.as_ref().map_or_else(Vec::new, |lora| taken_pairs(lora, segment.n, adapters));
         let mut products = vec![Product::new(Left::Rows { data: x, stride: k }, k, Right::Turned(&*segment.weight))];
-        let b;
-        if let (Some(s), Some(lora)) = (s, &segment.lora) {
-            b = Scaled { data: &lora.b.value, stride: lora.r, factor: 1.0 };
-            let left = Left::Rows { data: &s[rank_column..], stride: r };
-            products.push(Product::new(left, lora.r, Right::Turned(&b)));
+        if let Some(s) = s {
+            products.extend(pairs.iter().map(|(column, b)| {
+                let left = Left::Rows { data: &s[rank_column + column..], stride: r };
+                Product::new(left, b.stride, Right::Turned(b))
+            }));
         }
         let columns = out_column..out_column + segment.n;
         multiply(&mut workspace.panels, y, n, x.len() / k, columns.clone(), false, &products);

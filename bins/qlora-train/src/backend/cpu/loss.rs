@@ -5,6 +5,7 @@ use super::gemm::TOKENS;
 use super::gemm::pack::{Scaled, Stored};
 use super::gemm::panels::multiply;
 use super::gemm::product::{Left, Product, Right};
+use super::operands::TableGradient;
 use super::soft_cap::{cap_values, slopes_of_capped, times};
 use super::workspace::Workspace;
 use rayon::prelude::*;
@@ -17,23 +18,28 @@ const VOCABULARY: usize = 4096;
 
 /// The loss of the supervised tokens of a batch so far, summed over [`CHUNK`] of them at a time: the same bits however
 /// the batch is cut.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct LossSum {
     chunks: f64,
     chunk: f64,
-    /// Tokens in `chunk`
-    tokens: usize,
+    /// Each loss so far
+    of_tokens: Vec<f64>,
 }
 
 impl LossSum {
     pub fn add(&mut self, losses: &[f64]) {
-        for loss in losses {
+        for &loss in losses {
             self.chunk += loss;
-            self.tokens += 1;
-            if self.tokens == CHUNK {
-                *self = Self { chunks: self.chunks + self.chunk, chunk: 0.0, tokens: 0 };
+            self.of_tokens.push(loss);
+            if self.of_tokens.len().is_multiple_of(CHUNK) {
+                self.chunks += std::mem::take(&mut self.chunk);
             }
         }
+    }
+
+    /// The losses of the supervised tokens, in order.
+    pub fn of_tokens(&self) -> &[f64] {
+        &self.of_tokens
     }
 
     pub fn total(&self) -> f64 {
@@ -48,9 +54,9 @@ pub fn linear_cross_entropy(
     x: &[f32], // [M, H]
     head: &dyn Stored,
     [vocab, h]: [usize; 2],
-    head_gradient: &mut [f32], // [vocab, H], or empty
-    targets: &[i32],           // [M]
-    weights: &[f32],           // [M], or empty: 1 each
+    to: TableGradient, // [vocab, H], [tokens, H], or empty
+    targets: &[i32],   // [M]
+    weights: &[f32],   // [M], or empty: 1 each
     scale: f32,
     soft_cap: Option<f32>,
     mut dx: Option<&mut [f32]>, // [M, H]
@@ -80,11 +86,20 @@ pub fn linear_cross_entropy(
             })
             .collect();
         sum.add(&losses);
-        if !head_gradient.is_empty() {
+        if !to.data.is_empty() {
             let rows = Scaled { data: gathered, stride: h, factor: 1.0 };
-            let left = Left::Columns { data: logits, stride: vocab };
+            let (left, count) = match to.tokens {
+                None => (Left::Columns { data: logits, stride: vocab }, vocab),
+                Some(own) => {
+                    let picked = &mut workspace.picked[..tokens.len() * own.len()];
+                    for (picked, logits) in picked.chunks_exact_mut(own.len()).zip(logits.chunks_exact(vocab)) {
+                        picked.iter_mut().zip(own).for_each(|(to, &token)| *to = logits[token as usize]);
+                    }
+                    (Left::Columns { data: picked, stride: own.len() }, own.len())
+                }
+            };
             let product = Product { left, k: tokens.len(), right: Right::upright(&rows), chunk: TOKENS };
-            multiply(&mut workspace.panels, head_gradient, h, vocab, 0..h, true, &[product]);
+            multiply(&mut workspace.panels, to.data, h, count, 0..h, true, &[product]);
         }
         let Some(dx) = dx.as_deref_mut() else { continue };
         let gradient = &mut gradient[..tokens.len() * h];

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::files::tensor::{HostTensor, TensorData, WeightSource};
 use half::slice::HalfFloatSliceExt;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 /// `[rows, cols]` as stored in the checkpoint.
@@ -20,7 +20,29 @@ pub struct Dense {
 /// The embedding or the output layer.
 pub enum CpuTable {
     Frozen(Held<Dense>),
-    Trained { param: CpuParam, rows: usize, cols: usize },
+    Trained {
+        param: CpuParam,
+        rows: usize,
+        cols: usize,
+    },
+    /// Frozen but for the rows of `tokens`, in order, whose values are `[tokens, cols]`
+    Rows {
+        dense: Held<Dense>,
+        tokens: Vec<u32>,
+        param: CpuParam,
+    },
+}
+
+/// The gradient of a table: of all its rows, of those of some tokens, or empty.
+pub struct TableGradient<'a> {
+    pub data: &'a mut [f32],
+    pub tokens: Option<&'a [u32]>,
+}
+
+impl TableGradient<'_> {
+    pub fn none() -> Self {
+        Self { data: &mut [], tokens: None }
+    }
 }
 
 /// The values of a table, which threads share.
@@ -33,6 +55,29 @@ pub enum Matrix<'a> {
         rows: usize,
         cols: usize,
     },
+    Rows(OwnRows<'a>),
+}
+
+/// A stored matrix in which the rows of `tokens`, in order, are those of `data` `[tokens, cols]`.
+#[derive(Clone, Copy)]
+pub struct OwnRows<'a> {
+    pub dense: &'a Dense,
+    tokens: &'a [u32],
+    data: &'a [f32],
+}
+
+impl<'a> OwnRows<'a> {
+    /// The values of a row that is none of the stored ones.
+    pub fn own(&self, row: usize) -> Option<&'a [f32]> {
+        let at = self.tokens.binary_search(&u32::try_from(row).ok()?).ok()?;
+        Some(&self.data[at * self.dense.cols..][..self.dense.cols])
+    }
+
+    /// The first row from `rows.start` on that is none of the stored ones, or `rows.end`.
+    pub fn next_own(&self, rows: &Range<usize>) -> usize {
+        let first = self.tokens.partition_point(|&token| (token as usize) < rows.start);
+        self.tokens.get(first).map_or(rows.end, |&token| (token as usize).min(rows.end))
+    }
 }
 
 impl Matrix<'_> {
@@ -41,6 +86,10 @@ impl Matrix<'_> {
         match *self {
             Self::Dense(dense) => dense.widen(row * dense.cols, out),
             Self::F32 { data, cols, .. } => out.copy_from_slice(&data[row * cols..][..cols]),
+            Self::Rows(rows) => match rows.own(row) {
+                Some(values) => out.copy_from_slice(values),
+                None => rows.dense.widen(row * rows.dense.cols, out),
+            },
         }
     }
 }
@@ -48,7 +97,7 @@ impl Matrix<'_> {
 impl CpuTable {
     pub(super) fn cols(&self) -> usize {
         match self {
-            Self::Frozen(dense) => dense.cols,
+            Self::Frozen(dense) | Self::Rows { dense, .. } => dense.cols,
             Self::Trained { cols, .. } => *cols,
         }
     }
@@ -57,16 +106,22 @@ impl CpuTable {
         match self {
             Self::Frozen(dense) => Matrix::Dense(dense),
             Self::Trained { param, rows, cols } => Matrix::F32 { data: &param.value, rows: *rows, cols: *cols },
+            Self::Rows { dense, tokens, param } => Matrix::Rows(OwnRows { dense, tokens, data: &param.value }),
         }
     }
 
     /// The values and the gradient, which is empty where it is frozen.
-    pub(super) fn parts(&mut self) -> (Matrix<'_>, &mut [f32]) {
+    pub(super) fn parts(&mut self) -> (Matrix<'_>, TableGradient<'_>) {
         match self {
-            Self::Frozen(dense) => (Matrix::Dense(dense), &mut []),
+            Self::Frozen(dense) => (Matrix::Dense(dense), TableGradient::none()),
             Self::Trained { param, rows, cols } => {
                 let (data, gradient) = param.parts();
-                (Matrix::F32 { data, rows: *rows, cols: *cols }, gradient)
+                (Matrix::F32 { data, rows: *rows, cols: *cols }, TableGradient { data: gradient, tokens: None })
+            }
+            Self::Rows { dense, tokens, param } => {
+                let (tokens, (data, gradient)) = (&tokens[..], param.parts());
+                let rows = OwnRows { dense, tokens, data };
+                (Matrix::Rows(rows), TableGradient { data: gradient, tokens: Some(tokens) })
             }
         }
     }
@@ -75,7 +130,7 @@ impl CpuTable {
 impl TableShape for CpuTable {
     fn vocab(&self) -> usize {
         match self {
-            Self::Frozen(dense) => dense.rows(),
+            Self::Frozen(dense) | Self::Rows { dense, .. } => dense.rows(),
             Self::Trained { rows, .. } => *rows,
         }
     }
@@ -85,14 +140,14 @@ impl MaybeTrained<CpuParam> for CpuTable {
     fn param(&self) -> Option<&CpuParam> {
         match self {
             Self::Frozen(_) => None,
-            Self::Trained { param, .. } => Some(param),
+            Self::Trained { param, .. } | Self::Rows { param, .. } => Some(param),
         }
     }
 
     fn param_mut(&mut self) -> Option<&mut CpuParam> {
         match self {
             Self::Frozen(_) => None,
-            Self::Trained { param, .. } => Some(param),
+            Self::Trained { param, .. } | Self::Rows { param, .. } => Some(param),
         }
     }
 }

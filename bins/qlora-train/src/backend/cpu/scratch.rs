@@ -9,7 +9,7 @@ use crate::backend::run_shape::RunShape;
 const MAX_THREADS: usize = 64;
 
 /// Lengths in the order of [`Workspace`]'s fields.
-fn lengths(dims: &RunShape) -> [usize; 6] {
+fn lengths(dims: &RunShape) -> [usize; 7] {
     let max_k = dims.groups.iter().map(|g| g.1).max().unwrap_or(0);
     let training = usize::from(dims.training);
     let loss_tokens = dims.tokens.min(loss::CHUNK);
@@ -20,13 +20,14 @@ fn lengths(dims: &RunShape) -> [usize; 6] {
         training * dims.tokens * dims.heads,
         loss_tokens * dims.vocab,
         2 * loss_tokens * dims.hidden,
+        loss_tokens * dims.head_rows,
     ]
 }
 
 impl Workspace {
     pub fn new(dims: &RunShape) -> Self {
-        let [panels, dropped, scores, delta, logits, gathered] = lengths(dims).map(Aligned::zeros);
-        Self { panels, dropped, scores, delta, logits, gathered }
+        let [panels, dropped, scores, delta, logits, gathered, picked] = lengths(dims).map(Aligned::zeros);
+        Self { panels, dropped, scores, delta, logits, gathered, picked }
     }
 
     /// The bytes that [`Workspace::new`] takes.

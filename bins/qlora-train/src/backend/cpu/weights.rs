@@ -3,7 +3,7 @@
 use super::memory::Held;
 use super::numa::Interleaved;
 use super::operands::{CpuTable, CpuVector, CpuWeight, Dense};
-use super::{Cpu, Precision, bf16, magnitude, streaming};
+use super::{Cpu, Precision, bf16, linear, magnitude, streaming};
 use crate::backend::{LinearGroup, Memory, Quantization, Residency, StateFormat, Weights, WeightsRead};
 use crate::base::Nf4OnDisk;
 use crate::error::{Error, Result};
@@ -14,6 +14,8 @@ use qlora_kernels::rope::RopeTable;
 
 /// The plan's line of their gradients.
 const WHOLE_GRADIENTS: &str = "gradients of whole modules";
+/// The plan's lines of the rows of single tokens and their gradients.
+const TOKEN_ROWS: [&str; 2] = ["rows of single tokens", "gradients of rows of single tokens"];
 
 /// The layer of these groups, if weights of it stay on disk.
 fn layer_on_disk(groups: [&LinearGroup<Cpu>; 4]) -> Option<usize> {
@@ -137,6 +139,37 @@ impl Weights for Cpu {
         Ok(CpuTable::Trained { param, rows: vocab, cols: hidden })
     }
 
+    fn table_with_rows(
+        &mut self,
+        name: &'static str,
+        [vocab, hidden]: [usize; 2],
+        _residency: Residency,
+        stored: StoredType,
+        tokens: &[u32],
+        states: Option<StateFormat>,
+        read: &mut dyn FnMut() -> Result<(HostTensor, Option<Vec<f32>>)>,
+    ) -> Result<CpuTable> {
+        let (dense, rows) = match self.is_dry_run() {
+            true => {
+                let bytes = (vocab * hidden * stored.size()) as u64;
+                (self.memory.hold(name, bytes, Dense::unread(vocab, hidden)), Vec::new())
+            }
+            false => {
+                let spread = Interleaved::begin();
+                let (tensor, rows) = read()?;
+                drop(spread);
+                let rows = rows.unwrap_or_else(|| tensor.rows_f32(hidden, tokens));
+                let table = Dense { tensor, cols: hidden };
+                assert_eq!(table.rows(), vocab, "table");
+                (self.memory.hold(name, table.bytes(), table), rows)
+            }
+        };
+        let mut rows = Some(rows);
+        let param =
+            self.trained(TOKEN_ROWS, tokens.len() * hidden, states, &mut || Ok(rows.take().unwrap_or_default()))?;
+        Ok(CpuTable::Rows { dense, tokens: tokens.to_vec(), param })
+    }
+
     fn trained_vector(
         &mut self,
         name: &'static str,
@@ -169,7 +202,7 @@ impl Weights for Cpu {
 
     fn low_rank_columns(&self, group: &LinearGroup<Self>) -> usize {
         match self.precision {
-            Precision::F32 => group.r(),
+            Precision::F32 => linear::columns(group),
             Precision::Bf16(_) => bf16::operands::low_rank_columns(group),
         }
     }

@@ -16,4 +16,6 @@ pub struct Workspace {
     pub logits: Aligned<f32>,
     /// `[loss chunk, hidden]` twice: supervised rows and their gradients.
     pub gathered: Aligned<f32>,
+    /// `[loss chunk, trained rows]`: gradients of the logits of the tokens whose rows of the output layer are trained.
+    pub picked: Aligned<f32>,
 }

@@ -4,6 +4,7 @@ use super::gemm::{Out, Product, Right, Scratch, multiply};
 use super::isa::Isa;
 use super::rows::{round, round_row, widen};
 use super::stored::{Limited, Rows, Stored};
+use crate::backend::batch::adapter_runs;
 use crate::backend::cpu::aligned::Aligned;
 use half::bf16;
 use qlora_kernels::rng::Dropout;
@@ -29,9 +30,11 @@ pub struct Segment<'a> {
 pub struct LowRank<'a> {
     pub r: usize,
     pub scale: f32,
-    /// `[r, K]`
+    /// `[count]`: the scale of each of several pairs, of which a token takes that of its adapter; `None`: one pair
+    pub scales: Option<&'a [f32]>,
+    /// `[r, K]`, or `[count, r, K]`
     pub a: &'a [f32],
-    /// `[N, r]`
+    /// `[N, r]`, or `[count, N, r]`
     pub b: &'a [f32],
 }
 
@@ -55,16 +58,36 @@ impl Stored for Rounded<'_> {
 
 impl<'a> LowRank<'a> {
     fn a(&self, k: usize) -> Rounded<'a> {
-        Rounded { data: self.a, rows: self.r, columns: k }
+        self.a_of(0, k)
     }
 
     fn b(&self, n: usize) -> Rounded<'a> {
-        Rounded { data: self.b, rows: n, columns: self.r }
+        self.b_of(0, n)
     }
 
-    /// Columns of S and T, of which an odd rank leaves the last one zero.
+    /// A of pair number `pair`.
+    fn a_of(&self, pair: usize, k: usize) -> Rounded<'a> {
+        let len = self.r * k;
+        Rounded { data: &self.a[pair * len..][..len], rows: self.r, columns: k }
+    }
+
+    fn b_of(&self, pair: usize, n: usize) -> Rounded<'a> {
+        let len = n * self.r;
+        Rounded { data: &self.b[pair * len..][..len], rows: n, columns: self.r }
+    }
+
+    /// B of the pairs that tokens of these adapters take, each with its first column of the layer's part of S.
+    fn taken_pairs(&self, n: usize, adapters: &[i32]) -> Vec<(usize, Rounded<'a>)> {
+        let pair = |index: usize| (index * padded(self.r), self.b_of(index, n));
+        match self.scales {
+            None => vec![pair(0)],
+            Some(scales) => (0..scales.len()).filter(|&index| adapters.contains(&(index as i32))).map(pair).collect(),
+        }
+    }
+
+    /// Columns of S and T, of which an odd rank leaves the last one of a pair zero.
     fn columns(&self) -> usize {
-        padded(self.r)
+        padded(self.r) * self.scales.map_or(1, <[f32]>::len)
     }
 }
 
@@ -108,20 +131,37 @@ pub struct Group<'a> {
     /// Token of the batch that the first row is: dropout masks are numbered by it.
     pub first: usize,
     pub dropout: Option<Dropout>,
+    /// `[M]`: the adapter of each token; read where a layer has several pairs
+    pub adapters: &'a [i32],
 }
 
 impl Group<'_> {
-    /// `S = scale·dropout(X)·Aᵀ`; `masked` holds as many values as X where there is dropout.
+    /// `S = scale·dropout(X)·Aᵀ`; `masked` holds as many values as X where there is dropout. Of several pairs a token
+    /// has only the columns of its own; the others are zero.
     pub fn lora_down(&self, scratch: &mut [Scratch], x: &[bf16], masked: &mut [bf16], s: &mut [bf16]) {
         let (_, width) = widths(self.segments);
         let x = dropped(x, self.k, self.first, self.dropout, masked);
         for (_, column, segment) in placed(self.segments) {
             let Some(lora) = segment.lora else { continue };
-            let a = lora.a(self.k);
-            let left = Rows { data: x, stride: self.k };
-            let product = Product { left, k: self.k, right: Right::Turned(&a) };
-            let out = Out::Bf16 { data: s, stride: width, scale: lora.scale, bias: None };
-            multiply(self.isa, scratch, out, x.len() / self.k, column..column + lora.columns(), &[product]);
+            let k = self.k;
+            let Some(scales) = lora.scales else {
+                let a = lora.a(k);
+                let product = Product { left: Rows { data: x, stride: k }, k, right: Right::Turned(&a) };
+                let out = Out::Bf16 { data: s, stride: width, scale: lora.scale, bias: None };
+                multiply(self.isa, scratch, out, x.len() / k, column..column + lora.columns(), &[product]);
+                continue;
+            };
+            let own = column..column + lora.columns();
+            s.par_chunks_exact_mut(width).with_min_len(16).for_each(|s| s[own.clone()].fill(bf16::ZERO));
+            for (pair, rows) in adapter_runs(self.adapters, scales.len()) {
+                let a = lora.a_of(pair, k);
+                let left = Rows { data: &x[rows.start * k..rows.end * k], stride: k };
+                let product = Product { left, k, right: Right::Turned(&a) };
+                let data = &mut s[rows.start * width..rows.end * width];
+                let out = Out::Bf16 { data, stride: width, scale: scales[pair], bias: None };
+                let first = column + pair * padded(lora.r);
+                multiply(self.isa, scratch, out, rows.len(), first..first + padded(lora.r), &[product]);
+            }
         }
     }
 
@@ -135,10 +175,13 @@ impl Group<'_> {
             let (rows, columns) = (x.len() / self.k, column..column + segment.n);
             match (s, segment.lora) {
                 (Some(s), Some(lora)) => {
-                    let b = lora.b(segment.n);
-                    let left = Rows { data: &s[rank..], stride: r };
-                    let term = Product { left, k: lora.columns(), right: Right::Turned(&b) };
-                    multiply(self.isa, scratch, out, rows, columns, &[base, term]);
+                    let pairs = lora.taken_pairs(segment.n, self.adapters);
+                    let terms = pairs.iter().map(|(first, b)| {
+                        let left = Rows { data: &s[rank + first..], stride: r };
+                        Product { left, k: padded(lora.r), right: Right::Turned(b) }
+                    });
+                    let products: Vec<Product> = [base].into_iter().chain(terms).collect();
+                    multiply(self.isa, scratch, out, rows, columns, &products);
                 }
                 _ => multiply(self.isa, scratch, out, rows, columns, &[base]),
             }
@@ -342,7 +385,7 @@ mod tests {
         let floats = |x: &[bf16]| -> Vec<f32> { x.iter().map(|x| x.to_f32()).collect() };
         let (a32, b32) = (floats(&a), floats(&b));
         let bias: Vec<f32> = (0..ns[0]).map(|i| i as f32 * 0.1).collect();
-        let lora = LowRank { r, scale: 0.5, a: &a32, b: &b32 };
+        let lora = LowRank { r, scale: 0.5, scales: None, a: &a32, b: &b32 };
         let segments = [
             Segment { n: ns[0], weight: &weights[0], bias: Some(&bias), lora: Some(lora) },
             Segment { n: ns[1], weight: &weights[1], bias: None, lora: None },
@@ -363,7 +406,8 @@ mod tests {
                 })
                 .collect();
             let mut scratch: Vec<Scratch> = (0..2).map(|_| Scratch::new()).collect();
-            let group = Group { isa: Isa::detect().unwrap_or(Isa::SCALAR), k, segments: &segments, first: 0, dropout };
+            let isa = Isa::detect().unwrap_or(Isa::SCALAR);
+            let group = Group { isa, k, segments: &segments, first: 0, dropout, adapters: &[] };
             let mut masked = vec![bf16::ZERO; m * k];
             let mut s = vec![bf16::ONE; m * even];
             group.lora_down(&mut scratch, &x, &mut masked, &mut s);

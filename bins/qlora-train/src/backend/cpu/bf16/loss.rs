@@ -8,6 +8,7 @@ use super::stored::{Limited, Rows, Stored};
 use crate::backend::cpu::aligned::Aligned;
 use crate::backend::cpu::gemm::simd::vectorized;
 use crate::backend::cpu::loss::{LossSum, to_gradients};
+use crate::backend::cpu::operands::TableGradient;
 use half::bf16;
 use rayon::prelude::*;
 
@@ -60,9 +61,9 @@ pub fn cross_entropy(
     head: &dyn Stored,
     h: usize,
     vocab: usize,
-    head_gradient: &mut [f32], // [vocab, H], or empty
-    targets: &[i32],           // [M]
-    weights: &[f32],           // [M], or empty: 1 each
+    to: TableGradient, // [vocab, H], [tokens, H], or empty
+    targets: &[i32],   // [M]
+    weights: &[f32],   // [M], or empty: 1 each
     scale: f32,
     soft_cap: Option<f32>,
     mut dx: Option<&mut [bf16]>, // [M, H]
@@ -96,10 +97,19 @@ pub fn cross_entropy(
             .collect();
         total.add(&losses);
         let bits: &[bf16] = bytemuck::cast_slice(logits);
-        for (rows, gradient) in head_gradient.chunks_mut(VOCABULARY * h).enumerate() {
+        for (rows, gradient) in to.data.chunks_mut(VOCABULARY * h).enumerate() {
             let (first, count, steps) = (rows * VOCABULARY, gradient.len() / h, tokens.len().next_multiple_of(2));
             let left = &mut memory.turned[..count * steps];
-            transpose(&bits[first..], 2 * stride, tokens.len(), count, steps, left);
+            match to.tokens {
+                None => transpose(&bits[first..], 2 * stride, tokens.len(), count, steps, left),
+                Some(own) => {
+                    left.fill(bf16::ZERO);
+                    for (left, &token) in left.chunks_exact_mut(steps).zip(&own[first..]) {
+                        let of_token = bits[token as usize..].iter().step_by(2 * stride);
+                        left.iter_mut().zip(of_token).take(tokens.len()).for_each(|(to, bits)| *to = *bits);
+                    }
+                }
+            }
             let right = Limited { matrix: &Rows { data: gathered, stride: h }, count: tokens.len() };
             let product = Product { left: Rows { data: left, stride: steps }, k: steps, right: Right::Upright(&right) };
             multiply(isa, scratch, Out::Add { data: gradient, stride: h }, count, 0..h, &[product]);
@@ -184,7 +194,7 @@ mod tests {
                 &rows,
                 h,
                 vocab,
-                &mut head_gradient,
+                TableGradient { data: &mut head_gradient, tokens: None },
                 &targets,
                 &weights,
                 scale,

@@ -113,6 +113,10 @@ impl Stored for Matrix<'_> {
         match *self {
             Matrix::Dense(dense) => Stored::read(dense, isa, row, columns, out),
             Matrix::F32 { data, rows, cols } => Rounded { data, rows, columns: cols }.read(isa, row, columns, out),
+            Matrix::Rows(rows) => match rows.own(row) {
+                Some(values) => round_row(&values[columns], out),
+                None => Stored::read(rows.dense, isa, row, columns, out),
+            },
         }
     }
 
@@ -120,6 +124,8 @@ impl Stored for Matrix<'_> {
         match *self {
             Matrix::Dense(dense) => dense.values(row, columns),
             Matrix::F32 { .. } => None,
+            Matrix::Rows(rows) if rows.own(row).is_some() => None,
+            Matrix::Rows(rows) => rows.dense.values(row, columns),
         }
     }
 
@@ -127,6 +133,8 @@ impl Stored for Matrix<'_> {
         match *self {
             Matrix::Dense(dense) => dense.pair_rows(isa, rows, columns, panel),
             Matrix::F32 { .. } => 0,
+            // Up to the first row of its own; from there on row by row.
+            Matrix::Rows(own) => own.dense.pair_rows(isa, rows.start..own.next_own(&rows), columns, panel),
         }
     }
 
@@ -142,13 +150,28 @@ impl Stored for Matrix<'_> {
         match *self {
             Matrix::Dense(dense) => dense.dots(isa, rows, columns, x, sums, scratch),
             Matrix::F32 { .. } => dots_of_copies(self, isa, rows, columns, x, sums, scratch),
+            Matrix::Rows(own) => {
+                let (mut rest, mut sums) = (rows, sums);
+                while !rest.is_empty() {
+                    let stored = rest.start..own.next_own(&rest);
+                    let (of_stored, others) = sums.split_at_mut(stored.len());
+                    own.dense.dots(isa, stored.clone(), columns.clone(), x, of_stored, scratch);
+                    rest.start = stored.end;
+                    if rest.is_empty() {
+                        break;
+                    }
+                    let (of_own, others) = others.split_at_mut(1);
+                    dots_of_copies(self, isa, rest.start..rest.start + 1, columns.clone(), x, of_own, scratch);
+                    (rest.start, sums) = (rest.start + 1, others);
+                }
+            }
         }
     }
 }
 
 /// The width of S and T.
 pub fn low_rank_columns(group: &LinearGroup<Cpu>) -> usize {
-    group.segments.iter().filter_map(|s| s.lora.as_ref()).map(|lora| padded(lora.r)).sum()
+    group.segments.iter().filter_map(|s| s.lora.as_ref()).map(|lora| lora.pairs() * padded(lora.r)).sum()
 }
 
 /// The segments of a group whose values are only read.
@@ -160,6 +183,7 @@ pub fn segments(group: &LinearGroup<Cpu>) -> Vec<Segment<'_>> {
         lora: segment.lora.as_ref().map(|lora| LowRank {
             r: lora.r,
             scale: lora.scale,
+            scales: lora.several.as_ref().map(|several| &several.scales[..]),
             a: &lora.a.value,
             b: &lora.b.value,
         }),

@@ -53,6 +53,17 @@ impl Stored for Matrix<'_> {
         match *self {
             Matrix::Dense(dense) => dense.read(rows, columns, out, stride),
             Matrix::F32 { data, cols, .. } => read_scaled(data, cols, 1.0, rows, columns, out, stride),
+            Matrix::Rows(own) => {
+                own.dense.read(rows.clone(), columns.clone(), out, stride);
+                let mut rest = rows.clone();
+                rest.start = own.next_own(&rest);
+                while let Some(values) = own.own(rest.start).filter(|_| !rest.is_empty()) {
+                    let to = &mut out[(rest.start - rows.start) * stride..][..columns.len()];
+                    to.copy_from_slice(&values[columns.clone()]);
+                    rest.start += 1;
+                    rest.start = own.next_own(&rest);
+                }
+            }
         }
     }
 }
