@@ -3,21 +3,33 @@
 #
 #   fuzz/campaign.sh [TARGET…]      all targets without a name
 #
-# RUNS (default 10000000) and SECONDS_EACH (7200) end a target, whichever comes first; WORK (target/campaign of this
-# folder's workspace) keeps corpora and what was found. One process works at a time. A panic, an execution of more than
-# TIMEOUT seconds (1) and 1 GiB of memory are findings, kept in WORK/findings/TARGET; the target goes on behind them. An
-# execution that took more than a second within a larger TIMEOUT is kept as slow-unit-*, for a look on a quiet machine.
-# PROGRAMS: a folder of targets that were built before; RECORD: another record.
+# A campaign is done in pieces: each call goes on with the corpora in WORK and with the sums in the record, target by
+# target for SLICE seconds (at most 300), until each has GOAL (10000000) executions in all, RUNS more than before (as
+# many as it takes), or SECONDS_EACH (7200) seconds of processor time in this call, or this call has used SECONDS_ALL of
+# them (no limit). One process works at a time, at the lowest priority.
+#
+# A panic, an execution of more than TIMEOUT seconds (1) and 1 GiB of memory are findings, kept in WORK/findings/TARGET;
+# the target goes on behind them, until it has 20 in a call. An execution that took more than a second within a larger
+# TIMEOUT is kept as slow-unit-*, for a look on a quiet machine. Executions count beyond those of the corpus, which
+# every slice begins with; seconds are those of the processor.
+#
+# WORK (target/campaign of this folder's workspace) keeps corpora and findings. PROGRAMS: a folder of targets that were
+# built before; RECORD: another record. The corpora of a target that is done may be thrown away.
 # Needs nothing but the compiler of the workspace: the flags below are what cargo-fuzz passes, less the sanitizer.
 set -u -o pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-runs=${RUNS:-10000000} seconds=${SECONDS_EACH:-7200} work=${WORK:-$here/target/campaign} timeout=${TIMEOUT:-1}
-record=${RECORD:-$here/record.tsv}
+goal=${GOAL:-10000000} runs=${RUNS:-} each=${SECONDS_EACH:-7200} all=${SECONDS_ALL:-}
+work=${WORK:-$here/target/campaign} timeout=${TIMEOUT:-1} record=${RECORD:-$here/record.tsv}
 cd "$here/.." || exit 1
+mapfile -t known < <(sed -n 's/^name = "\(.*\)"$/\1/p' "$here/Cargo.toml" | grep -v '^qlora-fuzz$')
 targets=("$@")
-if [ ${#targets[@]} = 0 ]; then
-    mapfile -t targets < <(sed -n 's/^name = "\(.*\)"$/\1/p' "$here/Cargo.toml" | grep -v '^qlora-fuzz$')
-fi
+[ ${#targets[@]} = 0 ] && targets=("${known[@]}")
+for target in "${targets[@]}"; do
+    [[ " ${known[*]} " = *" $target "* ]] || { echo "no target of this name: $target (${known[*]})"; exit 2; }
+done
+# All targets have their turn within the limit of a call.
+slice=${SLICE:-$((${all:-8100} / ${#targets[@]} + 1))}
+[ "$slice" -le 300 ] || slice=300
 mkdir -p "$work"
 programs=${PROGRAMS:-}
 if [ -z "$programs" ]; then
@@ -27,8 +39,8 @@ if [ -z "$programs" ]; then
     coverage="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
         -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
         -Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-simplifycfg-branch-fold-threshold=0"
-    RUSTFLAGS=$(echo $coverage) cargo build --manifest-path "$here/Cargo.toml" --target-dir "$here/target" --release \
-        --target "$host" --locked --bins 2> "$work/build" || { tail -20 "$work/build"; exit 1; }
+    RUSTFLAGS=$(echo $coverage) nice -n 19 cargo build --manifest-path "$here/Cargo.toml" --target-dir "$here/target" \
+        --release --target "$host" --locked --bins 2> "$work/build" || { tail -20 "$work/build"; exit 1; }
     programs=$here/target/$host/release
 fi
 # Files of one execution lie in memory; one thread reads rows.
@@ -37,43 +49,96 @@ export TMPDIR=${TMPDIR:-/dev/shm} RAYON_NUM_THREADS=1
 dictionary() {
     case $1 in
         template) echo template ;;
-        settings) echo yaml ;;
+        settings|hub_card) echo yaml ;;
         safetensors|rows|compressed|csv|data_folder|tokenizer_json|tokenizer_config|side_files|index|adapter|quant_state|model_config|generation_config|run_record|checkpoint) echo json ;;
+        hub_listing|token_rows|rank_meeting|rank_agreement) echo json ;;
     esac
+}
+
+# The executions of a target so far.
+recorded() {
+    [ -f "$record" ] || { echo 0; return; }
+    awk -F'\t' -v target="$1" '$1 == target { found = $2 } END { print found + 0 }' "$record"
 }
 
 # Adds a target's executions, seconds and findings to its row; edges are those of now.
 note() {
     [ -f "$record" ] || printf 'target\texecutions\tseconds\tedges\tfindings\n' > "$record"
     awk -F'\t' -v OFS='\t' -v target="$1" -v runs="$2" -v seconds="$3" -v edges="$4" -v findings="$5" '
-        $1 == target { $2 += runs; $3 += seconds; $4 = edges; $5 += findings; seen = 1 }
+        $1 == target { $2 += runs; $3 += seconds; $4 = edges ? edges : $4; $5 += findings; seen = 1 }
         { print }
         END { if (!seen) print target, runs, seconds, edges, findings }' "$record" > "$record.next"
     mv "$record.next" "$record"
-    grep -P "^$1\t" "$record"
 }
 
-status=0
+# Executions of a log: those of the end, or of its last line where the program was ended, less those of the corpus.
+executed_in() {
+    local last first
+    last=$(sed -n 's/^stat::number_of_executed_units: *//p' "$1" | tail -1)
+    [ -n "$last" ] || last=$(grep -oE '^#[0-9]+' "$1" | tail -1 | tr -d '#')
+    first=$(grep -oE '^#[0-9]+[[:space:]]+INITED' "$1" | head -1 | grep -oE '[0-9]+')
+    # Without a line of the beginning it ended in the corpus.
+    [ -n "$first" ] || first=${last:-0}
+    echo $((${last:-0} - first))
+}
+
+declare -A begun=() used=() found=()
 for target in "${targets[@]}"; do
+    begun[$target]=$(recorded "$target") used[$target]=0 found[$target]=0
+done
+total=0
+
+# The target that is not done and has used the least of this call.
+next() {
+    local target least="" chosen="" so_far
+    for target in "${targets[@]}"; do
+        so_far=$(recorded "$target")
+        [ "$so_far" -lt "$goal" ] && [ "${used[$target]}" -lt "$each" ] && [ "${found[$target]}" -lt 20 ] || continue
+        [ -z "$runs" ] || [ $((so_far - begun[$target])) -lt "$runs" ] || continue
+        [ -z "$least" ] || [ "${used[$target]}" -lt "$least" ] || continue
+        least=${used[$target]} chosen=$target
+    done
+    echo "$chosen"
+}
+
+lesser() { echo $(($1 < $2 ? $1 : $2)); }
+
+status=0
+while target=$(next) && [ -n "$target" ]; do
+    seconds=$(lesser "$slice" $((each - used[$target])))
+    if [ -n "$all" ]; then
+        [ "$total" -lt "$all" ] || break
+        seconds=$(lesser "$seconds" $((all - total)))
+    fi
     corpus=$work/corpus/$target findings=$work/findings/$target log=$work/$target.log
     mkdir -p "$corpus" "$findings"
+    so_far=$(recorded "$target")
+    left=$((goal - so_far))
+    [ -z "$runs" ] || left=$(lesser "$left" $((runs - so_far + begun[$target])))
+    # The corpus counts among the executions of a process, with an empty input.
+    inputs=$(($(find "$corpus" "$here/seeds/$target" -type f | wc -l) + 1))
     words=$(dictionary "$target")
-    begun=$SECONDS executed=0 found=0 edges=0
-    while [ $((SECONDS - begun)) -lt "$seconds" ] && [ "$executed" -lt "$runs" ] && [ "$found" -lt 20 ]; do
-        "$programs/$target" "$corpus" "$here/seeds/$target" -runs=$((runs - executed)) \
-            -max_total_time=$((seconds - SECONDS + begun)) -timeout="$timeout" -report_slow_units=1 -rss_limit_mb=1024 \
-            -malloc_limit_mb=1024 -max_len="${MAX_LEN:-65536}" -print_final_stats=1 \
-            -artifact_prefix="$findings/" ${words:+-dict="$here/dictionaries/$words"} > "$log" 2>&1
-        ended=$?
-        edges=$(grep -o 'cov: [0-9]*' "$log" | tail -1 | cut -d' ' -f2)
-        now=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log" | tail -1)
-        [ -n "$now" ] || now=$(grep -oE '^#[0-9]+' "$log" | tail -1 | tr -d '#')
-        executed=$((executed + ${now:-0}))
-        [ $ended = 0 ] && break
-        found=$((found + 1))
-        cp "$log" "$work/$target.finding.$found.log"
-    done
-    [ "$found" = 0 ] || status=1
-    note "$target" "$executed" $((SECONDS - begun)) "${edges:-0}" "$found"
+    TIMEFORMAT='%U %S'
+    # The program's own output goes to the log; what is left is the time.
+    cpu=$({ time nice -n 19 "$programs/$target" "$corpus" "$here/seeds/$target" -runs=$((left + inputs)) \
+        -max_total_time="$seconds" -timeout="$timeout" -report_slow_units=1 -rss_limit_mb=1024 \
+        -malloc_limit_mb=1024 -max_len="${MAX_LEN:-65536}" -print_final_stats=1 \
+        -artifact_prefix="$findings/" ${words:+-dict="$here/dictionaries/$words"} > "$log" 2>&1; echo $? > "$log.status"; } 2>&1)
+    ended=$(cat "$log.status")
+    cpu=$(tail -1 <<< "$cpu" | awk '{ print int($1 + $2 + 1) }')
+    edges=$(grep -o 'cov: [0-9]*' "$log" | tail -1 | cut -d' ' -f2)
+    used[$target]=$((used[$target] + cpu)) total=$((total + cpu)) is_finding=0
+    # 72: interrupted.
+    if [[ "$ended" = 72 || "$ended" = 126 || "$ended" = 127 ]]; then
+        echo "$target: was interrupted or cannot be run (status $ended): $log"
+        exit 1
+    elif [ "$ended" != 0 ]; then
+        is_finding=1 status=1 found[$target]=$((found[$target] + 1))
+        cp "$log" "$work/$target.finding.$(date +%s).${found[$target]}.log"
+    fi
+    note "$target" "$(executed_in "$log")" "$cpu" "${edges:-0}" "$is_finding"
+done
+for target in "${targets[@]}"; do
+    grep -P "^$target\t" "$record"
 done
 exit $status

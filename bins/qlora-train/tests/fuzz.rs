@@ -3,11 +3,14 @@
 //! `QLORA_FUZZ_EXECUTIONS` says how many changes of each target are tried; `QLORA_UPDATE_SEEDS=1` writes the seeds that
 //! programs make.
 
+use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::process::Command;
 
 use qlora_kernels::rng::Stream;
-use trainer_lab::fuzz_targets;
+use qlora_train::{comm, hub};
+use trainer_lab::{fuzz_outside, fuzz_targets};
 
 const EXECUTIONS: usize = 1500;
 
@@ -181,7 +184,14 @@ targets!(
     generation_config,
     run_record,
     checkpoint,
-    gguf
+    gguf,
+    hub_listing,
+    hub_card,
+    hub_id,
+    token_rows,
+    rank_frames,
+    rank_meeting,
+    rank_agreement
 );
 
 /// Parquet files of two kinds of rows: (target, name, bytes).
@@ -227,6 +237,60 @@ fn arrow_seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let mut stream = arrow_ipc::writer::StreamWriter::try_new(Vec::new(), &rows.schema()).unwrap();
     file.write(&rows).and_then(|()| stream.write(&rows)).unwrap();
     vec![("arrow", "file", file.into_inner().unwrap()), ("arrow", "stream", stream.into_inner().unwrap())]
+}
+
+#[test]
+fn seeds_of_what_other_programs_say_are_taken() {
+    let seed = |name: &str| std::fs::read(seeds_folder().join(name)).unwrap();
+    assert_eq!(fuzz_outside::rows_taken(&seed("token_rows/four-rows")), Some(4));
+    assert_eq!(fuzz_outside::rows_taken(&seed("token_rows/one-row")), Some(1));
+    assert_eq!(comm::fuzzing::frames(&seed("rank_frames/operations")), 3);
+    assert!(comm::fuzzing::gathered(&seed("rank_frames/gathered"), 3).is_some());
+    assert_eq!(comm::fuzzing::meeting(&seed("rank_meeting/three")), 3);
+    assert_eq!(comm::fuzzing::meeting(&seed("rank_meeting/others")), 1);
+    assert_eq!(hub::fuzzing::listing(&seed("hub_listing/model")).unwrap(), 3);
+    assert_eq!(hub::fuzzing::listing(&seed("hub_listing/data-set")).unwrap(), 2);
+}
+
+/// Calls of the script go on where the ones before ended: with programs that only say what libFuzzer says.
+#[test]
+fn a_campaign_is_done_in_pieces() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::create_dir(path("programs")).unwrap();
+    for (name, end) in [("rows", 0), ("hub_id", 77)] {
+        // Its corpus is two inputs; it executes as many as it is to, and then ends well or by a finding.
+        let text = format!(
+            "#!/bin/bash\nfor a in \"$@\"; do case $a in -runs=*) runs=${{a#-runs=}};; esac; done\n\
+             echo '#2 INITED cov: 7'; echo \"#$runs DONE cov: 9\"\n\
+             echo \"stat::number_of_executed_units: $runs\"; exit {end}\n"
+        );
+        let program = path("programs").join(name);
+        std::fs::write(&program, text).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let call = |targets: &[&str], limits: &[(&str, &str)]| {
+        let mut call = Command::new("bash");
+        call.arg(seeds_folder().join("../campaign.sh")).args(targets).envs(limits.iter().copied());
+        call.env("PROGRAMS", path("programs")).env("RECORD", path("record.tsv")).env("WORK", path("work"));
+        let done = call.output().unwrap();
+        let record = std::fs::read_to_string(path("record.tsv")).unwrap_or_default();
+        let row = |line: &str| -> Vec<String> { line.split('\t').map(str::to_owned).collect() };
+        (done.status.code(), record.lines().skip(1).map(row).collect::<Vec<_>>())
+    };
+    // Inputs of the seeds, and an empty one, stand before those that count.
+    let inputs = fuzz_targets::seeds(&seeds_folder(), "rows").len() + 1;
+    let counted = |new: usize| (new + inputs - 2).to_string();
+    let (status, rows) = call(&["rows"], &[("RUNS", "30")]);
+    assert_eq!((status, &rows[0][..2]), (Some(0), &["rows".to_owned(), counted(30)][..]));
+    assert_eq!((&*rows[0][3], &*rows[0][4]), ("9", "0"));
+    let (_, rows) = call(&["rows"], &[("RUNS", "30")]);
+    assert_eq!(rows[0][1], (2 * (30 + inputs - 2)).to_string());
+    // A goal that was come to is left alone, and no call goes on for ever behind findings.
+    assert_eq!(call(&["rows"], &[("GOAL", "50")]).1, rows);
+    let (status, rows) = call(&["rows", "hub_id"], &[("GOAL", "60"), ("SECONDS_ALL", "3"), ("RUNS", "5")]);
+    assert_eq!((status, rows.len(), &*rows[1][0], &*rows[1][4]), (Some(1), 2, "hub_id", "1"));
+    assert_eq!(call(&["no_target"], &[]).0, Some(2));
 }
 
 /// A seed that is refused at once would leave most of a parser untried.

@@ -25,12 +25,13 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::fixture::{CHATML, VOCAB_SIZE, chat_tokenizer, model_dir, options, turns};
+pub use crate::fuzz_outside::{hub_card, hub_id, hub_listing, rank_agreement, rank_frames, rank_meeting, token_rows};
 use crate::model::Memory;
 
 pub type Target = fn(&[u8]);
 
 /// Name, as that of the folder of its seeds, and function.
-pub const TARGETS: [(&str, Target); 20] = [
+pub const TARGETS: [(&str, Target); 27] = [
     ("rows", rows),
     ("template", template),
     ("tokenizer_config", tokenizer_config),
@@ -51,6 +52,13 @@ pub const TARGETS: [(&str, Target); 20] = [
     ("run_record", run_record),
     ("checkpoint", checkpoint),
     ("gguf", gguf),
+    ("hub_listing", hub_listing),
+    ("hub_card", hub_card),
+    ("hub_id", hub_id),
+    ("token_rows", token_rows),
+    ("rank_frames", rank_frames),
+    ("rank_meeting", rank_meeting),
+    ("rank_agreement", rank_agreement),
 ];
 
 /// Every refusal is bad input's: work that failed, or a panic, is not an answer to a file.
