@@ -9,7 +9,7 @@ use qlora_train::backend::cpu::{Cpu, Precision};
 use qlora_train::config::{Settings, TooLong};
 use qlora_train::data::{DataOptions, MicroBatch, load_once};
 use qlora_train::error::{Context, Error, Result};
-use qlora_train::infer::{InferenceJob, InferenceModel};
+use qlora_train::infer::{Adapters, InferenceJob, InferenceModel};
 use qlora_train::model::ModelSpec;
 use qlora_train::session::{Device, Loaded};
 use safetensors::{Dtype, tensor::TensorView};
@@ -37,7 +37,7 @@ fn main() -> Result<()> {
     rows.truncate(ROWS);
     let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
     let build = |spec: &ModelSpec, _| Ok(Cpu::new(spec.run_shape()));
-    let (adapters, job) = ([adapter.into()], InferenceJob::Loss);
+    let (adapters, job) = (Adapters::one_by_one(vec![adapter.into()]), InferenceJob::Loss);
     let mut loaded = InferenceModel::load(
         &settings,
         &base.checkpoint,

@@ -59,8 +59,14 @@ fn model_in(precision: Precision, kv_heads: usize, per_kv: usize, tokens: usize,
 fn anew(cpu: &mut Cpu, model: &Llama<Cpu>, row: &[u32]) -> Vec<f32> {
     let positions: Vec<u32> = (0..row.len() as u32).collect();
     let (boundaries, targets) = ([0, row.len() as u32], vec![-100; row.len()]);
-    let batch =
-        Batch { input_ids: row, positions: &positions, boundaries: &boundaries, targets: &targets, weights: None };
+    let batch = Batch {
+        input_ids: row,
+        positions: &positions,
+        boundaries: &boundaries,
+        targets: &targets,
+        weights: None,
+        adapters: None,
+    };
     model.logits(cpu, &batch, &[row.len() - 1]).unwrap().remove(0)
 }
 
@@ -121,7 +127,8 @@ proptest! {
                 held[row] = end;
             }
             let targets = vec![-100; ids.len()];
-            let batch = Batch { input_ids: &ids, positions: &positions, boundaries: &boundaries, targets: &targets, weights: None };
+            let (positions, boundaries, targets) = (&positions[..], &boundaries[..], &targets[..]);
+            let batch = Batch { input_ids: &ids, positions, boundaries, targets, weights: None, adapters: None };
             let found = model.logits_cached(&mut cpu, &batch, &mut cache, &row_starts, &last).unwrap();
             for (&row, found) in open.iter().zip(&found) {
                 let expected = anew(&mut cpu, &model, &rows[row][..held[row]]);
@@ -154,7 +161,8 @@ proptest! {
             let positions: Vec<u32> = (held as u32..end as u32).collect();
             let (boundaries, targets) = ([0, (end - held) as u32], vec![-100; end - held]);
             let ids = &row[held..end];
-            let batch = Batch { input_ids: ids, positions: &positions, boundaries: &boundaries, targets: &targets, weights: None };
+            let (positions, boundaries, targets) = (&positions[..], &boundaries[..], &targets[..]);
+            let batch = Batch { input_ids: ids, positions, boundaries, targets, weights: None, adapters: None };
             cached.extend(model.logits_cached(&mut cpu, &batch, &mut cache, &[0], &[end - held - 1]).unwrap().remove(0));
             held = end;
         }

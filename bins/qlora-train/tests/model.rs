@@ -12,15 +12,14 @@ use qlora_train::backend::{Backend, Batch, Memory as _, Optimizer, OptimizerStat
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::comm::{Communicator, Signs, SingleProcess};
 use qlora_train::data::{MicroBatch, Row, UNSUPERVISED, order, pack};
-use qlora_train::error::Result;
 use qlora_train::files::tensor::StoredType;
-use qlora_train::lora::{LoraSpec, LoraTerm};
+use qlora_train::lora::{LoraKind, LoraSpec, LoraTerm};
 use qlora_train::model::optimizer_step::{
-    Accumulated, Hyperparameters, StepReport, accumulate, optimizer_step, reduce, update,
+    Accumulated, Hyperparameters, StepReport, accumulate, optimizer_step, update,
 };
 use qlora_train::model::{Activations, Llama, ModelSpec};
-use std::sync::{Barrier, Mutex};
 use trainer_lab::model::{Documents, Memory, Oracle, to_f64};
+use trainer_lab::ranks::{Sums, of_ranks};
 
 fn spec(config: Arch, tokens: usize) -> ModelSpec {
     ModelSpec {
@@ -536,54 +535,6 @@ fn tiles_of_a_batch_give_the_bits_of_the_whole() {
     }
 }
 
-/// A rank of several in one process: a thread. Each puts down its part, all wait, and each adds the parts up in order.
-struct Thread<'a> {
-    rank: usize,
-    parts: &'a [Mutex<(Vec<f32>, Vec<f64>)>],
-    said: &'a [Mutex<Vec<u8>>],
-    barrier: &'a Barrier,
-}
-
-impl Communicator for Thread<'_> {
-    fn rank(&self) -> usize {
-        self.rank
-    }
-
-    fn world_size(&self) -> usize {
-        self.parts.len()
-    }
-
-    fn on_this_machine(&self) -> (usize, usize) {
-        (self.rank, self.parts.len())
-    }
-
-    fn all_gather(&mut self, _what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>> {
-        *self.said[self.rank].lock().unwrap() = own.to_vec();
-        self.barrier.wait();
-        let all = self.said.iter().map(|said| said.lock().unwrap().clone()).collect();
-        self.barrier.wait();
-        Ok(all)
-    }
-
-    fn broadcast(&mut self, what: &str, own: Vec<u8>) -> Result<Vec<u8>> {
-        Ok(self.all_gather(what, &own)?.swap_remove(0))
-    }
-
-    fn all_reduce_sum(&mut self, gradients: &mut [f32], totals: &mut [f64]) -> Result<()> {
-        *self.parts[self.rank].lock().unwrap() = (gradients.to_vec(), totals.to_vec());
-        self.barrier.wait();
-        gradients.fill(0.0);
-        totals.fill(0.0);
-        for part in self.parts {
-            let (g, t) = &*part.lock().unwrap();
-            gradients.iter_mut().zip(g).for_each(|(sum, x)| *sum += x);
-            totals.iter_mut().zip(t).for_each(|(sum, x)| *sum += x);
-        }
-        self.barrier.wait();
-        Ok(())
-    }
-}
-
 const HYPER: Hyperparameters = Hyperparameters {
     learning_rate_a: 1e-2,
     learning_rate_b: 1e-2,
@@ -604,28 +555,17 @@ fn stepped(spec: &ModelSpec, comm: &mut dyn Communicator, accumulation: usize, b
     let mut model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
     let begun = Accumulated::default();
     let done = accumulate(&mut cpu, &mut model, comm, 3, accumulation, batches, begun, &Signs::default);
-    let (mut done, signal) = done.unwrap();
+    let (done, signal) = done.unwrap();
     assert_eq!((done.micro_batches, signal), (batches.len(), None));
-    reduce(&mut cpu, &mut model, comm, &mut done).unwrap();
     let report = update(&mut cpu, &mut model, comm, &HYPER, 3, accumulation, 1.0, batches, done.loss).unwrap();
     let gradients = model.params_mut().into_iter().map(|(_, param)| cpu.gradient(param).unwrap()).collect();
     let values = model.param_values(&cpu).unwrap().into_iter().map(|(_, _, values)| values).collect();
     (report, gradients, values)
 }
 
-/// What `world` ranks make of a step over `all`, each in a thread of its own.
-fn of_ranks(spec: &ModelSpec, world: usize, all: &[Batch]) -> Vec<Stepped> {
-    let parts: Vec<_> = (0..world).map(|_| Mutex::default()).collect();
-    let said: Vec<_> = (0..world).map(|_| Mutex::default()).collect();
-    let (parts, said, barrier) = (&parts, &said, &Barrier::new(world));
-    std::thread::scope(|scope| {
-        let rank = |rank| {
-            let mut comm = Thread { rank, parts, said, barrier };
-            scope.spawn(move || stepped(spec, &mut comm, all.len(), all))
-        };
-        let threads: Vec<_> = (0..world).map(rank).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
+/// What `world` ranks make of a step over `all`, each in a thread of its own, and the sums that they made.
+fn of_step(spec: &ModelSpec, world: usize, all: &[Batch], overlaps: bool) -> (Vec<Stepped>, Sums) {
+    of_ranks(world, overlaps, |comm| stepped(spec, comm, all.len(), all))
 }
 
 /// Ranks that take a step's micro-batches in turn make the step of one process that has all of them, dropout masks
@@ -641,7 +581,7 @@ fn a_step_of_several_ranks_is_the_step_of_one_process() {
         let rows: Vec<Documents> = lengths.iter().enumerate().map(row).collect();
         let all: Vec<Batch> = rows.iter().map(Documents::batch).collect();
         let (whole, gradients, values) = stepped(&spec, &mut SingleProcess, all.len(), &all);
-        let ranks = of_ranks(&spec, world, &all);
+        let (ranks, _) = of_step(&spec, world, &all, true);
         assert!(ranks.iter().all(|rank| *rank == ranks[0]), "the ranks agree");
         let (report, of_ranks, values_of_ranks) = &ranks[0];
         assert_eq!((report.tokens, report.supervised), (whole.tokens, whole.supervised));
@@ -658,6 +598,45 @@ fn a_step_of_several_ranks_is_the_step_of_one_process() {
         // Without the others' micro-batches it is another step.
         let (_, of_one, _) = stepped(&spec, &mut SingleProcess, all.len(), &all[..1]);
         assert!(of_one != gradients);
+    }
+}
+
+/// Sums of buckets that begin while the layers below compute leave the bits of those that follow the backward pass: in
+/// one process and several, with one micro-batch of each and with three, also where some have fewer or none in the last
+/// round; with magnitudes, and with modules that are trained whole.
+#[test]
+fn sums_beside_the_backward_pass_give_the_bits_of_those_after_it() {
+    let plain = spec(tiny_arch(), 64);
+    let mut others = plain.clone();
+    others.lora.terms.values_mut().for_each(|term| term.kind = LoraKind::Dora);
+    let whole = ["model.embed_tokens", "model.layers.1.input_layernorm", "model.norm", "lm_head"];
+    others.lora.whole.extend(whole.map(str::to_owned));
+    for (spec, world, rows) in [
+        (&plain, 1, 1),
+        (&plain, 1, 3),
+        (&plain, 2, 2),
+        (&plain, 2, 6),
+        (&plain, 2, 5),
+        (&plain, 3, 3),
+        (&plain, 3, 9),
+        (&plain, 3, 7),
+        (&plain, 3, 2),
+        (&others, 2, 5),
+    ] {
+        let row = |row: usize| Documents::random(&[5 + 4 * row], spec.arch.vocab_size, row as u64);
+        let rows: Vec<Documents> = (0..rows).map(row).collect();
+        let all: Vec<Batch> = rows.iter().map(Documents::batch).collect();
+        let (after, sums_after) = of_step(spec, world, &all, false);
+        let (beside, sums) = of_step(spec, world, &all, true);
+        assert!(after.iter().chain(&beside).all(|rank| *rank == after[0]), "{world} ranks, {} rows", all.len());
+        assert!(after[0].1.iter().all(|gradient| gradient.iter().any(|&g| g != 0.0)), "all gradients are there");
+        if world == 1 {
+            assert_eq!((sums_after, sums), (Sums { beside: 0, all: 0 }, Sums { beside: 0, all: 0 }));
+            assert!(beside[0] == stepped(spec, &mut SingleProcess, all.len(), &all));
+        } else {
+            assert_eq!((sums_after.beside, sums.beside, sums.all), (0, sums.all, sums_after.all));
+            assert!(sums.all >= 6 * world, "a tiny model has several buckets a layer: {sums:?}");
+        }
     }
 }
 
@@ -684,25 +663,14 @@ fn a_step_that_was_stopped_in_one_process_goes_on_in_several() {
     (done, _) = accumulate(&mut cpu, &mut model, comm, 3, 5, &all, done, &stop).unwrap();
     assert_eq!(done.micro_batches, 3);
     let gradients: Vec<Vec<f32>> = model.params_mut().into_iter().map(|(_, p)| cpu.gradient(p).unwrap()).collect();
-    let parts: Vec<_> = (0..2).map(|_| Mutex::default()).collect();
-    let said: Vec<_> = (0..2).map(|_| Mutex::default()).collect();
-    let (parts, said, barrier, gradients, all) = (&parts, &said, &Barrier::new(2), &gradients, &all);
-    let losses: Vec<f64> = std::thread::scope(|scope| {
-        let rank = |rank| {
-            scope.spawn(move || {
-                let mut comm = Thread { rank, parts, said, barrier };
-                let (mut cpu, mut model) = build();
-                for ((_, param), gradient) in model.params_mut().into_iter().zip(gradients) {
-                    cpu.restore_gradient(param, gradient.clone()).unwrap();
-                }
-                let on = accumulate(&mut cpu, &mut model, &mut comm, 3, 5, all, done, &Signs::default);
-                let (mut done, _) = on.unwrap();
-                reduce(&mut cpu, &mut model, &mut comm, &mut done).unwrap();
-                update(&mut cpu, &mut model, &comm, &HYPER, 3, 5, 1.0, all, done.loss).unwrap().loss
-            })
-        };
-        let threads = [rank(0), rank(1)];
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    let (losses, _) = of_ranks(2, true, |comm| {
+        let (mut cpu, mut model) = build();
+        for ((_, param), gradient) in model.params_mut().into_iter().zip(&gradients) {
+            cpu.restore_gradient(param, gradient.clone()).unwrap();
+        }
+        let on = accumulate(&mut cpu, &mut model, comm, 3, 5, &all, done, &Signs::default);
+        let (done, _) = on.unwrap();
+        update(&mut cpu, &mut model, comm, &HYPER, 3, 5, 1.0, &all, done.loss).unwrap().loss
     });
     for loss in losses {
         assert!((loss - whole.0.loss).abs() <= 1e-12 * whole.0.loss.abs(), "{loss} {}", whole.0.loss);

@@ -267,6 +267,7 @@ impl Documents {
             boundaries: &self.boundaries,
             targets: &self.targets,
             weights: self.weights.as_deref(),
+            adapters: None,
         }
     }
 }

@@ -42,8 +42,8 @@ pub fn run(workspace: &Workspace, binary: &Path) -> Result<String> {
         fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     let (first, again) = (folder.join("first"), folder.join("again"));
-    let made = pack(workspace, binary, Flavor::Cpu, &first)?;
-    pack(workspace, binary, Flavor::Cpu, &again)?;
+    let made = pack(workspace, binary, &Flavor::Cpu, &first)?;
+    pack(workspace, binary, &Flavor::Cpu, &again)?;
     let files = names(&first)?;
     ensure!(files == names(&again)?, "packed again there are other files: {files:?}");
     for name in &files {
@@ -113,7 +113,7 @@ fn installed_wheel(venv: &Path, wheel: &Path) -> Result<String> {
 
 fn bare_root(folder: &Path, release: &Path, expected: &str) -> Result<String> {
     let version = expected.split_whitespace().nth(1).context("a version without a number")?;
-    let name = archive_name(version, Flavor::Cpu);
+    let name = archive_name(version, &Flavor::Cpu);
     let root = BareRoot::unpack(folder, &release.join(format!("{name}.tar.gz")), &name)?;
     model::write(&root.path("work"))?;
     let found = used(&|line| root.run(line))?;

@@ -7,6 +7,7 @@
 mod archive;
 mod bare_root;
 mod check;
+mod cuda_runtime;
 mod elf;
 mod model;
 mod release;
@@ -14,6 +15,7 @@ mod sbom;
 mod wheel;
 
 use anyhow::{Result, bail};
+use cuda_runtime::CudaRuntime;
 use release::Flavor;
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,13 +26,16 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     finish(Workspace::locate().and_then(|workspace| match arguments[..] {
-        ["cpu", binary, to] => release::pack(&workspace, Path::new(binary), Flavor::Cpu, Path::new(to)),
-        ["cuda", binary, to] => release::pack(&workspace, Path::new(binary), Flavor::Cuda, Path::new(to)),
+        ["cpu", binary, to] => release::pack(&workspace, Path::new(binary), &Flavor::Cpu, Path::new(to)),
+        ["cuda", binary, to, nvcc] => {
+            let flavor = Flavor::Cuda(CudaRuntime::of(Path::new(nvcc))?);
+            release::pack(&workspace, Path::new(binary), &flavor, Path::new(to))
+        }
         ["check", binary] => check::run(&workspace, Path::new(binary)),
         _ => usage(),
     }))
 }
 
 fn usage() -> Result<String> {
-    bail!("usage: dist cpu|cuda BINARY FOLDER, or dist check BINARY, which packs it, installs it and runs it")
+    bail!("usage: dist cpu BINARY FOLDER, dist cuda BINARY FOLDER NVCC, or dist check BINARY: pack, install and run it")
 }

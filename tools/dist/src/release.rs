@@ -1,6 +1,7 @@
 //! The files of a release.
 
 use crate::archive::{Entry, tar_gz};
+use crate::cuda_runtime::CudaRuntime;
 use crate::elf::Needs;
 use crate::sbom::{Crates, TRAINER};
 use crate::wheel::Wheel;
@@ -17,47 +18,56 @@ const DOCKERFILE: &str = include_str!("Dockerfile");
 pub const SUMS: &str = "SHA256SUMS";
 
 /// Device that a binary is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Flavor {
     Cpu,
-    Cuda,
+    /// With the runtime that is linked into the binary
+    Cuda(CudaRuntime),
 }
 
 impl Flavor {
-    fn features(self) -> &'static [&'static str] {
+    fn features(&self) -> &'static [&'static str] {
         match self {
             Self::Cpu => &[],
-            Self::Cuda => &["qlora-train/cuda"],
+            Self::Cuda(_) => &["qlora-train/cuda"],
         }
     }
 
-    fn suffix(self) -> &'static str {
+    fn suffix(&self) -> &'static str {
         match self {
             Self::Cpu => "",
-            Self::Cuda => "-cuda",
+            Self::Cuda(_) => "-cuda",
+        }
+    }
+
+    fn runtime(&self) -> Option<&CudaRuntime> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda(runtime) => Some(runtime),
         }
     }
 }
 
 /// Name of the archive of this flavor, and of the folder in it.
-pub fn archive_name(version: &str, flavor: Flavor) -> String {
+pub fn archive_name(version: &str, flavor: &Flavor) -> String {
     format!("{TRAINER}-{version}-{}-linux-gnu{}", std::env::consts::ARCH, flavor.suffix())
 }
 
 /// Packs the binary into `to`: the tarball, for the CPU a wheel and a Dockerfile too, bills of materials, and checksums
 /// of all that is there. What was made, in a sentence.
-pub fn pack(workspace: &Workspace, binary: &Path, flavor: Flavor, to: &Path) -> Result<String> {
+pub fn pack(workspace: &Workspace, binary: &Path, flavor: &Flavor, to: &Path) -> Result<String> {
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
     let crates = Crates::linked(workspace, flavor.features())?;
     let package = crates.trainer()?;
     let stripped = stripped(binary, &workspace.target.join("dist-stripped"))?;
     let needs = Needs::of(&stripped)?;
     let platform = needs.platform_tag()?;
-    let sbom = format!("{:#}\n", crates.sbom()?).into_bytes();
+    let sbom = format!("{:#}\n", crates.sbom(flavor.runtime())?).into_bytes();
     let mut licenses = vec![Entry::new("THIRD-PARTY-LICENSES", crates.notices()?)];
     for name in ["LICENSE-APACHE", "LICENSE-MIT"] {
         licenses.push(Entry::new(name, read(&workspace.root.join(name))?));
     }
+    licenses.extend(flavor.runtime().map(|runtime| Entry::new("NVIDIA-CUDA-EULA", runtime.license.clone())));
     let shared = shared(binary, &workspace.target.join("dist-pages"))?;
     let readme = String::from_utf8(read(&workspace.root.join("README.md"))?).context("README.md is no text")?;
 
@@ -71,7 +81,7 @@ pub fn pack(workspace: &Workspace, binary: &Path, flavor: Flavor, to: &Path) -> 
     let mut made = vec![size_of(&format!("{name}.tar.gz"), &tarball)];
     write(to, &format!("{name}.tar.gz"), &tarball)?;
     write(to, &format!("{name}.cdx.json"), &sbom)?;
-    if flavor == Flavor::Cpu {
+    if *flavor == Flavor::Cpu {
         let description = &readme;
         let wheel = Wheel { package, platform: &platform, binary: stripped, shared, licenses, sbom, description };
         let bytes = wheel.bytes()?;
@@ -170,10 +180,11 @@ mod tests {
 
     #[test]
     fn the_image_holds_the_archive_by_its_name() {
-        let name = archive_name("1.2.3", Flavor::Cpu);
+        let name = archive_name("1.2.3", &Flavor::Cpu);
         let dockerfile = DOCKERFILE.replace("{ARCHIVE}", &name);
         assert!(dockerfile.contains(&format!("ADD {name}.tar.gz /opt/\n")), "{dockerfile}");
         assert!(dockerfile.contains(&format!("PATH=/opt/{name}/bin:$PATH\n")) && !dockerfile.contains('{'));
-        assert_ne!(name, archive_name("1.2.3", Flavor::Cuda));
+        let runtime = CudaRuntime { version: "13.0.96".to_owned(), license: Vec::new() };
+        assert_eq!(archive_name("1.2.3", &Flavor::Cuda(runtime)), format!("{name}-cuda"));
     }
 }

@@ -1,5 +1,6 @@
 //! The crates that are in the binary: their bill of materials, as CycloneDX has it, and their licenses.
 
+use crate::cuda_runtime::CudaRuntime;
 use anyhow::{Context, Result};
 use cargo_metadata::{DepKindInfo, DependencyKind, Metadata, MetadataCommand, Package, PackageId};
 use serde_json::{Value, json};
@@ -9,6 +10,8 @@ use tools_support::workspace::Workspace;
 
 /// The trainer's package and binary.
 pub const TRAINER: &str = "qlora-train";
+/// The package that links CUDA's runtime
+const KERNELS: &str = "qlora-kernels";
 
 /// Beginnings of names of files with a license (LICEN, in both spellings) or what it wants to be told.
 const NOTICES: [&str; 3] = ["LICEN", "COPYING", "NOTICE"];
@@ -46,19 +49,22 @@ impl Crates {
         self.packages().filter(|package| package.name != TRAINER)
     }
 
-    /// Without a serial number and a time, which would differ each time.
-    pub fn sbom(&self) -> Result<Value> {
-        let reference = |id: &PackageId| reference(&self.metadata[id]);
-        let dependencies = self.linked.iter().map(
-            |(id, on)| json!({"ref": reference(id), "dependsOn": on.iter().map(reference).collect::<BTreeSet<_>>()}),
-        );
+    /// Without a serial number and a time, which would differ each time. `runtime` is linked into the kernels.
+    pub fn sbom(&self, runtime: Option<&CudaRuntime>) -> Result<Value> {
+        let dependency = |(id, on): (&PackageId, &BTreeSet<PackageId>)| {
+            let mut on: BTreeSet<String> = on.iter().map(|id| reference(&self.metadata[id])).collect();
+            on.extend(runtime.filter(|_| self.metadata[id].name == KERNELS).map(CudaRuntime::reference));
+            json!({"ref": reference(&self.metadata[id]), "dependsOn": on})
+        };
+        let of_runtime = runtime.map(|runtime| json!({"ref": runtime.reference(), "dependsOn": []}));
+        let components = self.others().map(|package| component(package, "library"));
         Ok(json!({
             "bomFormat": "CycloneDX",
             "specVersion": "1.6",
             "version": 1,
             "metadata": {"component": component(self.trainer()?, "application")},
-            "components": self.others().map(|package| component(package, "library")).collect::<Vec<_>>(),
-            "dependencies": dependencies.collect::<Vec<_>>(),
+            "components": components.chain(runtime.map(CudaRuntime::component)).collect::<Vec<_>>(),
+            "dependencies": self.linked.iter().map(dependency).chain(of_runtime).collect::<Vec<_>>(),
         }))
     }
 
@@ -137,7 +143,7 @@ mod tests {
     #[test]
     fn what_is_linked_is_named_and_what_only_builds_is_not() {
         let names = |features: &[&str]| {
-            let bom = crates(features).sbom().unwrap();
+            let bom = crates(features).sbom(None).unwrap();
             assert_eq!(bom["metadata"]["component"]["name"], TRAINER);
             let names = bom["components"].as_array().unwrap().iter();
             names.map(|component| component["name"].as_str().unwrap().to_owned()).collect::<BTreeSet<_>>()
@@ -150,6 +156,21 @@ mod tests {
             assert!(!cpu.contains(name), "{name}: {cpu:?}");
         }
         assert!(names(&["qlora-train/cuda"]).contains("cudarc"));
+    }
+
+    #[test]
+    fn the_runtime_of_cuda_is_part_of_the_kernels() {
+        let runtime = CudaRuntime { version: "13.0.96".to_owned(), license: Vec::new() };
+        let bom = crates(&["qlora-train/cuda"]).sbom(Some(&runtime)).unwrap();
+        let on = |name: &str| {
+            let all = bom["dependencies"].as_array().unwrap();
+            let of = all.iter().find(|of| of["ref"].as_str().unwrap().starts_with(name)).unwrap();
+            of["dependsOn"].as_array().unwrap().clone()
+        };
+        let library = serde_json::Value::from(runtime.reference());
+        assert!(on("pkg:cargo/qlora-kernels@").contains(&library) && !on("pkg:cargo/qlora-train@").contains(&library));
+        assert!(on("pkg:generic/cudart@").is_empty());
+        assert!(bom["components"].as_array().unwrap().iter().any(|of| of["name"] == "cudart"));
     }
 
     #[test]

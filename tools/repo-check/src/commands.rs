@@ -1,5 +1,6 @@
-//! The commands that README.md and docs/ name exist.
+//! The commands that README.md, docs/ and the workflows of the CI name exist.
 
+use crate::{files, workflows};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
@@ -20,7 +21,7 @@ pub fn check(root: &Path, programs: &Path) -> Result<String> {
     let has_docs = root.join("docs").is_dir();
     if has_docs {
         let mut names = Vec::new();
-        crate::files::walk(root, "docs", &mut names)?;
+        files::walk(root, "docs", &mut names)?;
         documents.extend(names.into_iter().filter(|name| name.ends_with(".md")));
     }
     documents.extend(
@@ -37,6 +38,17 @@ pub fn check(root: &Path, programs: &Path) -> Result<String> {
             help.args([&name, "--help"]).stdout(Stdio::null()).stderr(Stdio::null());
             if !help.status().with_context(|| format!("cannot run {}", path.display()))?.success() {
                 findings.push(format!("{document}:{line}: {program} has no command `{name}`"));
+            }
+        }
+    }
+    for line in workflows::command_lines(root, &files::tracked(root)?)? {
+        for arguments in workflows::xtask_arguments(&line.text) {
+            count += 1;
+            let path = programs.join(format!("xtask{}", std::env::consts::EXE_SUFFIX));
+            let mut help = Command::new(&path);
+            help.args(&arguments).arg("--help").stdout(Stdio::null()).stderr(Stdio::null());
+            if !help.status().with_context(|| format!("cannot run {}", path.display()))?.success() {
+                findings.push(format!("{}:{}: xtask does not take `{}`", line.file, line.line, arguments.join(" ")));
             }
         }
     }
@@ -101,5 +113,10 @@ mod tests {
         fs::write(dir.path().join("README.md"), "\n`cargo xtask dmo`\n").unwrap();
         let error = check(dir.path(), dir.path()).unwrap_err().to_string();
         assert!(error.contains("README.md:2: xtask has no command `dmo`"), "{error}");
+        fs::write(dir.path().join("README.md"), "").unwrap();
+        fs::create_dir_all(dir.path().join(".github/workflows")).unwrap();
+        fs::write(dir.path().join(".github/workflows/a.yml"), "- run: cargo xtask dist --cuda\n").unwrap();
+        let error = check(dir.path(), dir.path()).unwrap_err().to_string();
+        assert!(error.contains(".github/workflows/a.yml:1: xtask does not take `dist --cuda`"), "{error}");
     }
 }

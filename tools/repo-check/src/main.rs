@@ -1,5 +1,5 @@
 //! Checks of the repository's files: sizes, `unsafe`, comments, spelling of names, circles of imports, and the commands
-//! that README.md names.
+//! that README.md and the workflows of the CI name.
 
 #![deny(unsafe_code)]
 
@@ -10,6 +10,7 @@ mod files;
 mod finding;
 mod lints;
 mod spelling;
+mod workflows;
 
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -46,6 +47,7 @@ fn tree(root: &Path) -> Result<String> {
     let names = files::tracked(root)?;
     let mut findings = files::oversized(root, &names)?;
     findings.extend(lints::manifests(root, &names)?);
+    findings.extend(workflows::missing_files(root, &workflows::command_lines(root, &names)?));
     let sources = files::sources(root, &names)?;
     let mut kept = Vec::new();
     for source in &sources {

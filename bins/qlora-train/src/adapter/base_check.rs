@@ -64,7 +64,7 @@ impl Adapter {
                 );
             }
         }
-        Ok(())
+        self.check_token_rows(arch, own_base, &base_name.name)
     }
 
     /// Refused: the shapes or layers do not fit the base, or the adapter records the fingerprint of another one and

@@ -7,7 +7,8 @@ use fancy_regex::Regex;
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
-use super::module_pattern::{ModulePattern, layer_of};
+use super::module_pattern::{ModulePattern, in_own_model, layer_of};
+use super::token_rows;
 use crate::arch::{Arch, Wrapper};
 use crate::base::BaseName;
 use crate::error::Result;
@@ -18,10 +19,9 @@ use crate::lora::{LoraSpec, LoraTerm};
 const PEFT_VERSION: &str = "0.21.2";
 
 /// Keys of PEFT that change what an adapter computes: anything but null, false, `[]` and `{}` is refused.
-const REFUSED_UNLESS_EMPTY: [&str; 15] = [
+const REFUSED_UNLESS_EMPTY: [&str; 14] = [
     "lora_bias",
     "fan_in_fan_out",
-    "trainable_token_indices",
     "target_parameters",
     "layer_replication",
     "alora_invocation_tokens",
@@ -37,9 +37,8 @@ const REFUSED_UNLESS_EMPTY: [&str; 15] = [
 ];
 
 /// Names of what some of those keys turn on.
-const NAMED: [(&str, &str); 6] = [
+const NAMED: [(&str, &str); 5] = [
     ("lora_bias", "a trained bias"),
-    ("trainable_token_indices", "training of single tokens"),
     ("target_parameters", "LoRA on parameters"),
     ("layer_replication", "repetition of layers"),
     ("alora_invocation_tokens", "activated LoRA"),
@@ -112,6 +111,8 @@ pub struct AdapterConfig {
     pub modules_to_save: Vec<String>,
     /// Whether embedding and output layer stay one tensor.
     pub ensure_weight_tying: bool,
+    /// Embedding or output layer → tokens whose rows the adapter holds, in the order of its tensor.
+    pub trainable_token_indices: BTreeMap<String, Vec<u32>>,
 }
 
 impl AdapterConfig {
@@ -135,6 +136,7 @@ impl AdapterConfig {
             exclude_modules: None,
             modules_to_save: modules_to_save(arch, &lora.whole),
             ensure_weight_tying: lora.whole.iter().any(|module| lora.shares_embedding(arch, module)),
+            trainable_token_indices: lora.tokens.clone(),
         };
         let mut targets = BTreeSet::new();
         let mut by_name: BTreeMap<&str, Vec<(&str, LoraTerm)>> = BTreeMap::new();
@@ -216,6 +218,9 @@ impl AdapterConfig {
         if self.ensure_weight_tying {
             map.insert("ensure_weight_tying".to_owned(), json!(true));
         }
+        if let Some(indices) = token_rows::to_json(&self.trainable_token_indices, self.wrapped) {
+            map.insert(token_rows::KEY.to_owned(), indices);
+        }
         match &self.exclude_modules {
             Some(TargetModules::Names(names)) => drop(map.insert("exclude_modules".to_owned(), json!(names))),
             Some(TargetModules::Pattern(pattern)) => drop(map.insert("exclude_modules".to_owned(), json!(pattern))),
@@ -247,11 +252,12 @@ impl AdapterConfig {
             exclude_modules: exclude_modules(&keys)?,
             modules_to_save: saved_modules(&keys)?,
             ensure_weight_tying: keys.flag("ensure_weight_tying")?.unwrap_or(false),
+            trainable_token_indices: token_rows::token_indices(&keys)?,
         };
         let known = config.to_json();
         for key in map.keys().map(String::as_str) {
             if !known.contains_key(key)
-                && key != "exclude_modules"
+                && !["exclude_modules", token_rows::KEY].contains(&key)
                 && !HARMLESS.contains(&key)
                 && !REFUSED_UNLESS_EMPTY.contains(&key)
             {
@@ -422,12 +428,6 @@ fn pattern<T>(
         pattern.insert(in_own_model(name), read(value).ok_or_else(|| entries.wrong(name, expected))?);
     }
     Ok(pattern)
-}
-
-/// A key for the modules of a wrapped text model, as one for those of the text model alone.
-fn in_own_model(key: &str) -> String {
-    let whole = [(r"language_model\.", ""), ("language_model.*", ".*"), ("language_model.", "")];
-    whole.iter().fold(key.to_owned(), |key, (theirs, own)| key.replace(theirs, own))
 }
 
 /// PEFT takes an empty list for every layer.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
-use super::card::{MARK, model_card};
+use super::card::{CURVE, MARK, Training, model_card};
 use super::fold::multiply_b;
 use super::kind::{ADAPTER_CONFIG, ADAPTER_MODEL, check_adapter};
 use super::{Adapter, AdapterConfig};
@@ -89,9 +89,34 @@ impl Adapter {
             Ok(())
         })?;
         let folded = Self { config, tensors: BTreeMap::new(), metadata };
-        add_card(files, || model_card(&folded))?;
+        match is_ours(files, CARD)? {
+            true => files.add(CARD, |to| to.write_all(model_card(&folded, None).as_bytes()))?,
+            false => {
+                let path = files.dir().join(CARD);
+                crate::report::warning!("{}: not replaced: it was not written by this program", path.display());
+            }
+        }
         // serde_json indents by two spaces, as PEFT does.
         files.add(ADAPTER_CONFIG, |to| Ok(serde_json::to_writer_pretty(to, &folded.config.to_json())?))
+    }
+
+    /// Adds the card anew, with what is told of the run, and the learning curve (an SVG) beside it. False: the card
+    /// that is there is somebody else's, and nothing is added.
+    pub(crate) fn add_story(&self, files: &mut AtomicFiles, training: &Training, curve: Option<&str>) -> Result<bool> {
+        if !is_ours(files, CARD)? {
+            return Ok(false);
+        }
+        let mut training = training.clone();
+        if let Some(curve) = curve
+            && is_ours(files, CURVE)?
+        {
+            files.add(CURVE, |to| writeln!(to, "{curve}{MARK}"))?;
+            training.curve = true;
+        }
+        let (config, _) = self.config.folded();
+        let folded = Self { config, tensors: BTreeMap::new(), metadata: self.metadata.clone() };
+        files.add(CARD, |to| to.write_all(model_card(&folded, Some(&training)).as_bytes()))?;
+        Ok(true)
     }
 
     /// Reads an adapter of this or another program; bf16 and f16 tensors are widened. Everything wrong with it is
@@ -147,7 +172,8 @@ fn canonical_key(name: &str) -> String {
     if let [.., "lora_A" | "lora_B", _, "weight"] = parts[..] {
         parts.remove(parts.len() - 2);
     }
-    if let Some(at) = parts.iter().position(|part| *part == "lora_magnitude_vector") {
+    let named = |part: &&str| ["lora_magnitude_vector", "trainable_tokens_delta"].contains(part);
+    if let Some(at) = parts.iter().position(named) {
         parts.truncate(at + 1);
     }
     // PEFT's name of the copy that is trained.
@@ -157,7 +183,10 @@ fn canonical_key(name: &str) -> String {
     let path: Vec<&str> = parts.into_iter().skip_while(|part| INSIDE.contains(part)).collect();
     match path[..] {
         ["embed_tokens" | "norm", "weight"] => format!("{PEFT_PREFIX}model.{}", path.join(".")),
-        ["lm_head", "weight"] => format!("{PEFT_PREFIX}{}", path.join(".")),
+        ["lm_head", "weight"] | ["lm_head", "token_adapter", "trainable_tokens_delta"] => {
+            format!("{PEFT_PREFIX}{}", path.join("."))
+        }
+        ["embed_tokens", "token_adapter", "trainable_tokens_delta"] => format!("{PEFT_PREFIX}model.{}", path.join(".")),
         ["layers", .., norm, "weight"] if norm.ends_with("norm") => format!("{PEFT_PREFIX}model.{}", path.join(".")),
         ["layers", .., "lora_A" | "lora_B", "weight"] | ["layers", .., "lora_magnitude_vector"] => {
             format!("{PEFT_PREFIX}model.{}", path.join("."))
@@ -171,23 +200,22 @@ pub fn tokenizer_bytes(base_dir: &Path) -> u64 {
     TOKENIZER_FILES.iter().filter_map(|name| base_dir.join(name).metadata().ok()).map(|file| file.len()).sum()
 }
 
-/// Adds a model card, unless there is one of somebody else's.
-fn add_card(files: &mut AtomicFiles, card: impl FnOnce() -> String) -> Result<()> {
-    let path = files.dir().join(CARD);
-    let taken = match files.dir().kind(CARD).context(|| path.display().to_string())? {
-        None => false,
+/// Whether a name of the card's is free, or stands for a file that this program wrote.
+fn is_ours(files: &AtomicFiles, name: &str) -> Result<bool> {
+    let path = files.dir().join(name);
+    match files.dir().kind(name).context(|| path.display().to_string())? {
+        None => Ok(true),
         Some(Kind::File) => {
             let mut text = String::new();
-            let read = files.dir().open_file(CARD).and_then(|file| file.take(MAX_CARD_BYTES).read_to_string(&mut text));
-            read.is_err() || !text.contains(MARK)
+            let read = files.dir().open_file(name).and_then(|file| file.take(MAX_CARD_BYTES).read_to_string(&mut text));
+            match read {
+                // Ours is text.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(false),
+                read => read.map(|_| text.contains(MARK)).context(|| format!("{}: cannot be read", path.display())),
+            }
         }
-        Some(_) => true,
-    };
-    if taken {
-        crate::report::warning!("{}: not replaced: it was not written by this program", path.display());
-        return Ok(());
+        Some(_) => Ok(false),
     }
-    files.add(CARD, |to| to.write_all(card().as_bytes()))
 }
 
 /// Copies the tokenizer and the chat template of a base beside its adapter, whichever of their files there are, and
@@ -243,6 +271,14 @@ mod tests {
             ("base_model.model.model.language_model.norm.weight", "base_model.model.model.norm.weight"),
             ("base_model.model.lm_head.modules_to_save.weight", "base_model.model.lm_head.weight"),
             ("layers.1.self_attn.q_norm.weight", "base_model.model.model.layers.1.self_attn.q_norm.weight"),
+            (
+                "base_model.model.model.language_model.embed_tokens.token_adapter.trainable_tokens_delta.default",
+                "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
+            ),
+            (
+                "lm_head.token_adapter.trainable_tokens_delta",
+                "base_model.model.lm_head.token_adapter.trainable_tokens_delta",
+            ),
         ] {
             assert_eq!(canonical_key(name), expected);
         }

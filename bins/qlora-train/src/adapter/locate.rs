@@ -9,9 +9,9 @@ use serde_json::Value;
 use std::path::Path;
 
 /// The record of a run, or an adapter's configuration.
-const MAX_RECORD_BYTES: u64 = 256 << 20;
+pub(super) const MAX_RECORD_BYTES: u64 = 256 << 20;
 /// The record of a run, in its output directory.
-const RUN_FILE: &str = "run.json";
+pub(super) const RUN_FILE: &str = "run.json";
 
 /// Whether a directory holds an adapter and no model.
 pub fn is_adapter(dir: &Path) -> bool {

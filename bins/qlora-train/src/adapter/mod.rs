@@ -7,14 +7,18 @@
 mod base_check;
 mod card;
 mod config;
+pub(crate) mod engines;
 mod files;
 mod fold;
 mod kind;
 mod locate;
 mod module_pattern;
 mod pairs;
+mod publish;
 mod recipe;
+mod token_rows;
 mod uniform;
+mod weighted_sum;
 
 use std::collections::BTreeMap;
 
@@ -22,6 +26,7 @@ use crate::base::{BaseFingerprint, BaseName};
 use crate::error::Result;
 use crate::lora::ParamId;
 
+pub(crate) use card::{CURVE, TrainedFile, Training};
 pub use config::{AdapterConfig, TargetModules};
 pub(crate) use files::{CARD, TOKENIZER_FILES, add_tokenizer_files, served_key};
 pub use files::{copy_tokenizer_files, tokenizer_bytes};
@@ -29,7 +34,9 @@ pub use kind::{ADAPTER_CONFIG, ADAPTER_MODEL, check_adapter};
 pub use locate::{is_adapter, recorded_base, recorded_setting};
 pub(crate) use module_pattern::Patterns;
 pub use pairs::{LoraPair, WholeModule};
+pub use publish::{Publication, publication};
 pub use recipe::Recipe;
+pub use token_rows::{TokenRows, read_tokens, tokens_of_adapter};
 
 /// An adapter in memory. The fields are open; [`Adapter::lora_pairs`] checks that they fit together, and so do `save`
 /// and `load`.

@@ -93,6 +93,12 @@ pub(super) fn layer_of(module: &str) -> Option<usize> {
     parts.nth(1)?.parse().ok()
 }
 
+/// A key for the modules of a wrapped text model, as one for those of the text model alone.
+pub(super) fn in_own_model(key: &str) -> String {
+    let whole = [(r"language_model\.", ""), ("language_model.*", ".*"), ("language_model.", "")];
+    whole.iter().fold(key.to_owned(), |key, (theirs, own)| key.replace(theirs, own))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -90,7 +90,8 @@ impl Adapter {
         let untied = end(LLAMA_NAMES.embedding_module()) != end(LLAMA_NAMES.head_module());
         let (rslora, dropout) = (self.config.use_rslora, self.config.lora_dropout);
         let whole = whole.keys().cloned().collect();
-        Ok(LoraSpec { terms, rslora, dropout, whole, untied, ..LoraSpec::default() })
+        let tokens = self.token_rows()?.into_iter().map(|(module, rows)| (module, rows.tokens)).collect();
+        Ok(LoraSpec { terms, rslora, dropout, whole, tokens, untied, ..LoraSpec::default() })
     }
 
     /// Every pair; `source` is what errors call the adapter.
@@ -111,7 +112,9 @@ impl Adapter {
         let alphas = Patterns::new(&config.alpha_pattern).map_err(|error| wrong("alpha_pattern", error))?;
         let mut pairs = BTreeMap::new();
         self.whole_modules()?;
-        for key in self.tensors.keys().filter(|key| self.whole_id(key).is_none()) {
+        self.token_rows()?;
+        let is_other = |key: &str| self.whole_id(key).is_some() || self.is_token_rows(key);
+        for key in self.tensors.keys().filter(|key| !is_other(key)) {
             let Some(id) = ParamId::from_peft_key(key).filter(is_linear) else {
                 refuse!("{source}: tensor `{key}`: {}", why_not(key))
             };
@@ -242,7 +245,7 @@ impl AdapterConfig {
 
 /// Whether a term belongs to a linear layer of a block, which is what can carry one.
 fn is_linear(id: &ParamId) -> bool {
-    id.kind() != ParamKind::Whole && layer_of(id.module()).is_some()
+    !matches!(id.kind(), ParamKind::Whole | ParamKind::Tokens) && layer_of(id.module()).is_some()
 }
 
 fn is_suffix(name: &str, path: &str) -> bool {

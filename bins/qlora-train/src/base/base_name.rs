@@ -59,6 +59,11 @@ pub fn resolve_model(arg: &str, revision: Option<&str>) -> Result<PathBuf> {
     resolve_in(arg, revision, &Environment::read(), Need::Weights)
 }
 
+/// Like [`resolve_model`], by the caches, the hub and the recorded commits of `environment`.
+pub fn resolve_model_by(arg: &str, revision: Option<&str>, environment: &Environment) -> Result<PathBuf> {
+    resolve_in(arg, revision, environment, Need::Weights)
+}
+
 /// Like [`resolve_model`], of a model whose config, tokenizer and chat template are enough.
 pub fn resolve_description(arg: &str, revision: Option<&str>) -> Result<PathBuf> {
     resolve_in(arg, revision, &Environment::read(), Need::Description)

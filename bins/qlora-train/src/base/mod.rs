@@ -26,7 +26,7 @@ use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::refuse;
 use quantized::Nf4Entry;
 
-pub use base_name::{BaseName, resolve_description, resolve_model};
+pub use base_name::{BaseName, resolve_description, resolve_model, resolve_model_by};
 pub use fingerprint::{BaseFingerprint, Fingerprint, TensorDigest};
 pub(crate) use quantized::Partial;
 pub use quantized::{Nf4OnDisk, OriginalBase, QuantizeOptions, Quantized, Rewrite, Written, quantize, write_dense};

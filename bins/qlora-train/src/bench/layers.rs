@@ -1,43 +1,80 @@
-//! The time of a whole model's steps, from steps of a few of its layers.
+//! The time of a run's steps, from steps of its whole model, or of a few of its layers, on micro-batches like its own.
 
-use super::{Measured, Shape, measure};
+use super::{Measured, RowShape, Work, measure, step_flops};
 use crate::arch::Arch;
 use crate::config::{Checkpointing, InitLora, LayerNumbers, Pattern, Settings, TokenTile, WeightResidency};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Activations, ModelSpec};
+use crate::refuse;
 use crate::report::{count, status};
 use crate::session::Device;
 
-/// Layers that are measured: the time of the others follows from the difference.
+/// Layers that are measured of a model that is too large to be measured whole: the time of the others follows from the
+/// difference.
 const MEASURED: [usize; 2] = [2, 8];
-const STEPS: usize = 5;
+const STEPS: usize = 3;
+/// Times that a sample is computed: the steps, one before and one after them, and its loss alone.
+const PASSES: f64 = STEPS as f64 + 2.3;
+/// FLOPs of all that is measured, at most, where less can be measured: a minute on a few cores.
+const MOST_FLOPS: f64 = 2e13;
+/// Micro-batches of a sample: the first that is affordable is taken.
+const SIZES: [usize; 3] = [4, 2, 1];
+/// Work of the largest micro-batch over that of the smallest up to which any of them stands for all.
+const ALIKE: f64 = 1.05;
 
-/// Rows of a micro-batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rows {
-    pub count: usize,
-    /// Tokens of each
-    pub length: usize,
-    /// Tokens of each that are learned from
-    pub learned: usize,
+/// Micro-batches that stand for all of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// Rows of each
+    pub micro_batches: Vec<Vec<RowShape>>,
+    /// Work of a micro-batch of the run over that of one of these, on average
+    pub scale: f64,
 }
 
-/// Seconds of the parts of a step.
+impl Sample {
+    /// Samples of the micro-batches of a run, the best first. A sample of n has, of each n-th of all of them by their
+    /// work, the one in the middle.
+    pub fn of(arch: &Arch, all: &[Vec<RowShape>]) -> Vec<Self> {
+        let mut by_work: Vec<(f64, &Vec<RowShape>)> =
+            all.iter().map(|rows| (step_flops(arch, rows.iter().map(|row| row.length)), rows)).collect();
+        by_work.sort_by(|one, other| one.0.total_cmp(&other.0));
+        let (Some(least), Some(most)) = (by_work.first(), by_work.last()) else { return Vec::new() };
+        let are_alike = most.0 <= ALIKE * least.0;
+        let mean = by_work.iter().map(|(work, _)| work).sum::<f64>() / by_work.len() as f64;
+        let sample = |size: usize| {
+            let chosen = (0..size).map(|part| by_work[(2 * part + 1) * by_work.len() / (2 * size)]);
+            let work = chosen.clone().map(|(work, _)| work).sum::<f64>() / size as f64;
+            Self { micro_batches: chosen.map(|(_, rows)| rows.clone()).collect(), scale: mean / work.max(1.0) }
+        };
+        let is_wanted = |size: &usize| *size == 1 || (*size <= by_work.len() && !are_alike);
+        SIZES.into_iter().filter(is_wanted).map(sample).collect()
+    }
+
+    /// FLOPs of one pass over it.
+    fn flops(&self, arch: &Arch) -> f64 {
+        step_flops(arch, self.micro_batches.iter().flatten().map(|row| row.length))
+    }
+}
+
+/// Seconds of the parts of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepTime {
     /// Forward and backward pass of a micro-batch
     pub micro_batch: f64,
     /// Update of what is trained
     pub update: f64,
+    /// Loss of the rows that are evaluated
+    pub evaluation: f64,
 }
 
 impl StepTime {
-    /// Takes the update out of the steps, each of which had one.
-    fn of(measured: &Measured) -> Self {
+    /// Takes the update out of the steps, each of which had one after so many micro-batches.
+    fn of(measured: &Measured, micro_batches: usize) -> Self {
         let mut seconds = measured.seconds.clone();
         seconds.sort_by(f64::total_cmp);
         let update: f64 = measured.kinds.iter().filter(|kind| kind.name == "optimizer").map(|kind| kind.seconds).sum();
-        Self { micro_batch: (seconds[seconds.len() / 2] - update).max(0.0), update }
+        let micro_batch = (seconds[seconds.len() / 2] - update).max(0.0) / micro_batches.max(1) as f64;
+        Self { micro_batch, update, evaluation: measured.evaluation }
     }
 
     /// Sums over all layers, by the times of `few` and of `more` of them, each with as many layers of the whole as are
@@ -52,66 +89,144 @@ impl StepTime {
             }
             seconds
         };
-        Self { micro_batch: part(|time| time.micro_batch), update: part(|time| time.update) }
+        Self {
+            micro_batch: part(|time| time.micro_batch),
+            update: part(|time| time.update),
+            evaluation: part(|time| time.evaluation),
+        }
     }
 }
 
-/// Measures steps of a few layers like those of `spec`, with random weights, on rows like `rows`. Errors: memory that
-/// is too small even for them.
-pub fn measure_layers(settings: &Settings, device: &Device, spec: &ModelSpec, rows: Rows) -> Result<StepTime> {
+/// Measures steps of a model like that of `spec`, with random weights, on one of `samples`, and the loss of rows like
+/// `evaluated`. The whole model is measured where that takes little, else a few of its layers. Errors: there is no
+/// sample; memory that is too small even for a few layers.
+pub fn measure_layers(
+    settings: &Settings,
+    device: &Device,
+    spec: &ModelSpec,
+    samples: &[Sample],
+    evaluated: &[RowShape],
+) -> Result<StepTime> {
     let arch = &spec.arch;
-    let [few, more] = MEASURED.map(|layers| layers.min(arch.num_layers));
-    status!("measuring steps of {} and of {more} here", count(few as u64, "layer"));
     let kept = spec.activation_counts().keep;
     let ways = [(Activations::Keep, kept), (Activations::Recompute, arch.num_layers - kept)];
     let ways: Vec<_> = ways.into_iter().filter(|(_, layers)| *layers > 0).collect();
-    let time = |layers: usize, way: Activations| {
-        let settings = alike(settings, spec, way);
+    let time = |sample: &Sample, layers: usize, way: Activations, is_whole: bool| {
+        let settings = alike(settings, spec, way, is_whole);
         // Empty where all layers are alike.
         let kinds = arch.layers.iter().take(layers).cloned().collect();
-        let config = Arch { num_layers: layers, layers: kinds, ..arch.clone() };
-        let Rows { count: batch, length: seq, learned } = rows;
-        let shape = Shape { config, seq, learned, batch, steps: STEPS };
+        let work = Work {
+            arch: Arch { num_layers: layers, layers: kinds, ..arch.clone() },
+            micro_batches: sample.micro_batches.clone(),
+            evaluated: evaluated.to_vec(),
+            steps: STEPS,
+        };
         let advice = "Leave --measure out, lower max_length or per_device_train_batch_size";
-        measure(&settings, device.clone(), shape, advice).map(|measured| StepTime::of(&measured))
+        let measured = measure(&settings, device.clone(), work, advice)?;
+        Ok::<StepTime, Error>(StepTime::of(&measured, sample.micro_batches.len()))
     };
-    let of_way = |(way, _): &(Activations, usize)| Ok([time(few, *way)?, time(more, *way)?]);
+    let scaled = |sample: &Sample, time: StepTime| StepTime { micro_batch: time.micro_batch * sample.scale, ..time };
+    if let ([(way, _)], Some(sample)) = (&ways[..], affordable(arch, samples, 1.0)) {
+        status!("measuring steps of the whole model here, with random weights");
+        match time(sample, arch.num_layers, *way, true) {
+            Ok(whole) => return Ok(scaled(sample, whole)),
+            // The run may be for another machine's memory.
+            Err(error) if error.is_usage() && arch.num_layers > MEASURED[1] => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let [few, more] = MEASURED.map(|layers| layers.min(arch.num_layers));
+    let part = (ways.len() * (few + more)) as f64 / arch.num_layers.max(1) as f64;
+    let Some(sample) = affordable(arch, samples, part).or(samples.last()) else {
+        refuse!("--measure: found no micro-batch that could be measured");
+    };
+    status!("measuring steps of {} and of {more} here", count(few as u64, "layer"));
+    let of_way =
+        |(way, _): &(Activations, usize)| Ok([time(sample, few, *way, false)?, time(sample, more, *way, false)?]);
     let pairs = ways.iter().map(of_way).collect::<Result<Vec<_>>>()?;
     let layers: Vec<usize> = ways.iter().map(|(_, layers)| *layers).collect();
-    Ok(StepTime::of_all(&pairs, [few, more], &layers))
+    Ok(scaled(sample, StepTime::of_all(&pairs, [few, more], &layers)))
 }
 
-/// Settings under which a few layers do what those of `spec` do, all of them in one `way`.
-fn alike(settings: &Settings, spec: &ModelSpec, way: Activations) -> Settings {
-    Settings {
+/// The best of `samples` that takes little to measure, where a pass takes this `part` of one of the whole model.
+fn affordable<'a>(arch: &Arch, samples: &'a [Sample], part: f64) -> Option<&'a Sample> {
+    samples.iter().find(|sample| PASSES * part * sample.flops(arch) <= MOST_FLOPS)
+}
+
+/// Settings under which layers do what those of `spec` do, all of them in one `way`.
+fn alike(settings: &Settings, spec: &ModelSpec, way: Activations, is_whole: bool) -> Settings {
+    let own = Settings {
         gradient_checkpointing: if way == Activations::Keep { Checkpointing::Off } else { Checkpointing::On },
         token_tile: spec.token_tile.map_or(TokenTile::Off, TokenTile::Tokens),
         weights: WeightResidency::Resident,
         init_lora_weights: InitLora::Random,
-        // What names single modules may name none of the few.
-        layers_to_transform: LayerNumbers::default(),
-        rank_pattern: Pattern::default(),
-        alpha_pattern: Pattern::default(),
         ..settings.clone()
+    };
+    if is_whole {
+        return own;
     }
+    // What names single modules may name none of the few.
+    let (rank_pattern, alpha_pattern) = (Pattern::default(), Pattern::default());
+    Settings { layers_to_transform: LayerNumbers::default(), rank_pattern, alpha_pattern, ..own }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::shapes::shape;
 
     #[test]
     fn time_grows_with_layers_and_what_is_no_layer_counts_once() {
-        let time = |micro_batch, update| StepTime { micro_batch, update };
+        let time = |micro_batch, update| StepTime { micro_batch, update, evaluation: micro_batch / 3.0 };
         // 2 s and 0.1 s that are no layer, 1 s and 0.01 s a layer.
         let kept = [time(3.0, 0.11), time(6.0, 0.14)];
         let all = StepTime::of_all(&[kept], [1, 4], &[32]);
         assert!((all.micro_batch - 34.0).abs() < 1e-9 && (all.update - 0.42).abs() < 1e-9, "{all:?}");
+        assert!((all.evaluation - 34.0 / 3.0).abs() < 1e-9, "{all:?}");
         // A layer that is computed again takes 1.5 s.
         let again = [time(3.5, 0.11), time(8.0, 0.14)];
         let all = StepTime::of_all(&[kept, again], [1, 4], &[20, 12]);
         assert!((all.micro_batch - (2.0 + 20.0 + 18.0)).abs() < 1e-9 && (all.update - 0.42).abs() < 1e-9, "{all:?}");
         // A model of one layer is measured whole.
         assert_eq!(StepTime::of_all(&[[time(3.0, 0.5); 2]], [1, 1], &[1]), time(3.0, 0.5));
+    }
+
+    #[test]
+    fn a_sample_has_the_work_of_all_micro_batches() {
+        let arch = shape("llama-3.2-1b").unwrap();
+        let row = |length: usize| RowShape { length, learned: length - 1 };
+        let all: Vec<Vec<RowShape>> = [50, 900, 100, 2000, 70, 400, 60, 300].map(|length| vec![row(length)]).to_vec();
+        let samples = Sample::of(&arch, &all);
+        let lengths =
+            |sample: &Sample| sample.micro_batches.iter().flatten().map(|row| row.length).collect::<Vec<usize>>();
+        assert_eq!(
+            samples.iter().map(lengths).collect::<Vec<_>>(),
+            [vec![60, 100, 400, 2000], vec![70, 900], vec![300]]
+        );
+        let work = |lengths: &[usize]| step_flops(&arch, lengths.iter().copied());
+        let mean = work(&[50, 900, 100, 2000, 70, 400, 60, 300]) / 8.0;
+        for sample in &samples {
+            let lengths = lengths(sample);
+            assert!((sample.scale * work(&lengths) / lengths.len() as f64 / mean - 1.0).abs() < 1e-12, "{sample:?}");
+        }
+        // Longer rows take more than their tokens: twice 1000 are less than 2000.
+        assert!(work(&[1000, 1000]) < work(&[2000]));
+        // Where all are alike one is enough, and there are no more than there are.
+        assert_eq!(Sample::of(&arch, &vec![vec![row(500), row(1500)]; 9]).len(), 1);
+        assert_eq!(Sample::of(&arch, &all[..2]).iter().map(|sample| sample.micro_batches.len()).max(), Some(2));
+        assert!(Sample::of(&arch, &[]).is_empty());
+    }
+
+    #[test]
+    fn what_is_measured_is_bounded() {
+        let row = |length: usize| RowShape { length, learned: length - 1 };
+        let of = |name: &str, lengths: &[usize], part: f64| {
+            let arch = shape(name).unwrap();
+            let all: Vec<Vec<RowShape>> = lengths.iter().map(|&length| vec![row(length)]).collect();
+            affordable(&arch, &Sample::of(&arch, &all), part).map(|sample| sample.micro_batches.len())
+        };
+        assert_eq!(of("llama-3.2-1b", &[20, 40, 80, 160], 1.0), Some(4));
+        assert_eq!(of("llama-3.2-1b", &[1000, 2000, 4000, 8000], 1.0), None);
+        assert_eq!(of("llama-3-70b", &[2048], 10.0 / 80.0), None);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::answer::Answer;
 use super::datasheet::peak_flops;
+use super::world::World;
 use crate::arch::shapes::shape;
 use crate::backend::OpTime;
 use crate::bench::text::{MeasuredText, Text, bench as bench_text};
@@ -59,6 +60,9 @@ pub struct BenchArgs {
     /// What the CPU computes in: auto, f32 or bf16
     #[arg(long)]
     compute: Option<String>,
+    /// What computes the linear layers on a GPU: auto, fused or dequantize
+    #[arg(long)]
+    linear: Option<String>,
     /// Memory of the GPU that may be taken in all, such as 44.4GiB
     #[arg(long)]
     device_memory: Option<String>,
@@ -90,6 +94,7 @@ impl BenchArgs {
             ("token_tile", &self.token_tile),
             ("device", &self.device),
             ("compute", &self.compute),
+            ("linear", &self.linear),
             ("device_memory", &self.device_memory),
             ("gpu", &self.gpu),
             ("host_memory", &self.host_memory),
@@ -125,7 +130,7 @@ impl BenchArgs {
                 refuse!("{name}: found {value}, expected a number from 1 to 65536");
             }
         }
-        Ok(Shape { config, seq, learned: seq - 1, batch: self.batch, steps: self.steps })
+        Ok(Shape { config, seq, batch: self.batch, steps: self.steps })
     }
 }
 
@@ -136,13 +141,14 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     let settings = args.settings()?;
     let shape = args.shape()?;
     if args.plan {
-        let device = Device::choose_for_plan(&settings)?.for_model(&settings, &shape.config);
+        let device = Device::choose_for_plan(&settings, args.gpu.as_deref())?.for_model(&settings, &shape.config);
         return super::plan::answer(
             &settings,
             &device,
             shape.spec(&settings)?,
             &stored_in_16_bits,
             shape.batch,
+            World::ALONE,
             &|_, _| Ok(None),
         );
     }
@@ -151,7 +157,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     }
     let (seq, tokens, flops) = (shape.seq, shape.tokens(), shape.flops());
     let measured = bench(&settings, shape)?;
-    let Measured { plan, spec, seconds, loss, kinds, cpu_peak_flops, device_bytes, host_bytes } = &measured;
+    let Measured { plan, spec, seconds, loss, kinds, linear, cpu_peak_flops, device_bytes, host_bytes, .. } = &measured;
     let step = seconds.iter().sum::<f64>() / seconds.len() as f64;
     let speed = tokens as f64 / step;
     let gpu = plan.device.gpu();
@@ -194,6 +200,9 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
         plan.place(),
         format_bytes(plan.peak_bytes())
     );
+    for row in linear {
+        let _ = writeln!(text, "linear layers: {row}");
+    }
     let _ = write!(text, "{:<24}{:>12}{:>8}{:>12}{:>10}", "operation", "ms a step", "share", "GFLOP/s", "of peak");
     for OpTime { name, seconds, flops } in &sorted {
         let _ = write!(text, "\n{name:<24}{:>12.3}{:>7.1}%", 1e3 * seconds, 100.0 * seconds / all);
@@ -228,6 +237,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
                 "peak_bytes": host_bytes,
             },
             "kernels": kernels,
+            "linear": linear,
             "gpu": gpu,
             "driver": driver(),
             "shape": args.shape,

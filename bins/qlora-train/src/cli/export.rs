@@ -3,6 +3,7 @@
 use super::answer::Answer;
 use super::cpu_only::CpuOnly;
 use super::merge::{BaseWeights, merge_base};
+use crate::adapter::engines::not_plain;
 use crate::adapter::{Adapter, recorded_base};
 use crate::base::{Checkpoint, resolve_model};
 use crate::error::{Error, Result};
@@ -114,6 +115,9 @@ fn uniform(args: &UniformArgs) -> Result<Answer> {
     let adapter = Adapter::load(&args.adapter)?;
     let uniform = export_uniform(&adapter, &args.adapter, &args.output_dir)?;
     let (config, output) = (&uniform.config, args.output_dir.display().to_string());
+    if let Some(what) = not_plain(config) {
+        warning!("{output}: the adapter has {what} too: vLLM and SGLang serve it merged only (`qlora-train merge`)");
+    }
     Ok(Answer {
         text: format!(
             "an adapter of rank {} and alpha {} throughout, in {}",

@@ -2,6 +2,7 @@
 
 use super::datasheet::peak_flops;
 use super::run_size::RunSize;
+use super::world::World;
 use crate::backend::OpWork;
 use crate::bench::layers::{StepTime, measure_layers};
 use crate::config::{Settings, gpu_named};
@@ -18,12 +19,20 @@ use std::time::Duration;
 
 #[derive(Args)]
 pub struct ForecastArgs {
-    /// What the machine costs an hour, in any currency: the plan says what the run costs
+    /// What a machine costs an hour, in any currency: the plan says what the run costs
     #[arg(long, value_name = "PRICE", value_parser = price)]
     price_per_hour: Option<f64>,
-    /// Measure steps of a few layers with random weights here, to say how long the run takes on this CPU
+    /// Measure steps with random weights here, of the whole model or of a few of its layers, to say how long the run
+    /// takes on this CPU
     #[arg(long)]
     measure: bool,
+}
+
+impl ForecastArgs {
+    /// Whether steps are measured on this machine.
+    pub fn measures(&self) -> bool {
+        self.measure
+    }
 }
 
 fn price(text: &str) -> std::result::Result<f64, String> {
@@ -52,7 +61,7 @@ impl Source {
 
     fn in_words(self) -> &'static str {
         match self {
-            Self::Measured => "by steps of a few layers with random weights, measured here",
+            Self::Measured => "by steps with random weights, measured here",
             Self::Predicted => "predicted, not measured",
             Self::Datasheet => "datasheet: its peak of dense bf16, so that no run is as fast",
         }
@@ -62,8 +71,9 @@ impl Source {
 struct Speed {
     machine: String,
     source: Source,
-    /// Seconds of a token that is trained on
+    /// Seconds of a token that is trained on, and of one that is evaluated
     token: f64,
+    evaluated_token: f64,
     /// Seconds of an update where the tokens' do not hold it
     update: f64,
 }
@@ -75,14 +85,27 @@ impl Speed {
             Some((_, seconds)) => (Source::Predicted, seconds),
             None => (Source::Datasheet, plan.flops / peak_flops(name)?),
         };
-        Some(Self { machine: name.to_owned(), source, token: seconds / spec.tokens.max(1) as f64, update: 0.0 })
+        let token = seconds / spec.tokens.max(1) as f64;
+        let evaluated_token = token * forward_share(plan);
+        Some(Self { machine: name.to_owned(), source, token, evaluated_token, update: 0.0 })
     }
 
-    fn of_cpu(settings: &Settings, device: &Device, spec: &ModelSpec, size: &RunSize) -> Result<Self> {
-        let StepTime { micro_batch, update } = measure_layers(settings, device, spec, size.rows)?;
-        let token = micro_batch / (size.rows.count * size.rows.length) as f64;
-        Ok(Self { machine: device.in_words(), source: Source::Measured, token, update })
+    fn of_cpu(planned: &Planned, size: &RunSize) -> Result<Self> {
+        let Planned { settings, device, spec, plan, .. } = planned;
+        let StepTime { micro_batch, update, evaluation } =
+            measure_layers(settings, device, spec, &size.samples, &size.evaluation)?;
+        let token = micro_batch / size.micro_batch_tokens().max(1.0);
+        let evaluated: usize = size.evaluation.iter().map(|row| row.length).sum();
+        let evaluated_token = if evaluated > 0 { evaluation / evaluated as f64 } else { token * forward_share(plan) };
+        Ok(Self { machine: device.in_words(), source: Source::Measured, token, evaluated_token, update })
     }
+}
+
+/// Part of the operations of a micro-batch that its forward pass has.
+fn forward_share(plan: &MemoryPlan) -> f64 {
+    let flops = |work: &[OpWork]| work.iter().map(|op| op.count as f64 * op.units).sum::<f64>();
+    let (forward, all) = (flops(&plan.forward), flops(&plan.work));
+    if all > 0.0 { forward / all } else { 1.0 / 3.0 }
 }
 
 /// What is known of a run that is to be forecast.
@@ -94,22 +117,22 @@ pub struct Planned<'a> {
     /// The value of `gpu`
     pub gpu: Option<&'a str>,
     pub size: Option<RunSize>,
+    pub world: World,
 }
 
 /// What a plan says of time and cost.
 pub struct Forecast {
     speed: Speed,
-    /// Time of a token that is evaluated over that of one that is trained on
-    forward: f64,
     size: RunSize,
     price: Option<f64>,
+    world: World,
 }
 
 impl Forecast {
     /// None where nothing is asked for. Refused: a price or a measurement without what it needs.
     pub fn make(args: &ForecastArgs, planned: &Planned) -> Result<Option<Self>> {
         let ForecastArgs { price_per_hour: price, measure } = *args;
-        let Planned { settings, device, spec, plan, gpu, size } = *planned;
+        let Planned { device, spec, plan, gpu, world, .. } = *planned;
         let gpu = gpu.and_then(gpu_named).map(|(name, _)| name).filter(|_| !device.is_cpu());
         let speed_is_known = gpu.is_some() || (measure && device.is_cpu());
         if measure && !device.is_cpu() {
@@ -121,7 +144,7 @@ impl Forecast {
                  give `--weights resident`"
             );
         }
-        let Some(size) = size.filter(|_| speed_is_known) else {
+        let Some(size) = planned.size.clone().filter(|_| speed_is_known) else {
             return match (price.is_some() || measure).then(|| missing(speed_is_known, device.is_cpu())) {
                 Some(missing) => refuse!("{missing}"),
                 None => Ok(None),
@@ -129,12 +152,9 @@ impl Forecast {
         };
         let speed = match gpu {
             Some(name) => Speed::of_gpu(name, spec, plan),
-            None => Some(Speed::of_cpu(settings, device, spec, &size)?),
+            None => Some(Speed::of_cpu(planned, &size)?),
         };
-        let flops = |work: &[OpWork]| work.iter().map(|op| op.count as f64 * op.units).sum::<f64>();
-        let (forward, all) = (flops(&plan.forward), flops(&plan.work));
-        let forward = if all > 0.0 { forward / all } else { 1.0 / 3.0 };
-        Ok(speed.map(|speed| Self { speed, forward, size, price }))
+        Ok(speed.map(|speed| Self { speed, size, price, world }))
     }
 
     /// Time of a step where it was measured, in seconds; None where it is predicted
@@ -143,11 +163,12 @@ impl Forecast {
     }
 
     fn step_seconds(&self) -> f64 {
-        self.speed.token * self.size.tokens / self.size.steps.max(1) as f64 + self.speed.update
+        let tokens = self.size.tokens * self.size.busiest;
+        self.speed.token * tokens / self.size.steps.max(1) as f64 + self.speed.update
     }
 
     fn evaluation_seconds(&self) -> f64 {
-        self.speed.token * self.forward * self.size.evaluated
+        self.speed.evaluated_token * self.size.evaluated / self.world.size as f64
     }
 
     /// Time of all steps and evaluations
@@ -157,6 +178,11 @@ impl Forecast {
 
     fn hours(&self) -> f64 {
         self.seconds() / 3600.0
+    }
+
+    /// That of all machines.
+    fn cost(&self) -> Option<f64> {
+        self.price.map(|price| price * self.hours() * self.world.machines() as f64)
     }
 
     pub fn text(&self) -> String {
@@ -178,8 +204,9 @@ impl Forecast {
                 _ => String::new(),
             }
         );
-        if let Some(price) = self.price {
-            text += &format!("; at {price} an hour: {:.2}", price * self.hours());
+        if let (Some(price), Some(cost)) = (self.price, self.cost()) {
+            let each = if self.world.machines() > 1 { " for a machine" } else { "" };
+            text += &format!("; at {price} an hour{each}: {cost:.2}");
         }
         text
     }
@@ -194,7 +221,7 @@ impl Forecast {
             "evaluation_seconds": self.evaluation_seconds(),
             "hours": self.hours(),
             "price_per_hour": self.price,
-            "cost": self.price.map(|price| price * self.hours()),
+            "cost": self.cost(),
         })
     }
 }
@@ -211,14 +238,30 @@ fn missing(speed_is_known: bool, is_cpu: bool) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::layers::Rows;
     use crate::config::GPUS;
 
     fn forecast(source: Source, price: Option<f64>, update: f64) -> Forecast {
-        let speed = Speed { machine: "H100".to_owned(), source, token: 1e-4, update };
-        let rows = Rows { count: 1, length: 100, learned: 99 };
-        let size = RunSize { steps: 100, tokens: 36_000_000.0, evaluated: 3_600_000.0, micro_batches: 1.0, rows };
-        Forecast { speed, forward: 0.5, size, price }
+        let speed = Speed { machine: "H100".to_owned(), source, token: 1e-4, evaluated_token: 0.5e-4, update };
+        let (samples, evaluation) = (Vec::new(), Vec::new());
+        let (steps, tokens, evaluated, micro_batches) = (100, 36_000_000.0, 3_600_000.0, 1.0);
+        let size = RunSize { steps, tokens, evaluated, micro_batches, busiest: 1.0, samples, evaluation };
+        Forecast { speed, size, price, world: World::ALONE }
+    }
+
+    #[test]
+    fn processes_share_the_time_and_each_machine_costs() {
+        let alone = forecast(Source::Predicted, Some(2.5), 0.6);
+        let size = RunSize { busiest: 0.25, ..alone.size.clone() };
+        let world = World { size: 4, here: 2 };
+        let shared = Forecast { size, world, ..forecast(Source::Predicted, Some(2.5), 0.6) };
+        let number = |forecast: &Forecast, key: &str| forecast.json()[key].as_f64().unwrap();
+        // 36 s of tokens, and the update, which each process does.
+        for (key, expected) in [("step_seconds", [36.6, 9.6]), ("evaluation_seconds", [180.0, 45.0])] {
+            let found = [&alone, &shared].map(|forecast| number(forecast, key));
+            assert!(found.iter().zip(expected).all(|(found, of)| (found - of).abs() < 1e-9), "{key}: {found:?}");
+        }
+        assert!((number(&shared, "cost") - 2.0 * 2.5 * (960.0 + 45.0) / 3600.0).abs() < 1e-9);
+        assert!(shared.text().ends_with("; at 2.5 an hour for a machine: 1.40"), "{}", shared.text());
     }
 
     #[test]

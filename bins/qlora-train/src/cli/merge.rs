@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::export::{Measurements, MergeBase, MergeOptions, Merged, measure, merge, trained_options};
 use crate::files::units::{format_bytes, parse_bytes};
 use crate::refuse;
-use crate::report::{Bars, printable, status, status_lines, warning};
+use crate::report::{Bars, count, printable, status, status_lines, warning};
 use crate::session::host::set_threads;
 use crate::session::training_data::{data_options, find_files, training_options};
 use crate::session::{Device, Interruption, Loaded};
@@ -181,11 +181,12 @@ fn answer(args: &MergeArgs, checkpoint: &Checkpoint, options: &MergeOptions, don
     };
     Answer {
         text: format!(
-            "{} linear weights changed by the adapter{}, the base {what}: {} in {}",
+            "{} linear weights changed by the adapter{}{}, the base {what}: {} in {}",
             done.changed,
-            match done.whole {
+            others(done.whole),
+            match done.rows {
                 0 => String::new(),
-                whole => format!(", {whole} others are its own"),
+                rows => format!(", {} for single tokens", count(rows as u64, "row")),
             },
             format_bytes(done.written.bytes),
             printable(&output)
@@ -194,6 +195,7 @@ fn answer(args: &MergeArgs, checkpoint: &Checkpoint, options: &MergeOptions, don
             "output": output,
             "changed": done.changed,
             "whole": done.whole,
+            "token_rows": done.rows,
             "base_weights": name,
             "base": {"name": checkpoint.base_name().name, "revision": checkpoint.base_name().revision},
             "adapter": args.adapter.display().to_string(),
@@ -201,5 +203,24 @@ fn answer(args: &MergeArgs, checkpoint: &Checkpoint, options: &MergeOptions, don
             "bytes": done.written.bytes,
             "warnings": done.warnings,
         }),
+    }
+}
+
+/// Words for so many weights that the adapter has itself.
+fn others(whole: usize) -> String {
+    match whole {
+        0 => String::new(),
+        1 => ", 1 other is its own".to_owned(),
+        _ => format!(", {whole} others are its own"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_of_the_adapter_are_counted_in_words() {
+        assert_eq!([0, 1, 9].map(others), ["", ", 1 other is its own", ", 9 others are its own"]);
     }
 }

@@ -20,11 +20,13 @@ mod merge;
 mod model_args;
 mod plan;
 mod preview;
+mod push;
 mod quantize;
 mod report;
 mod run_size;
 mod sampling_args;
 mod train;
+mod world;
 
 use crate::config::{SettingsArgs, unknown_flag};
 use crate::error::{Context, Error, Result};
@@ -72,6 +74,8 @@ enum Command {
     Export(export::ExportArgs),
     /// Check which engines take an adapter, with the command that serves it; the exit status is 0 if all do, 1 if not
     Check(check::CheckArgs),
+    /// Upload an adapter to a model hub, as one commit
+    Push(push::PushArgs),
     /// Evaluate loss and perplexity
     Eval(eval::EvalArgs),
     /// Generate text
@@ -116,7 +120,7 @@ fn build() -> String {
 const ELSEWHERE: [(&[&str], &str); 4] = [
     (&["fuse"], "`qlora-train merge --model BASE --adapter DIR --output-dir NEW` merges an adapter into its base"),
     (&["serve"], "vLLM serves an adapter: `vllm serve BASE --enable-lora --lora-modules name=DIR`"),
-    (&["upload", "push"], "`hf upload REPOSITORY DIR` uploads an adapter"),
+    (&["upload", "publish"], "`qlora-train push DIR --to ORG/NAME` uploads an adapter"),
     (&["config", "new"], "`qlora-train init` writes a settings file to begin with"),
 ];
 
@@ -151,6 +155,7 @@ pub fn main(commit: &'static str) -> ExitCode {
         Command::Merge(args) => merge::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Push(args) => push::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args, cli.json),
         Command::Chat(args) => chat::run(&args, cli.json),

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::refuse;
 use crate::report::{count, printable, printable_lines, status_lines};
 use crate::session::host::set_threads;
+use crate::session::model_spec::lora_spec;
 use crate::session::training_data::{
     data_options, find_files, mix, names, schedule, schedule_options, training_options, validation_options,
     validation_rows,
@@ -103,7 +104,8 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
         let validation = data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &of_validation)?;
         status_lines!(validation.report.validation_lines());
     }
-    warn_of_untrained_tokens(&loaded, &dataset.rows)?;
+    let trained = lora_spec(&settings, loaded.checkpoint.arch()).unwrap_or_default();
+    warn_of_untrained_tokens(&loaded, &trained, &dataset.rows)?;
     let tokenizer = loaded.tokenizer();
     let special = SpecialTokens::new(tokenizer, &options.eos_token_ids);
     let checks = Checks::of(&dataset.rows, &special);

@@ -1,34 +1,46 @@
 //! Steps and tokens of a run that is planned.
 
-use crate::bench::layers::Rows;
+use super::world::World;
+use crate::arch::Arch;
+use crate::bench::RowShape;
+use crate::bench::layers::Sample;
 use crate::config::Settings;
+use crate::data::Rows;
 use crate::session::TrainingData;
 
 /// What a run computes, on average over its steps.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RunSize {
     pub steps: u64,
     /// Tokens that are trained on, over all steps
     pub tokens: f64,
     /// Tokens of validation rows, over all evaluations
     pub evaluated: f64,
-    /// Micro-batches of a step
+    /// Micro-batches of a step, of all processes
     pub micro_batches: f64,
-    pub rows: Rows,
+    /// Part of a step's tokens that the process with the most of them computes
+    pub busiest: f64,
+    /// Micro-batches that stand for all of them, the best choice first
+    pub samples: Vec<Sample>,
+    /// Rows of a batch that is evaluated
+    pub evaluation: Vec<RowShape>,
 }
 
 impl RunSize {
     /// The run over these rows, by its first epoch.
-    pub fn of(settings: &Settings, data: &TrainingData) -> Self {
+    pub fn of(settings: &Settings, arch: &Arch, data: &TrainingData, world: World) -> Self {
         let schedule = &data.schedule;
         let (steps, per_epoch) = (schedule.total_steps(), schedule.steps_per_epoch());
         let seen = steps.min(per_epoch).max(1);
-        let first: Vec<Vec<usize>> =
-            schedule.steps(0).take(seen as usize).flat_map(|step| step.micro_batches).collect();
-        let (mut rows, mut tokens, mut learned) = (0, 0, 0);
-        for &row in first.iter().flatten() {
-            (rows, tokens, learned) = (rows + 1, tokens + data.rows.tokens(row), learned + data.rows.supervised(row));
+        let row = |row: usize| shape_of(&data.rows, row);
+        let (mut first, mut most) = (Vec::new(), 0);
+        for step in schedule.steps(0).take(seen as usize) {
+            let of_step = step.micro_batches.into_iter().map(|rows| rows.into_iter().map(row).collect::<Vec<_>>());
+            let of_step: Vec<Vec<RowShape>> = of_step.collect();
+            most += most_of_a_process(&of_step, world.size);
+            first.extend(of_step);
         }
+        let tokens: usize = first.iter().map(|rows| tokens_of(rows)).sum();
         let validation: usize = data.validation.lengths().sum();
         let evaluations = settings.eval_steps.times(steps, per_epoch).max(1) + u64::from(settings.eval_on_start);
         Self {
@@ -36,44 +48,92 @@ impl RunSize {
             tokens: tokens as f64 * steps as f64 / seen as f64,
             evaluated: validation as f64 * evaluations as f64,
             micro_batches: first.len() as f64 / seen as f64,
-            rows: average(rows, tokens, learned, first.len()),
+            busiest: most as f64 / tokens.max(1) as f64,
+            samples: Sample::of(arch, &first),
+            evaluation: first_batch(&data.validation, data.tokens),
         }
     }
 
     /// Without rows, of as many steps as the settings name, each as long as they allow.
-    pub fn of_settings(settings: &Settings) -> Option<Self> {
+    pub fn of_settings(settings: &Settings, arch: &Arch, world: World) -> Option<Self> {
         let steps = settings.max_steps.0? as u64;
         let (rows, length) = (settings.per_device_train_batch_size, settings.max_length);
-        let micro_batches = settings.gradient_accumulation_steps as f64;
+        let of_step = settings.gradient_accumulation_steps;
+        let micro_batches = of_step as f64;
+        let row = RowShape { length, learned: length.saturating_sub(1) };
         Some(Self {
             steps,
             tokens: steps as f64 * micro_batches * (rows * length) as f64,
             evaluated: 0.0,
             micro_batches,
-            rows: Rows { count: rows, length, learned: length.saturating_sub(1) },
+            busiest: of_step.div_ceil(world.size) as f64 / micro_batches,
+            samples: Sample::of(arch, &[vec![row; rows]]),
+            evaluation: Vec::new(),
         })
+    }
+
+    /// Tokens of a micro-batch, on average
+    pub fn micro_batch_tokens(&self) -> f64 {
+        self.tokens / (self.steps.max(1) as f64 * self.micro_batches)
     }
 }
 
-/// A micro-batch of equal rows with as many tokens as they have on average.
-fn average(rows: usize, tokens: usize, learned: usize, micro_batches: usize) -> Rows {
-    let of_micro_batch = |sum: usize| sum as f64 / micro_batches.max(1) as f64;
-    let count = of_micro_batch(rows).round().max(1.0);
-    let length = ((of_micro_batch(tokens) / count).round() as usize).max(2);
-    let learned = (of_micro_batch(learned) / count).round() as usize;
-    Rows { count: count as usize, length, learned: learned.clamp(1, length - 1) }
+fn tokens_of(rows: &[RowShape]) -> usize {
+    rows.iter().map(|row| row.length).sum()
+}
+
+/// Tokens of a step for the one of so many processes that has the most: they take its micro-batches in turn.
+fn most_of_a_process(micro_batches: &[Vec<RowShape>], processes: usize) -> usize {
+    let of_process =
+        |rank: usize| micro_batches.iter().skip(rank).step_by(processes).map(|rows| tokens_of(rows)).sum::<usize>();
+    (0..processes.min(micro_batches.len())).map(of_process).max().unwrap_or(0)
+}
+
+/// A row of which as many tokens are learned. It is at least a token and one that it predicts.
+fn shape_of(rows: &Rows, row: usize) -> RowShape {
+    let length = rows.tokens(row).max(2);
+    RowShape { length, learned: rows.supervised(row).clamp(1, length - 1) }
+}
+
+/// The first rows that are evaluated side by side: of at most so many tokens.
+fn first_batch(rows: &Rows, capacity: usize) -> Vec<RowShape> {
+    let mut tokens = 0;
+    let fits = |row: &RowShape| {
+        tokens += row.length;
+        tokens <= capacity
+    };
+    (0..rows.len()).map(|row| shape_of(rows, row)).take_while(fits).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Row;
 
     #[test]
-    fn an_average_micro_batch_has_the_tokens_of_all() {
-        let rows = |count, length, learned| Rows { count, length, learned };
-        assert_eq!(average(12, 1200, 300, 12), rows(1, 100, 25));
-        assert_eq!(average(120, 6000, 3000, 10), rows(12, 50, 25));
-        // A row is at least a token and one that it predicts.
-        assert_eq!([average(1, 1, 0, 1), average(0, 0, 0, 0)], [rows(1, 2, 1); 2]);
+    fn processes_take_micro_batches_in_turn() {
+        let of = |lengths: &[usize], processes: usize| {
+            let row = |&length: &usize| vec![RowShape { length, learned: 1 }];
+            most_of_a_process(&lengths.iter().map(row).collect::<Vec<_>>(), processes)
+        };
+        assert_eq!([1, 2, 3, 9].map(|processes| of(&[50, 10, 20, 30, 5], processes)), [115, 75, 80, 50]);
+        assert_eq!(of(&[], 4), 0);
+    }
+
+    #[test]
+    fn rows_that_are_evaluated_side_by_side_fit_a_batch() {
+        let row = |length: usize, learned: usize| Row {
+            input_ids: vec![1; length],
+            labels: (0..length).map(|at| if at + learned < length { -100 } else { 1 }).collect(),
+            weights: Vec::new(),
+            file: 0,
+            line: 1,
+            task: None,
+        };
+        let rows = Rows::from(vec![row(8, 3), row(4, 3), row(9, 1)]);
+        let shape = |length, learned| RowShape { length, learned };
+        assert_eq!(first_batch(&rows, 12), [shape(8, 3), shape(4, 3)]);
+        assert_eq!((first_batch(&rows, 100).len(), first_batch(&rows, 7).len()), (3, 0));
+        assert_eq!(shape_of(&Rows::from(vec![row(1, 0)]), 0), shape(2, 1));
     }
 }

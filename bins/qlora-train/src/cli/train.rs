@@ -2,7 +2,7 @@
 
 use super::answer::Answer;
 use crate::comm::launch::Launch;
-use crate::comm::{Communicator, SingleProcess, Tcp, Timeouts};
+use crate::comm::{Communicator, Joined, SingleProcess, Timeouts};
 use crate::config::SettingsArgs;
 use crate::error::Result;
 use crate::files::units::format_bytes;
@@ -15,9 +15,9 @@ use serde_json::json;
 pub fn run(args: &SettingsArgs, build: &str) -> Result<Answer> {
     let Some(launch) = Launch::detect()? else { return train_among(args, &mut SingleProcess) };
     set_rank(launch.rank);
-    let mut comm = Tcp::join(&launch, build, Timeouts::of_environment()?)?;
-    let answer = train_among(args, &mut comm);
-    match (comm.leave(answer.as_ref().err()), &answer) {
+    let mut joined = Joined::join(&launch, build, Timeouts::of_environment()?)?;
+    let answer = train_among(args, joined.comm());
+    match (joined.leave(answer.as_ref().err()), &answer) {
         // All is written.
         (Err(error), Ok(_)) if speaks() => warning!("the run is finished, but {error}"),
         (Err(error), Ok(_)) => return Err(error),

@@ -174,6 +174,19 @@ fn per_epoch(setting: &'static str, value: &Value, weak: bool) -> Result<Option<
 /// Stands for alpha / r, which is alpha only once r is known.
 pub const LORA_SCALE: &str = "lora.scale";
 
+/// Stand for the subset and the split of a data set of the hub, where they are given beside its id.
+pub const SUBSET: &str = "data.name";
+pub const SPLIT: &str = "data.split";
+
+/// The split that is meant where none is named.
+pub const DEFAULT_SPLIT: &str = "train";
+
+/// A name that is part of the data set beside it. The default is one too: as a flag it takes the place of a file's.
+fn part_of_data(setting: &'static str, value: &Value, default: &str) -> Result<Option<Implied>, Reject> {
+    let text = if is_unset(value) { default.to_owned() } else { String::read(value)? };
+    Ok(Some(Implied::new(setting, Value::text(text.trim()))))
+}
+
 /// Values of `gpu`, NVIDIA's names and the memory that CUDA sees, ECC on where it is the default.
 pub const GPUS: [(&str, &str, &str); 10] = [
     ("l40s", "L40S", "44.4GiB"),
@@ -216,6 +229,19 @@ pub const DERIVED: &[Derived] = &[
             scale if scale > 0.0 => Ok(Some(Implied::new(LORA_SCALE, value.clone()))),
             _ => Err(Reject::Wrong),
         },
+    },
+    // TRL's names of the two arguments that `load_dataset` takes beside the id.
+    Derived {
+        names: &["dataset_config"],
+        switch: false,
+        values: "the name of a subset of a data set on the hub",
+        read: |value| part_of_data(SUBSET, value, ""),
+    },
+    Derived {
+        names: &["dataset_train_split"],
+        switch: false,
+        values: "the name of a split of a data set on the hub",
+        read: |value| part_of_data(SPLIT, value, DEFAULT_SPLIT),
     },
     Derived {
         names: &["use_tensorboard"],

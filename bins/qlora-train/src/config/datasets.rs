@@ -31,7 +31,7 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("train_on_eos", &["turn"]),
     ("train_on_eot", &["turn"]),
     ("conversation", &["chatml"]),
-    ("name", &["default", "main"]),
+    ("name", &ONLY_SUBSET),
     ("revision", &["main"]),
 ];
 /// Keys of a data set that change nothing.
@@ -223,6 +223,38 @@ fn hub_id(entries: &[Entry]) -> Option<(&Entry, &str)> {
     is_id.then_some((entry, text.as_str()))
 }
 
+/// Names of a subset that stand for the only one.
+const ONLY_SUBSET: [&str; 2] = ["default", "main"];
+
+/// A value of `data` with the `name` of a subset and the `split` that stand beside it. Errors: it is not one data set
+/// of the hub, or its id says already which part is meant.
+pub fn with_parts(data: &Value, parts: &[(&str, &Value)]) -> Result<Value, Reject> {
+    let one = match data {
+        Value::List(items) if items.len() == 1 => &items[0],
+        one => one,
+    };
+    if !matches!(one, Value::Str(_)) {
+        return Err(Reject::Because(format!("found {one} as the data, expected the id of one data set on the hub")));
+    }
+    let entry = |key: &str, value: &Value| Entry { key: key.to_owned(), line: 0, value: value.clone() };
+    let beside = parts.iter().map(|(key, value)| entry(key, value));
+    let entries: Vec<Entry> = std::iter::once(entry("path", one)).chain(beside).collect();
+    if let Some((_, id)) = hub_id(&entries) {
+        let paths = of_hub(id, &entries)?;
+        return Ok(Value::List(paths.iter().map(|path| Value::text(path.display().to_string())).collect()));
+    }
+    let says_nothing = |(key, value): &(&str, &Value)| {
+        *key == "name" && matches!(value, Value::Str(name) if ONLY_SUBSET.contains(&name.as_str()))
+    };
+    match parts.iter().all(says_nothing) {
+        true => Ok(data.clone()),
+        false => Err(Reject::Because(format!(
+            "found {one} as the data, which is no id of the hub: files have no subsets and splits; give the path of \
+             the files that are meant, and leave this out"
+        ))),
+    }
+}
+
 /// An id of the hub with the revision, subset and split that stand beside it, one for each pattern of files.
 fn of_hub(id: &str, entries: &[Entry]) -> Result<Vec<PathBuf>, Reject> {
     let given = |key: &str| entries.iter().find(|entry| entry.key == key && !is_unset(&entry.value));
@@ -232,7 +264,7 @@ fn of_hub(id: &str, entries: &[Entry]) -> Result<Vec<PathBuf>, Reject> {
     // A revision stands before part and rows.
     if whole || (id.contains(['@', ':', '[']) && revision.is_some()) {
         return Err(Reject::Because(format!(
-            "found `path: {id}`, which says which part is meant, and a key beside it that says it too: keep one of them"
+            "found `{id}`, which says which part is meant, and a key beside it that says it too: keep one of them"
         )));
     }
     let base = revision.map_or_else(|| id.to_owned(), |revision| format!("{id}@{revision}"));

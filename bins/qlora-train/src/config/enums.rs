@@ -59,6 +59,16 @@ choices! {
         Disk: "disk"
     } not yet {}
 
+    /// Code that computes the linear layers on a GPU.
+    LinearKernels {
+        /// By the GPU and the tokens of a batch
+        Auto: "auto",
+        /// Kernels that read the weights in NF4
+        Fused: "fused",
+        /// Weights in bf16 first, then products of cuBLASLt
+        Dequantize: "dequantize"
+    } not yet {}
+
     /// Arithmetic of the CPU.
     Compute {
         F32: "f32" | "float32" | "fp32",

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::answers::SamplePrompts;
-use super::compat::{Heard, Implied, Known, LORA_SCALE, Treatment, is_section, lookup, nearest, normal};
-use super::datasets::{OF_EACH, OWN_TEMPLATE, data_faults, data_implies};
+use super::compat::{DEFAULT_SPLIT, Heard, Implied, Known, LORA_SCALE, SPLIT, SUBSET, Treatment};
+use super::compat::{is_section, lookup, nearest, normal};
+use super::datasets::{OF_EACH, OWN_TEMPLATE, data_faults, data_implies, with_parts};
 use super::enums::{Preset, Quantization, Scheduler};
 use super::intervals::{Every, Resume};
 use super::table::{SETTINGS, SettingInfo, Settings};
@@ -52,6 +53,8 @@ struct Layer {
     scale: Option<Given>,
     /// A data set that asks for the model's own chat template
     own_template: Option<Given>,
+    /// Subset and split of the data set, where they stand beside it
+    parts: BTreeMap<&'static str, Given>,
     /// Keys that change nothing here, as they were written.
     no_effect: Vec<String>,
     notes: Vec<String>,
@@ -160,6 +163,10 @@ impl Layer {
         }
         if setting == OWN_TEMPLATE {
             self.own_template = Some(given);
+            return Ok(());
+        }
+        if [SUBSET, SPLIT].contains(&setting) {
+            self.parts.insert(setting, given);
             return Ok(());
         }
         if weak {
@@ -511,7 +518,12 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     for (name, given) in flags.weak {
         all.entry(name).or_insert(given);
     }
+    let other_data = flags.given.contains_key("data");
     all.extend(flags.given);
+    let mut parts = if other_data { BTreeMap::new() } else { file.parts };
+    parts.extend(flags.parts);
+    parts.retain(|setting, part| part.value != Value::text(if *setting == SPLIT { DEFAULT_SPLIT } else { "" }));
+    faults.extend(join_parts(&mut all, &parts).err());
 
     let mut notes = Vec::new();
     let mut settings = Settings::default();
@@ -595,6 +607,20 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
 
 fn clash(one: &str, other: &str, place: &str) -> String {
     format!("`{one}` stands in for `{other}`, which {place} gives as well: keep one of them")
+}
+
+/// Puts subset and split of a data set of the hub into the value of `data` that they stand beside.
+fn join_parts(all: &mut BTreeMap<&'static str, Given>, parts: &BTreeMap<&'static str, Given>) -> Result<(), Fault> {
+    let Some((setting, part)) = parts.first_key_value() else { return Ok(()) };
+    let key = if *setting == SUBSET { "dataset_config" } else { "dataset_train_split" };
+    let fault = |reject| Fault::new(rejected(&part.place, &part.value, "a part of the data", reject), key, part.line);
+    let Some(data) = all.get_mut("data") else {
+        return Err(fault(Reject::Because("found no data set beside it, expected its id on the hub".to_owned())));
+    };
+    let named: Vec<(&str, &Value)> =
+        parts.iter().map(|(setting, part)| (setting.trim_start_matches("data."), &part.value)).collect();
+    data.value = with_parts(&data.value, &named).map_err(fault)?;
+    Ok(())
 }
 
 /// Puts the revision of `model: org/name@revision` into `revision`.

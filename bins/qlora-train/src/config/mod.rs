@@ -63,13 +63,13 @@ pub use args::{SettingsArgs, parse_overrides, unknown_flag};
 pub use compat::{GPUS, all_names, gpu_named, nearest};
 pub use derived::{LARGE_MODEL_PARAMETERS, Purpose, commented_yaml, settings_markdown};
 pub use enums::{
-    BadRow, Checkpointing, Compute, Device, InitLora, MixStrategy, Optim, Preset, PromptCompletion, Quantization,
-    Scheduler, TargetModules, TokenTile, TooLong, WeightResidency,
+    BadRow, Checkpointing, Compute, Device, InitLora, LinearKernels, MixStrategy, Optim, Preset, PromptCompletion,
+    Quantization, Scheduler, TargetModules, TokenTile, TooLong, WeightResidency,
 };
 pub use intervals::{Every, Resume};
 pub use lints::AllowedLints;
 pub use mixing::{OfEach, RowsOfEach};
-pub use patterns::{LayerNumbers, Pattern};
+pub use patterns::{LayerNumbers, Pattern, TokenIndices};
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};
 pub use template_names::FALLBACK as FALLBACK_TEMPLATE;
 pub use trackers::ReportTo;

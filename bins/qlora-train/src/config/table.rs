@@ -7,13 +7,13 @@ use serde_json::Value as Json;
 
 use super::answers::{BestMetric, SamplePrompts, is_pattern};
 use super::enums::{
-    BadRow, Checkpointing, Compute, Device, InitLora, MixStrategy, Optim, Preset, PromptCompletion, Quantization,
-    Scheduler, TargetModules, TokenTile, TooLong, WeightResidency,
+    BadRow, Checkpointing, Compute, Device, InitLora, LinearKernels, MixStrategy, Optim, Preset, PromptCompletion,
+    Quantization, Scheduler, TargetModules, TokenTile, TooLong, WeightResidency,
 };
 use super::intervals::{Every, Resume};
 use super::lints::AllowedLints;
 use super::mixing::{OfEach, RowsOfEach};
-use super::patterns::{LayerNumbers, ModuleNames, Pattern};
+use super::patterns::{LayerNumbers, ModuleNames, Pattern, TokenIndices};
 use super::trackers::ReportTo;
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet, is_auto};
 use super::yaml::Value;
@@ -202,14 +202,17 @@ settings! {
     alpha_pattern: Pattern<f64> = Pattern::default(), "{}",
         "names of modules or regular expressions, each with a number above 0, at most 65536", ResultsIfSet,
         ["lora_alpha_pattern", "lora.alpha_pattern"], |v| v.0.values().all(|a| *a > 0.0 && *a <= 65536.0);
-    "A magnitude for each output beside the low-rank terms (DoRA): a step computes every linear layer once more. vLLM, SGLang and llama.cpp serve it merged only. Only the CPU computes it so far."
+    "A magnitude for each output beside the low-rank terms (DoRA): a step computes every linear layer once more. vLLM, SGLang and llama.cpp serve it merged only."
     use_dora: bool = false, "false", "true or false", ResultsIfSet, ["peft_use_dora", "lora.use_dora"];
     "What the adapters begin with: `true` is a random A and a B of zero; `pissa` the largest singular directions of the weights, `pissa_niter_N` those nearly, by N sweeps; `olora` the beginning of their QR decomposition. The last three train on a base less what they begin with, and the adapter is written for the base as it is, of twice the rank."
     init_lora_weights: InitLora = InitLora::Random, "true", "true, pissa, pissa_niter_N or olora", ResultsIfSet,
         ["peft_init_lora_weights", "lora.init_lora_weights"];
-    "Modules that are trained whole beside the adapters: `embed_tokens`, `lm_head` or norms, by the end of their paths as in PEFT. Where the output layer is the embedding, both are trained as one tensor. Only the CPU trains them so far."
+    "Modules that are trained whole beside the adapters: `embed_tokens`, `lm_head` or norms, by the end of their paths as in PEFT. Where the output layer is the embedding, both are trained as one tensor."
     modules_to_save: ModuleNames = ModuleNames::default(), "none", "names of modules", ResultsIfSet,
         ["lora_modules_to_save", "additional_target", "lora.modules_to_save"];
+    "Tokens whose rows of the embedding are trained beside the adapters, by their ids: for marks and words that the base never learned. As an object, `embed_tokens` and `lm_head` have lists of their own; where the output layer is the embedding, its rows are the same. vLLM, SGLang and llama.cpp serve the adapter merged only. Only the CPU trains them so far."
+    trainable_token_indices: TokenIndices = TokenIndices::default(), "none", "ids of tokens, or an object of modules with ids", ResultsIfSet,
+        ["peft_trainable_token_indices", "lora.trainable_token_indices"];
     "Class that will serve the adapter, where the base is the text model of a larger one: that of the larger, such as Gemma3ForConditionalGeneration, or the text model's own, such as Gemma3ForCausalLM."
     adapter_architecture: Option<String> = None, "the class that config.json names", "the name of a class of transformers", ResultsIfSet, [];
     "Scale alpha / √r instead of alpha / r."
@@ -347,6 +350,8 @@ settings! {
         |v| v.is_none_or(|v| (1..=4096).contains(&v));
     "What the CPU computes in: `bf16` holds activations in bf16 and sums in f32, and needs a processor with AVX-512-BF16 or AMX; `auto` takes it where there is one, else f32, and a resumed run computes as it began. A GPU always computes in bf16."
     compute: Option<Compute> = None, "auto", "auto, f32 or bf16", ResultsIfSet, [];
+    "What computes the linear layers on a GPU: `fused` are kernels that read the weights in NF4; `dequantize` writes those of one input in bf16 first and has cuBLASLt compute one product, with the low-rank term in the same sum. Up to 16 tokens, and gradients of inputs under `lora_dropout`, stay with the fused kernels. `auto` dequantizes for batches of 1,024 tokens and more on an H100 or H200 that has cuBLASLt. The two differ in the last bits; with `auto` a resumed run computes as it began."
+    linear: LinearKernels = LinearKernels::Auto, "auto", "auto, fused or dequantize", ResultsIfSet, [];
     "Where the run works; `auto` takes a GPU if there is one and the build has CUDA, and says which it took."
     device: Option<Device> = None, "auto", "auto, cpu, cuda or cuda:N", RunOnly, [];
 }

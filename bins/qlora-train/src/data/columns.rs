@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::keys::{KNOWN_KEYS, TASK, compares, is_of_other_meaning};
+use super::keys::{ADAPTER, KNOWN_KEYS, TASK, compares, is_of_other_meaning};
 use super::row_kind::RowKind;
 use super::unused::may_be_flag;
 use super::weight;
@@ -104,7 +104,7 @@ impl Columns {
             || is_of_other_meaning(name)
             || compares(name)
             || weight::KEYS.contains(&name)
-            || name == TASK
+            || [TASK, ADAPTER].contains(&name)
             || self.renamed.iter().any(|(column, _)| column == name)
     }
 
@@ -115,7 +115,7 @@ impl Columns {
 
     /// Whether a column makes a row of some format.
     pub(super) fn makes_rows(&self, name: &str) -> bool {
-        let is_beside = name == TASK || weight::KEYS.contains(&name);
+        let is_beside = [TASK, ADAPTER].contains(&name) || weight::KEYS.contains(&name);
         self.reads(name) && !is_beside && (!compares(name) || is_of_other_meaning(name))
     }
 

@@ -276,9 +276,10 @@ impl<'a> Loader<'a, '_> {
 
     fn row(&self, row: &Value, kind: RowKind) -> Result<Read, String> {
         let map = row.as_object().ok_or("expected a row (a JSON object)")?;
-        let task = rows::task(map)?;
+        let task_key = self.options.task_key();
+        let task = rows::task(map, task_key)?;
         let mut notes = Vec::new();
-        rows::check_keys(map, kind, &mut notes)?;
+        rows::check_keys(map, kind, task_key, &mut notes)?;
         let weight = formats::row_weight(map, kind)?;
         let (input_ids, mut labels, mut weights, open_ended) = match (kind, self.tokenizer) {
             (RowKind::Tokenized, _) => {

@@ -45,6 +45,11 @@ impl DataFiles {
     /// Finds the files that `paths` mean; those of an id of the hub are downloaded where the cache lacks them. Refused:
     /// an address, a pattern that nothing matches, a folder without rows, an id that neither hub nor cache has.
     pub fn find(paths: &[PathBuf]) -> Result<Self> {
+        Self::find_by(paths, &Environment::read())
+    }
+
+    /// Like [`find`](Self::find), by the caches, the hub and the recorded commits of `environment`.
+    pub fn find_by(paths: &[PathBuf], environment: &Environment) -> Result<Self> {
         let mut found = Self::default();
         for path in paths {
             let text = path.to_string_lossy();
@@ -64,7 +69,7 @@ impl DataFiles {
                          the hub write {text}@main"
                     );
                 }
-                let files = find_data_set(&Environment::read(), &id)?;
+                let files = find_data_set(environment, &id)?;
                 found.training.extend(files.training);
                 found.validation.extend(files.validation);
             } else if path.is_dir() {

@@ -20,6 +20,11 @@ impl Histogram {
         self.0[bucket] += 1;
     }
 
+    /// Whether rows of such lengths can be: of a histogram that was read from a file.
+    pub(super) fn is_valid(&self, most: usize) -> bool {
+        self.0.len() <= usize::BITS as usize && self.0.iter().all(|&rows| rows <= most)
+    }
+
     /// (shortest, longest, rows) of every bucket from the first to the last that has rows.
     pub fn buckets(&self) -> Vec<(usize, usize, usize)> {
         let first = self.0.iter().position(|&rows| rows > 0).unwrap_or(self.0.len());

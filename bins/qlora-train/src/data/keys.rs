@@ -157,6 +157,9 @@ fn other_meaning(key: &str, value: &Value) -> Option<&'static str> {
 /// What a row of any format is of: evaluated apart from rows of other tasks.
 pub(super) const TASK: &str = "task";
 
+/// The adapter that a row of any format is evaluated with, where each row names its own.
+pub(super) const ADAPTER: &str = "adapter";
+
 /// Whether a value says nothing: null, or empty.
 pub(super) fn is_empty(value: &Value) -> bool {
     match value {

@@ -17,6 +17,8 @@ mod dataset;
 mod each;
 mod files;
 mod formats;
+#[doc(hidden)]
+pub mod fuzzing;
 mod growth;
 mod guard;
 mod habits;
@@ -77,7 +79,7 @@ pub use row_kind::RowKind;
 pub use row_list::Rows;
 pub use sampler::{Longest, Packing, Schedule, ScheduleOptions, Step, Steps, order};
 pub use stream::TextStream;
-pub use template::{Builtin, ChatTemplate, heap_peak};
+pub use template::{Builtin, ChatTemplate, heap_peak, trim_heap};
 pub use token_cache::{TokenCache, TokenizedRows, load_tokenized, recall, remember};
 pub use tokenizer::{AddedToken, ChatTokenizer};
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::columns::Columns;
+use super::keys::{ADAPTER, TASK};
 use crate::config::{BadRow, PromptCompletion, TooLong};
 use crate::hub::Slice;
 
@@ -37,11 +38,18 @@ pub struct DataOptions {
     pub known_rows: Arc<HashSet<RowIdentity>>,
     /// Whether a prompt and its completion are turns of the chat template.
     pub prompt_completion: PromptCompletion,
+    /// Whether a row's task is the adapter that it names under `adapter`, in place of what it has under `task`.
+    pub by_adapter: bool,
     /// Bytes that the rows may take.
     pub memory: u64,
 }
 
 impl DataOptions {
+    /// The key that names a row's task.
+    pub(super) fn task_key(&self) -> &'static str {
+        if self.by_adapter { ADAPTER } else { TASK }
+    }
+
     /// Numbers of the rows that are meant of a file, counted from 0.
     pub(super) fn rows_of(&self, file: usize) -> Range<u64> {
         self.rows_of_each.get(file).and_then(Slice::rows).unwrap_or(0..u64::MAX)
@@ -72,6 +80,7 @@ impl Default for DataOptions {
             deduplicate: false,
             known_rows: Arc::default(),
             prompt_completion: PromptCompletion::Auto,
+            by_adapter: false,
             memory: u64::MAX,
         }
     }

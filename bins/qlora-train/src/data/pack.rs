@@ -37,14 +37,13 @@ fn check_length(row: usize, length: usize, max_length: usize) -> Result<()> {
 /// returned in the order of the row that opened them, so that another order gives other bins. Every row of `order` is
 /// in exactly one bin. Errors: a row longer than `max_length`.
 pub fn pack(lengths: &[usize], order: &[usize], max_length: usize) -> Result<Vec<Vec<usize>>> {
-    let mut by_length: Vec<(Reverse<usize>, usize)> =
-        order.iter().enumerate().map(|(rank, &row)| (Reverse(lengths[row]), rank)).collect();
-    by_length.sort_unstable();
+    let by_length = longest_first(lengths, order, max_length)?;
     // Bins as ranks in `order`, and by their free tokens, the first of equals on top, to find the best fit.
     let mut bins: Vec<Vec<usize>> = Vec::new();
     let mut free: BTreeMap<usize, BinaryHeap<Reverse<usize>>> = BTreeMap::new();
-    for (Reverse(length), rank) in by_length {
-        check_length(order[rank], length, max_length)?;
+    for rank in by_length {
+        let rank = rank as usize;
+        let length = lengths[order[rank]];
         let fit = free.range_mut(length..).next().map(|(&room, bins)| (room, bins.pop(), bins.is_empty()));
         let (room, bin) = match fit {
             Some((room, Some(Reverse(bin)), emptied)) => {
@@ -64,4 +63,48 @@ pub fn pack(lengths: &[usize], order: &[usize], max_length: usize) -> Result<Vec
     }
     bins.sort_by_key(|bin| bin[0]);
     Ok(bins.into_iter().map(|bin| bin.into_iter().map(|rank| order[rank]).collect()).collect())
+}
+
+/// Places in `order`, those of the longest rows first, of equal ones in their order. Lengths are counted instead of
+/// compared. Errors: a row longer than `max_length`, the longest of them.
+fn longest_first(lengths: &[usize], order: &[usize], max_length: usize) -> Result<Vec<u32>> {
+    let longest = order.iter().map(|&row| lengths[row]).max().unwrap_or(0);
+    if longest > max_length {
+        let row = order.iter().copied().find(|&row| lengths[row] == longest).unwrap_or(0);
+        check_length(row, longest, max_length)?;
+    }
+    // Beginnings of those of each length.
+    let mut begins = vec![0_u32; longest + 1];
+    order.iter().for_each(|&row| begins[lengths[row]] += 1);
+    let mut begin = 0;
+    for count in begins.iter_mut().rev() {
+        begin += std::mem::replace(count, begin);
+    }
+    let mut places = vec![0; order.len()];
+    for (rank, &row) in (0_u32..).zip(order) {
+        let begin = &mut begins[lengths[row]];
+        places[*begin as usize] = rank;
+        *begin += 1;
+    }
+    Ok(places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_those_of_a_stable_sort_by_length() {
+        let mut stream = qlora_kernels::rng::Stream::new(5, 1);
+        for rows in [0, 1, 2, 300] {
+            let lengths: Vec<usize> = (0..rows).map(|_| stream.below(20) as usize).collect();
+            let mut order: Vec<usize> = (0..rows).collect();
+            stream.shuffle(&mut order);
+            let mut expected: Vec<u32> = (0..rows as u32).collect();
+            expected.sort_by_key(|&rank| Reverse(lengths[order[rank as usize]]));
+            assert_eq!(longest_first(&lengths, &order, 20).unwrap(), expected, "{rows}");
+        }
+        let error = longest_first(&[3, 30, 25], &[0, 2, 1], 20).unwrap_err().to_string();
+        assert!(error.contains("row 1 has 30 tokens"), "{error}");
+    }
 }

@@ -15,6 +15,8 @@ use crate::report::{count, thousands};
 
 /// Rows named one by one in the printed report; more than these are only counted.
 const NAMED_ROWS: usize = 5;
+/// More rows or tokens than any files hold; sums of such numbers stay numbers.
+const MAX_COUNT: usize = 1 << 48;
 /// Tasks that are evaluated apart; with more of them, none is.
 pub const MAX_TASKS: usize = 100;
 
@@ -124,6 +126,29 @@ impl DatasetReport {
     pub fn place(&self, file: usize, line: usize) -> String {
         let file = &self.files[file];
         format!("{} {} {line}", file.path.display(), file.unit.name())
+    }
+
+    /// Whether a report that was read from a file is one of such rows: what is said of it counts on that.
+    pub(super) fn is_of(&self, rows: usize, tokens: usize, supervised_tokens: usize) -> bool {
+        let counts = [
+            self.rows_read,
+            self.dropped,
+            self.truncated,
+            self.chunked,
+            self.pieces,
+            self.unsupervised,
+            self.open_ended,
+            self.weighted,
+            self.duplicates,
+            self.skipped,
+            self.tasks,
+            self.longest_read,
+            self.longest,
+        ];
+        (self.rows_kept, self.tokens, self.supervised_tokens) == (rows, tokens, supervised_tokens)
+            && counts.iter().all(|&count| count <= MAX_COUNT)
+            && self.lengths.is_valid(MAX_COUNT)
+            && self.unsupervised_rows.iter().all(|row| row.file < self.files.len())
     }
 
     pub(super) fn skip_bad(&mut self, why: String) {

@@ -3,11 +3,10 @@
 //! Token ids, then a bit for each that says whether it is learned; where a label is another id than its token, all
 //! labels in place of the bits; then weights, where there are some. Numbers are of four bytes, little-endian.
 
-use std::hash::{DefaultHasher, Hasher};
-
 use super::UNSUPERVISED;
 use super::labeled::LabeledIds;
 use super::row::Row;
+use crate::files::xxh64::xxh64;
 
 /// Contents of the bytes of a row behind its token ids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,16 +74,47 @@ pub(super) fn decode(form: RowForm, tokens: u32, bytes: &[u8]) -> LabeledIds {
     (ids, labels, weights)
 }
 
+/// Whether these bytes are those of a row that can be trained on: ids and labels of the vocabulary, `supervised` tokens
+/// that are predicted, at least one, and weights that are numbers. A hash tells damage and no more.
+pub(super) fn is_row(form: RowForm, tokens: u32, supervised: u32, bytes: &[u8], vocab_size: usize) -> bool {
+    let Some((ids, rest)) = bytes.split_at_checked(4 * tokens as usize) else { return false };
+    let end = rest.len().checked_sub(if form.weights { ids.len() } else { 0 });
+    let Some((learned, weights)) = end.and_then(|end| rest.split_at_checked(end)) else { return false };
+    let is_token = |id: u32| (id as usize) < vocab_size;
+    let is_label = |label: i32| label == UNSUPERVISED || u32::try_from(label).is_ok_and(is_token);
+    // The first token is never predicted.
+    let (are_labels, predicted) = match form.labels {
+        true => {
+            let labels = || numbers(learned).map(i32::from_le_bytes);
+            (labels().all(is_label), labels().skip(1).filter(|&label| label != UNSUPERVISED).count())
+        }
+        false => {
+            let bits: usize = learned.iter().map(|byte| byte.count_ones() as usize).sum();
+            // Bits behind the last token are of none.
+            let behind = match tokens % 8 {
+                0 => 0,
+                own => learned.last().map_or(0, |last| last >> own),
+            };
+            (behind == 0, bits - usize::from(learned.first().is_some_and(|first| first & 1 != 0)))
+        }
+    };
+    let is_weight = |weight: f32| weight.is_finite() && weight >= 0.0;
+    // Without a way out of the loop several ids are looked at at once.
+    let largest = numbers(ids).map(u32::from_le_bytes).fold(0, u32::max);
+    are_labels
+        && predicted == supervised as usize
+        && predicted > 0
+        && is_token(largest)
+        && numbers(weights).map(f32::from_le_bytes).all(is_weight)
+}
+
 fn numbers(bytes: &[u8]) -> impl Iterator<Item = [u8; 4]> + '_ {
-    bytes.chunks_exact(4).map(|number| [number[0], number[1], number[2], number[3]])
+    bytes.as_chunks::<4>().0.iter().copied()
 }
 
 /// A hash of a row's bytes, by which rows are compared and damage is found.
 pub(super) fn hash(form: RowForm, bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(bytes);
-    hasher.write_u8(form.to_byte());
-    hasher.finish()
+    xxh64(u64::from(form.to_byte()), bytes)
 }
 
 /// [`hash`] of a row.
@@ -123,8 +153,36 @@ mod tests {
             let bits = |weights: &[f32]| weights.iter().map(|weight| weight.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&weights), bits(&row.weights));
             assert_eq!(hash(form, &bytes), row_hash(row));
+            let (tokens, supervised) = (row.len() as u32, row.supervised() as u32);
+            let vocab_size = 20 * 40_000;
+            assert_eq!(is_row(form, tokens, supervised, &bytes, vocab_size), supervised > 0, "{row:?}");
+            assert!(!is_row(form, tokens, supervised + 1, &bytes, vocab_size));
+            assert!(!is_row(form, tokens + 9, supervised, &bytes, vocab_size));
+            assert!(!is_row(form, tokens, supervised, &bytes, row.input_ids.last().map_or(0, |&id| id as usize)));
             assert!(seen.insert(row_hash(row)), "{row:?}");
         }
         assert_eq!(RowForm::from_byte(4), None);
+    }
+
+    #[test]
+    fn rows_that_no_program_writes_are_told() {
+        let is_row = |row: &Row| {
+            let mut bytes = Vec::new();
+            let form = encode(row, &mut bytes);
+            is_row(form, row.len() as u32, row.supervised() as u32, &bytes, 100_000)
+        };
+        assert!(is_row(&row(&[-100, 7, 80_000], &[1.0, 0.0, 2.0])));
+        for labels in [[-100, -7, 80_000], [-100, 100_000, 80_000], [i32::MIN, 7, 80_000]] {
+            assert!(!is_row(&row(&labels, &[])), "{labels:?}");
+        }
+        // A bit behind the last of three tokens, which counts as a token that is learned.
+        let mut bytes = Vec::new();
+        let form = encode(&row(&[-100, -100, 80_000], &[]), &mut bytes);
+        assert!(super::is_row(form, 3, 1, &bytes, 100_000));
+        *bytes.last_mut().unwrap() = 1 << 3;
+        assert!(!super::is_row(form, 3, 1, &bytes, 100_000));
+        for weight in [f32::NAN, f32::INFINITY, -1.0] {
+            assert!(!is_row(&row(&[-100, 40_000, 80_000], &[1.0, weight, 1.0])), "{weight}");
+        }
     }
 }

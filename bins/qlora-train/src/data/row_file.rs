@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::row::Row;
-use super::row_bytes::{decode, encode, hash};
+use super::row_bytes::{decode, encode, hash, is_row};
 use super::row_head::{RowHead, take};
 use crate::error::{Context, Error, Result};
 use crate::files::dir::{Dir, unique};
@@ -32,8 +32,12 @@ const MAGIC: [u8; 8] = *b"qlorarow";
 const END_BYTES: usize = 8 + 3 * 8 + 32 + 8;
 /// The name of writes for failpoints.
 const PLACE: &str = "tokenized-rows";
-/// Bytes of rows that are checked at once.
-const CHECKED_BYTES: u64 = 1 << 20;
+/// Bytes of rows that are checked at once: they stay in the cache of the processor that does.
+const CHECKED_BYTES: u64 = 256 << 10;
+/// Heads that are read at once.
+const HEADS_AT_ONCE: u64 = 1 << 14;
+/// Far above the facts of rows, unless each of millions names a task of its own.
+const MAX_FACTS_BYTES: usize = 256 << 20;
 
 /// Facts about all rows of a file.
 #[derive(Serialize, Deserialize)]
@@ -43,6 +47,31 @@ struct Facts<F> {
     ids: Vec<u32>,
     /// Those of whoever writes the file.
     more: F,
+}
+
+/// Limits of what a file of rows may hold, by the settings of whoever reads it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Tokens of a row
+    pub max_length: usize,
+    /// Token ids are below.
+    pub vocab_size: usize,
+    /// Bytes of memory for what is known of each row
+    pub memory: u64,
+}
+
+/// Why a file of rows is not used.
+#[derive(Debug, PartialEq)]
+pub(super) enum Unusable {
+    Because(String),
+    /// Memory has no room for what is to be known of so many rows.
+    TooMany(u64),
+}
+
+impl From<String> for Unusable {
+    fn from(why: String) -> Self {
+        Self::Because(why)
+    }
 }
 
 /// A file that has no name yet.
@@ -193,7 +222,13 @@ impl RowWriter {
             out.write_all(&bytes)?;
         }
         let ids = has.iter().zip(0..).filter(|(has, _)| **has).map(|(_, id)| id).collect();
+        let different = tasks.len();
         let facts = serde_json::to_vec(&Facts { tasks, ids, more })?;
+        if facts.len() > MAX_FACTS_BYTES {
+            return Err(io::Error::other(format!(
+                "the rows name {different} tasks, which is more than it has room for"
+            )));
+        }
         hash.update(&facts);
         out.write_all(&facts)?;
         let rows = heads.last().map_or(0, |head| head.begin + head.size());
@@ -248,7 +283,25 @@ impl End {
     }
 }
 
-/// A file of rows, opened and found whole.
+/// A file of these parts whose sums are true, whatever the parts hold: for the tests of what reads it.
+pub(super) fn sealed(rows: &[u8], heads: &[u8], facts: &[u8]) -> Vec<u8> {
+    let (mut of_rows, mut table) = (Vec::new(), heads.to_vec());
+    if RowHead::read(heads, &mut of_rows).is_some() {
+        table.clear();
+        for head in &mut of_rows {
+            let row = rows.get(head.begin as usize..).and_then(|rest| rest.get(..head.size() as usize));
+            head.hash = row.map_or(head.hash, |row| hash(head.form, row));
+            head.write(&mut table);
+        }
+    }
+    table.extend(facts);
+    let (all, of_heads) = (rows.len() as u64, (heads.len() / RowHead::BYTES) as u64);
+    let hash = Sha256::digest(&table).into();
+    let end = End { rows: all, heads: of_heads, facts: facts.len() as u64, hash };
+    [rows, &table, &end.to_bytes()].concat()
+}
+
+/// A file of rows, opened, of which the table and the facts were found whole.
 #[derive(Debug)]
 pub(super) struct RowFile {
     file: File,
@@ -261,14 +314,15 @@ pub(super) struct RowFile {
 
 impl RowFile {
     /// The rows' file, their heads, and the facts that its writer gave. None: there is no such file. Error: why it is
-    /// not used.
-    pub fn open<F: DeserializeOwned>(path: &Path) -> Result<Option<(Self, Vec<RowHead>, F)>, String> {
+    /// not used. Whatever the file says of itself, no more memory is taken than `bounds` allow. The rows themselves are
+    /// left to [`check`](Self::check).
+    pub fn open<F: DeserializeOwned>(path: &Path, bounds: Bounds) -> Result<Option<(Self, Vec<RowHead>, F)>, Unusable> {
         let cannot = |error: io::Error| format!("cannot be read ({error})");
         let damaged = || "is cut off or damaged".to_owned();
         let file = match regular::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(cannot(error)),
+            Err(error) => return Err(cannot(error).into()),
         };
         let bytes = file.metadata().map_err(cannot)?.len();
         let before = bytes.checked_sub(END_BYTES as u64).ok_or_else(damaged)?;
@@ -276,27 +330,43 @@ impl RowFile {
         file.read_exact_at(&mut end, before).map_err(cannot)?;
         let end = End::of(&end).ok_or_else(damaged)?;
         let (heads_bytes, facts_bytes) = end.table(before).ok_or_else(damaged)?;
-        let mut table = vec![0; heads_bytes + facts_bytes];
-        file.read_exact_at(&mut table, end.rows).map_err(cannot)?;
-        let hash: [u8; 32] = Sha256::digest(&table).into();
-        if hash != end.hash {
-            return Err(damaged());
+        if end.heads.saturating_mul(size_of::<RowHead>() as u64) > bounds.memory {
+            return Err(Unusable::TooMany(end.heads));
         }
-        let (heads, facts) = table.split_at(heads_bytes);
-        let (heads, rows) = RowHead::read_all(heads).ok_or_else(damaged)?;
-        let facts: Facts<F> = serde_json::from_slice(facts).map_err(|error| format!("cannot be read ({error})"))?;
-        if rows != end.rows {
-            return Err(damaged());
+        if facts_bytes > MAX_FACTS_BYTES {
+            return Err(damaged().into());
         }
-        drop(table);
+        let mut hash = Sha256::new();
+        let mut heads = Vec::with_capacity(heads_bytes / RowHead::BYTES);
+        let (mut at, facts_at, mut rows) = (end.rows, end.rows + heads_bytes as u64, 0);
+        let mut table = Vec::new();
+        while at < facts_at {
+            table.resize((facts_at - at).min(HEADS_AT_ONCE * RowHead::BYTES as u64) as usize, 0);
+            file.read_exact_at(&mut table, at).map_err(cannot)?;
+            hash.update(&table);
+            rows = RowHead::read(&table, &mut heads).ok_or_else(damaged)?;
+            at += table.len() as u64;
+        }
+        let mut facts = vec![0; facts_bytes];
+        file.read_exact_at(&mut facts, facts_at).map_err(cannot)?;
+        hash.update(&facts);
+        let hash: [u8; 32] = hash.finalize().into();
+        let is_fit = |head: &RowHead| head.tokens as usize <= bounds.max_length;
+        if hash != end.hash || rows != end.rows || !heads.iter().all(is_fit) {
+            return Err(damaged().into());
+        }
+        let facts: Facts<F> = serde_json::from_slice(&facts).map_err(|error| format!("cannot be read ({error})"))?;
+        let is_of = |head: &RowHead| head.task == RowHead::NO_TASK || (head.task as usize) < facts.tasks.len();
+        if !heads.iter().all(is_of) || !facts.ids.iter().all(|&id| (id as usize) < bounds.vocab_size) {
+            return Err(damaged().into());
+        }
         let tasks = facts.tasks.into_iter().map(Arc::from).collect();
         let found = Self { file, path: path.to_owned(), tasks, ids: facts.ids, digest: hex(hash), bytes };
-        found.check(&heads)?;
         Ok(Some((found, heads, facts.more)))
     }
 
-    /// Compares every row with the hash of its bytes.
-    fn check(&self, heads: &[RowHead]) -> Result<(), String> {
+    /// Compares every row with the hash of its bytes, and with what rows are. Error: why the file is not used.
+    pub fn check(&self, heads: &[RowHead], vocab_size: usize) -> Result<(), String> {
         let mut parts: Vec<Range<usize>> = Vec::new();
         let mut begin = 0;
         for (at, head) in heads.iter().enumerate() {
@@ -305,15 +375,16 @@ impl RowFile {
                 begin = at + 1;
             }
         }
-        parts.into_par_iter().try_for_each(|part| {
+        parts.into_par_iter().try_for_each_init(Vec::new, |bytes: &mut Vec<u8>, part| {
             let heads = &heads[part];
             let (Some(first), Some(last)) = (heads.first(), heads.last()) else { return Ok(()) };
-            let mut bytes = vec![0; (last.begin + last.size() - first.begin) as usize];
-            self.file.read_exact_at(&mut bytes, first.begin).map_err(|error| format!("cannot be read ({error})"))?;
+            bytes.resize((last.begin + last.size() - first.begin) as usize, 0);
+            self.file.read_exact_at(bytes, first.begin).map_err(|error| format!("cannot be read ({error})"))?;
             let mut rest = &bytes[..];
             for head in heads {
                 let (row, behind) = rest.split_at(head.size() as usize);
-                if hash(head.form, row) != head.hash {
+                let is_row = is_row(head.form, head.tokens, head.supervised, row, vocab_size);
+                if hash(head.form, row) != head.hash || !is_row {
                     return Err("is damaged".to_owned());
                 }
                 rest = behind;

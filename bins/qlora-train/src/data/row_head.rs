@@ -36,11 +36,13 @@ impl RowHead {
         bytes.push(self.form.to_byte());
     }
 
-    /// The heads of rows that follow each other from the beginning of a file, and where the last one ends. None: these
-    /// are no heads.
-    pub fn read_all(bytes: &[u8]) -> Option<(Vec<Self>, u64)> {
-        let mut heads = Vec::with_capacity(bytes.len() / Self::BYTES);
-        let mut begin = 0u64;
+    /// Adds the heads of rows that follow each other, behind those that `heads` holds. Returns where the last one ends.
+    /// None: these are no heads.
+    pub fn read(bytes: &[u8], heads: &mut Vec<Self>) -> Option<u64> {
+        let mut begin = match heads.last() {
+            Some(head) => head.begin.checked_add(head.size())?,
+            None => 0,
+        };
         for mut bytes in bytes.chunks(Self::BYTES) {
             let (hash, line) = (u64::from_le_bytes(take(&mut bytes)?), u64::from_le_bytes(take(&mut bytes)?));
             let mut number = || Some(u32::from_le_bytes(take(&mut bytes)?));
@@ -50,7 +52,7 @@ impl RowHead {
             begin = begin.checked_add(head.size())?;
             heads.push(head);
         }
-        Some((heads, begin))
+        Some(begin)
     }
 }
 
@@ -82,9 +84,16 @@ mod tests {
         let mut bytes = Vec::new();
         heads.iter().for_each(|head| head.write(&mut bytes));
         assert_eq!(bytes.len(), heads.len() * RowHead::BYTES);
-        assert_eq!(RowHead::read_all(&bytes), Some((heads.to_vec(), 218)));
-        assert_eq!(RowHead::read_all(&bytes[1..]), None);
+        for cut in 0..=heads.len() {
+            let (one, other) = bytes.split_at(cut * RowHead::BYTES);
+            let mut read = Vec::new();
+            RowHead::read(one, &mut read).unwrap();
+            assert_eq!((RowHead::read(other, &mut read), &read[..]), (Some(218), &heads[..]));
+        }
+        assert_eq!(RowHead::read(&bytes[1..], &mut Vec::new()), None);
         *bytes.last_mut().unwrap() = 4;
-        assert_eq!(RowHead::read_all(&bytes), None);
+        assert_eq!(RowHead::read(&bytes, &mut Vec::new()), None);
+        let mut last = vec![RowHead { begin: u64::MAX - 1, ..heads[0] }];
+        assert_eq!(RowHead::read(&bytes[..RowHead::BYTES], &mut last), None);
     }
 }

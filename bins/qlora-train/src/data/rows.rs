@@ -3,20 +3,25 @@
 use serde_json::{Map, Value};
 
 use super::columns::Columns;
-use super::keys::{KNOWN_KEYS, TASK, is_empty, of_other_meaning};
+use super::keys::{KNOWN_KEYS, is_empty, of_other_meaning};
 use super::labeled::LabeledIds;
 use super::notes::{KeyOf, Note};
 use super::row_kind::{MASKS, RowKind};
 use super::{json, unused, weight};
 
-/// Refuses keys that give the row another meaning, and tells those that nothing reads.
-pub(super) fn check_keys(map: &Map<String, Value>, kind: RowKind, notes: &mut Vec<Note>) -> Result<(), String> {
+/// Refuses keys that give the row another meaning, and tells those that nothing reads. `task` is the key of its task.
+pub(super) fn check_keys(
+    map: &Map<String, Value>,
+    kind: RowKind,
+    task: &'static str,
+    notes: &mut Vec<Note>,
+) -> Result<(), String> {
     if let Some((key, why)) = of_other_meaning(map) {
         return Err(format!("`{key}`: {why}"));
     }
-    let used = |key: &str| kind.keys().contains(&key) || kind.optional_keys().contains(&key) || key == TASK;
+    let used = |key: &str| kind.keys().contains(&key) || kind.optional_keys().contains(&key) || key == task;
     let others = map.iter().filter(|(key, value)| !used(key) && !weight::is_of_row(key, value) && !is_empty(value));
-    let known = || kind.keys().iter().chain(kind.optional_keys()).chain(&weight::KEYS).chain([&TASK]);
+    let known = || kind.keys().iter().chain(kind.optional_keys()).chain(&weight::KEYS).chain([&task]);
     notes.extend(others.map(|(key, value)| unused::note(KeyOf::Row, key, value, true, known().copied())));
     Ok(())
 }
@@ -57,18 +62,18 @@ fn of_row(key: &str, value: &Value) -> bool {
 /// Bytes of the name of a task.
 const MAX_TASK_BYTES: usize = 1000;
 
-/// The task of a row, if it names one. Numbers count as what they are written as.
-pub(super) fn task(map: &Map<String, Value>) -> Result<Option<String>, String> {
-    match map.get(TASK) {
+/// The task of a row, if it names one under `key`. Numbers count as what they are written as.
+pub(super) fn task(map: &Map<String, Value>, key: &str) -> Result<Option<String>, String> {
+    match map.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(task)) if task.trim().is_empty() => Ok(None),
         Some(Value::String(task)) if task.len() > MAX_TASK_BYTES => {
-            Err(format!("`{TASK}` is a text of {} bytes; expected a name of at most {MAX_TASK_BYTES}", task.len()))
+            Err(format!("`{key}` is a text of {} bytes; expected a name of at most {MAX_TASK_BYTES}", task.len()))
         }
         Some(Value::String(task)) => Ok(Some(task.trim().to_owned())),
         Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(Some(value.to_string())),
         Some(other) => {
-            Err(format!("`{TASK}` is {}; expected a string, a name of the row's task", json::describe(other)))
+            Err(format!("`{key}` is {}; expected a string, a name of the row's {key}", json::describe(other)))
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The rows of each optimizer step: a pure function of the rows' lengths and the settings, so that the
 //! memory plan can run through the whole of it beforehand and a resumed run can start anywhere.
 
-use std::collections::VecDeque;
 use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
 
 use qlora_kernels::rng::Stream;
 
@@ -57,6 +58,41 @@ impl ScheduleOptions {
     }
 }
 
+/// The micro-batches of an epoch, some bytes for each row.
+#[derive(Debug, Default)]
+struct Epoch {
+    rows: Vec<u32>,
+    /// End of each micro-batch in `rows`
+    ends: Vec<u32>,
+}
+
+impl Epoch {
+    fn with_capacity(rows: usize) -> Self {
+        Self { rows: Vec::with_capacity(rows), ends: Vec::new() }
+    }
+
+    /// Ends a micro-batch behind these rows, whose numbers fit 32 bits, as those of an epoch do.
+    fn push(&mut self, rows: impl Iterator<Item = usize>) {
+        self.rows.extend(rows.map(|row| row as u32));
+        self.ends.push(self.rows.len() as u32);
+    }
+
+    /// The number of micro-batches.
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn rows(&self, at: usize) -> impl Iterator<Item = usize> + '_ {
+        let begin = at.checked_sub(1).map_or(0, |before| self.ends[before]);
+        self.rows[begin as usize..self.ends[at] as usize].iter().map(|&row| row as usize)
+    }
+
+    /// Micro-batches, those that there are.
+    fn micro_batches(&self, of: Range<usize>) -> Vec<Vec<usize>> {
+        (of.start..of.end.min(self.len())).map(|at| self.rows(at).collect()).collect()
+    }
+}
+
 /// The micro-batches of a whole run.
 #[derive(Clone, Debug)]
 pub struct Schedule {
@@ -66,6 +102,8 @@ pub struct Schedule {
     options: ScheduleOptions,
     /// Packs of an epoch. None: rows are not packed.
     packs: Option<usize>,
+    /// The first epoch, which a start looks at several times
+    first: Arc<Epoch>,
     /// Tokens of the largest micro-batch of the first epoch, of all ranks
     largest_of_first: usize,
     steps_per_epoch: u64,
@@ -155,18 +193,20 @@ impl Schedule {
         if options.max_steps == Some(0) {
             refuse!("max_steps is 0; expected at least 1");
         }
-        let (packs, largest_of_first, steps_per_epoch, total_steps) = (None, 0, 0, 0);
-        let schedule = Self { lengths, mix, options, packs, largest_of_first, steps_per_epoch, total_steps };
+        let (packs, first, largest_of_first, steps_per_epoch, total_steps) = (None, Arc::default(), 0, 0, 0);
+        let schedule = Self { lengths, mix, options, packs, first, largest_of_first, steps_per_epoch, total_steps };
         schedule.counted()
     }
 
     /// With the number of steps.
     fn counted(mut self) -> Result<Self> {
         // Packing places rows by length or in their order, so every epoch has the same number of bins.
-        let (packs, micro_batches) = self.packs_and_micro_batches(0)?;
+        let (packs, first) = self.packs_and_micro_batches(0)?;
         self.packs = packs;
-        self.largest_of_first = micro_batches.iter().map(|rows| self.tokens(rows)).max().unwrap_or(0);
-        self.steps_per_epoch = micro_batches.len().div_ceil(self.options.gradient_accumulation_steps) as u64;
+        let tokens = |at: usize| first.rows(at).map(|row| self.lengths[row]).sum::<usize>();
+        self.largest_of_first = (0..first.len()).map(tokens).max().unwrap_or(0);
+        self.steps_per_epoch = first.len().div_ceil(self.options.gradient_accumulation_steps) as u64;
+        self.first = Arc::new(first);
         let epochs = self.options.num_train_epochs;
         self.total_steps =
             self.options.max_steps.unwrap_or_else(|| (epochs * self.steps_per_epoch as f64).ceil() as u64);
@@ -253,20 +293,27 @@ impl Schedule {
     }
 
     /// The micro-batches of an epoch.
-    fn epoch(&self, epoch: u64) -> Result<VecDeque<Vec<usize>>> {
-        self.packs_and_micro_batches(epoch).map(|(_, micro_batches)| micro_batches)
+    fn epoch(&self, epoch: u64) -> Result<Arc<Epoch>> {
+        if epoch == 0 {
+            return Ok(self.first.clone());
+        }
+        self.packs_and_micro_batches(epoch).map(|(_, micro_batches)| Arc::new(micro_batches))
     }
 
     /// The number of packs in an epoch, where rows are packed, and its micro-batches.
-    fn packs_and_micro_batches(&self, epoch: u64) -> Result<(Option<usize>, VecDeque<Vec<usize>>)> {
+    fn packs_and_micro_batches(&self, epoch: u64) -> Result<(Option<usize>, Epoch)> {
         let options = &self.options;
         let batch = options.per_device_train_batch_size;
-        Ok(if options.packing {
+        let mut micro_batches = Epoch::with_capacity(self.mix.len());
+        if options.packing {
             let packs = options.packs(&self.lengths, &self.mix, epoch)?;
-            (Some(packs.len()), packs.chunks(batch).map(<[_]>::concat).collect())
+            packs.chunks(batch).for_each(|packs| micro_batches.push(packs.iter().flatten().copied()));
+            Ok((Some(packs.len()), micro_batches))
         } else {
-            (None, options.order(&self.mix, epoch).chunks(batch).map(<[usize]>::to_vec).collect())
-        })
+            let order = options.order(&self.mix, epoch);
+            order.chunks(batch).for_each(|rows| micro_batches.push(rows.iter().copied()));
+            Ok((None, micro_batches))
+        }
     }
 }
 
@@ -275,8 +322,7 @@ impl Schedule {
 pub struct Steps<'a> {
     schedule: &'a Schedule,
     next: u64,
-    /// The epoch and those of its micro-batches that are still to come.
-    epoch: Option<(u64, VecDeque<Vec<usize>>)>,
+    epoch: Option<(u64, Arc<Epoch>)>,
 }
 
 impl Iterator for Steps<'_> {
@@ -292,12 +338,11 @@ impl Iterator for Steps<'_> {
         let (epoch, within) = (index / schedule.steps_per_epoch, index % schedule.steps_per_epoch);
         if self.epoch.as_ref().is_none_or(|(current, _)| *current != epoch) {
             // Lengths were checked when the schedule was made: an epoch cannot fail any more.
-            let mut micro_batches = schedule.epoch(epoch).ok()?;
-            micro_batches.drain(..within as usize * per_step);
-            self.epoch = Some((epoch, micro_batches));
+            self.epoch = Some((epoch, schedule.epoch(epoch).ok()?));
         }
-        let (_, waiting) = self.epoch.as_mut()?;
-        let micro_batches: Vec<_> = waiting.drain(..per_step.min(waiting.len())).collect();
+        let (_, all) = self.epoch.as_ref()?;
+        let begin = within as usize * per_step;
+        let micro_batches = all.micro_batches(begin..begin.saturating_add(per_step));
         self.next += 1;
         let done = epoch as f64 + (within + 1) as f64 / schedule.steps_per_epoch as f64;
         Some(Step { index, epoch: done, micro_batches })

@@ -2,7 +2,8 @@
 //!
 //! The setting `tokenized_cache` names a directory for such files; without it nothing is written. Every start reads all
 //! bytes of the data and compares their SHA-256: sizes and times of files would be faster and may lie, and a run is the
-//! same run only on the same bytes. A file that is damaged, or of another tokenizer, is told and made anew. It holds
+//! same run only on the same bytes. That of a large file is kept beside the rows, under the hash of its blocks, which
+//! all processors compute together. A file that is damaged, or of another tokenizer, is told and made anew. It holds
 //! what was said of the rows too, so that a later start says the same; rows that were refused are in no file, so that
 //! they are refused again. Where there is no room for a file the run is refused: without it the rows might not have
 //! room in memory either.
@@ -18,18 +19,20 @@ use sha2::{Digest, Sha256};
 use super::dataset::{Dataset, OpenTokenizer, load_into, load_once};
 use super::options::DataOptions;
 use super::report::DatasetReport;
-use super::row_file::{RowFile, RowWriter};
+use super::row_file::{Bounds, RowFile, RowWriter, Unusable};
 use super::row_head::RowHead;
 use super::row_list::{Rows, Sink};
 use super::token_key::{rows_key, tokenizer_key};
 use crate::error::{Error, Result};
 use crate::files::atomic::AtomicFiles;
-use crate::files::hash::{file_hash, hex};
+use crate::files::hash::{block_hash, file_and_block_hash, file_hash, hex};
 use crate::files::json::read_bounded;
 use crate::files::units::format_bytes;
 use crate::refuse;
-use crate::report::count;
+use crate::report::{count, detail};
 
+/// Bytes of a data file from which on its hash is kept: that of a smaller one is computed in a moment.
+const LARGE: u64 = 64 << 20;
 /// Characters of a key in the name of a file.
 const NAME: usize = 32;
 /// Far above a key and a hash.
@@ -98,15 +101,17 @@ pub fn load_tokenized(
         let dataset = Dataset { hashes, rows: rows.into(), report };
         return Ok(TokenizedRows { dataset, said: said.into_iter().collect() });
     };
-    let hashes = paths.par_iter().map(|path| file_hash(path)).collect::<Result<Vec<_>>>()?;
-    let key = rows_key(paths, &hashes, options, &cache.of, known.and_then(Rows::digest));
+    let hashed = Hashed::of(paths, &cache.dir, LARGE)?;
+    let hashes = &hashed.hashes;
+    let key = rows_key(paths, hashes, options, &cache.of, known.and_then(Rows::digest));
     let name = format!("{}.rows", &key[..NAME]);
-    let files = Files { paths, hashes: &hashes, key: &key, path: cache.dir.join(&name) };
+    let files = Files { paths, hashes, key: &key, path: cache.dir.join(&name) };
     let shown = files.path.display();
     let mut said = Vec::new();
     let of_now = || tokenizer_key(open()?, cache.clock).map(Some);
     match files.find(&of_now, options)? {
         Found::Rows(dataset) => {
+            hashed.keep(&cache.dir);
             said.push(format!("{shown}: tokenized rows of an earlier start"));
             return Ok(TokenizedRows { dataset: *dataset, said });
         }
@@ -115,7 +120,7 @@ pub fn load_tokenized(
     }
     let writer = Sink::File(Box::new(RowWriter::create(&cache.dir, &name)?));
     let (Dataset { hashes: read, rows, report }, tokenizer) = load_into(writer, paths, None, Some(open), &knowing()?)?;
-    if let Some((path, _)) = paths.iter().zip(read.iter().zip(&hashes)).find(|(_, (read, hash))| read != hash) {
+    if let Some((path, _)) = paths.iter().zip(read.iter().zip(hashes)).find(|(_, (read, hash))| read != hash) {
         refuse!("{}: was written to while it was read; begin again when it is whole", path.display());
     }
     let tokenizer = tokenizer.map(|tokenizer| tokenizer_key(tokenizer, cache.clock)).transpose()?;
@@ -125,6 +130,7 @@ pub fn load_tokenized(
     // Another run may have put its file there in the meantime.
     match files.find(&|| Ok(tokenizer.clone()), options)? {
         Found::Rows(dataset) => {
+            hashed.keep(&cache.dir);
             let bytes = dataset.rows.place().map_or(0, |(_, bytes)| bytes);
             said.push(format!("{shown}: tokenized rows for the next start, {}", format_bytes(bytes)));
             Ok(TokenizedRows { dataset: *dataset, said })
@@ -135,6 +141,46 @@ pub fn load_tokenized(
              it is given; choose another `tokenized_cache`, or leave it out"
         ))),
     }
+}
+
+/// SHA-256s (hex) of data files.
+struct Hashed {
+    hashes: Vec<String>,
+    /// Hashes of the blocks of large files, and the hash of the whole, where nothing was kept under them
+    to_keep: Vec<(String, String)>,
+}
+
+impl Hashed {
+    /// Hashes files; those of at least `large` bytes by what an earlier start kept in `dir`.
+    fn of(paths: &[PathBuf], dir: &Path, large: u64) -> Result<Self> {
+        let is_kept = dir.is_dir();
+        let of = |path: &PathBuf| -> Result<(String, Option<String>)> {
+            if path.metadata().map_or(0, |found| found.len()) < large {
+                return Ok((file_hash(path)?, None));
+            }
+            if is_kept && let Some(hash) = recall(dir, &hash_by(&block_hash(path)?)) {
+                return Ok((hash, None));
+            }
+            file_and_block_hash(path).map(|(hash, blocks)| (hash, Some(blocks)))
+        };
+        let all = paths.par_iter().map(of).collect::<Result<Vec<_>>>()?;
+        let to_keep = all.iter().filter_map(|(hash, blocks)| Some((blocks.clone()?, hash.clone()))).collect();
+        Ok(Self { hashes: all.into_iter().map(|(hash, _)| hash).collect(), to_keep })
+    }
+
+    /// Keeps what the next start would compute again.
+    fn keep(&self, dir: &Path) {
+        for (blocks, hash) in &self.to_keep {
+            if let Err(error) = remember(dir, &hash_by(blocks), hash) {
+                detail!("the next start computes the hash of a data file again: {error}");
+            }
+        }
+    }
+}
+
+/// Key of a file's SHA-256 by that of its blocks.
+fn hash_by(blocks: &str) -> String {
+    format!("SHA-256 of the file of blocks {blocks}")
 }
 
 /// Data files and the file of their rows.
@@ -150,10 +196,18 @@ impl Files<'_> {
     /// Refused: that tokenizer cannot be opened; memory has no room for what is known of each row.
     fn find(&self, own: &dyn Fn() -> Result<Option<String>>, options: &DataOptions) -> Result<Found> {
         let unusable = |why: &str| Ok(Found::Unusable(why.to_owned()));
-        let (file, heads, made) = match RowFile::open::<Made>(&self.path) {
+        let DataOptions { max_length, vocab_size, memory, .. } = *options;
+        let (file, heads, made) = match RowFile::open::<Made>(&self.path, Bounds { max_length, vocab_size, memory }) {
             Ok(Some(found)) => found,
             Ok(None) => return Ok(Found::Nothing),
-            Err(why) => return Ok(Found::Unusable(why)),
+            Err(Unusable::Because(why)) => return Ok(Found::Unusable(why)),
+            Err(Unusable::TooMany(rows)) => refuse!(
+                "{}: what is to be known of {} takes more than the {} of memory that may be used: give fewer (max_samples), \
+                 or raise host_memory if more is free",
+                self.path.display(),
+                count(rows, "row"),
+                format_bytes(memory)
+            ),
         };
         let Made { key, tokenizer, mut report } = made;
         if key != self.key || report.files.len() != self.paths.len() {
@@ -162,21 +216,37 @@ impl Files<'_> {
         if heads.iter().any(|head| head.file as usize >= self.paths.len()) {
             return unusable("holds rows of a file that is none of its own");
         }
-        if tokenizer.is_some() && own()? != tokenizer {
-            return unusable("is of another tokenizer, chat template or date");
+        let sum = |of: fn(&RowHead) -> u32| heads.iter().map(|head| of(head) as usize).sum::<usize>();
+        if !report.is_of(heads.len(), sum(|head| head.tokens), sum(|head| head.supervised)) {
+            return unusable("holds a report that is not of its rows");
         }
-        if (heads.len() * size_of::<RowHead>()) as u64 > options.memory {
-            refuse!(
-                "{}: what is to be known of {} takes more than the {} of memory that may be used: give fewer (max_samples), \
-                 or raise host_memory if more is free",
-                self.path.display(),
-                count(heads.len() as u64, "row"),
-                format_bytes(options.memory)
-            );
+        // Opening a tokenizer takes as long as reading the rows.
+        let (mut checked, mut of_now) = (Ok(()), None);
+        rayon::in_place_scope(|scope| {
+            scope.spawn(|_| checked = file.check(&heads, vocab_size));
+            of_now = tokenizer.is_some().then(own);
+        });
+        if let Err(why) = checked {
+            return Ok(Found::Unusable(why));
+        }
+        if let Some(of_now) = of_now
+            && of_now? != tokenizer
+        {
+            return unusable("is of another tokenizer, chat template or date");
         }
         report.files.iter_mut().zip(self.paths).for_each(|(file, path)| file.path.clone_from(path));
         let (hashes, rows) = (self.hashes.to_vec(), Rows::in_file(file, heads));
         Ok(Found::Rows(Box::new(Dataset { hashes, rows, report })))
+    }
+}
+
+/// Rows of a file that a cache has for data files under a key, where no tokenizer was needed. None: it is not used.
+pub(super) fn kept(path: &Path, paths: &[PathBuf], key: &str, options: &DataOptions) -> Result<Option<Dataset<Rows>>> {
+    let hashes = vec![String::new(); paths.len()];
+    let files = Files { paths, hashes: &hashes, key, path: path.to_owned() };
+    match files.find(&|| Ok(None), options)? {
+        Found::Rows(dataset) => Ok(Some(*dataset)),
+        Found::Nothing | Found::Unusable(_) => Ok(None),
     }
 }
 
@@ -212,4 +282,37 @@ pub fn remember(dir: &Path, key: &str, hash: &str) -> Result<()> {
     let mut files = AtomicFiles::new(dir)?;
     files.add(&Kept::name(key), |to| Ok(serde_json::to_writer(to, &Kept::new(key, hash))?))?;
     files.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_of_a_large_file_is_taken_by_its_blocks_and_no_byte_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let (small, large, kept) = (dir.path().join("small"), dir.path().join("large"), dir.path().join("kept"));
+        std::fs::write(&small, [1_u8; 9]).unwrap();
+        std::fs::write(&large, [2_u8; 10]).unwrap();
+        let paths = [small, large.clone()];
+        let hashed = || Hashed::of(&paths, &kept, 10).unwrap();
+        let expected = |large: &[u8]| [[1; 9].to_vec(), large.to_vec()].map(|bytes| hex(Sha256::digest(bytes)));
+        for bytes in [[2_u8; 10], [3; 10]] {
+            std::fs::write(&large, bytes).unwrap();
+            let first = hashed();
+            assert_eq!((&first.hashes[..], first.to_keep.len()), (&expected(&bytes)[..], 1));
+            first.keep(&kept);
+            let second = hashed();
+            assert_eq!((&second.hashes[..], second.to_keep.len()), (&expected(&bytes)[..], 0));
+        }
+        // What is kept under the blocks is what counts, and damage of it is nothing kept.
+        remember(&kept, &hash_by(&block_hash(&large).unwrap()), "kept").unwrap();
+        assert_eq!(hashed().hashes[1], "kept");
+        for entry in std::fs::read_dir(&kept).unwrap() {
+            std::fs::write(entry.unwrap().path(), "{").unwrap();
+        }
+        assert_eq!(hashed().hashes, expected(&[3; 10]));
+        hashed().keep(&kept);
+        assert!(hashed().to_keep.is_empty());
+    }
 }

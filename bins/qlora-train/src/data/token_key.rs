@@ -37,6 +37,7 @@ pub(super) fn rows_key(
         deduplicate,
         known_rows: _,
         prompt_completion,
+        by_adapter,
         memory: _,
     } = options;
     // Paths too: what is said of rows names them, and CSV is told by its name.
@@ -44,7 +45,7 @@ pub(super) fn rows_key(
     let lengths = format!("{max_length} {too_long:?} {vocab_size} {eos_token_ids:?}");
     let taken = format!("{max_samples:?} {max_samples_of_each:?} {rows_of_each:?}");
     let rows = format!("{on_bad_row:?} {columns:?} {taken} {deduplicate}");
-    let key = format!("{}\n{data}\n{lengths}\n{rows}\n{prompt_completion:?}\n", program());
+    let key = format!("{}\n{data}\n{lengths}\n{rows}\n{prompt_completion:?} {by_adapter}\n", program());
     hex(Sha256::digest(key))
 }
 

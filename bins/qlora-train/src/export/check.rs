@@ -8,7 +8,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter};
+use crate::adapter::engines::{VLLM_RANKS, vllm_rank_flag};
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, read_tokens};
 use crate::arch::{Arch, Wrapper};
 use crate::data::ChatTokenizer;
 use crate::error::Result;
@@ -60,11 +61,6 @@ impl Verdict {
     }
 }
 
-/// Ranks that vLLM can be told to make room for (`--max-lora-rank`).
-const VLLM_RANKS: [usize; 9] = [1, 8, 16, 32, 64, 128, 256, 320, 512];
-/// Without being told.
-const VLLM_DEFAULT_RANK: usize = 16;
-
 /// An adapter as it lies on the disk, and its base.
 pub struct Subject<'a> {
     dir: &'a Path,
@@ -104,6 +100,14 @@ impl<'a> Subject<'a> {
         let class = self.arch.wrapper.map_or(self.arch.family.architecture, |wrapper| wrapper.architecture);
         let mut kinds: BTreeMap<String, Vec<ParamKind>> = BTreeMap::new();
         let others: BTreeMap<String, Vec<usize>> = self.arch.other_modules().into_iter().collect();
+        // None: no tensor of rows can be compared with it.
+        let rows = match read_tokens(self.dir) {
+            Ok(rows) => Some(rows),
+            Err(error) => {
+                self.faults.push(error.to_string());
+                None
+            }
+        };
         let (mut strange, mut misses, mut wrong, mut changes) = (Vec::new(), Vec::new(), Vec::new(), false);
         for (key, info) in &file.tensors {
             let Some(id) = ParamId::from_peft_key(key) else {
@@ -113,6 +117,19 @@ impl<'a> Subject<'a> {
             // The class of a larger model has the text model's modules below a name of their own.
             let module = Wrapper::text_name(id.module()).filter(|module| Wrapper::path(module) == id.module());
             let module = if self.arch.wrapper.is_some() { module } else { Some(id.module().to_owned()) };
+            if id.kind() == ParamKind::Tokens {
+                changes = true;
+                let Some(rows) = &rows else { continue };
+                match module.as_ref().and_then(|module| rows.get(module)) {
+                    // Nothing else loads it.
+                    None => strange.push(key.clone()),
+                    Some(tokens) if info.shape[..] != [tokens.len(), self.arch.hidden_size] => {
+                        wrong.push(format!("`{key}` of shape {:?}", info.shape));
+                    }
+                    Some(_) => {}
+                }
+                continue;
+            }
             if id.kind() == ParamKind::Whole {
                 let shape = module.as_ref().and_then(|module| others.get(module));
                 let path = module.as_deref().unwrap_or_default();
@@ -155,6 +172,7 @@ impl<'a> Subject<'a> {
             }
             changes |= id.kind() == ParamKind::LoraB && values.iter().any(|&value| value != 0.0);
         }
+        self.check_rows(&rows.unwrap_or_default());
         let halves: Vec<String> = kinds.iter().filter(|(_, kinds)| kinds.len() != 2).map(|(m, _)| m.clone()).collect();
         for (found, what) in [
             (strange, "no LoRA pair of a linear layer"),
@@ -171,6 +189,16 @@ impl<'a> Subject<'a> {
             self.faults.push("every lora_B is zero: the adapter changes nothing".to_owned());
         }
         Ok(())
+    }
+
+    /// Rows of single tokens have to be of tokens that the base has.
+    fn check_rows(&mut self, named: &BTreeMap<String, Vec<u32>>) {
+        let vocabulary = self.arch.vocab_size;
+        for token in named.values().flatten().filter(|&&token| token as usize >= vocabulary) {
+            self.faults.push(format!(
+                "`trainable_token_indices` names token {token}, the embedding of the base has {vocabulary} rows"
+            ));
+        }
     }
 
     /// The tokens of the adapter have to be those that the base has rows for.
@@ -232,7 +260,7 @@ impl<'a> Subject<'a> {
         for (key, what) in [
             ("use_dora", "DoRA"),
             ("modules_to_save", "whole modules that were trained (`modules_to_save`)"),
-            ("trainable_token_indices", "rows of single tokens"),
+            ("trainable_token_indices", "rows of single tokens that were trained (`trainable_token_indices`)"),
             ("lora_bias", "trained biases (`lora_bias`)"),
         ] {
             if self.is_set(key) {
@@ -262,7 +290,12 @@ impl<'a> Subject<'a> {
             "llama.cpp does not serve whole modules that were trained (`modules_to_save`); export the merged model"
                 .to_owned()
         });
-        own.into_iter().chain(dora).chain(whole).collect()
+        let rows = self.is_set("trainable_token_indices").then(|| {
+            "llama.cpp does not serve rows of single tokens that were trained (`trainable_token_indices`); export the merged \
+             model"
+                .to_owned()
+        });
+        own.into_iter().chain(dora).chain(whole).chain(rows).collect()
     }
 
     fn refused_by_vllm(&self) -> Vec<String> {
@@ -277,7 +310,7 @@ impl<'a> Subject<'a> {
                 reasons.push(format!("vLLM needs `{key}` in {ADAPTER_CONFIG}"));
             }
         }
-        if self.vllm_rank().is_none() {
+        if vllm_rank_flag(self.rank()).is_none() {
             let most = VLLM_RANKS[VLLM_RANKS.len() - 1];
             reasons.push(format!("vLLM has room for ranks up to {most}, the adapter has {}", self.rank()));
         }
@@ -300,11 +333,6 @@ impl<'a> Subject<'a> {
         self.ranks.last().copied().unwrap_or(0)
     }
 
-    /// The least rank that vLLM can be told and that is enough.
-    fn vllm_rank(&self) -> Option<usize> {
-        VLLM_RANKS.into_iter().find(|&rank| rank >= self.rank())
-    }
-
     fn command(&self, engine: Engine) -> String {
         let (dir, base) = (self.dir.display(), self.base);
         let template = |flag: &str| self.template.as_ref().map_or(String::new(), |file| format!(" {flag} {file}"));
@@ -314,8 +342,7 @@ impl<'a> Subject<'a> {
                 dir.to_string()
             ),
             Engine::Vllm => {
-                let rank = self.vllm_rank().filter(|&rank| rank > VLLM_DEFAULT_RANK);
-                let rank = rank.map_or(String::new(), |rank| format!(" --max-lora-rank {rank}"));
+                let rank = vllm_rank_flag(self.rank()).unwrap_or_default();
                 format!(
                     "vllm serve {base} --enable-lora{rank} --lora-modules adapter={dir}{}",
                     template("--chat-template")

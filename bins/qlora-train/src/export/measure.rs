@@ -11,7 +11,7 @@ use crate::base::{Checkpoint, Rewrite};
 use crate::config::{Quantization, Settings};
 use crate::data::{MicroBatch, Row};
 use crate::error::Result;
-use crate::infer::{InferenceJob, InferenceModel};
+use crate::infer::{Adapters, InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::session::{Device, DeviceJob};
 use qlora_kernels::nf4::Nf4Options;
@@ -202,7 +202,7 @@ impl DeviceJob for Probabilities<'_> {
         let mut loaded = InferenceModel::load_rewritten(
             &settings,
             checkpoint,
-            &adapters,
+            &Adapters::one_by_one(adapters),
             rewrite,
             InferenceJob::Loss,
             longest,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::adapter::{Adapter, LoraPair, Recipe, TOKENIZER_FILES, WholeModule};
+use crate::adapter::{Adapter, LoraPair, Recipe, TOKENIZER_FILES, TokenRows, WholeModule};
 use crate::base::{BaseFingerprint, Checkpoint, Rewrite, Written, write_dense};
 use crate::error::{Context, Result};
 use crate::files::tensor::{HostTensor, StoredType};
@@ -39,6 +39,8 @@ pub struct Merged {
     pub changed: usize,
     /// Weights that the adapter holds whole.
     pub whole: usize,
+    /// Rows of single tokens that the adapter holds.
+    pub rows: usize,
     pub written: Written,
     /// Warnings of [`Adapter::check_base`].
     pub warnings: Vec<String>,
@@ -74,7 +76,8 @@ pub fn merge(
     let side_files: Vec<PathBuf> =
         TOKENIZER_FILES.iter().map(|name| adapter_dir.join(name)).filter(|path| path.is_file()).collect();
     let written = write_dense(checkpoint, output, options.max_shard_bytes, &side_files, &mut work, progress)?;
-    Ok(Merged { changed: work.pairs.len(), whole: work.whole.len(), written, warnings: work.warnings })
+    let rows = adapter.token_rows()?.values().map(|rows| rows.tokens.len()).sum();
+    Ok(Merged { changed: work.pairs.len(), whole: work.whole.len(), rows, written, warnings: work.warnings })
 }
 
 /// The quantization that an adapter was trained on; the default where it records none.
@@ -93,6 +96,8 @@ pub(super) struct Merging<'a> {
     pub pairs: BTreeMap<String, LoraPair<'a>>,
     /// Whole weights that take the place of the base's, by module.
     whole: BTreeMap<String, WholeModule<'a>>,
+    /// Rows of single tokens that take the place of the base's, by module.
+    rows: BTreeMap<String, TokenRows>,
     base: MergeBase,
     allow_other_base: bool,
     /// Warnings of [`Adapter::check_base`], once all was read.
@@ -112,6 +117,14 @@ impl<'a> Merging<'a> {
         adapter.check_shapes(checkpoint.arch(), checkpoint.base_name()).context(shown)?;
         let pairs = adapter.lora_pairs().context(shown)?;
         let whole = adapter.whole_modules().context(shown)?;
+        let mut rows = adapter.token_rows().context(shown)?;
+        let names = checkpoint.arch().names;
+        // Files may hold one tensor twice.
+        if let Some(both) =
+            rows.get(names.embedding_module()).filter(|_| checkpoint.arch().tie_word_embeddings).cloned()
+        {
+            rows.insert(names.head_module().to_owned(), both);
+        }
         if checkpoint.arch().tie_word_embeddings && adapter.lora_spec().context(shown)?.untied {
             refuse!(
                 "{}: holds an embedding and an output layer that differ, which are one tensor in {}: merge it with PEFT \
@@ -121,13 +134,13 @@ impl<'a> Merging<'a> {
             );
         }
         let adapter = Some((adapter, dir));
-        Ok(Self { checkpoint, adapter, pairs, whole, base, allow_other_base, warnings: Vec::new() })
+        Ok(Self { checkpoint, adapter, pairs, whole, rows, base, allow_other_base, warnings: Vec::new() })
     }
 
     /// The weights of the base alone.
     pub fn without_adapter(checkpoint: &'a Checkpoint, base: MergeBase) -> Self {
-        let (pairs, whole) = (BTreeMap::new(), BTreeMap::new());
-        Self { checkpoint, adapter: None, pairs, whole, base, allow_other_base: false, warnings: Vec::new() }
+        let (pairs, whole, rows) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { checkpoint, adapter: None, pairs, whole, rows, base, allow_other_base: false, warnings: Vec::new() }
     }
 
     /// Quantization that a tensor goes through and that it is not stored in.
@@ -145,7 +158,8 @@ impl<'a> Merging<'a> {
     /// Whether a tensor becomes another than the one that is read.
     pub fn changes(&self, name: &str) -> bool {
         let module = module_of(name);
-        self.pairs.contains_key(module) || self.whole.contains_key(module) || self.quantized(name).is_some()
+        let has_rows = self.rows.contains_key(module);
+        self.pairs.contains_key(module) || self.whole.contains_key(module) || has_rows || self.quantized(name).is_some()
     }
 }
 
@@ -161,6 +175,14 @@ impl Rewrite for Merging<'_> {
         let shape = tensor.shape.clone();
         if let Some(whole) = self.whole.get(module_of(name)) {
             return Ok(HostTensor::from_f32(shape, whole.values.to_vec(), stored));
+        }
+        if let Some(rows) = self.rows.get(module_of(name)) {
+            let mut table = match tensor.stored_type() == stored {
+                true => tensor,
+                false => HostTensor::from_f32(shape, tensor.into_f32(), stored),
+            };
+            table.replace_rows(rows.columns, &rows.tokens, &rows.values);
+            return Ok(table);
         }
         let mut values = match self.quantized(name) {
             None => tensor.into_f32(),

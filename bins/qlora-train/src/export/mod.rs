@@ -7,7 +7,7 @@ mod merge;
 mod uniform;
 
 pub use check::{Engine, Subject, Verdict};
-pub use gguf::{Exported, GgufType, ToMerge, export_adapter, export_model};
+pub use gguf::{Exported, GgufType, ToMerge, export_adapter, export_model, has_gguf};
 pub use measure::{Measured, Measurements, measure};
 pub use merge::{MergeBase, MergeOptions, Merged, merge, trained_options};
 pub use uniform::export_uniform;

@@ -12,3 +12,4 @@ pub(crate) mod safetensors;
 pub mod shell;
 pub mod tensor;
 pub mod units;
+pub(crate) mod xxh64;

@@ -114,6 +114,32 @@ impl HostTensor {
         }
     }
 
+    /// Rows of `columns` values in f32, exactly.
+    pub fn rows_f32(&self, columns: usize, rows: &[u32]) -> Vec<f32> {
+        let elements = rows.iter().flat_map(|&row| row as usize * columns..(row as usize + 1) * columns);
+        match &self.data {
+            TensorData::Bf16(values) => elements.map(|at| values[at].to_f32()).collect(),
+            TensorData::F16(values) => elements.map(|at| values[at].to_f32()).collect(),
+            TensorData::F32(values) => elements.map(|at| values[at]).collect(),
+        }
+    }
+
+    /// Puts rows of `columns` values in place of its own, rounded to nearest, ties to even, to the stored type.
+    pub fn replace_rows(&mut self, columns: usize, rows: &[u32], values: &[f32]) {
+        for (&row, own) in rows.iter().zip(values.chunks_exact(columns)) {
+            let range = row as usize * columns..(row as usize + 1) * columns;
+            match &mut self.data {
+                TensorData::Bf16(values) => {
+                    values[range].iter_mut().zip(own).for_each(|(to, x)| *to = bf16::from_f32(*x));
+                }
+                TensorData::F16(values) => {
+                    values[range].iter_mut().zip(own).for_each(|(to, x)| *to = f16::from_f32(*x));
+                }
+                TensorData::F32(values) => values[range].copy_from_slice(own),
+            }
+        }
+    }
+
     /// Index and value of the first element that is NaN or infinite.
     pub(crate) fn find_not_finite(&self) -> Option<(usize, f32)> {
         match &self.data {

@@ -6,6 +6,8 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::hash::BlobName;
 use super::listing::{Listing, MAX_LISTING_BYTES, is_commit};
 use crate::error::{Context, Result};
@@ -19,7 +21,8 @@ const MAX_REFERENCE_BYTES: u64 = 4096;
 const LISTINGS: &str = ".qlora-train";
 
 /// A repository is of one of these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
     Model,
     DataSet,
@@ -76,6 +79,14 @@ pub(super) struct Folder {
 impl Folder {
     pub fn new(root: &Path, kind: Kind, id: &str) -> Self {
         Self { root: root.to_owned(), name: format!("{}{}", kind.prefix(), id.replace('/', "--")) }
+    }
+
+    /// The folder of a snapshot, and its commit. None: the path is none of a snapshot.
+    pub fn of_snapshot(snapshot: &Path) -> Option<(Self, String)> {
+        let snapshots = snapshot.parent().filter(|dir| dir.file_name().is_some_and(|name| name == "snapshots"))?;
+        let (commit, folder) = (snapshot.file_name()?.to_str()?, snapshots.parent()?);
+        let (root, name) = (folder.parent()?.to_owned(), folder.file_name()?.to_str()?.to_owned());
+        is_commit(commit).then(|| (Self { root, name }, commit.to_owned()))
     }
 
     pub fn path(&self) -> PathBuf {
@@ -178,7 +189,7 @@ impl Folder {
         walk(&root, "", &mut files).context(|| format!("{}: cannot be read", root.display()))?;
         files.sort();
         let file = |name| super::listing::File { name, size: None, blob: None };
-        Ok(Listing { commit: commit.to_owned(), files: files.into_iter().map(file).collect() })
+        Ok(Listing { commit: commit.to_owned(), files: files.into_iter().map(file).collect(), license: None })
     }
 }
 
@@ -257,7 +268,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = Folder::new(root.path(), Kind::Model, "org/name");
         let file = super::super::listing::File { name: "a".to_owned(), size: Some(3), blob: BlobName::parse(COMMIT) };
-        let listing = Listing { commit: COMMIT.to_owned(), files: vec![file] };
+        let listing = Listing { commit: COMMIT.to_owned(), files: vec![file], license: None };
         assert_eq!(folder.listing(COMMIT), None);
         folder.keep_listing(&listing).unwrap();
         assert_eq!(folder.listing(COMMIT), Some(listing.clone()));

@@ -20,9 +20,9 @@ use crate::report::{duration, status};
 pub(super) const TRIES: u32 = 5;
 /// Longer than this nobody waits for one request.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-const MAX_REDIRECTS: usize = 5;
+pub(super) const MAX_REDIRECTS: usize = 5;
 /// Characters of a sentence of the hub's
-const MAX_SAID: usize = 200;
+pub(super) const MAX_SAID: usize = 200;
 
 /// A model or data set, and the revision that is asked for.
 #[derive(Clone, Debug)]
@@ -72,7 +72,7 @@ pub(super) struct Answer {
 }
 
 /// A line of the headers. None: there is none, or it is no text.
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
@@ -92,15 +92,19 @@ impl Answer {
 
 /// The hub that the environment names.
 pub(super) struct Client {
-    agent: Agent,
-    endpoint: Address,
-    token: Option<Token>,
+    pub agent: Agent,
+    pub endpoint: Address,
+    pub token: Option<Token>,
     patience: Duration,
 }
 
 impl Client {
     pub fn new(environment: &Environment) -> Result<Self> {
-        let patience = environment.timeout()?;
+        Self::with_patience(environment, environment.timeout()?)
+    }
+
+    /// A client that gives a connection up when nothing moves on it for so long.
+    pub fn with_patience(environment: &Environment, patience: Duration) -> Result<Self> {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             // They are followed here, so that the token goes nowhere else.
@@ -124,17 +128,27 @@ impl Client {
         }
     }
 
-    fn listing_once(&self, subject: &Subject) -> Result<Listing, Fault> {
+    /// Where the files of a revision are listed.
+    pub fn listing_address(&self, subject: &Subject) -> Result<Address, Fault> {
         let (api, revision) = (subject.kind.api(), escaped(&subject.revision, ""));
-        let address = self.address(&format!("api/{api}/{}/revision/{revision}?blobs=true", subject.name))?;
-        let answer = self.get(&address, None, subject)?;
+        self.address(&format!("api/{api}/{}/revision/{revision}?blobs=true", subject.name))
+    }
+
+    /// The text of a listing.
+    pub fn listing_bytes(&self, answer: Answer, subject: &Subject) -> Result<Vec<u8>, Fault> {
         let mut bytes = Vec::new();
         let read = answer.body.into_reader().take(MAX_LISTING_BYTES + 1).read_to_end(&mut bytes);
-        read.map_err(|error| Fault::Broken(format!("{}: {}", address.host(), self.cause(&error))))?;
+        read.map_err(|error| Fault::Broken(format!("{}: {}", self.endpoint.host(), self.cause(&error))))?;
         if bytes.len() as u64 > MAX_LISTING_BYTES {
             let why = format!("{subject}: the hub's list of files is longer than {MAX_LISTING_BYTES} bytes");
             return Err(Fault::Final(Error::Failed(why)));
         }
+        Ok(bytes)
+    }
+
+    fn listing_once(&self, subject: &Subject) -> Result<Listing, Fault> {
+        let answer = self.get(&self.listing_address(subject)?, None, subject)?;
+        let bytes = self.listing_bytes(answer, subject)?;
         let listing = Listing::of_answer(&bytes, &subject.name)?;
         if is_commit(&subject.revision) && listing.commit != subject.revision {
             let why =
@@ -149,34 +163,30 @@ impl Client {
         self.address(&format!("{}{}/resolve/{commit}/{}", subject.kind.route(), subject.name, escaped(file, "/")))
     }
 
-    fn address(&self, path: &str) -> Result<Address, Fault> {
+    pub fn address(&self, path: &str) -> Result<Address, Fault> {
         let text = format!("{}/{path}", self.endpoint);
         Address::parse(&text).ok_or_else(|| Fault::Final(Error::Failed(format!("{text}: is no address"))))
     }
 
     /// Asks for a file, or for what is behind its first bytes. A hub that is busy is asked again.
     pub fn get(&self, address: &Address, from: Option<u64>, subject: &Subject) -> Result<Answer, Fault> {
+        let answer = self.ask(address, from, subject)?;
+        match answer.status {
+            200 | 206 | 416 => Ok(answer),
+            _ => Err(Fault::Final(self.refusal(&answer, subject))),
+        }
+    }
+
+    /// Like [`get`](Self::get), with whatever a hub answers that is not busy any more.
+    pub fn ask(&self, address: &Address, from: Option<u64>, subject: &Subject) -> Result<Answer, Fault> {
         let mut tries = 1;
         loop {
             let answer = self.follow(address, from, subject)?;
-            match answer.status {
-                200 | 206 | 416 => return Ok(answer),
-                429 | 500..=599 if tries < TRIES => {
-                    let wait = asked_wait(&answer.headers).unwrap_or(pause(tries));
-                    if wait > MAX_WAIT {
-                        let why = format!(
-                            "{subject}: the hub answers {} and asks to wait {}; try again then",
-                            answer.status,
-                            duration(wait)
-                        );
-                        return Err(Fault::Final(Error::Failed(why)));
-                    }
-                    status!("{subject}: the hub answers {}; asking again", answer.status);
-                    std::thread::sleep(wait);
-                    tries += 1;
-                }
-                _ => return Err(Fault::Final(self.refusal(&answer, subject))),
+            if tries == TRIES || !is_busy(answer.status) {
+                return Ok(answer);
             }
+            wait_to_ask_again(&subject.name, answer.status, &answer.headers, tries)?;
+            tries += 1;
         }
     }
 
@@ -253,8 +263,11 @@ impl Client {
     }
 
     /// Why a request failed.
-    fn failure(&self, error: &ureq::Error) -> String {
+    pub fn failure(&self, error: &ureq::Error) -> String {
         match error {
+            ureq::Error::Timeout(ureq::Timeout::PerWrite) => {
+                format!("nothing was taken for {} s", self.patience.as_secs_f64())
+            }
             ureq::Error::Timeout(_) => format!("nothing came for {} s", self.patience.as_secs_f64()),
             ureq::Error::HostNotFound => "no such host; is there a network?".to_owned(),
             ureq::Error::Io(error) => self.cause(error),
@@ -272,6 +285,25 @@ impl Client {
             None => error.to_string(),
         }
     }
+}
+
+/// Whether an answer says to ask again.
+pub(super) fn is_busy(status: u16) -> bool {
+    matches!(status, 429 | 500..=599)
+}
+
+/// Waits until a busy hub may be asked again: as long as it asks for, else longer each time. Failed: it asks for more
+/// than anybody waits.
+pub(super) fn wait_to_ask_again(what: &str, status: u16, headers: &HeaderMap, tries: u32) -> Result<(), Fault> {
+    let wait = asked_wait(headers).unwrap_or(pause(tries));
+    if wait > MAX_WAIT {
+        let asks = duration(wait);
+        let why = format!("{what}: the hub answers {status} and asks to wait {asks}; try again then");
+        return Err(Fault::Final(Error::Failed(why)));
+    }
+    status!("{what}: the hub answers {status}; asking again");
+    std::thread::sleep(wait);
+    Ok(())
 }
 
 /// Seconds that the hub asks to wait.

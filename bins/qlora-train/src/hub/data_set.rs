@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use super::cache::Kind;
 use super::card::{Config, MAX_CARD_BYTES, configs};
+use super::commits::short;
 use super::environment::Environment;
 use super::id::{DataSetId, HubId, is_file_pattern};
 use super::infer;
 use super::listing::Listing;
 use super::splits::{Chosen, Splits};
-use super::store::{Store, short};
+use super::store::Store;
 use crate::error::{Context, Result};
 use crate::files::json::read_bounded;
 use crate::refuse;

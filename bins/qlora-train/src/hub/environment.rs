@@ -1,20 +1,23 @@
 //! Place of the cache, the hub that is asked, and as whom: by the variables that Hugging Face's own client reads.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::address::Address;
+use super::cache::Kind;
+use super::commits::HubCommit;
 use crate::error::Result;
 use crate::files::regular::read_at_most;
 use crate::refuse;
 
 const ENDPOINT: &str = "HF_ENDPOINT";
-const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+pub(super) const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 const TIMEOUT: &str = "HF_HUB_DOWNLOAD_TIMEOUT";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-const MAX_TIMEOUT_SECONDS: f64 = 3600.0;
+const TIMEOUT_SECONDS: (f64, f64) = (0.05, 3600.0);
 /// The first that is set counts.
 const TOKENS: [&str; 2] = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
 /// Any of them keeps the hub from being asked.
@@ -38,6 +41,11 @@ impl Token {
     pub fn header(&self) -> String {
         format!("Bearer {}", self.0)
     }
+
+    /// A text of a hub, which may repeat the token, without it.
+    pub fn taken_out_of(&self, text: &str) -> String {
+        text.replace(&self.0, "…")
+    }
 }
 
 impl fmt::Debug for Token {
@@ -57,6 +65,10 @@ pub struct Environment {
     /// The token, and the variable that it is from
     token: Option<(&'static str, String)>,
     token_files: Vec<PathBuf>,
+    /// Commits that stand for a revision, whatever the hub says by now
+    recorded: Vec<HubCommit>,
+    /// Revisions that were asked for
+    met: RefCell<Vec<HubCommit>>,
 }
 
 impl Environment {
@@ -105,7 +117,33 @@ impl Environment {
             timeout: text(TIMEOUT),
             token,
             token_files,
+            recorded: Vec::new(),
+            met: RefCell::default(),
         }
+    }
+
+    /// With the commits that were recorded in the place of what their branches and tags stand for by now.
+    pub fn following(self, recorded: Vec<HubCommit>) -> Self {
+        Self { recorded: recorded.into_iter().filter(HubCommit::is_valid).collect(), ..self }
+    }
+
+    /// The branches and tags that were asked for so far, each once, and their commits.
+    pub fn commits(&self) -> Vec<HubCommit> {
+        self.met.borrow().clone()
+    }
+
+    pub(super) fn recorded_commit(&self, kind: Kind, name: &str, revision: &str) -> Option<&str> {
+        self.recorded.iter().find_map(|recorded| recorded.of(kind, name, revision))
+    }
+
+    /// Notes a revision that was asked for. False: it was before.
+    pub(super) fn meet(&self, kind: Kind, name: &str, revision: &str, commit: &str) -> bool {
+        let mut met = self.met.borrow_mut();
+        let is_new = !met.iter().any(|earlier| earlier.of(kind, name, revision).is_some());
+        if is_new && revision != commit {
+            met.push(HubCommit::new(kind, name, revision, commit));
+        }
+        is_new
     }
 
     /// The hub. Refused: a value that is no address.
@@ -113,16 +151,27 @@ impl Environment {
         let text = self.endpoint.as_deref().unwrap_or(DEFAULT_ENDPOINT).trim().trim_end_matches('/');
         match Address::parse(text) {
             Some(address) => Ok(address),
+            // A password is not shown.
+            None if text.contains('@') => refuse!(
+                "{ENDPOINT}: found an address with a name or a password in it, expected one without, such as \
+                 {DEFAULT_ENDPOINT}; the token says who asks"
+            ),
             None => refuse!("{ENDPOINT}: found {text:?}, expected the address of a hub, such as {DEFAULT_ENDPOINT}"),
         }
     }
 
     /// How long a hub may say nothing.
     pub(super) fn timeout(&self) -> Result<Duration> {
-        let Some(text) = self.timeout.as_deref() else { return Ok(DEFAULT_TIMEOUT) };
+        self.timeout_or(DEFAULT_TIMEOUT)
+    }
+
+    /// Like [`timeout`](Self::timeout), with another default.
+    pub(super) fn timeout_or(&self, default: Duration) -> Result<Duration> {
+        let Some(text) = self.timeout.as_deref() else { return Ok(default) };
+        let (least, most) = TIMEOUT_SECONDS;
         match text.trim().parse::<f64>() {
-            Ok(seconds) if (0.05..=MAX_TIMEOUT_SECONDS).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-            _ => refuse!("{TIMEOUT}: found {text:?}, expected seconds, at most {MAX_TIMEOUT_SECONDS}"),
+            Ok(seconds) if (least..=most).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+            _ => refuse!("{TIMEOUT}: found {text:?}, expected seconds from {least} to {most}"),
         }
     }
 
@@ -194,6 +243,10 @@ mod tests {
             let error = of(&[(ENDPOINT, wrong)]).endpoint().unwrap_err();
             assert!(error.is_usage() && error.to_string().contains(ENDPOINT), "{wrong}: {error}");
         }
+        let error = of(&[(ENDPOINT, "http://me:secret@127.0.0.1")]).endpoint().unwrap_err().to_string();
+        assert!(error.contains("found an address with a name") && !error.contains("secret"), "{error}");
+        let error = of(&[(TIMEOUT, "0")]).timeout().unwrap_err().to_string();
+        assert!(error.ends_with("expected seconds from 0.05 to 3600"), "{error}");
         assert_eq!(of(&[(TIMEOUT, "0.5")]).timeout().unwrap(), Duration::from_millis(500));
         for wrong in ["0", "-1", "soon", "NaN", "inf", "1e9"] {
             assert!(of(&[(TIMEOUT, wrong)]).timeout().unwrap_err().to_string().contains(TIMEOUT), "{wrong}");

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::hash::BlobName;
+use super::license::License;
 use crate::error::{Context, Result};
 use crate::refuse;
 
@@ -30,6 +32,9 @@ pub(super) struct File {
 pub(super) struct Listing {
     pub commit: String,
     pub files: Vec<File>,
+    /// License that the card of the repository names
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub license: Option<License>,
 }
 
 #[derive(Deserialize)]
@@ -37,6 +42,9 @@ struct Answer {
     sha: String,
     #[serde(default)]
     siblings: Vec<Sibling>,
+    /// The fields of its card
+    #[serde(rename = "cardData", default)]
+    card: Value,
 }
 
 #[derive(Deserialize)]
@@ -58,8 +66,10 @@ struct Lfs {
 impl Listing {
     /// Reads the hub's answer. Refused: what is no listing, or one with names that could lead out of the cache.
     pub fn of_answer(bytes: &[u8], whose: &str) -> Result<Self> {
-        let Answer { sha, siblings } = serde_json::from_slice(bytes)
-            .failure_context(|| format!("{whose}: the hub's answer is no list of files (`sha` and `siblings`)"))?;
+        let Answer { sha, siblings, card } =
+            serde_json::from_slice(bytes)
+                .map_err(|error| shown(&error.to_string()))
+                .failure_context(|| format!("{whose}: the hub's answer is no list of files (`sha` and `siblings`)"))?;
         let file = |sibling: Sibling| {
             let large = sibling.lfs.as_ref();
             let blob = large.map_or(sibling.blob_id.as_deref(), |lfs| lfs.sha256.as_deref());
@@ -69,7 +79,8 @@ impl Listing {
                 name: sibling.rfilename,
             }
         };
-        let listing = Self { commit: sha, files: siblings.into_iter().map(file).collect() };
+        let license = License::of_fields(&card);
+        let listing = Self { commit: sha, files: siblings.into_iter().map(file).collect(), license };
         listing.check(whose)?;
         Ok(listing)
     }
@@ -77,7 +88,7 @@ impl Listing {
     /// Refused: names or numbers that no repository has.
     pub fn check(&self, whose: &str) -> Result<()> {
         if !is_commit(&self.commit) {
-            refuse!("{whose}: the hub names the commit {:?}, expected 40 hexadecimal digits", self.commit);
+            refuse!("{whose}: the hub names the commit {:?}, expected 40 hexadecimal digits", shown(&self.commit));
         }
         if self.files.len() > MAX_FILES {
             refuse!(
@@ -89,7 +100,7 @@ impl Listing {
         let mut names = BTreeSet::new();
         for file in &self.files {
             if !is_safe(&file.name) {
-                refuse!("{whose}: the hub lists a file {:?}, expected a path inside the repository", file.name);
+                refuse!("{whose}: the hub lists a file {:?}, expected a path inside the repository", shown(&file.name));
             }
             if !names.insert(file.name.as_str()) {
                 refuse!("{whose}: the hub lists {:?} twice, expected each file once", file.name);
@@ -110,13 +121,24 @@ impl Listing {
     }
 }
 
+/// Characters of a text from outside in a message: it may have any length.
+const MAX_SHOWN: usize = 300;
+
+/// A text from outside as a message shows it.
+pub(super) fn shown(text: &str) -> String {
+    match text.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// The name of a commit, by which the hub's files never change.
 pub(super) fn is_commit(text: &str) -> bool {
     matches!(BlobName::parse(text), Some(BlobName::Git(_)))
 }
 
 /// Whether a path stays in the directory that it is joined to.
-fn is_safe(name: &str) -> bool {
+pub(super) fn is_safe(name: &str) -> bool {
     let is_part = |part: &str| {
         let harmless = !part.chars().any(char::is_control);
         !matches!(part, "" | "." | "..") && part.len() <= MAX_PART_BYTES && harmless
@@ -170,6 +192,15 @@ mod tests {
         for bytes in ["", "[]", "{}", r#"{"sha": 3}"#, "<html>"] {
             let error = Listing::of_answer(bytes.as_bytes(), "org/name").unwrap_err();
             assert!(error.to_string().contains("no list of files") && !error.is_usage(), "{bytes}: {error}");
+        }
+        let long = "x".repeat(1 << 20);
+        for answer in [
+            format!(r#"{{"sha": "{long}"}}"#),
+            format!(r#"{{"sha": "{COMMIT}", "siblings": "{long}"}}"#),
+            format!(r#"{{"sha": "{COMMIT}", "siblings": [{{"rfilename": "{long}"}}]}}"#),
+        ] {
+            let error = Listing::of_answer(answer.as_bytes(), "org/name").unwrap_err();
+            assert!(error.to_string().len() < 1000, "{} bytes", error.to_string().len());
         }
         for commit in ["main", "..", "0123", &COMMIT.to_uppercase()] {
             let error = Listing::of_answer(format!(r#"{{"sha": "{commit}"}}"#).as_bytes(), "org/name").unwrap_err();

@@ -4,24 +4,39 @@
 //! downloaded. A file is written under another name, checked by size and hash, and only then takes its own; a download
 //! that was cut goes on where it ended. Nothing is asked of the hub where the cache holds all of a commit that is named
 //! outright, or where `HF_HUB_OFFLINE` is set.
+//!
+//! Adapters go the other way, as commits.
 
 mod address;
 mod cache;
 mod card;
 mod client;
+mod commits;
 mod data_set;
 mod download;
 mod environment;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hash;
 mod id;
 mod infer;
+mod license;
 mod listing;
 mod model;
+mod model_license;
+mod origin;
 mod pattern;
 mod splits;
 mod store;
+mod upload;
 
+pub use card::has_fields;
+pub use commits::{HubCommit, moved_since};
 pub use data_set::{DataSetFiles, find_data_set};
 pub use environment::{Environment, hub_cache};
 pub use id::{DataSetId, HubId, Slice, is_hub_name, is_rather_path};
+pub use license::License;
 pub use model::{Need, find_model};
+pub use model_license::license_of;
+pub use origin::{DataSetFile, data_set_of};
+pub use upload::{FileState, LocalFile, Pushed, Upload, push};

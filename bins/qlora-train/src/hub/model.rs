@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::cache::Kind;
+use super::commits::short;
 use super::environment::Environment;
 use super::id::HubId;
 use super::listing::Listing;
-use super::store::{Store, short};
+use super::store::Store;
 use crate::error::{Context, Result};
 use crate::files::json::read_bounded;
 use crate::refuse;
@@ -174,7 +175,7 @@ mod tests {
     fn listing(names: &[&str]) -> Listing {
         let file = |name: &&str| File { name: (*name).to_owned(), size: None, blob: None };
         let commit = "0123456789abcdef0123456789abcdef01234567".to_owned();
-        Listing { commit, files: names.iter().map(file).collect() }
+        Listing { commit, files: names.iter().map(file).collect(), license: None }
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::card::Config;
 use super::id::is_file_pattern;
 use super::infer::{self, Place};
-use super::pattern::matching;
+use super::listing::shown;
+use super::pattern::{Budget, matching};
 
 /// Endings of files of rows that are read, by kind; of two kinds with equally many files the first is taken.
 const KINDS: [&[&str]; 4] = [
@@ -90,9 +91,11 @@ impl Splits {
         if count > MAX_PATTERNS {
             return Err(format!("has {count} patterns of files, expected at most {MAX_PATTERNS}"));
         }
+        let mut budget = Budget::default();
         let subsets = match configs {
             Some(configs) => {
-                configs.iter().map(|config| by_card(config, &names)).collect::<Result<Vec<_>, String>>()?
+                let by_card = |config| by_card(config, &names, &mut budget);
+                configs.iter().map(by_card).collect::<Result<Vec<_>, String>>()?
             }
             None => by_names(&names, infer::place),
         };
@@ -133,7 +136,7 @@ impl Splits {
             return self.training_of(subset);
         };
         if is_file_pattern(part) {
-            let training = matching(part, &self.names)?;
+            let training = matching(part, &self.names, &mut Budget::default())?;
             return match training.is_empty() {
                 true => Err(format!("has no file of rows {part:?}, expected some of {}", listed(&self.names))),
                 false => Ok(Chosen { training, validation: Vec::new() }),
@@ -197,12 +200,12 @@ impl Splits {
 }
 
 fn listed(names: &[String]) -> String {
-    let shown = names.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join(", ");
+    let shown = names.iter().take(MAX_NAMED).map(|name| shown(name)).collect::<Vec<_>>().join(", ");
     let more = names.len().saturating_sub(MAX_NAMED);
     if more > 0 { format!("{shown} and {more} more") } else { shown }
 }
 
-fn by_card(config: &Config, names: &[String]) -> Result<Subset, String> {
+fn by_card(config: &Config, names: &[String], budget: &mut Budget) -> Result<Subset, String> {
     let dir = config.data_dir.as_deref().map(|dir| dir.trim_matches('/')).filter(|dir| !dir.is_empty());
     let below = |pattern: &str| dir.map_or_else(|| pattern.to_owned(), |dir| format!("{dir}/{pattern}"));
     let name = config.config_name.clone().unwrap_or_else(|| DEFAULT.to_owned());
@@ -210,14 +213,14 @@ fn by_card(config: &Config, names: &[String]) -> Result<Subset, String> {
     for (split, patterns) in config.splits() {
         let mut files = Vec::new();
         for pattern in patterns {
-            files.extend(matching(&below(&pattern), names)?);
+            files.extend(matching(&below(&pattern), names, budget)?);
         }
         files.sort();
         files.dedup();
         splits.push((split, of_one_kind(files)));
     }
     if splits.is_empty() {
-        let inside = matching(&below("**"), names)?;
+        let inside = matching(&below("**"), names, budget)?;
         let place = |path: &str| Place { subset: String::new(), ..infer::place(path) };
         splits = by_names(&inside, place).into_iter().flat_map(|subset| subset.splits).collect();
     }
@@ -311,6 +314,20 @@ mod tests {
         assert_eq!(training(&names, dir, Some("y")), "a/one.jsonl a/two.jsonl");
         let missing = card("  - split: train\n    path: gone/*\n");
         assert!(Splits::new(&names, configs(&missing).unwrap().as_deref()).unwrap().is_empty());
+    }
+
+    /// A card of few bytes may mean every file of a repository many times.
+    #[test]
+    fn a_card_of_many_subsets_without_patterns_is_refused_and_long_names_are_cut() {
+        let names: Vec<String> = (0..5000).map(|at| format!("data/rows-{at}.jsonl")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let card = format!("---\nconfigs:\n- data_dir: data\n{}---\n", "- config_name: x\n".repeat(1000));
+        let error = Splits::new(&names, configs(&card).unwrap().as_deref()).unwrap_err();
+        assert!(error.contains("more than 1000000 files"), "{error}");
+        let long = "é".repeat(5000);
+        let card = format!("---\nconfigs:\n- data_files:\n  - split: {long}\n    path: data\n---\n");
+        let error = choose(&names, &card, None).unwrap_err();
+        assert!(error.contains(&format!("{}…", "é".repeat(300))) && error.len() < 1000, "{error}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use super::cache::{Folder, Kind};
 use super::client::{Client, Fault, Subject};
+use super::commits::short;
 use super::download::download;
 use super::environment::{Environment, shown};
 use super::id::HubId;
@@ -18,6 +19,8 @@ use crate::report::{Bars, count, detail, status, warning};
 pub(super) struct Store<'a> {
     environment: &'a Environment,
     subject: Subject,
+    /// The revision that was asked for, where a commit of the record stands for it
+    asked: String,
     /// In each of the caches
     folders: Vec<Folder>,
     client: OnceCell<Client>,
@@ -32,10 +35,12 @@ pub(super) struct Found {
 
 impl<'a> Store<'a> {
     pub fn new(environment: &'a Environment, kind: Kind, id: &HubId) -> Self {
-        let revision = id.revision_or_main().to_owned();
+        let asked = id.revision_or_main().to_owned();
+        let recorded = environment.recorded_commit(kind, &id.name, &asked);
+        let revision = recorded.map_or_else(|| asked.clone(), str::to_owned);
         let folders = environment.roots.iter().map(|root| Folder::new(root, kind, &id.name)).collect();
         let subject = Subject { kind, name: id.name.clone(), revision };
-        Self { environment, subject, folders, client: OnceCell::new() }
+        Self { environment, subject, asked, folders, client: OnceCell::new() }
     }
 
     pub fn name(&self) -> &str {
@@ -54,9 +59,27 @@ impl<'a> Store<'a> {
         Ok(self.client.get_or_init(|| client))
     }
 
-    /// The commit of the revision: as the cache has it where it is a commit, where the hub must not be asked, or where
-    /// it does not answer; else as the hub says. Refused: neither has it.
+    /// The commit of the revision: as it was recorded; as the cache has it where it is a commit, where the hub must not
+    /// be asked, or where it does not answer; else as the hub says. Refused: neither has it.
     pub fn find(&self) -> Result<Found> {
+        let Subject { kind, name, revision } = &self.subject;
+        let follows = *revision != self.asked;
+        let found = self.find_revision().map_err(|error| match follows {
+            true => error.usage_hint(|| {
+                format!(
+                    "it is the commit of `{}` on which the run began; choose another output_dir to begin anew",
+                    self.asked
+                )
+            }),
+            false => error,
+        })?;
+        if self.environment.meet(*kind, name, &self.asked, &found.commit) && follows {
+            status!("{name}: commit {} of `{}`, on which the run began", short(revision), self.asked);
+        }
+        Ok(found)
+    }
+
+    fn find_revision(&self) -> Result<Found> {
         let revision = &self.subject.revision;
         let mut cached = None;
         for folder in &self.folders {
@@ -250,11 +273,6 @@ impl<'a> Store<'a> {
 
 /// Progress is counted in these.
 const MB: u64 = 1_000_000;
-
-/// The beginning of a commit's name.
-pub(super) fn short(commit: &str) -> &str {
-    commit.get(..12).unwrap_or(commit)
-}
 
 /// The names of files, for a message.
 fn some(files: &[&File]) -> String {

@@ -100,7 +100,9 @@ pub(crate) fn in_part(line: &str) -> Cow<'_, str> {
 
 /// Whether a character could move the cursor, color the terminal or turn the direction of writing.
 fn is_harmful(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
+    // No YAML holds the last two.
+    let is_named = matches!(c, '\u{2028}' | '\u{2029}' | '\u{fffe}' | '\u{ffff}');
+    c.is_control() || is_named || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Text without what could move the cursor, color the terminal or turn the direction of writing: such characters are
@@ -230,7 +232,8 @@ mod tests {
             r"a\u{1b}[31mb\u{7}\r\n\u{9b}2J\u{202e}x\u{7f}"
         );
         assert_eq!(printable_lines("a\n\tb\r\x1b"), "a\n\tb\\r\\u{1b}");
-        let value = serde_json::json!({"a\u{9b}": "\u{202e}\u{7f}\u{1b}\n"});
+        assert_eq!(printable("a\u{fffe}\u{ffff}"), r"a\u{fffe}\u{ffff}", "what no YAML holds");
+        let value = serde_json::json!({"a\u{9b}": "\u{202e}\u{7f}\u{1b}\n\u{ffff}"});
         let json = value.to_string();
         assert!(json.contains(is_harmful) && !printable_json(&json).contains(is_harmful));
         assert_eq!(serde_json::from_str::<serde_json::Value>(&printable_json(&json)).unwrap(), value);

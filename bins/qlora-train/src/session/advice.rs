@@ -71,11 +71,15 @@ pub fn refuse_unless_it_fits(plan: &MemoryPlan, run: &Asked) -> Result<()> {
     if plan.fits() {
         return Ok(());
     }
-    let found = suggestions(run, longest_row(run)?)?.join("; ");
-    let advice = format!(
-        "Lower max_length or per_device_train_batch_size, leave gradient_checkpointing, weights and token_tile at auto \
-         ({found})"
-    );
+    let longest = longest_row(run)?;
+    let found = suggestions(run, longest)?.join("; ");
+    // Where no length fits, another length is no help.
+    let lower = match (longest > 1, run.rows > 1) {
+        (true, _) => "Lower max_length or per_device_train_batch_size, leave",
+        (false, true) => "Lower per_device_train_batch_size, leave",
+        (false, false) => "Leave",
+    };
+    let advice = format!("{lower} gradient_checkpointing, weights and token_tile at auto ({found})");
     plan::refuse_unless_it_fits(plan, run.spec.tokens, &advice)
 }
 

@@ -3,10 +3,11 @@
 use super::Device;
 use super::chat_template::open_tokenizer;
 use crate::adapter::{is_adapter, recorded_base, recorded_setting};
-use crate::base::{Checkpoint, resolve_model};
+use crate::base::{Checkpoint, resolve_model_by};
 use crate::config::{PromptCompletion, Settings};
 use crate::data::ChatTokenizer;
 use crate::error::Result;
+use crate::hub::Environment;
 use crate::refuse;
 use crate::report::{status, warning};
 use jiff::Timestamp;
@@ -36,13 +37,22 @@ impl Loaded {
     /// Opens and checks the base, without its weights. The chat template is that of the adapter that the run begins
     /// with, if there is one.
     pub fn open(settings: &Settings) -> Result<Self> {
-        Self::open_for(settings, settings.init_adapter.as_slice())
+        Self::open_by(settings, &Environment::read())
+    }
+
+    /// Like [`open`](Self::open), by the caches, the hub and the recorded commits of `environment`.
+    pub fn open_by(settings: &Settings, environment: &Environment) -> Result<Self> {
+        Self::open_with(settings, settings.init_adapter.as_slice(), environment)
     }
 
     /// Like [`open`](Self::open), with the chat template that these adapters were trained with.
     pub fn open_for(settings: &Settings, adapters: &[PathBuf]) -> Result<Self> {
+        Self::open_with(settings, adapters, &Environment::read())
+    }
+
+    fn open_with(settings: &Settings, adapters: &[PathBuf], environment: &Environment) -> Result<Self> {
         let arg = settings.model_path()?;
-        let dir = resolve_model(&arg.to_string_lossy(), settings.revision.as_deref())?;
+        let dir = resolve_model_by(&arg.to_string_lossy(), settings.revision.as_deref(), environment)?;
         let checkpoint = Checkpoint::open(&dir)?;
         for note in checkpoint.notes() {
             status!("{note}");

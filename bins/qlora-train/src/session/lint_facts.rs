@@ -5,13 +5,18 @@ use crate::config::{Quantization, Settings};
 use crate::data::{ChatTokenizer, Rows};
 use crate::lint::{DataFacts, Facts};
 use crate::model::ModelSpec;
-use std::collections::{BTreeSet, HashSet};
+use rayon::prelude::*;
+use std::collections::BTreeSet;
 
 /// Training rows that were there before, and validation rows that are trained on too, by a hash of tokens, labels and
 /// weights.
 fn repeated(training: &Rows, validation: &Rows) -> (usize, usize) {
-    let known: HashSet<u64> = (0..training.len()).map(|row| training.hash(row)).collect();
-    let overlap = (0..validation.len()).filter(|&row| known.contains(&validation.hash(row))).count();
+    // A sorted list is made several times faster than a set of a million.
+    let mut known: Vec<u64> = (0..training.len()).into_par_iter().map(|row| training.hash(row)).collect();
+    known.par_sort_unstable();
+    known.dedup();
+    let is_known = |&row: &usize| known.binary_search(&validation.hash(row)).is_ok();
+    let overlap = (0..validation.len()).into_par_iter().filter(is_known).count();
     (training.len() - known.len(), overlap)
 }
 

@@ -4,13 +4,13 @@ use crate::adapter::{Patterns, Recipe};
 use crate::arch::{Arch, Projection, Wrapper};
 use crate::backend::{Quantization, StateFormat};
 use crate::base::Checkpoint;
-use crate::config::{self, Settings};
+use crate::config::{self, Settings, TokenIndices};
 use crate::error::{Error, Result};
 use crate::lora::{LoraKind, LoraSpec};
 use crate::model::{ModelSpec, Prompts};
 use crate::refuse;
 use indexmap::IndexMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Refuses, where the checkpoint holds NF4, 16-bit weights and terms that begin with these.
 pub fn check_quantization(settings: &Settings, checkpoint: &Checkpoint) -> Result<()> {
@@ -104,6 +104,7 @@ pub fn lora_spec(settings: &Settings, arch: &Arch) -> Result<LoraSpec> {
         }
     }
     lora.whole = whole_modules(&settings.modules_to_save.0, arch)?;
+    lora.tokens = token_rows(&settings.trainable_token_indices, &lora.whole, arch)?;
     Ok(lora)
 }
 
@@ -131,9 +132,7 @@ fn wrong(setting: &str, error: String) -> Error {
 /// embedding, either names both. Refused: a name of none, and one of linear layers.
 fn whole_modules(names: &[String], arch: &Arch) -> Result<BTreeSet<String>> {
     let mut whole = BTreeSet::new();
-    let own =
-        |name: &str| Wrapper::text_name(name).filter(|_| arch.wrapper.is_some()).unwrap_or_else(|| name.to_owned());
-    for name in names.iter().map(|name| own(name)) {
+    for name in names.iter().map(|name| own_name(name, arch)) {
         if let Some(linear) = arch.modules().find(|module| module.ends_with(&name)) {
             refuse!(
                 "`modules_to_save`: `{name}` names the linear layer {linear}, which is frozen and gets a low-rank term \
@@ -156,6 +155,46 @@ fn whole_modules(names: &[String], arch: &Arch) -> Result<BTreeSet<String>> {
         whole.extend(ends.map(str::to_owned));
     }
     Ok(whole)
+}
+
+/// The tokens whose rows `trainable_token_indices` names, by module; a list is of the embedding, as in PEFT. Where the
+/// output layer is the embedding, rows are of both. Refused: a module that has no row for each token or is trained
+/// whole, a token beyond the vocabulary.
+fn token_rows(given: &TokenIndices, whole: &BTreeSet<String>, arch: &Arch) -> Result<BTreeMap<String, Vec<u32>>> {
+    const NAME: &str = "`trainable_token_indices`";
+    let [embedding, head] = [arch.names.embedding_module(), arch.names.head_module()];
+    let mut rows: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+    for (name, tokens) in given.of_modules() {
+        let name = name.map_or_else(|| embedding.to_owned(), |name| own_name(name, arch));
+        let Some(module) = [embedding, head].into_iter().find(|table| table.ends_with(&name) && !name.is_empty())
+        else {
+            refuse!("{NAME}: `{name}` has no row for each token; expected embed_tokens or lm_head");
+        };
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= arch.vocab_size) {
+            refuse!("{NAME}: found token {token}, expected ids from 0 to {}", arch.vocab_size - 1);
+        }
+        if whole.contains(module) {
+            refuse!("{NAME}: {module} is trained whole by `modules_to_save`; keep one of the two");
+        }
+        if !tokens.is_empty() && rows.insert(module.to_owned(), tokens.to_vec()).is_some() {
+            refuse!("{NAME}: {module} is named twice; keep one of the two");
+        }
+    }
+    if arch.tie_word_embeddings
+        && let Some(of_head) = rows.remove(head)
+        && rows.get(embedding) != Some(&of_head)
+    {
+        refuse!(
+            "{NAME}: lm_head is one tensor with embed_tokens in this model; expected the rows of embed_tokens alone, which are \
+             those of both"
+        );
+    }
+    Ok(rows)
+}
+
+/// The name of a module of the text model, where a class around it may be meant.
+fn own_name(name: &str, arch: &Arch) -> String {
+    Wrapper::text_name(name).filter(|_| arch.wrapper.is_some()).unwrap_or_else(|| name.to_owned())
 }
 
 /// The patterns of a setting. Refused: one that no module with a term matches, which would change nothing.

@@ -149,7 +149,7 @@ pub fn plan(
         Device::Cpu(precision) => {
             dry_run(Cpu::dry_run_with_precision(spec.run_shape(), *precision), spec, stored, job)?
         }
-        Device::Cuda(_) => dry_run(Cuda::dry_run(spec.run_shape(), &spec.arch)?, spec, stored, job)?,
+        Device::Cuda(_) => dry_run(Cuda::dry_run(device.run_shape(spec), &spec.arch)?, spec, stored, job)?,
     };
     if spec.lora.init.changes_base() && matches!((device, job), (Device::Cpu(_), PlannedJob::Train)) {
         let bytes = 4 * spec.lora.lengths(&spec.arch).map(|len| len as u64).sum::<u64>();
@@ -213,7 +213,8 @@ fn dry_run<B: Backend>(
     let mut model = Llama::build(b, &mut source, spec.clone(), &mut |_| ())?;
     let zeros = vec![0u32; spec.tokens];
     let (boundaries, targets) = ([0, spec.tokens as u32], bytemuck::cast_slice(&zeros));
-    let batch = Batch { input_ids: &zeros, positions: &zeros, boundaries: &boundaries, targets, weights: None };
+    let batch =
+        Batch { input_ids: &zeros, positions: &zeros, boundaries: &boundaries, targets, weights: None, adapters: None };
     let adapters = match job {
         PlannedJob::Train => &[],
         PlannedJob::Loss(adapters) | PlannedJob::Text { adapters, .. } => adapters,

@@ -2,6 +2,7 @@
 
 use super::Loaded;
 use super::host::share;
+use super::model_spec::lora_spec;
 use super::untrained_tokens::warn_of_untrained;
 use crate::config::{self, MixStrategy, RowsOfEach, Settings};
 use crate::data::{
@@ -10,7 +11,7 @@ use crate::data::{
 };
 use crate::error::Result;
 use crate::files::hash::hex;
-use crate::hub::Slice;
+use crate::hub::{Environment, Slice};
 use crate::refuse;
 use crate::report::{count, detail, status, status_lines, thousands};
 use sha2::{Digest, Sha256};
@@ -65,7 +66,9 @@ impl TrainingData {
             status_lines!(validation.report.validation_lines());
             (settings.val_data.clone(), validation.hashes, rows, validation.rows)
         };
-        warn_of_untrained(loaded, rows.ids().chain(validation.ids()))?;
+        // What is wrong with the terms is told when the model is planned.
+        let trained = lora_spec(settings, loaded.checkpoint.arch()).unwrap_or_default();
+        warn_of_untrained(loaded, &trained, rows.ids().chain(validation.ids()))?;
         let (lengths, files) = (rows.lengths().collect(), (0..rows.len()).map(|row| rows.file(row)).collect());
         let schedule = schedule_of(settings, lengths, files)?;
         status_lines!(schedule.mix().line(&names(&settings.data)).into_iter().collect::<Vec<_>>());
@@ -140,10 +143,15 @@ pub fn names(files: &[PathBuf]) -> Vec<String> {
 /// Puts the files in place of the patterns and folders that the settings name, each with the numbers of its entry. A
 /// folder's files for validation are taken where none are chosen. Refused: a share for an entry of several files.
 pub fn find_files(settings: &mut Settings) -> Result<()> {
+    find_files_by(settings, &Environment::read())
+}
+
+/// Like [`find_files`], by the caches, the hub and the recorded commits of `environment`.
+pub fn find_files_by(settings: &mut Settings, environment: &Environment) -> Result<()> {
     let (mut training, mut validation, mut entries) = (Vec::new(), Vec::new(), Vec::new());
     let mut rows = Vec::new();
     for (entry, path) in settings.data.iter().enumerate() {
-        let mut found = DataFiles::find(std::slice::from_ref(path))?;
+        let mut found = DataFiles::find_by(std::slice::from_ref(path), environment)?;
         (found.training, rows) = with_rows("data_rows", &settings.data_rows, entry, path, found.training, rows)?;
         if found.training.len() != 1 && !settings.interleave_probs.0.is_empty() {
             refuse!(
@@ -170,7 +178,7 @@ pub fn find_files(settings: &mut Settings) -> Result<()> {
     }
     let (mut files, mut rows) = (Vec::new(), Vec::new());
     for (entry, path) in settings.val_data.iter().enumerate() {
-        let found = DataFiles::find(std::slice::from_ref(path))?.training;
+        let found = DataFiles::find_by(std::slice::from_ref(path), environment)?.training;
         let cut;
         (cut, rows) = with_rows("val_data_rows", &settings.val_data_rows, entry, path, found, rows)?;
         files.extend(cut);
@@ -238,6 +246,7 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
         memory: share(settings.host_memory.map(|bytes| bytes.0), loaded.processes_here()),
         deduplicate: settings.deduplicate,
         known_rows: Arc::default(),
+        by_adapter: false,
     }
 }
 

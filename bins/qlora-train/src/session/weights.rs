@@ -1,7 +1,7 @@
 //! The values of a model: the frozen base from a checkpoint, the low-rank terms from an adapter or freshly drawn.
 
 use super::plan::stored_in;
-use crate::adapter::{Adapter, LoraPair, WholeModule};
+use crate::adapter::{Adapter, LoraPair, TokenRows, WholeModule};
 use crate::arch::Arch;
 use crate::backend::Quantization;
 use crate::base::{BaseFingerprint, Checkpoint, Fingerprint, Nf4OnDisk, Rewrite};
@@ -60,6 +60,10 @@ pub struct CheckpointSource<'a, 'w> {
     adapter: BTreeMap<String, LoraPair<'a>>,
     /// Weights of whole modules that an adapter holds, by module
     whole: BTreeMap<String, WholeModule<'a>>,
+    /// Adapters of which each row takes one, in place of `adapter`
+    by_row: Vec<BTreeMap<String, LoraPair<'a>>>,
+    /// Rows of single tokens that an adapter holds, by module
+    tokens: BTreeMap<String, TokenRows>,
     /// What changes the tensors on their way, if anything does.
     rewrite: Option<&'w mut dyn Rewrite>,
     /// Terms that begin with directions of the weights, if these do
@@ -73,14 +77,26 @@ impl<'a, 'w> CheckpointSource<'a, 'w> {
     /// Low-rank terms that `adapter` does not hold are drawn: A Kaiming-uniform with a = √5, B zero.
     pub fn new(checkpoint: &'a Checkpoint, adapter: BTreeMap<String, LoraPair<'a>>, seed: u64) -> Self {
         let fingerprint = Fingerprint::new(checkpoint);
-        let (whole, rewrite, starts, norms) = (BTreeMap::new(), None, None, None);
-        Self { checkpoint, fingerprint, adapter, whole, rewrite, starts, norms, seed }
+        let (whole, tokens, rewrite, starts, norms) = (BTreeMap::new(), BTreeMap::new(), None, None, None);
+        let by_row = Vec::new();
+        Self { checkpoint, fingerprint, adapter, whole, by_row, tokens, rewrite, starts, norms, seed }
     }
 
-    /// With the terms and the whole modules of an adapter, or new ones.
+    /// With the terms, the whole modules and the rows of single tokens of an adapter, or new ones.
     pub fn with_adapter(checkpoint: &'a Checkpoint, adapter: Option<&'a Adapter>, seed: u64) -> Result<Self> {
         let Some(adapter) = adapter else { return Ok(Self::new(checkpoint, BTreeMap::new(), seed)) };
-        Ok(Self { whole: adapter.whole_modules()?, ..Self::new(checkpoint, adapter.lora_pairs()?, seed) })
+        let (whole, tokens) = (adapter.whole_modules()?, adapter.token_rows()?);
+        Ok(Self { whole, tokens, ..Self::new(checkpoint, adapter.lora_pairs()?, seed) })
+    }
+
+    /// With the terms of adapters of which each row takes one.
+    pub fn with_adapters_of_rows(
+        checkpoint: &'a Checkpoint,
+        adapters: impl IntoIterator<Item = &'a Adapter>,
+        seed: u64,
+    ) -> Result<Self> {
+        let by_row = adapters.into_iter().map(Adapter::lora_pairs).collect::<Result<_>>()?;
+        Ok(Self { by_row, ..Self::new(checkpoint, BTreeMap::new(), seed) })
     }
 
     /// With tensors that are changed on their way: each is as [`Checkpoint::dense_type`] says.
@@ -148,6 +164,10 @@ impl Source for CheckpointSource<'_, '_> {
         }
     }
 
+    fn token_rows(&mut self, module: &str) -> Option<Vec<f32>> {
+        self.tokens.get(module).map(|rows| rows.values.clone())
+    }
+
     fn held(&self, name: &str) -> Option<Quantization> {
         stored_in(self.checkpoint)(name).held.filter(|_| self.rewrite.is_none())
     }
@@ -188,11 +208,35 @@ impl Source for CheckpointSource<'_, '_> {
         if let Some(Factors { a, b }) = made {
             return Ok(if id.kind() == ParamKind::LoraB { b } else { a }.clone());
         }
+        if !self.by_row.is_empty() {
+            return Ok(one_after_the_other(&self.by_row, id, len, columns));
+        }
         if let Some(pair) = self.adapter.get(id.module()) {
             return Ok(if id.kind() == ParamKind::LoraB { pair.b } else { pair.a }.to_vec());
         }
         Ok(initial_lora(self.checkpoint.arch(), self.seed, id, len, columns))
     }
+}
+
+/// A `[count, r, K]` or B `[count, N, r]` of several adapters: a term of a lower rank is padded with zeros, and one that
+/// is not there is all zeros.
+fn one_after_the_other(
+    adapters: &[BTreeMap<String, LoraPair<'_>>],
+    id: &ParamId,
+    len: usize,
+    columns: usize,
+) -> Vec<f32> {
+    let mut values = vec![0.0; len];
+    for (values, pairs) in values.chunks_exact_mut(len / adapters.len()).zip(adapters) {
+        let Some(pair) = pairs.get(id.module()) else { continue };
+        if id.kind() == ParamKind::LoraB {
+            let rows = values.chunks_exact_mut(columns).zip(pair.b.chunks_exact(pair.r));
+            rows.for_each(|(to, from)| to[..pair.r].copy_from_slice(from));
+        } else {
+            values[..pair.a.len()].copy_from_slice(pair.a);
+        }
+    }
+    values
 }
 
 /// Values of a tensor of a new adapter whose rows have `columns` values: B is zero, A Kaiming-uniform with a = √5,
@@ -211,6 +255,18 @@ pub(crate) fn initial_lora(arch: &Arch, seed: u64, id: &ParamId, len: usize, col
 mod tests {
     use super::*;
     use crate::base::synthetic::tiny_arch;
+
+    #[test]
+    fn adapters_lie_one_after_the_other_padded_with_zeros() {
+        let pair = |a, b, r| LoraPair { a, b, r, k_in: 2, n_out: 2, alpha: 1.0, scale: 1.0, magnitude: None };
+        let large = pair(&[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0], 2);
+        let small = pair(&[9.0, 10.0], &[11.0, 12.0], 1);
+        let adapters =
+            [BTreeMap::from([("m".to_owned(), small)]), BTreeMap::new(), BTreeMap::from([("m".to_owned(), large)])];
+        let of = |id: ParamId| one_after_the_other(&adapters, &id, 12, 2);
+        assert_eq!(of(ParamId::a("m")), [9.0, 10.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(of(ParamId::b("m")), [11.0, 0.0, 12.0, 0.0, 0.0, 0.0, 0.0, 0.0, 5.0, 6.0, 7.0, 8.0]);
+    }
 
     #[test]
     fn weights_too_large_for_their_directions_are_named() {

@@ -94,6 +94,15 @@ pub(super) fn print_run(
             spec.lora.whole.iter().cloned().collect::<Vec<_>>().join(", ")
         );
     }
+    if !spec.lora.tokens.is_empty() {
+        let rows =
+            |(module, tokens): (&String, &Vec<u32>)| format!("{} of {module}", count(tokens.len() as u64, "row"));
+        status!(
+            "trained beside the adapters: {} for single tokens (trainable_token_indices); vLLM, SGLang and llama.cpp serve the \
+             adapter merged only",
+            spec.lora.tokens.iter().map(rows).collect::<Vec<_>>().join(", ")
+        );
+    }
     let (a, b) = settings.learning_rates_for(parameters);
     let rates =
         if a == b { format!("learning rate: {a:e}") } else { format!("learning rates: {a:e} for A, {b:e} for B") };

@@ -7,7 +7,7 @@ use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{count, status};
 use crate::session::Loaded;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The adapter that a run begins with, with the run's alphas. Refused: other ranks or layers than the run's.
@@ -54,6 +54,20 @@ pub(super) fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) ->
             named(&spec.lora.whole)
         );
     }
+    if own.tokens != spec.lora.tokens {
+        let named = |tokens: &BTreeMap<String, Vec<u32>>| match tokens.is_empty() {
+            true => "none".to_owned(),
+            false => {
+                tokens.iter().map(|(module, of)| format!("{} of {module}", listed(of))).collect::<Vec<_>>().join(", ")
+            }
+        };
+        refuse!(
+            "`init_adapter`: {} holds rows of tokens {}, the run trains {}; give its trainable_token_indices",
+            path.display(),
+            named(&own.tokens),
+            named(&spec.lora.tokens)
+        );
+    }
     if adapter.rescale(&spec.lora).context(what)? {
         status!(
             "{}: has another scale (alpha, use_rslora) than the run: its B is multiplied to keep what it computes",
@@ -61,4 +75,11 @@ pub(super) fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) ->
         );
     }
     Ok(adapter)
+}
+
+/// The first of these tokens, for a message.
+fn listed(tokens: &[u32]) -> String {
+    const MOST: usize = 8;
+    let first = tokens.iter().take(MOST).map(u32::to_string).collect::<Vec<_>>().join(", ");
+    if tokens.len() > MOST { format!("{first}, … ({})", tokens.len()) } else { first }
 }

@@ -18,7 +18,9 @@ mod sharing;
 mod snapshot;
 mod standing;
 mod steps;
+mod summing;
 mod trained_adapter;
+mod trained_card;
 mod watch;
 
 pub use identity::Identity;

@@ -12,7 +12,7 @@ use super::names::{EVENTS_DIR, METRICS_FILE, RUN_FILE, STATE_FILE, step_of};
 use super::owned::{Owned, foreign, read_run};
 use super::record::RunSummary;
 use super::resume::begin_with;
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, CARD, TOKENIZER_FILES};
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, CARD, CURVE, TOKENIZER_FILES};
 use crate::error::{Context, Result};
 use crate::files::atomic::{SUMS, find_damage};
 use crate::files::dir::{Dir, Kind};
@@ -104,9 +104,9 @@ pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result
     }
 }
 
-/// Refuses a finished run whose files are not those that were written. The model card may be edited.
+/// Refuses a finished run whose files are not those that were written. The model card and its picture may be edited.
 fn check_finished(dir: &Path) -> Result<()> {
-    match find_damage(dir, &[ADAPTER_CONFIG, ADAPTER_MODEL], &[CARD])? {
+    match find_damage(dir, &[ADAPTER_CONFIG, ADAPTER_MODEL], &[CARD, CURVE])? {
         None => Ok(()),
         Some(damage) => refuse!(
             "{damage}; the run in {} is finished, but its adapter is damaged or was changed: remove {} to write it anew \

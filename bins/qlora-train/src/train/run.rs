@@ -9,7 +9,8 @@
 
 use super::announce::{check_disk, print_run};
 use super::checkpoints;
-use super::identity::{Identity, PER_PROCESS, result_settings, run_clock, run_identity};
+use super::identity::{HUB_COMMITS, Identity, PER_PROCESS, commits_of_run, commits_to_follow};
+use super::identity::{result_settings, run_clock, run_identity};
 use super::initial_adapter::initial_adapter;
 use super::locked_dir::LockedDir;
 use super::names::checkpoint;
@@ -21,14 +22,17 @@ use super::sharing::{check_same_run, check_same_settings, share_restored, share_
 use super::snapshot::Snapshot;
 use super::standing::{Standing, lock, standing};
 use super::steps::Run;
+use super::summing::Sums;
 use super::trained_adapter::add_trained_adapter;
+use super::trained_card::write_card;
 use super::watch::Watch;
 use crate::adapter::ADAPTER_CONFIG;
 use crate::backend::{Backend, WeightsRead};
 use crate::comm::{Communicator, SingleProcess, agreement, from_first, is_first};
 use crate::config::{Purpose, Settings};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::files::units::format_bytes;
+use crate::hub::{Environment, HubCommit, moved_since};
 use crate::infer::questions::{Questions, check_positions};
 use crate::lint::{self, Finding};
 use crate::model::optimizer_step::reduce_bytes;
@@ -40,12 +44,12 @@ use crate::session::interruption::Interruption;
 use crate::session::lint_facts::facts;
 use crate::session::model_spec::{check_quantization, lora_spec, model_spec};
 use crate::session::plan;
-use crate::session::training_data::find_files;
+use crate::session::training_data::find_files_by;
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData, replace_adapter_by_base};
 use crate::session::{advice, planner};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Result of `train`.
@@ -68,9 +72,12 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     settings.validate(Purpose::Train)?;
     section("Model");
     replace_adapter_by_base(&mut settings)?;
-    find_files(&mut settings)?;
-    check_same_settings(comm, &settings)?;
     let output = settings.output_path()?.to_owned();
+    // A run that goes on stays on the commits that it began on, whatever a branch of the hub stands for by now.
+    let hub = Environment::read()
+        .following(from_first(comm, "commits of the hub", || Ok(commits_to_follow(&settings, &output)))?);
+    find_files_by(&mut settings, &hub)?;
+    check_same_settings(comm, &settings)?;
     settings.device = Device::of_rank(settings.device, comm.on_this_machine().0);
     let device = Device::choose(&settings)?;
     let mut locked = None;
@@ -83,10 +90,13 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     }
     let recorded = from_first(comm, "arithmetic", || Ok(Vec::from_iter(recorded_arithmetic(&output)?)))?.pop();
     let device = match recorded {
-        Some(recorded) if settings.compute.is_none() => device.as_recorded(recorded.as_deref(), &output)?,
+        // `compute` settles what a CPU computes in; on a GPU there is one.
+        Some(recorded) if settings.compute.is_none() || !device.is_cpu() => {
+            device.as_recorded(recorded.as_deref(), &output)?
+        }
         _ => device,
     };
-    let mut loaded = Loaded::open(&settings)?;
+    let mut loaded = Loaded::open_by(&settings, &hub)?;
     let (_, here) = comm.on_this_machine();
     loaded.set_processes_here(here);
     let device = device.for_model(&settings, loaded.checkpoint.arch());
@@ -107,8 +117,14 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     let questions = Questions::load(&settings, &loaded, &data.validation)?;
     check_positions(&questions.prompts(), loaded.checkpoint.arch(), data.longest)?;
     let identity = identity.judging(&settings, &questions);
+    let sums = Sums::choose(comm, &device, &settings, &output, &identity)?;
+    let identity = Identity { sums: sums.recorded(comm, &settings, &output, &identity), ..identity };
     check_same_run(comm, &identity, &questions, &device)?;
-    let look = || standing(&settings, &output, &identity, locked.as_ref(), &loaded, &data);
+    let hub_commits = hub.commits();
+    let look = || {
+        let found = standing(&settings, &output, &identity, locked.as_ref(), &loaded, &data);
+        found.map_err(|error| with_moved(error, &hub_commits, &output))
+    };
     let (saved, overwrites) = match from_first(comm, "output directory", look)? {
         Standing::Begins { saved, overwrites } => (saved.map(|saved| *saved), overwrites),
         Standing::Finished(finished) => {
@@ -124,6 +140,10 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     let spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest)?;
     let mut spec = spec.with_prompts(questions.prompts());
     let largest = spec.lora.lengths(&spec.arch).max().unwrap_or(0);
+    // What NCCL takes of a GPU is in use when its free memory is asked for.
+    if sums == Sums::Nccl {
+        device.meet(comm)?;
+    }
     let (of_sums, given) = (reduce_bytes(comm.world_size(), largest), settings.host_memory.map(|bytes| bytes.0));
     let budget = device.budget(&settings)?.shared(here, given, device.is_cpu(), of_sums);
     let plan = {
@@ -146,6 +166,7 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     let run = Prepared {
         comm,
         accumulation_per_process,
+        hub_commits,
         settings,
         output,
         locked,
@@ -167,6 +188,7 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
 struct Prepared<'a> {
     comm: &'a mut dyn Communicator,
     accumulation_per_process: usize,
+    hub_commits: Vec<HubCommit>,
     settings: Settings,
     output: PathBuf,
     locked: Option<LockedDir>,
@@ -197,6 +219,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     let Prepared {
         comm,
         accumulation_per_process,
+        hub_commits,
         settings,
         output,
         locked,
@@ -225,7 +248,8 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     let of_base = [("the base's weights".to_owned(), fingerprint.whole.clone().into())];
     agreement::agree(comm, "base", &of_base.into_iter().collect())?;
     if !overwrites && is_first(comm) {
-        check_recorded_base(&output, &fingerprint.whole)?;
+        let recorded = check_recorded_base(&output, &fingerprint.whole);
+        recorded.map_err(|error| with_moved(error, &hub_commits, &output))?;
     }
     if let (Some(adapter), Some(path)) = (&init, &settings.init_adapter) {
         let (arch, name) = (loaded.checkpoint.arch(), loaded.checkpoint.base_name());
@@ -263,6 +287,9 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     if accumulation_per_process != settings.gradient_accumulation_steps {
         run[PER_PROCESS] = accumulation_per_process.into();
     }
+    if !hub_commits.is_empty() {
+        run[HUB_COMMITS] = json!(hub_commits);
+    }
     // The others may call the directory by another name.
     let is_own = |saved: &Snapshot| saved.dir == output.join(checkpoint(saved.trainer.global_step));
     let stands_there = from_first(comm, "place", || Ok(saved.as_ref().is_some_and(is_own)))?;
@@ -294,6 +321,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         starts,
         comm,
         accumulation_per_process,
+        hub_commits,
         backend,
         model,
         record,
@@ -311,6 +339,14 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     run.agree_on_adapter()?;
     section("Training");
     finish(run, &norms)
+}
+
+/// A refusal of the output directory, with the branches of the hub that have moved since its run began.
+fn with_moved(error: Error, now: &[HubCommit], output: &Path) -> Error {
+    match moved_since(now, &commits_of_run(output)) {
+        Some(moved) => error.usage_hint(|| moved),
+        None => error,
+    }
 }
 
 /// The steps that are left, the adapter, and its evaluation.
@@ -353,6 +389,7 @@ fn finish<B: Backend>(mut run: Run<B>, norms: &BTreeMap<String, f64>) -> Result<
         tokens_per_second: run.speed.tokens_per_second(),
         peak_bytes: run.backend.bytes(),
     };
+    write_card(&run, &summary)?;
     if let Some(record) = &mut run.record {
         record.finish(&summary)?;
         if let Err(error) = run.observer.measure(&run.backend, &run.model, &run.starts, norms) {

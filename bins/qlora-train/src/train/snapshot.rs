@@ -18,6 +18,7 @@ use crate::files::atomic::{AtomicFiles, Damage, find_damage};
 use crate::files::hash::hex;
 use crate::files::json::read_bounded;
 use crate::files::safetensors::{TensorFile, write_header};
+use crate::hub::HubCommit;
 use crate::lora::ParamId;
 use crate::model::Llama;
 use crate::refuse;
@@ -54,6 +55,9 @@ pub struct RunState {
     /// Micro-batches of a step that each of several processes was asked for, where they are not all of the step's
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accumulation_per_process: Option<usize>,
+    /// Commits of the hub's branches that the run is of
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hub_commits: Vec<HubCommit>,
 }
 
 /// Position in the data: what is trained on next.
@@ -118,6 +122,7 @@ impl RunState {
             generator,
             progress,
             accumulation_per_process: None,
+            hub_commits: Vec::new(),
         }
     }
 }

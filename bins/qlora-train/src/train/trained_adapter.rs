@@ -25,25 +25,7 @@ pub(super) fn add_trained_adapter<B: Backend>(
     starts: &BTreeMap<String, Factors>,
     backend: &B,
 ) -> Result<()> {
-    let checkpoint = &loaded.checkpoint;
-    let base = checkpoint.base_name();
     let spec = model.spec();
-    let mut config = AdapterConfig::new(base, &spec.arch, &spec.lora.exported());
-    if settings.adapter_architecture.as_deref() == Some(spec.arch.family.architecture) {
-        config.wrapped = false;
-    }
-    // A hub id that is certain, by the cache or by the record of our own NF4 copy; else what the user gave, which loads
-    // again: by the name of a directory nothing is found, and `_name_or_path` may be that of another model.
-    let certain = base.is_hub && (base.revision.is_some() || checkpoint.original().is_some());
-    if !certain {
-        config.base_model_name_or_path = settings.model.clone();
-    }
-    let provenance = Provenance {
-        base: base.clone(),
-        base_fingerprint: base_fingerprint.clone(),
-        quantization: recipe(settings, checkpoint),
-        chat_template_sha256: loaded.tokenizer().and_then(ChatTokenizer::template_hash),
-    };
     let mut params: BTreeMap<String, (Vec<usize>, ParamId, &B::Param)> = model
         .params()
         .into_iter()
@@ -63,7 +45,36 @@ pub(super) fn add_trained_adapter<B: Backend>(
         let (_, id, param) = &params[key];
         exported_values(model, backend, starts, id, param).map(Cow::Owned)
     };
-    Adapter::new(config, &provenance).add_streamed(files, &shapes, &mut values)
+    described(settings, loaded, base_fingerprint, model).add_streamed(files, &shapes, &mut values)
+}
+
+/// The adapter without its tensors.
+pub(super) fn described<B: Backend>(
+    settings: &Settings,
+    loaded: &Loaded,
+    base_fingerprint: &BaseFingerprint,
+    model: &Llama<B>,
+) -> Adapter {
+    let checkpoint = &loaded.checkpoint;
+    let base = checkpoint.base_name();
+    let spec = model.spec();
+    let mut config = AdapterConfig::new(base, &spec.arch, &spec.lora.exported());
+    if settings.adapter_architecture.as_deref() == Some(spec.arch.family.architecture) {
+        config.wrapped = false;
+    }
+    // A hub id that is certain, by the cache or by the record of our own NF4 copy; else what the user gave, which loads
+    // again: by the name of a directory nothing is found, and `_name_or_path` may be that of another model.
+    let certain = base.is_hub && (base.revision.is_some() || checkpoint.original().is_some());
+    if !certain {
+        config.base_model_name_or_path = settings.model.clone();
+    }
+    let provenance = Provenance {
+        base: base.clone(),
+        base_fingerprint: base_fingerprint.clone(),
+        quantization: recipe(settings, checkpoint),
+        chat_template_sha256: loaded.tokenizer().and_then(ChatTokenizer::template_hash),
+    };
+    Adapter::new(config, &provenance)
 }
 
 /// The shape of a trainable tensor in the adapter, where terms begin with `starts`.
@@ -95,7 +106,7 @@ pub(super) fn exported_values<B: Backend>(
             let rows = values.chunks_exact(r).zip(start.b.chunks_exact(r));
             values = rows.flat_map(|(now, then)| now.iter().copied().chain(then.iter().map(|x| -x))).collect();
         }
-        ParamKind::Magnitude | ParamKind::Whole => {}
+        ParamKind::Magnitude | ParamKind::Whole | ParamKind::Tokens => {}
     }
     Ok(values)
 }

@@ -4,6 +4,7 @@ mod base;
 mod files;
 mod fold;
 mod refusals;
+mod weighted_sum;
 
 use std::collections::BTreeMap;
 

@@ -66,6 +66,11 @@ fn what_an_engine_reads_otherwise_is_a_reason() {
         ("bias", json!("all"), ["", "biases", "biases", "bias"]),
         ("init_lora_weights", json!("pissa_niter_4"), ["", "pissa_niter_4", "", "init_lora_weights"]),
         ("modules_to_save", json!(["lm_head"]), ["", "modules_to_save", "modules_to_save", "modules_to_save"]),
+        (
+            "trainable_token_indices",
+            json!([3]),
+            ["", "trainable_token_indices", "trainable_token_indices", "trainable_token_indices"],
+        ),
         ("peft_type", json!("IA3"), ["", "LoRA only", "LoRA only", "IA3"]),
     ] {
         let reasons = with(key, value);

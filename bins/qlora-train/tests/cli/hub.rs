@@ -10,7 +10,7 @@ use crate::sandbox::{Done, Sandbox, train};
 
 const WEIGHTS: &str = "model.safetensors";
 /// Variables that would lead elsewhere.
-const UNSET: [&str; 15] = [
+pub const UNSET: [&str; 15] = [
     "HF_HUB_OFFLINE",
     "TRANSFORMERS_OFFLINE",
     "HF_DATASETS_OFFLINE",
@@ -29,14 +29,15 @@ const UNSET: [&str; 15] = [
 ];
 
 /// A sandbox, and a hub that has its model as `org/tiny`.
-struct World {
-    sandbox: Sandbox,
-    hub: Loopback,
-    commit: String,
+pub struct World {
+    pub sandbox: Sandbox,
+    pub hub: Loopback,
+    /// Commit of the model
+    pub commit: String,
 }
 
 impl World {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::of(Sandbox::new())
     }
 
@@ -53,7 +54,7 @@ impl World {
         Self { sandbox, hub, commit }
     }
 
-    fn run_with(&self, line: &str, more: &[(&str, &str)]) -> Done {
+    pub fn run_with(&self, line: &str, more: &[(&str, &str)]) -> Done {
         let home = self.sandbox.path("home").display().to_string();
         let (home, hub) = (home.as_str(), self.hub.address.as_str());
         let mut variables = vec![("HF_ENDPOINT", hub), ("HF_HOME", home), ("HOME", home)];
@@ -62,7 +63,7 @@ impl World {
         self.sandbox.run_with(line, &variables)
     }
 
-    fn run(&self, line: &str) -> Done {
+    pub fn run(&self, line: &str) -> Done {
         self.run_with(line, &[])
     }
 
@@ -454,7 +455,7 @@ fn two_processes_download_a_file_once() {
 }
 
 /// Rows of token ids, one a line, numbered from `from`.
-fn lines(world: &World, from: usize, to: usize) -> Vec<u8> {
+pub fn lines(world: &World, from: usize, to: usize) -> Vec<u8> {
     let rows = world.sandbox.read("rows.jsonl");
     rows.lines().skip(from).take(to - from).map(|line| format!("{line}\n")).collect::<String>().into_bytes()
 }

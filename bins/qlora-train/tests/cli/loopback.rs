@@ -1,6 +1,6 @@
 //! A hub on the loopback, of models and data sets in memory, which can be told to stall, cut, redirect and lie.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -11,22 +11,29 @@ use serde_json::{Value, json};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+use crate::loopback_upload::written;
+
 /// Names and values.
-type Headers = Vec<(&'static str, String)>;
+pub type Headers = Vec<(&'static str, String)>;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub struct Request {
+    pub method: String,
     /// With the query
     pub path: String,
     pub range: Option<String>,
     pub authorization: Option<String>,
+    /// What was read of it; a rule sees none of it.
+    pub body: Vec<u8>,
 }
 
 /// An answer in place of the truth.
 pub enum Reply {
     /// A status and headers, without a body
     Status(u16, Headers),
+    /// A status with a text
+    Text(u16, String),
     /// A status 200 with these bytes
     Bytes(Vec<u8>),
     /// The truth, of which so many bytes arrive before the connection ends
@@ -35,19 +42,46 @@ pub enum Reply {
     Stall(usize),
     /// The whole file, whatever part was asked for
     Whole,
+    /// Nothing: so many bytes of what is sent are read before the connection ends.
+    Take(usize),
+    /// Nothing: so many bytes of what is sent are read, then no more.
+    Hang(usize),
+    /// Nothing, after what was asked for is done
+    Lose,
 }
 
 /// The files of a commit
-type Files = BTreeMap<String, Vec<u8>>;
+pub type Files = BTreeMap<String, Vec<u8>>;
 /// Gives the answer to a request, the n-th (from 0) of its path.
 type Rule = Box<dyn Fn(&Request, usize) -> Option<Reply> + Send + Sync>;
 
 #[derive(Default)]
-struct State {
+pub struct State {
     /// (kind/org/name, revision) → commit and files
-    revisions: Mutex<BTreeMap<(String, String), (String, Files)>>,
+    pub revisions: Mutex<BTreeMap<(String, String), (String, Files)>>,
+    /// SHA-256 → bytes of large files that were sent
+    pub objects: Mutex<Files>,
+    /// Those of large files that are sent in parts: SHA-256 and number
+    pub parts: Mutex<BTreeMap<(String, usize), Vec<u8>>>,
+    /// Bytes of a part; 0: files are sent as a whole.
+    pub part_size: Mutex<usize>,
+    /// Repositories that not everybody may read
+    pub private: Mutex<BTreeSet<String>>,
     requests: Mutex<Vec<Request>>,
     rule: Mutex<Option<Rule>>,
+}
+
+impl State {
+    /// Puts files under a revision and their commit, whose name is returned.
+    pub fn put(&self, repository: &str, revision: &str, files: Files) -> String {
+        let all: Vec<String> = files.iter().map(|(name, bytes)| format!("{name} {}", sha256(bytes))).collect();
+        let commit = git_hash(all.join("\n").as_bytes());
+        let mut revisions = self.revisions.lock().unwrap();
+        for revision in [revision, commit.as_str()] {
+            revisions.insert((repository.to_owned(), revision.to_owned()), (commit.clone(), files.clone()));
+        }
+        commit
+    }
 }
 
 pub struct Loopback {
@@ -59,7 +93,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-fn git_hash(bytes: &[u8]) -> String {
+pub fn git_hash(bytes: &[u8]) -> String {
     hex(&Sha1::new().chain_update(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize())
 }
 
@@ -68,7 +102,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Whether the hub keeps a file apart from git.
-fn is_large(name: &str) -> bool {
+pub fn is_large(name: &str) -> bool {
     name.ends_with(".safetensors") || name.ends_with(".parquet")
 }
 
@@ -90,14 +124,22 @@ impl Loopback {
 
     /// Puts files under a revision and their commit, whose name is returned.
     pub fn add(&self, repository: &str, revision: &str, files: &[(&str, &[u8])]) -> String {
-        let files: Files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
-        let all: Vec<String> = files.iter().map(|(name, bytes)| format!("{name} {}", sha256(bytes))).collect();
-        let commit = git_hash(all.join("\n").as_bytes());
-        let mut revisions = self.state.revisions.lock().unwrap();
-        for revision in [revision, commit.as_str()] {
-            revisions.insert((repository.to_owned(), revision.to_owned()), (commit.clone(), files.clone()));
-        }
-        commit
+        let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
+        self.state.put(repository, revision, files)
+    }
+
+    /// The commit of a revision and its files.
+    pub fn files(&self, repository: &str, revision: &str) -> Option<(String, Files)> {
+        self.state.revisions.lock().unwrap().get(&(repository.to_owned(), revision.to_owned())).cloned()
+    }
+
+    /// From now on large files are sent in parts of so many bytes.
+    pub fn in_parts(&self, bytes: usize) {
+        *self.state.part_size.lock().unwrap() = bytes;
+    }
+
+    pub fn is_private(&self, repository: &str) -> bool {
+        self.state.private.lock().unwrap().contains(repository)
     }
 
     /// Like [`add`](Self::add), the files of a directory and `more`.
@@ -139,25 +181,83 @@ fn serve(state: &State, stream: TcpStream) -> std::io::Result<()> {
         }
         lines.push(line.trim().to_owned());
     }
-    let Some(path) = lines.first().and_then(|line| line.split(' ').nth(1)) else { return Ok(()) };
+    let words = lines.first().map_or("", String::as_str).split(' ').collect::<Vec<_>>();
+    let [method, path, ..] = words[..] else { return Ok(()) };
     let header = |name: &str| {
         let found = lines.iter().skip(1).filter_map(|line| line.split_once(':'));
         found.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned()).next()
     };
-    let request = Request { path: path.to_owned(), range: header("range"), authorization: header("authorization") };
-    let nth = {
+    let mut request = Request {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        range: header("range"),
+        authorization: header("authorization"),
+        body: Vec::new(),
+    };
+    let (at, nth) = {
         let mut requests = state.requests.lock().unwrap();
         requests.push(request.clone());
-        requests.iter().filter(|earlier| earlier.path == request.path).count() - 1
+        (requests.len() - 1, requests.iter().filter(|earlier| earlier.path == request.path).count() - 1)
     };
     let reply = state.rule.lock().unwrap().as_ref().and_then(|rule| rule(&request, nth));
-    answer(state, &request, reply, stream)
+    let length: usize = header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let taken = match reply {
+        Some(Reply::Take(bytes) | Reply::Hang(bytes)) => bytes.min(length),
+        _ => length,
+    };
+    request.body.resize(taken, 0);
+    reader.read_exact(&mut request.body)?;
+    if let Some(recorded) = state.requests.lock().unwrap().get_mut(at) {
+        recorded.body.clone_from(&request.body);
+    }
+    match reply {
+        Some(Reply::Take(_)) => Ok(()),
+        Some(Reply::Hang(_)) => wait_for_the_end(&mut stream.try_clone()?),
+        reply if request.method == "GET" => answer(state, &request, reply, stream),
+        reply => answer_written(state, &request, reply, &header("host").unwrap_or_default(), stream),
+    }
+}
+
+/// Says nothing until the client goes away, whatever it sends.
+fn wait_for_the_end(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    // What is sent stays where it is, until the client has to wait too.
+    std::thread::sleep(Duration::from_secs(3));
+    stream.read(&mut [0]).map(|_| ())
+}
+
+/// Answers a request that wants something done.
+fn answer_written(
+    state: &State,
+    request: &Request,
+    reply: Option<Reply>,
+    host: &str,
+    mut stream: TcpStream,
+) -> std::io::Result<()> {
+    let (status, headers, bytes) = match reply {
+        Some(Reply::Status(status, headers)) => (status, headers, Vec::new()),
+        Some(Reply::Text(status, text)) => (status, Vec::new(), text.into_bytes()),
+        Some(Reply::Bytes(bytes)) => (200, Vec::new(), bytes),
+        reply => {
+            let done = written(state, request, host);
+            if matches!(reply, Some(Reply::Lose)) {
+                return Ok(());
+            }
+            done.unwrap_or_else(|| (404, vec![("X-Error-Code", "RepoNotFound".to_owned())], Vec::new()))
+        }
+    };
+    write_head(&mut stream, status, &headers, Some(bytes.len()))?;
+    stream.write_all(&bytes)
 }
 
 fn answer(state: &State, request: &Request, reply: Option<Reply>, mut stream: TcpStream) -> std::io::Result<()> {
     let found = truth(state, &request.path);
     let (bytes, headers) = match (&reply, found) {
         (Some(Reply::Status(status, headers)), _) => return write_head(&mut stream, *status, headers, Some(0)),
+        (Some(Reply::Text(status, text)), _) => {
+            write_head(&mut stream, *status, &[], Some(text.len()))?;
+            return stream.write_all(text.as_bytes());
+        }
         (Some(Reply::Bytes(bytes)), _) => (bytes.clone(), Vec::new()),
         (_, Some(found)) => found,
         (_, None) => return write_head(&mut stream, 404, &[("X-Error-Code", "RepoNotFound".to_owned())], Some(0)),
@@ -208,7 +308,12 @@ fn truth(state: &State, path: &str) -> Option<(Vec<u8>, Headers)> {
         let (repository, revision) = rest.split_once("/revision/")?;
         let (commit, files) = revisions.get(&(repository.to_owned(), revision.replace("%2F", "/")))?;
         let siblings: Vec<Value> = files.iter().map(|(name, bytes)| sibling(name, bytes)).collect();
-        return Some((json!({"sha": commit, "siblings": siblings}).to_string().into_bytes(), Vec::new()));
+        let private = state.private.lock().unwrap().contains(repository);
+        let card = files.get("README.md").map(|card| String::from_utf8_lossy(card)).unwrap_or_default();
+        let license = card.lines().find_map(|line| line.strip_prefix("license: "));
+        let card = json!({"license": license});
+        let listing = json!({"sha": commit, "private": private, "siblings": siblings, "cardData": card});
+        return Some((listing.to_string().into_bytes(), Vec::new()));
     }
     let (repository, file) = path.strip_prefix('/')?.split_once("/resolve/")?;
     let (commit, name) = file.split_once('/')?;

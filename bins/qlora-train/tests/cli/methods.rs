@@ -194,12 +194,6 @@ fn whole_modules_that_cannot_be_trained_are_refused_by_name() {
         sandbox.run(&format!("{line} --output-dir out")).ended(2, &words);
     }
     assert!(!sandbox.path("out").exists());
-    let large = Sandbox::of(&Synthetic::new(Arch { head_dim: 64, ..tiny_arch() }, 1));
-    for (module, what) in [("embed_tokens", "embedding"), ("lm_head", "lm_head"), ("norm", "norms")] {
-        let plan =
-            format!("plan --model model --max-length 64 --device cuda --device-memory 24GB --modules-to-save {module}");
-        large.run(&plan).ended(2, &["`modules_to_save`", what, "--device cpu"]);
-    }
     let line = settings(&sandbox, "cfg", "additional_target: 'embed_tokens, lm_head'\n");
     sandbox.run(&format!("{line} --output-dir out")).ok();
     let mut config = sandbox.json("out/adapter_config.json");
@@ -213,6 +207,30 @@ fn whole_modules_that_cannot_be_trained_are_refused_by_name() {
     config["modules_to_save"] = json!(["embed_tokens", "lm_head", "model.norm"]);
     sandbox.write("out/adapter_config.json", &config.to_string());
     sandbox.refused("eval --model model --adapter out --data rows.jsonl", &["model.norm", "modules_to_save"]);
+}
+
+/// Such a plan needs no GPU.
+#[test]
+fn plans_for_a_gpu_count_whole_modules_and_magnitudes() {
+    let arch = Arch { head_dim: 64, ..tiny_arch() };
+    let (vocab, hidden) = (arch.vocab_size as u64, arch.hidden_size as u64);
+    let sandbox = Sandbox::of(&Synthetic::new(arch, 1));
+    let planned = |more: &str, name: &str| -> u64 {
+        let line = "plan --json --model model --max-length 64 --device cuda --device-memory 24GB";
+        let plan = sandbox.run(&format!("{line} {more}")).json();
+        let buffers = plan["buffers"].as_array().unwrap().iter();
+        buffers.filter(|buffer| buffer["name"] == name).map(|buffer| buffer["bytes"].as_u64().unwrap()).sum()
+    };
+    for (more, name, least) in [
+        ("--modules-to-save embed_tokens", "gradients of whole modules", 4 * vocab * hidden),
+        ("--modules-to-save lm_head", "gradients of whole modules", 4 * vocab * hidden),
+        ("--modules-to-save norm", "gradients of whole modules", 4 * hidden),
+        ("--use-dora true", "DoRA norms", 2 * 4 * hidden),
+    ] {
+        assert_eq!(planned("", name), 0);
+        let found = planned(more, name);
+        assert!(found >= least, "{more}: {found} bytes of {name}, expected at least {least}");
+    }
 }
 
 #[test]

@@ -23,6 +23,7 @@ fn a_run_leaves_an_adapter_its_card_and_its_records() {
         "SHA256SUMS",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "learning_curve.svg",
         "metrics.jsonl",
         "report.html",
         "report.json",

@@ -47,8 +47,12 @@ fn values_out_of_range_or_place() {
 #[test]
 fn too_little_host_memory() {
     let sandbox = Sandbox::new();
-    let words = ["of host memory", "128.0 KiB may be used", "the largest parts are", "max_length", "host_memory"];
-    sandbox.refused(&train("--host-memory 128KiB"), &words);
+    // Another length is no advice where none fits.
+    let words = ["of host memory", "128.0 KiB may be used", "the largest parts are", "host_memory", "no length fits"];
+    sandbox.refused(&train("--host-memory 128KiB"), &[&words[..], &[". Leave gradient_checkpointing"]].concat());
+    let rows = "--packing false --per-device-train-batch-size 2";
+    let words = ["no length fits", ". Lower per_device_train_batch_size, leave gradient_checkpointing"];
+    sandbox.refused(&train(&format!("--host-memory 128KiB {rows}")), &words);
     sandbox.refused("eval --model model --data rows.jsonl --host-memory 64KiB", &["64.0 KiB may be used"]);
 }
 

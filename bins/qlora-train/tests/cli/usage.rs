@@ -120,7 +120,7 @@ fn rows_that_follow_no_flag_are_told_how_to_be_given() {
 #[test]
 fn commands_that_people_look_for_are_told_what_does_it() {
     let sandbox = Sandbox::new();
-    for (command, words) in [("fuse", "merge"), ("serve", "vllm"), ("push", "hf upload")] {
+    for (command, words) in [("fuse", "merge"), ("serve", "vllm"), ("upload", "qlora-train push DIR --to")] {
         sandbox.run(command).ended(2, &[&format!("`{command}` is not a command"), words]);
         sandbox.run(&format!("{command} --json")).ended(2, &[words]);
     }

@@ -346,6 +346,51 @@ fn a_data_set_of_the_hub_is_one_id_with_its_split_and_revision() {
     refused("datasets: [{path: org/rows, split: 'train[x:]'}]", &["[x:]", "[:1000]"]);
 }
 
+/// TRL names subset and split of its data set beside it, as `load_dataset(path, name)[split]` takes them.
+#[test]
+fn a_subset_and_a_split_beside_a_data_set_of_the_hub_are_part_of_its_id() {
+    let of = |file: &str| noting(&format!("dataset_name: org/rows\n{file}"));
+    for (beside, expected) in [
+        ("dataset_config: socratic", "org/rows:socratic"),
+        ("dataset_config: socratic\ndataset_train_split: train", "org/rows:socratic"),
+        ("dataset_config: socratic\ndataset_train_split: train_sft", "org/rows:socratic/train_sft"),
+        ("dataset_train_split: train_sft", "org/rows:train_sft"),
+        ("dataset_config: null\ndataset_train_split: train", "org/rows"),
+        ("dataset_config: default", "org/rows:default"),
+    ] {
+        let (settings, notes) = of(beside);
+        assert_eq!(settings.data, [PathBuf::from(expected)], "{beside}");
+        assert!(!notes.iter().any(|note| note.contains("dataset_")), "{notes:?}");
+    }
+    assert_eq!(noting("dataset_name: org/rows@v1\ndataset_config: x").0.data, [PathBuf::from("org/rows@v1:x")]);
+    // Files are read whole; a flag that gives other rows takes what stood beside the file's.
+    assert_eq!(noting("dataset_name: a.jsonl\ndataset_config: default").0.data, [PathBuf::from("a.jsonl")]);
+    let flags = |flags: &[(&str, &str)]| -> Vec<(String, String)> {
+        flags.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    let file = "dataset_name: org/rows\ndataset_config: socratic\n";
+    let load = |given: &[(&str, &str)]| Settings::from_yaml(file, "cfg.yaml", &flags(given)).unwrap().data;
+    assert_eq!(load(&[("data", "b.jsonl")]), [PathBuf::from("b.jsonl")]);
+    assert_eq!(load(&[("dataset_config", "main")]), [PathBuf::from("org/rows:main")]);
+    assert_eq!(load(&[("data", "org/other"), ("dataset_config", "main")]), [PathBuf::from("org/other:main")]);
+    // The default as a flag takes the place of a file's too.
+    assert_eq!(load(&[("dataset_config", "none")]), [PathBuf::from("org/rows")]);
+    let file = "dataset_name: org/rows\ndataset_train_split: test\n";
+    let with_flag = Settings::from_yaml(file, "cfg.yaml", &flags(&[("dataset_train_split", "train")])).unwrap();
+    assert_eq!(with_flag.data, [PathBuf::from("org/rows")]);
+    for (file, words) in [
+        ("dataset_config: x", ["line 1: `dataset_config`", "found no data set beside it"]),
+        ("dataset_name: a.jsonl\ndataset_config: x", ["line 2: `dataset_config`", "is no id of the hub"]),
+        ("dataset_name: a.jsonl\ndataset_train_split: x", ["line 2: `dataset_train_split`", "is no id of the hub"]),
+        ("dataset_name: org/rows:train\ndataset_config: x", ["line 2: `dataset_config`", "keep one of them"]),
+        ("data: [org/a, org/b]\ndataset_config: x", ["line 2: `dataset_config`", "one data set on the hub"]),
+        ("dataset_name: org/rows\ndataset_config: ../x", ["line 2: `dataset_config`", "expected a split"]),
+        ("dataset_name: org/rows\ndataset_config: 7", ["line 2: `dataset_config`", "quote"]),
+    ] {
+        refused(file, &words);
+    }
+}
+
 /// Each fault of a data set is told, at its own line, and a flag that gives the rows silences all of them.
 #[test]
 fn all_faults_of_a_data_set_are_told_at_their_lines() {

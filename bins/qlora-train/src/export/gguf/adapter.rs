@@ -44,6 +44,13 @@ pub fn export_adapter(
             dir.display()
         );
     }
+    if let Some(module) = adapter.token_rows().context(shown)?.keys().next() {
+        refuse!(
+            "{}: holds rows of single tokens of {module} (`trainable_token_indices`), and an adapter of llama.cpp holds \
+             low-rank terms only: leave --lora out, which writes the merged model",
+            dir.display()
+        );
+    }
     if adapter.config.use_dora {
         refuse!(
             "{}: is one of DoRA, and an adapter of llama.cpp holds low-rank terms only: leave --lora out, which writes the \

@@ -36,6 +36,11 @@ const MODELFILE: &str = "Modelfile";
 /// Modelfile and rounding to blocks, with room to spare.
 const OVERHEAD: u64 = 1 << 20;
 
+/// Whether a model can be written: llama.cpp knows its family, and computes what it does.
+pub fn has_gguf(arch: &Arch) -> bool {
+    GgufFamily::of(arch, "").is_ok()
+}
+
 /// Type of the weights in a file. Norms and biases are F32 in every file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GgufType {
