@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What `plan --measure` forecasts, and how long the run then takes, on this machine's CPU.
+"""Forecasts of `plan --measure` beside the time that the runs then take, on this machine's CPU.
 
     python3 benches/forecast.py [--binary target/release/qlora-train] [--model target/models/smollm2-135m-instruct]
 
@@ -53,7 +53,8 @@ def main():
         forecast = json.loads(planned)["forecast"]
         expected, took = forecast["hours"] * 3600, whole - start
         worst = max(worst, abs(took / expected - 1))
-        print(f"{name:28} forecast {expected:6.1f} s, took {took:6.1f} s: {100 * (took / expected - 1):+5.1f} %", flush=True)
+        off = 100 * (took / expected - 1)
+        print(f"{name:28} forecast {expected:6.1f} s, took {took:6.1f} s: {off:+5.1f} %", flush=True)
     print(f"{len(RUNS)} runs, at most {100 * worst:.0f} % off")
 
 

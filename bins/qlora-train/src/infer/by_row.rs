@@ -13,8 +13,9 @@ use std::path::PathBuf;
 /// Name of the part of rows that name no adapter
 const BASE: &str = "base";
 
-/// The mean loss of the supervised tokens by their weights, over all of `rows`, by file of `files`, and by adapter. A row's task is the name of its adapter. `go_on` is called after each batch with its number of rows.
-/// Refused: a row that names no adapter of `adapters`. Failed: the loss is not finite.
+/// The mean loss of the supervised tokens by their weights, over all of `rows`, by file of `files`, and by adapter. A
+/// row's task is the name of its adapter. `go_on` is called after each batch with its number of rows. Refused: a row
+/// that names no adapter of `adapters`. Failed: the loss is not finite.
 pub fn evaluate_by_row<B: Backend>(
     backend: &mut B,
     model: &Llama<B>,

@@ -218,8 +218,8 @@ impl Source for CheckpointSource<'_, '_> {
     }
 }
 
-/// A `[count, r, K]` or B `[count, N, r]` of several adapters: a term of a lower rank is padded with zeros, and one that
-/// is not there is all zeros.
+/// A `[count, r, K]` or B `[count, N, r]` of several adapters: a term of a lower rank is padded with zeros, and one
+/// that is not there is all zeros.
 fn one_after_the_other(
     adapters: &[BTreeMap<String, LoraPair<'_>>],
     id: &ParamId,

@@ -38,7 +38,8 @@ fn no_row_sees_the_adapter_of_another() {
     }
 }
 
-/// Losses are those of the row with its adapter alone, as far as rounding goes: nearer by far than to those of the base.
+/// Losses are those of the row with its adapter alone, as far as rounding goes: nearer by far than to those of the
+/// base.
 #[test]
 fn a_row_is_computed_as_with_its_adapter_alone() {
     let tally = Tally::new("adapters by row, alone", 1);

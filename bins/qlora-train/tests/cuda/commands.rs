@@ -100,8 +100,8 @@ fn a_run_that_is_gone_on_with_from_its_checkpoint_gives_the_same_adapter() {
     assert!(adapter("whole") == adapter("resumed"));
 }
 
-/// A run in the bf16 of a GPU does not go on in f32, nor the other way round: not from a checkpoint, and not by itself in
-/// the same place, where nobody may notice that no GPU answers.
+/// A run in the bf16 of a GPU does not go on in f32, nor the other way round: not from a checkpoint, and not by itself
+/// in the same place, where nobody may notice that no GPU answers.
 #[test]
 fn a_run_does_not_go_on_on_another_kind_of_device() {
     let directory = Directory::new();

@@ -32,7 +32,7 @@ pub(crate) struct Training {
     pub arithmetic: Option<String>,
     /// Day (UTC) that the chat template wrote, if it writes one
     pub date: Option<String>,
-    /// Of how many processes gradients were added up, and how; none of one process
+    /// How many processes added up their gradients, and how; none of one process
     pub sums: Option<String>,
     /// Settings that decide the result and are not as they are by default
     pub settings: Map<String, Value>,
