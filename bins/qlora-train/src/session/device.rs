@@ -112,8 +112,8 @@ impl Budget {
         // Pieces of pages that are in use in part differ from one process to the next, by the order of threads.
         let in_use = (own + own / 64 + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
         let most = most_while_reading();
-        // Freed pieces between those in use: up to a fourth of a small heap, an eighth of a large one.
-        let freed = (most / 4).min(most / 8 + Self::LATER_ON_HOST / 2);
+        // Freed pieces between those in use: up to a fourth of a small heap, an eighth and 8 MiB of a large one.
+        let freed = (most / 4).max((most * 3 / 8).saturating_sub(Self::STEP)).min(most / 8 + Self::LATER_ON_HOST);
         let read_bytes = while_reading.max(most + freed + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
         Self { limit, in_use, in_use_name: "rows, tokenizer and program", read_bytes, host_limit: 0 }
     }
