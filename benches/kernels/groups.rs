@@ -95,7 +95,7 @@ impl Pass for Forward {
     }
 
     fn dispatched(linear: Linear, dispatch: Dispatch<'_>) -> Dispatched<'_> {
-        // As a trainer has them, so that a group is one product.
+        // A trainer has its outputs so, and a group is one product.
         Dispatched { linear, dispatch, side_by_side: true }
     }
 

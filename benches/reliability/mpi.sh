@@ -139,14 +139,17 @@ for a, b in zip(one, other):
 END
 }
 
+# A run that nobody ends: moments are drawn from its length and a little beyond.
+timed_from=$(date +%s.%N)
+(train "${libraries[0]}" 2 timed 2) > timed.log 2>&1 || failed timed
+length=$(awk -v from="$timed_from" -v to="$(date +%s.%N)" 'BEGIN { print 1.1 * (to - from) }')
 whole=$(basename "${libraries[0]}")-mpi-2 kills=${KILLS:-30}
 declare -A counts=([before]=0 [while]=0 [after]=0 [bytes]=0 [losses]=0)
 for ((at = 0; at < kills; at++)); do
     dir=${libraries[at % ${#libraries[@]}]} out=killed-$at
     (train "$dir" 2 $out 2) > $out.log 2>&1 &
     mpirun=$!
-    # A run takes some seconds.
-    sleep "$(awk -v r=$RANDOM 'BEGIN { printf "%.3f", 3 * r / 32768 }')"
+    sleep "$(awk -v r=$RANDOM -v most="$length" 'BEGIN { printf "%.3f", most * r / 32768 }')"
     mapfile -t ranks < <(below $mpirun)
     if [ ${#ranks[@]} -gt 0 ]; then
         moment=while

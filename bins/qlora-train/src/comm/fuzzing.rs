@@ -33,7 +33,7 @@ pub fn meeting(lines: &[u8]) -> usize {
         let _ = wire::write(&mut words, Kind::Join, 0, "", &[line]);
         let _ = rendezvous::welcomed(line);
     }
-    // As they are, too.
+    // The bytes without the frames, too.
     let _ = rendezvous::taken(lines);
     let taken = rendezvous::taken(&words);
     assert!(taken < 4);

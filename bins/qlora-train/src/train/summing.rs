@@ -1,4 +1,4 @@
-//! How the processes of a run add up gradients: on their GPUs, by NCCL, or in the memory of the host.
+//! The place where the processes of a run add up gradients: their GPUs, by NCCL, or the memory of the host.
 
 use super::identity::{Identity, recorded_sums};
 use crate::comm::{Communicator, from_first};

@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(places["data"], serde_json::json!([hub, "path/to/rows-2"]));
         assert_eq!(places["chat_template"], "path/to/template.jinja");
         assert!(!Value::Object(places.clone()).to_string().contains("/home/me"), "{places:?}");
-        // As the card has it: JSON in YAML. In a run the places are none of the settings that decide.
+        // The card has JSON in YAML. In a run the places are none of the settings that decide.
         let mut all = changed(&settings.result_settings());
         all.extend(places);
         for name in ["lora_alpha", "output_dir", "seed"] {

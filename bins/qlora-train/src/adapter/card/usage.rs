@@ -1,4 +1,4 @@
-//! How an adapter is used: lines for programs that load it.
+//! The use of an adapter: lines for programs that load it.
 
 use super::markdown::code;
 use super::training::Training;
@@ -41,7 +41,7 @@ pub(super) fn usage(config: &AdapterConfig, base: Option<&str>, training: Option
             block(&title, "sh", &format!("{merge}\nvllm serve merged"));
         }
     }
-    // Of a foreign base it is not known.
+    // Whether llama.cpp knows a foreign base is not known.
     if training.is_none_or(|training| training.gguf) {
         let export =
             format!("qlora-train export gguf {}--adapter {ADAPTER} --output-dir gguf --type q4_k_m", of_model(base));

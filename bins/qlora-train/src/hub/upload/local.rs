@@ -177,7 +177,7 @@ mod tests {
         std::fs::write(&path, "hello\n").unwrap();
         let open = || LocalFile::open("x", File::open(&path).unwrap(), path.display().to_string()).unwrap();
         let file = open();
-        // As `sha256sum` and `git hash-object` say.
+        // Hashes of `sha256sum` and `git hash-object`.
         let sha256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
         assert_eq!((file.size(), file.sha256()), (6, sha256));
         for hash in [sha256, "ce013625030ba8dba906f756967f9e9ca394464a"] {
