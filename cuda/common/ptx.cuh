@@ -73,23 +73,23 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[
 #ifdef QK_EMULATION
     struct Slot { float *c; const uint32_t *a, *b; } slot = {c, a, b};
     emulation::warp_collective(~0u, slot, site, [](Slot *(&lanes)[32]) {
-        float a[16][16], b[16][8], c[16][8];
+        alignas(32) float a[16][16], b[16][8], c[16][8];
         for (int lane = 0; lane < 32; ++lane) {
             int g = lane / 4, t = lane % 4;
             for (int i = 0; i < 4; ++i) {
-                float *to = &a[g + i % 2 * 8][2 * t + i / 2 * 8];
-                to[0] = low_float(lanes[lane]->a[i]), to[1] = high_float(lanes[lane]->a[i]);
-                c[g + i / 2 * 8][2 * t + i % 2] = lanes[lane]->c[i];
+                float pair[2] = {low_float(lanes[lane]->a[i]), high_float(lanes[lane]->a[i])};
+                std::memcpy(&a[g + i % 2 * 8][2 * t + i / 2 * 8], pair, sizeof pair);
             }
-            for (int i = 0; i < 2; ++i)
-                b[2 * t + 8 * i][g] = low_float(lanes[lane]->b[i]),
-                              b[2 * t + 8 * i + 1][g] = high_float(lanes[lane]->b[i]);
+            for (int i = 0; i < 2; ++i) {
+                std::memcpy(&c[g + i * 8][2 * t], &lanes[lane]->c[2 * i], 2 * sizeof(float));
+                b[2 * t + 8 * i][g] = low_float(lanes[lane]->b[i]);
+                b[2 * t + 8 * i + 1][g] = high_float(lanes[lane]->b[i]);
+            }
         }
-        for (int m = 0; m < 16; ++m)
-            for (int k = 0; k < 16; ++k)
-                for (int n = 0; n < 8; ++n) c[m][n] += a[m][k] * b[k][n];
+        emulation::multiply_tiles(c, a, b);
         for (int lane = 0; lane < 32; ++lane)
-            for (int i = 0; i < 4; ++i) lanes[lane]->c[i] = c[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+            for (int i = 0; i < 2; ++i)
+                std::memcpy(&lanes[lane]->c[2 * i], &c[lane / 4 + i * 8][lane % 4 * 2], 2 * sizeof(float));
     });
 #else
     asm volatile(

@@ -26,7 +26,6 @@ struct Open {
 using Place = std::tuple<const char *, int, Kind, unsigned>; // file, line, kind, bytes
 
 struct Counters {
-    bool on = false;
     std::map<Place, size_t> places;
     std::vector<Counted> counted;
     std::vector<std::map<size_t, Open>> warps; // of the running block, by place
@@ -85,8 +84,6 @@ Counted &at(Counters &c, Kind kind, unsigned bytes, Site site, size_t *number) {
 
 }  // namespace
 
-bool counting() { return counters().on; }
-
 void count_block_begins(unsigned warps) { counters().warps.assign(warps, {}); }
 
 // What not every lane came to counts as it is.
@@ -130,7 +127,7 @@ void count_matrix(const void *const (&rows)[32], Site site) {
 void qk_emulation_count(int on) {
     emulation::Counters &c = emulation::counters();
     if (on) c.places.clear(), c.counted.clear();
-    c.on = on != 0;
+    emulation::running.counted = on != 0;
 }
 const emulation::Counted *qk_emulation_counted(uint64_t index) {
     const auto &counted = emulation::counters().counted;

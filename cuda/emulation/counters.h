@@ -32,7 +32,6 @@ void count_block_ends();
 void count_access(unsigned warp, unsigned lane, Kind kind, const void *address, unsigned bytes, Site site);
 // An ldmatrix.x4: 16 bytes at each of 32 addresses.
 void count_matrix(const void *const (&rows)[32], Site site);
-bool counting();
 
 }  // namespace emulation
 

@@ -27,10 +27,10 @@ constexpr size_t kGuardBytes = FIBER_ASAN ? 0 : 4096;
 constexpr int kErrorInvalidConfiguration = 9; // cudaErrorInvalidConfiguration
 
 struct Warp {
-    unsigned arrived = 0;
-    Site site = {nullptr, 0};
+    unsigned ready = ~0u;       // lanes that run
+    unsigned arrived = 0;       // lanes at a collective
+    Site site = {nullptr, 0};   // of it
     void *slots[32] = {};
-    unsigned ready = 0; // lanes in State::Ready
 };
 
 // SplitMix64: a schedule is a pure function of its seed and the launches made since it was set.
@@ -51,8 +51,6 @@ struct Machine {
     std::vector<Fiber> fibers = std::vector<Fiber>(kMaxThreads);
     std::vector<Warp> warps;
     std::unique_ptr<unsigned char[]> stacks;
-    unsigned char *shared = nullptr;
-    size_t shared_bytes = 0;
     Fiber scheduler = {};
     unsigned count = 0; // threads of the block
     unsigned current = 0;
@@ -69,10 +67,16 @@ struct Machine {
     int lost_code = 0;
 };
 
-Machine &machine() {
+// A pointer at a fixed place of the OS thread's memory: no call for each use.
+__thread Machine *made __attribute__((tls_model("initial-exec")));
+
+__attribute__((noinline)) Machine &make_machine() {
     static thread_local Machine machine;
+    made = &machine;
     return machine;
 }
+
+inline Machine &machine() { return __builtin_expect(made != nullptr, 1) ? *made : make_machine(); }
 
 std::string describe(const Thread &thread) {
     const Block &block = machine().block;
@@ -87,12 +91,17 @@ std::string describe(Site site) {
     return std::string(name ? name + 1 : site.file) + ":" + std::to_string(site.line);
 }
 
+Site site_of(const Thread &thread) {
+    return thread.state == State::AtCollective ? machine().warps[thread.warp].site : thread.site;
+}
+
 std::string doing(const Thread &thread) {
+    if (machine().warps[thread.warp].ready >> thread.lane & 1) return "is running";
     switch (thread.state) {
+    case State::New: return "has not begun";
     case State::Done: return "has ended";
-    case State::AtBarrier: return "waits at __syncthreads " + describe(thread.site);
-    case State::AtCollective: return "waits at the warp collective " + describe(thread.site);
-    case State::Ready: return "is running";
+    case State::AtBarrier: return "waits at __syncthreads " + describe(site_of(thread));
+    case State::AtCollective: return "waits at the warp collective " + describe(site_of(thread));
     }
     return "";
 }
@@ -111,37 +120,33 @@ bool draw_lane(Machine &m, unsigned warp) {
     unsigned first = m.random.below(32);
     unsigned rotated = first ? ready >> first | ready << (32 - first) : ready;
     m.current = warp * 32 + (first + static_cast<unsigned>(__builtin_ctz(rotated))) % 32;
+    running.thread = &m.threads[m.current];
     return true;
 }
 
 // Goes on in the next lane of this warp, or in the scheduler where there is none.
-void yield() {
-    Machine &m = machine();
+void yield(Machine &m) {
     unsigned self = m.current;
     if (!draw_lane(m, self / 32)) fiber_switch(m.fibers[self], m.scheduler);
     else if (m.current != self) fiber_switch(m.fibers[self], m.fibers[m.current]);
 }
 
 [[noreturn]] void abandon() {
-    for (;;) yield(); // nobody comes back to a failed block, or to a thread that has ended
+    for (;;) yield(machine()); // nobody comes back to a failed block, or to a thread that has ended
 }
 
-void make_ready(Thread &thread) {
-    thread.state = State::Ready;
-    machine().warps[thread.warp].ready |= 1u << thread.lane;
-}
-
-void leave_ready(Thread &thread, State state, Site site) {
+void wait_as(Warp &warp, Thread &thread, State state) {
     thread.state = state;
-    thread.site = site;
-    machine().warps[thread.warp].ready &= ~(1u << thread.lane);
+    warp.ready &= ~(1u << thread.lane);
 }
 
 void fiber_main() {
     Machine &m = machine();
     fiber_entered(m.fibers[m.current]);
     m.thread(m.state);
-    leave_ready(current_thread(), State::Done, {nullptr, 0});
+    Thread &self = current_thread();
+    self.site = {nullptr, 0};
+    wait_as(m.warps[self.warp], self, State::Done);
     ++m.done;
     abandon();
 }
@@ -152,8 +157,10 @@ void record_divergence() {
     const Thread *waiting = nullptr, *other = nullptr;
     for (unsigned t = 0; t < m.count && !waiting; ++t)
         if (m.threads[t].state != State::Done) waiting = &m.threads[t];
-    for (unsigned t = 0; t < m.count && !other; ++t)
-        if (m.threads[t].state != waiting->state || !(m.threads[t].site == waiting->site)) other = &m.threads[t];
+    for (unsigned t = 0; t < m.count && !other; ++t) {
+        const Thread &thread = m.threads[t];
+        if (thread.state != waiting->state || !(site_of(thread) == site_of(*waiting))) other = &thread;
+    }
     record("divergent barrier: " + describe(*waiting) + " " + doing(*waiting) + ", " +
            (other ? describe(*other) + " " + doing(*other) : ""));
 }
@@ -194,21 +201,22 @@ std::vector<unsigned> order_of(uint64_t blocks, uint64_t sample) {
 void check_guards() {
     Machine &m = machine();
     for (size_t i = 0; i < kGuardBytes; ++i) {
-        bool below = m.shared[-1 - static_cast<ptrdiff_t>(i)] != kGuard, above = m.shared[m.shared_bytes + i] != kGuard;
+        bool below = running.shared[-1 - static_cast<ptrdiff_t>(i)] != kGuard;
+        bool above = running.shared[running.shared_bytes + i] != kGuard;
         if (!below && !above) continue;
         return record("out of bounds: block (" + std::to_string(m.block.index.x) + ", " +
                       std::to_string(m.block.index.y) + ") wrote to shared memory " +
                       std::to_string(below ? i + 1 : i) + " bytes " + (below ? "before its start" : "past its end") +
-                      " (" + std::to_string(m.shared_bytes) + " bytes)");
+                      " (" + std::to_string(running.shared_bytes) + " bytes)");
     }
 }
 
 void run_block(Index index) {
     Machine &m = machine();
     m.block.index = index;
-    std::memset(m.shared - kGuardBytes, kGuard, kGuardBytes);
-    std::memset(m.shared, kPoison, m.shared_bytes);
-    std::memset(m.shared + m.shared_bytes, kGuard, kGuardBytes);
+    std::memset(running.shared - kGuardBytes, kGuard, kGuardBytes);
+    std::memset(running.shared, kPoison, running.shared_bytes);
+    std::memset(running.shared + running.shared_bytes, kGuard, kGuardBytes);
     m.warps.assign(m.count / 32, Warp());
     m.at_barrier = m.done = 0;
     for (unsigned t = 0; t < m.count; ++t) {
@@ -219,7 +227,7 @@ void run_block(Index index) {
         thread.lane = t % 32;
         thread.committed = 0;
         thread.copies.clear();
-        make_ready(thread);
+        thread.state = State::New;
         fiber_create(m.fibers[t], m.stacks.get() + t * kStackStride, kStackBytes, fiber_main);
     }
     if (counting()) count_block_begins(m.count / 32);
@@ -230,14 +238,7 @@ void run_block(Index index) {
 
 }  // namespace
 
-Thread &current_thread() {
-    Machine &m = machine();
-    return m.threads[m.current];
-}
-
-const Block &current_block() { return machine().block; }
-
-unsigned char *shared_memory() { return machine().shared; }
+__thread Running running;
 
 void fail(Site site, const char *what) {
     record(std::string(what) + ": " + describe(current_thread()) + " at " + describe(site));
@@ -247,16 +248,17 @@ void fail(Site site, const char *what) {
 void block_barrier(Site site) {
     Machine &m = machine();
     Thread &self = current_thread();
-    leave_ready(self, State::AtBarrier, site);
-    if (++m.at_barrier < m.count) return yield();
+    self.site = site;
+    wait_as(m.warps[self.warp], self, State::AtBarrier);
+    if (++m.at_barrier < m.count) return yield(m);
     m.at_barrier = 0;
     for (unsigned t = 0; t < m.count; ++t) {
         if (m.threads[t].site == site) continue;
         record_divergence();
         abandon();
     }
-    for (unsigned t = 0; t < m.count; ++t) make_ready(m.threads[t]);
-    yield();
+    for (Warp &warp : m.warps) warp.ready = ~0u;
+    yield(m);
 }
 
 void warp_collective(unsigned mask, void *slot, Site site, void (*operation)(void **, const void *),
@@ -273,33 +275,27 @@ void warp_collective(unsigned mask, void *slot, Site site, void (*operation)(voi
     warp.site = site;
     warp.slots[self.lane] = slot;
     warp.arrived |= 1u << self.lane;
-    leave_ready(self, State::AtCollective, site);
+    wait_as(warp, self, State::AtCollective);
     if (warp.arrived == ~0u) {
         warp.arrived = 0;
         operation(warp.slots, state);
-        for (unsigned lane = 0; lane < 32; ++lane) make_ready(m.threads[self.warp * 32 + lane]);
+        warp.ready = ~0u;
     }
-    yield();
+    yield(m);
 }
 
-void check_shared(const void *address, size_t bytes, Site site) {
-    Machine &m = machine();
+void counted_access(const void *address, unsigned bytes, bool store, Site site) {
     const unsigned char *first = static_cast<const unsigned char *>(address);
-    if (reinterpret_cast<uintptr_t>(first) % bytes != 0) fail(site, "misaligned shared memory address");
-    if (first < m.shared || first + bytes > m.shared + m.shared_bytes) fail(site, "out of bounds of shared memory");
-}
-
-void access(const void *address, unsigned bytes, bool store, Site site) {
-    Machine &m = machine();
-    if (reinterpret_cast<uintptr_t>(address) % bytes != 0) fail(site, "misaligned address");
-    if (!counting()) return;
-    const unsigned char *first = static_cast<const unsigned char *>(address);
-    bool shared = first >= m.shared && first < m.shared + m.shared_bytes;
+    bool shared = first >= running.shared && first < running.shared + running.shared_bytes;
     Kind kind = shared ? (store ? SharedStore : SharedLoad) : (store ? GlobalStore : GlobalLoad);
     count_access(current_thread().warp, current_thread().lane, kind, address, bytes, site);
 }
 
 static void perform(const AsyncCopy &copy) {
+    if (copy.bytes == 16) {
+        std::memcpy(copy.destination, copy.source, 16);
+        return;
+    }
     if (copy.bytes) std::memcpy(copy.destination, copy.source, copy.bytes);
     std::memset(static_cast<unsigned char *>(copy.destination) + copy.bytes, 0, 16 - copy.bytes);
 }
@@ -342,8 +338,9 @@ int run(Index grid, Index block, size_t shared_bytes, void (*thread)(const void 
     std::unique_ptr<unsigned char, void (*)(void *)> memory(
         static_cast<unsigned char *>(std::aligned_alloc(128, std::max<size_t>(bytes, 128) + 2 * kGuardBytes)),
         std::free);
-    m.shared = memory.get() + kGuardBytes;
-    m.shared_bytes = shared_bytes;
+    running.block = &m.block;
+    running.shared = memory.get() + kGuardBytes;
+    running.shared_bytes = shared_bytes;
     m.count = static_cast<unsigned>(threads);
     m.block.size = block;
     m.block.grid = grid;

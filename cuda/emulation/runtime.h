@@ -35,22 +35,34 @@ struct AsyncCopy {
     unsigned bytes, group;
 };
 
-enum class State { Ready, AtBarrier, AtCollective, Done };
+// The wait of a thread, or its last one: it runs where its warp says so.
+enum class State { New, AtBarrier, AtCollective, Done };
 
 struct Thread {
     Index index;
     unsigned warp, lane;
     State state;
-    Site site;                     // of the barrier or collective it waits at
+    Site site;                     // of the barrier it waits at; that of a collective is its warp's
     unsigned committed;            // cp.async groups so far
     std::vector<AsyncCopy> copies; // issued, not yet performed
 };
 
 struct Block { Index index, size, grid; };
 
-Thread &current_thread();
-const Block &current_block();
-unsigned char *shared_memory();
+// The block and thread that an OS thread runs; looked at for every access and index, so variables rather than calls.
+struct Running {
+    Thread *thread;
+    const Block *block;
+    unsigned char *shared;
+    size_t shared_bytes;
+    bool counted; // accesses are, counters.h
+};
+extern __thread Running running __attribute__((tls_model("initial-exec")));
+
+inline Thread &current_thread() { return *running.thread; }
+inline const Block &current_block() { return *running.block; }
+inline unsigned char *shared_memory() { return running.shared; }
+inline bool counting() { return running.counted; }
 
 // Ends the launch; does not return. `what` needs no thread or place.
 [[noreturn]] void fail(Site site, const char *what);
@@ -72,10 +84,24 @@ void warp_collective(unsigned mask, Slot &slot, Site site, const Operation &oper
 }
 
 // `bytes` at `address` must lie in the block's shared memory and be aligned to `bytes`.
-void check_shared(const void *address, size_t bytes, Site site);
+inline void check_shared(const void *address, size_t bytes, Site site) {
+    const unsigned char *first = static_cast<const unsigned char *>(address);
+    if (reinterpret_cast<uintptr_t>(first) % bytes != 0) fail(site, "misaligned shared memory address");
+    if (first < running.shared || first + bytes > running.shared + running.shared_bytes)
+        fail(site, "out of bounds of shared memory");
+}
+
+void counted_access(const void *address, unsigned bytes, bool store, Site site);
 
 // A load or store of one lane, with load_as() or store_as(): aligned to its size; counted where that is asked for.
-void access(const void *address, unsigned bytes, bool store, Site site);
+inline void access(const void *address, unsigned bytes, bool store, Site site) {
+    if (reinterpret_cast<uintptr_t>(address) % bytes != 0) fail(site, "misaligned address");
+    if (counting()) counted_access(address, bytes, store, site);
+}
+
+// c += a * b in f32, each product and each sum rounded, in the order of the 16 products of a sum. Rows of b and c are
+// aligned to 32 bytes.
+void multiply_tiles(float (&c)[16][8], const float (&a)[16][16], const float (&b)[16][8]);
 
 void async_copy(void *destination, const void *source, int bytes, Site site);
 void async_commit();
