@@ -1,6 +1,7 @@
 //! Linear layers that share an input, as a backend holds them.
 
 use super::Operands;
+use crate::lora::adalora::Triplets;
 
 /// Linear layers that share one input, as row segments of one operand: q‖k‖v, o, gate‖up, down.
 pub struct LinearGroup<B: Operands + ?Sized> {
@@ -34,6 +35,15 @@ pub struct Lora<B: Operands + ?Sized> {
     pub several: Option<SeveralPairs<B>>,
     /// DoRA's; none in plain LoRA
     pub magnitude: Option<Magnitude<B>>,
+    /// AdaLoRA's, with which products read E ∘ A in the place of A; none: ranks are not cut
+    pub factors: Option<RankFactors<B>>,
+}
+
+/// The factor of each rank, by which it is cut.
+pub struct RankFactors<B: Operands + ?Sized> {
+    /// E, `[r]`
+    pub e: B::Param,
+    pub triplets: Triplets,
 }
 
 /// Pairs of one linear layer, all of rank r: one of a lower rank is padded with zeros. They are not trained.

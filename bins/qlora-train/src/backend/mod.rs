@@ -26,7 +26,7 @@ mod weights;
 
 pub use batch::{Batch, CheckedBatch};
 pub use compute::Compute;
-pub use group::{LinearGroup, Lora, Magnitude, Segment, SeveralPairs};
+pub use group::{LinearGroup, Lora, Magnitude, RankFactors, Segment, SeveralPairs};
 pub use memory::{Memory, PlannedBuffer};
 pub use op::{Op, Output, Rotation};
 pub use op_work::OpWork;
@@ -34,7 +34,7 @@ pub use operands::{BufferShape, MaybeTrained, Operands, TableShape};
 pub use optimizer::{Optimizer, ParamUpdate, clip};
 pub use optimizer_state::{OptimizerState, StateFormat};
 pub use trace::{OpTime, Scope, Trace, TraceMode};
-pub use weights::{Quantization, Residency, Weights, WeightsRead};
+pub use weights::{Quantization, Residency, WEIGHTS_ON_HOST, Weights, WeightsRead};
 
 use crate::error::{Error, Result};
 use std::ops::Range;

@@ -2,9 +2,11 @@
 //! are trained whole beside them, or in the rows of some tokens. The model, the memory plan, the exported adapter, a
 //! resumed run and the model card follow from one [`LoraSpec`].
 
+pub mod adalora;
 mod param_id;
 pub mod start;
 
+pub use adalora::AdaLora;
 pub use param_id::{ParamId, ParamKind};
 
 use crate::arch::{Arch, Projection};
@@ -22,6 +24,8 @@ pub struct LoraSpec {
     pub dropout: f64,
     /// What the terms begin with.
     pub init: InitLora,
+    /// AdaLoRA: terms have a factor for each rank, B · diag(E) · A, and ranks are cut. None: they stay.
+    pub adalora: Option<AdaLora>,
     /// Modules that are trained whole (`modules_to_save`): embedding, output layer, norms. Where the output layer is
     /// the embedding, both are named.
     pub whole: BTreeSet<String>,
@@ -73,9 +77,9 @@ impl LoraSpec {
     }
 
     /// The terms of the adapter that is written: on a base that was changed, twice the ranks hold the terms of now and,
-    /// with the other sign, those of the start. The scales stay.
+    /// with the other sign, those of the start. The scales stay, but for that of AdaLoRA, whose terms become plain.
     pub fn exported(&self) -> Self {
-        let mut exported = Self { init: InitLora::Random, ..self.clone() };
+        let mut exported = Self { init: InitLora::Random, adalora: None, ..self.clone() };
         if self.init.changes_base() {
             let factor = if self.rslora { 2f64.sqrt() } else { 2.0 };
             exported.terms.values_mut().for_each(|term| (term.r, term.alpha) = (2 * term.r, factor * term.alpha));
@@ -125,22 +129,46 @@ impl LoraSpec {
     /// Rank and scale of a module's term, if it has one.
     pub fn of(&self, module: &str) -> Option<(usize, f32)> {
         let term = self.terms.get(module)?;
-        Some((term.r, Self::scale(term.alpha, term.r, self.rslora) as f32))
+        let scale = match self.adalora {
+            Some(_) => AdaLora::scale(term.alpha, term.r),
+            None => Self::scale(term.alpha, term.r, self.rslora),
+        };
+        Some((term.r, scale as f32))
     }
 
-    /// Elements of every trainable tensor: A `[r, K]`, B `[N, r]` and DoRA's m `[N]` of each term, then the whole
-    /// modules and the rows of single tokens. A module that `arch` does not have is left out.
+    /// Elements of every trainable tensor: A `[r, K]`, B `[N, r]`, DoRA's m `[N]` and AdaLoRA's E `[r]` of each term,
+    /// then the whole modules and the rows of single tokens. A module that `arch` does not have is left out.
     pub fn lengths<'a>(&'a self, arch: &'a Arch) -> impl Iterator<Item = usize> + 'a {
         let terms = self.terms.iter().filter_map(|(module, term)| {
             let (n, k) = arch.find(module)?.1.shape(arch);
             let magnitude = (term.kind == LoraKind::Dora).then_some(n);
-            Some([term.r * k, n * term.r].into_iter().chain(magnitude))
+            let e = self.adalora.map(|_| term.r);
+            Some([term.r * k, n * term.r].into_iter().chain(magnitude).chain(e))
         });
         let one = |module: &String| !self.shares_embedding(arch, module);
         let whole =
             arch.other_modules().into_iter().filter(move |(module, _)| self.whole.contains(module) && one(module));
         let rows = self.tokens.values().map(|tokens| tokens.len() * arch.hidden_size);
         terms.flatten().chain(whole.map(|(_, shape)| shape.iter().product())).chain(rows)
+    }
+
+    /// Bytes of importance, by which ranks are cut: two numbers for each value of A, B and E.
+    pub fn importance_bytes(&self, arch: &Arch) -> u64 {
+        8 * self.cut_lengths(arch).sum::<u64>()
+    }
+
+    /// Bytes of the host's memory that cutting ranks takes: importance, and values and gradients of one term at a time.
+    pub fn rank_bytes(&self, arch: &Arch) -> u64 {
+        self.importance_bytes(arch) + 16 * self.cut_lengths(arch).max().unwrap_or(0)
+    }
+
+    /// Values of A, B and E of each term whose ranks are cut.
+    fn cut_lengths(&self, arch: &Arch) -> impl Iterator<Item = u64> {
+        let terms = self.terms.iter().filter(|_| self.adalora.is_some());
+        terms.filter_map(|(module, term)| {
+            let (n, k) = arch.find(module)?.1.shape(arch);
+            Some((term.r * (n + k + 1)) as u64)
+        })
     }
 
     /// Whether a module is the output layer and one tensor with the embedding.
@@ -185,6 +213,30 @@ mod tests {
             assert!((scale / expected - 1.0).abs() < 1e-6, "{scale} {expected}");
             assert_eq!(exported.exported(), exported);
         }
+    }
+
+    #[test]
+    fn the_scale_of_adalora_is_exported_as_that_of_lora() {
+        let settings = AdaLora {
+            target_r: 2,
+            tinit: 0,
+            tfinal: 0,
+            delta_t: 1,
+            beta1: 0.85,
+            beta2: 0.85,
+            orth_reg_weight: 0.5,
+            total_steps: None,
+        };
+        let spec = LoraSpec::uniform(&tiny_arch(), &[Projection::Q], 12, 24.0, 0.0);
+        let spec = LoraSpec { adalora: Some(settings), ..spec };
+        let module = "model.layers.1.self_attn.q_proj";
+        assert_eq!(spec.of(module), Some((12, (24.0 / (12.0 + 1e-5)) as f32)));
+        assert_eq!(spec.exported().of(module), Some((12, 2.0)));
+        assert!((AdaLora::scale_over_lora(12) * 2.0 - AdaLora::scale(24.0, 12)).abs() < 1e-15);
+        let len = 12 * (64 + 64 + 1);
+        assert_eq!(spec.rank_bytes(&tiny_arch()), 8 * 2 * len + 16 * len);
+        assert_eq!((spec.importance_bytes(&tiny_arch()), spec.exported().rank_bytes(&tiny_arch())), (16 * len, 0));
+        assert_eq!(spec.lengths(&tiny_arch()).take(3).collect::<Vec<_>>(), [12 * 64, 64 * 12, 12]);
     }
 
     #[test]

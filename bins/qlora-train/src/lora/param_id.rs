@@ -27,11 +27,13 @@ pub enum ParamKind {
     Whole,
     /// Rows of single tokens of embedding or output layer, `[tokens, H]`: values, and no differences
     Tokens,
+    /// AdaLoRA's factor of each rank, `[r]`; in an adapter it is part of A
+    LoraE,
 }
 
 impl ParamKind {
-    /// The suffix of a whole module ends the low-rank terms' too.
-    const ALL: [Self; 5] = [Self::LoraA, Self::LoraB, Self::Magnitude, Self::Tokens, Self::Whole];
+    /// Those of an adapter. The suffix of a whole module ends the low-rank terms' too.
+    const OF_ADAPTERS: [Self; 5] = [Self::LoraA, Self::LoraB, Self::Magnitude, Self::Tokens, Self::Whole];
 
     /// The end of a tensor's name, after its module and a dot.
     fn suffix(self) -> &'static str {
@@ -41,6 +43,7 @@ impl ParamKind {
             Self::Magnitude => "lora_magnitude_vector",
             Self::Whole => "weight",
             Self::Tokens => "token_adapter.trainable_tokens_delta",
+            Self::LoraE => "lora_E.weight",
         }
     }
 }
@@ -60,6 +63,11 @@ impl ParamId {
 
     pub fn magnitude(module: impl Into<Arc<str>>) -> Self {
         Self::new(module, ParamKind::Magnitude)
+    }
+
+    /// AdaLoRA's factors of the ranks of a module's term.
+    pub fn e(module: impl Into<Arc<str>>) -> Self {
+        Self::new(module, ParamKind::LoraE)
     }
 
     /// The weight of a module that is trained whole.
@@ -94,7 +102,7 @@ impl ParamId {
     /// The reverse of [`peft_key`](Self::peft_key).
     pub fn from_peft_key(key: &str) -> Option<Self> {
         let name = key.strip_prefix(PEFT_PREFIX)?;
-        ParamKind::ALL.into_iter().find_map(|kind| {
+        ParamKind::OF_ADAPTERS.into_iter().find_map(|kind| {
             let module = name.strip_suffix(kind.suffix())?.strip_suffix('.')?;
             let is_path = !module.split('.').any(|part| part.is_empty() || part.starts_with("lora_"));
             is_path.then(|| Self::new(module, kind))
@@ -134,6 +142,7 @@ mod tests {
             "base_model.model..lora_A.weight",
             "base_model.model.x.lora_A.default.weight",
             "base_model.model.weight",
+            "base_model.model.x.lora_E.weight",
             "base_model.model.lora_magnitude_vector",
             "base_model.model.token_adapter.trainable_tokens_delta",
         ] {

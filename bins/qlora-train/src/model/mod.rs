@@ -2,8 +2,11 @@
 //! once over [`Backend`].
 
 mod activations;
+mod adalora;
+mod beside;
 mod block;
 mod block_backward;
+mod buckets;
 mod cached;
 pub mod generate;
 pub mod optimizer_step;
@@ -20,11 +23,13 @@ pub use prompts::Prompts;
 use crate::arch::{Arch, BranchNorms, Input, Projection, Rope};
 use crate::backend::run_shape::{LinearRows, RunShape};
 use crate::backend::{
-    Backend, LinearGroup, Lora, Magnitude, MaybeTrained, Quantization, Residency, Segment, SeveralPairs, StateFormat,
+    Backend, LinearGroup, Lora, Magnitude, MaybeTrained, Quantization, RankFactors, Residency, Segment, SeveralPairs,
+    StateFormat,
 };
 use crate::base::Nf4OnDisk;
 use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, WeightSource};
+use crate::lora::adalora::Triplets;
 use crate::lora::{LoraKind, LoraSpec, ParamId};
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::AttentionShape;
@@ -187,6 +192,11 @@ pub trait Source {
     fn token_rows(&mut self, _module: &str) -> Option<Vec<f32>> {
         None
     }
+    /// Called when all weights are read, before any is used: returns when other processes have read theirs, where that
+    /// matters.
+    fn all_read(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// Initial values of a trainable tensor of `len` values whose rows have `columns` values; of several adapters one
     /// after the other.
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>>;
@@ -270,12 +280,17 @@ impl<B: Backend> Llama<B> {
             soft_cap: c.attention_soft_cap,
         };
         let mut model = Self { spec, attention, embedding, layers, final_norm, head };
+        source.all_read()?;
+        backend.weights_loaded()?;
         model.refresh(backend)?;
         Ok(model)
     }
 
-    /// Brings up to date what follows from the terms, after they have changed.
+    /// Brings up to date what follows from the trainable tensors, after they have changed.
     pub fn refresh(&mut self, b: &mut B) -> Result<()> {
+        self.refresh_products(b)?;
+        b.refresh_rows(&mut self.embedding)?;
+        self.head.as_mut().map_or(Ok(()), |head| b.refresh_rows(head))?;
         let mut layers = self.layers.iter_mut().filter(|layer| layer.has_magnitudes()).peekable();
         while let Some(layer) = layers.next() {
             b.wait_weights(layer.groups())?;
@@ -292,8 +307,8 @@ impl<B: Backend> Llama<B> {
         &self.spec
     }
 
-    /// Every trainable tensor: layer by layer in the order of [`Projection`], A before B, then the whole modules and
-    /// the rows of single tokens.
+    /// Every trainable tensor: layer by layer in the order of [`Projection`], A before B before E, then whole modules
+    /// and the rows of single tokens.
     pub fn params_mut(&mut self) -> Vec<(ParamId, &mut B::Param)> {
         let (mut params, mut whole) = (Vec::new(), Vec::new());
         let arch = &self.spec.arch;
@@ -308,6 +323,8 @@ impl<B: Backend> Llama<B> {
                         let module: Arc<str> = arch.module(layer, projection).into();
                         params.push((ParamId::a(module.clone()), &mut lora.a));
                         params.push((ParamId::b(module.clone()), &mut lora.b));
+                        let factors = lora.factors.as_mut();
+                        params.extend(factors.map(|factors| (ParamId::e(module.clone()), &mut factors.e)));
                         let magnitude = lora.magnitude.as_mut();
                         params.extend(magnitude.map(|magnitude| (ParamId::magnitude(module), &mut magnitude.m)));
                     }
@@ -369,6 +386,8 @@ impl<B: Backend> Llama<B> {
                         let (a, b) = (ParamId::a(module.clone()), ParamId::b(module.clone()));
                         params.push((a, vec![lora.r, group.k], &lora.a));
                         params.push((b, vec![segment.n, lora.r], &lora.b));
+                        let factors = lora.factors.as_ref();
+                        params.extend(factors.map(|factors| (ParamId::e(module.clone()), vec![lora.r], &factors.e)));
                         let magnitude = lora.magnitude.as_ref();
                         params.extend(
                             magnitude.map(|magnitude| (ParamId::magnitude(module), vec![segment.n], &magnitude.m)),
@@ -498,12 +517,20 @@ fn build_lora<B: Backend>(
     };
     let pairs = several.as_ref().map_or(1, |several| several.count);
     let (a_len, b_len) = (pairs * r * k, pairs * n * r);
-    Ok(Some(Lora {
+    let mut lora = Lora {
         r,
         scale,
         a: backend.param(a_len, states, &mut || source.lora(a, a_len, k))?,
         b: backend.param(b_len, states, &mut || source.lora(b, b_len, r))?,
         several,
         magnitude,
-    }))
+        factors: None,
+    };
+    if spec.lora.adalora.is_some() {
+        let e = ParamId::e(a.module());
+        let e = backend.param(r, states, &mut || source.lora(&e, r, 1))?;
+        backend.prepare_operand(&mut lora.a, a_len);
+        lora.factors = Some(RankFactors { e, triplets: Triplets::default() });
+    }
+    Ok(Some(lora))
 }

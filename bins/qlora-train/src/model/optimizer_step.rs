@@ -1,9 +1,9 @@
-//! The optimizer step: gradients over micro-batches, clipping, LoRA+ AdamW.
+//! The optimizer step: gradients over micro-batches, clipping, LoRA+ AdamW, ranks that are cut.
 
 pub use super::reduction::reduce_bytes;
 
 use super::reduction::{AfterLayer, summed};
-use crate::backend::{Backend, Batch, ParamUpdate, TraceMode};
+use crate::backend::{Backend, Batch, ParamUpdate, TraceMode, clip};
 use crate::comm::{Communicator, Signs, SingleProcess};
 use crate::error::{Error, Result};
 use crate::lora::ParamKind;
@@ -86,7 +86,8 @@ pub fn optimizer_step<B: Backend>(
 /// The first part of a step: the gradients of this rank's share of `batches`, which are those of all ranks, after those
 /// that are `done`. The ranks take them in turn, and agree after each round by their `signs`; a signal ends it, and
 /// fewer micro-batches may be done then than there are. Once all are done, gradients and losses of each rank are
-/// replaced by those of all, as far as can be beside the last backward pass.
+/// replaced by those of all, as far as can be beside the last backward pass, and completed by what no batch has a part
+/// in.
 pub fn accumulate<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
@@ -139,6 +140,9 @@ pub fn accumulate<B: Backend>(
         done.micro_batches = (round + world_size).min(batches.len());
         signal = signs().agreed(comm)?;
     }
+    if done.micro_batches >= batches.len() {
+        model.complete_gradients(backend)?;
+    }
     Ok((done, signal))
 }
 
@@ -185,7 +189,7 @@ pub fn update<B: Backend>(
             let peak = match id.kind() {
                 ParamKind::LoraB | ParamKind::Magnitude => hyper.learning_rate_b,
                 ParamKind::Whole if is_norm => hyper.learning_rate_b,
-                ParamKind::LoraA | ParamKind::Whole | ParamKind::Tokens => hyper.learning_rate_a,
+                ParamKind::LoraA | ParamKind::LoraE | ParamKind::Whole | ParamKind::Tokens => hyper.learning_rate_a,
             };
             let settings = AdamW {
                 learning_rate: rate(peak),
@@ -203,6 +207,7 @@ pub fn update<B: Backend>(
         let what = format!("step {}: the gradient norm is {grad_norm}", step + 1);
         return Err(not_finite(backend, model, comm, step, accumulation, batches, batches.len(), &what));
     }
+    model.cut_ranks(backend, step + 1, clip(grad_norm, hyper.max_grad_norm))?;
     model.refresh(backend)?;
     Ok(StepReport {
         loss,

@@ -54,15 +54,16 @@ impl DiskPlan {
                 + 2,
         );
         let files = tokenizer_bytes(base) + TENSOR_OVERHEAD * tensors + OVERHEAD;
-        // The adapter's file holds the values folded where rsLoRA is used, what terms on a changed base began with, and
-        // one tensor for each end of a tied one.
+        // The adapter's file holds the values folded where rsLoRA or AdaLoRA is used, what terms on a changed base
+        // began with, and one tensor for each end of a tied one.
         let begun = if spec.lora.init.changes_base() { values } else { 0 };
-        let copies = if spec.lora.rslora || begun > 0 { 2 } else { 1 };
+        let copies = if spec.lora.rslora || spec.lora.adalora.is_some() || begun > 0 { 2 } else { 1 };
+        let importance = spec.lora.importance_bytes(&spec.arch);
         let arch = &spec.arch;
         let twice = spec.lora.whole.iter().filter(|module| spec.lora.shares_embedding(arch, module)).count();
         let again = begun + 4 * (twice * arch.vocab_size * arch.hidden_size) as u64;
         Self {
-            checkpoint_bytes: values * copies + again + states + files,
+            checkpoint_bytes: values * copies + again + states + importance + files,
             gradient_bytes: values,
             adapter_bytes: values + again + files,
             log_bytes: log,

@@ -3,8 +3,10 @@
 
 use super::names::EVENTS_DIR;
 use super::record::{LogEntry, RunRecord};
+use super::tensor_changes::tensor_changes;
 use super::trained_adapter::exported_values;
 use crate::backend::{Backend, OpTime};
+use crate::base::Checkpoint;
 use crate::config::Settings;
 use crate::data::{ChatTokenizer, Row, UNSUPERVISED};
 use crate::error::Result;
@@ -119,10 +121,12 @@ impl Observer {
         model: &Llama<B>,
         starts: &BTreeMap<String, Factors>,
         norms: &BTreeMap<String, f64>,
+        checkpoint: &Checkpoint,
     ) -> Result<()> {
         let Some(details) = &mut self.details else { return Ok(()) };
         details.modules.clear();
-        let mut a = Vec::new();
+        details.tensors = tensor_changes(backend, model, checkpoint)?;
+        let (mut a, exported) = (Vec::new(), model.spec().lora.exported());
         for (id, shape, param) in model.params() {
             let (ParamKind::LoraA | ParamKind::LoraB, &[_, columns]) = (id.kind(), &shape[..]) else { continue };
             let columns = if starts.contains_key(id.module()) { 2 * columns } else { columns };
@@ -132,7 +136,7 @@ impl Observer {
                 a = values;
                 continue;
             }
-            let scale = model.spec().lora.of(id.module()).map_or(1.0, |(_, scale)| f64::from(scale));
+            let scale = exported.of(id.module()).map_or(1.0, |(_, scale)| f64::from(scale));
             let singular_values = singular_values(&a, &values, columns, scale);
             let norm = norm_of(&singular_values);
             let relative = norms.get(id.module()).filter(|base| **base > 0.0).map(|base| norm / base);
@@ -207,6 +211,7 @@ pub(super) fn details(
         },
         operations: kept.operations,
         modules: Vec::new(),
+        tensors: Vec::new(),
     })
 }
 

@@ -1,8 +1,9 @@
 //! Snapshots: the state of a run beside its adapter, and how a run is restored from it.
 //!
 //! `optimizer.safetensors` has, of every trainable tensor, the moments (`<name>.m`, `<name>.v`, with `_absmax` if they
-//! are 8-bit), the value itself where the adapter's file does not hold it bit for bit (rsLoRA is folded there), and the
-//! gradient so far if the run was stopped within a step. `run_state.json` has the rest that the next step follows from.
+//! are 8-bit), the value itself where the adapter's file does not hold it bit for bit (rsLoRA is folded there), the
+//! gradient so far if the run was stopped within a step, and with AdaLoRA what the next cut follows from.
+//! `run_state.json` has the rest that the next step follows from.
 //! Random numbers are a function of seed, step and place, so the step is all there is to keep of the generators.
 
 use super::identity::Identity;
@@ -167,28 +168,36 @@ impl Data {
 pub(super) fn add_optimizer<B: Backend>(
     files: &mut AtomicFiles,
     backend: &B,
-    model: &mut Llama<B>,
+    model: &Llama<B>,
     gradients: bool,
 ) -> Result<()> {
-    // In the adapter's file rsLoRA is folded, what the terms began with is beside them, and a norm is as a checkpoint
-    // stores it.
-    let differs = model.spec().lora.rslora || model.spec().lora.init.changes_base();
-    let exact: Vec<bool> = model.params().iter().map(|(id, ..)| !differs && model.stored_offset(id) == 0.0).collect();
-    let tensors = |index: usize, param: &B::Param| {
+    // In the adapter's file rsLoRA and AdaLoRA are folded, what the terms began with is beside them, and a norm is as a
+    // checkpoint stores it.
+    let lora = &model.spec().lora;
+    let differs = lora.rslora || lora.init.changes_base() || lora.adalora.is_some();
+    let mut ranks: BTreeMap<ParamId, Vec<(&'static str, &[f32])>> = BTreeMap::new();
+    for (id, part, values) in model.rank_values() {
+        ranks.entry(id).or_default().push((part, values));
+    }
+    let tensors = |id: &ParamId, param: &B::Param| {
         let state = backend.optimizer_state(param)?.expect("every parameter of a training run has one");
-        let value = (!exact[index]).then(|| backend.param_values(param)).transpose()?;
-        Ok::<_, crate::error::Error>(tensors_of(state, value, gradients.then(|| backend.gradient(param)).transpose()?))
+        let exact = !differs && model.stored_offset(id) == 0.0;
+        let value = (!exact).then(|| backend.param_values(param)).transpose()?;
+        let mut tensors = tensors_of(state, value, gradients.then(|| backend.gradient(param)).transpose()?);
+        let ranks = ranks.get(id).into_iter().flatten();
+        tensors.extend(ranks.map(|&(part, values)| (part, Data::F32(values.to_vec()))));
+        Ok::<_, crate::error::Error>(tensors)
     };
-    let mut params = model.params_mut();
+    let params = model.params();
     let mut header = Vec::new();
-    for (index, (name, param)) in params.iter().enumerate() {
-        header.extend(tensors(index, param)?.iter().map(|(part, data)| (format!("{name}.{part}"), data.shape())));
+    for (id, _, param) in &params {
+        header.extend(tensors(id, param)?.iter().map(|(part, data)| (format!("{id}.{part}"), data.shape())));
     }
     files.add(OPTIMIZER, |to| {
         let entries = header.iter().map(|(name, (dtype, shape))| (name.as_str(), *dtype, &shape[..]));
         write_header(to, &BTreeMap::new(), entries)?;
-        for (index, (_, param)) in params.iter_mut().enumerate() {
-            let tensors = tensors(index, param).map_err(std::io::Error::other)?;
+        for (id, _, param) in &params {
+            let tensors = tensors(id, param).map_err(std::io::Error::other)?;
             tensors.iter().try_for_each(|(_, data)| to.write_all(data.bytes()))?;
         }
         Ok(())
@@ -251,6 +260,13 @@ impl Snapshot {
     pub fn check_schedule(&self, schedule: &Schedule, accumulation: usize) -> Result<()> {
         let found = &self.state.cursor;
         let (then, now) = (found.total_steps, schedule.total_steps());
+        if now > then && self.state.identity.settings.get("use_adalora") == Some(&Value::Bool(true)) {
+            refuse!(
+                "{}: is of a run of {then} steps that cuts ranks (use_adalora) by how many are left; this one would have \
+                 {now}: keep num_train_epochs and max_steps, or choose another output_dir",
+                self.dir.display()
+            );
+        }
         if now < then {
             refuse!(
                 "{}: is of a run of {then} steps, this one ends after {now}: a run goes on as it was or longer, not \
@@ -339,6 +355,13 @@ impl Snapshot {
                 backend.restore_gradient(param, gradient).usage_context(what)?;
             }
         }
+        for (id, part, len, values) in model.rank_values_mut() {
+            *values = file.f32(&id, part)?.unwrap_or_default();
+            if !values.is_empty() && values.len() != len {
+                let path = self.dir.join(OPTIMIZER);
+                refuse!("{}: `{id}.{part}`: found {} values, expected {len}", path.display(), values.len());
+            }
+        }
         model.refresh(backend)
     }
 }
@@ -350,7 +373,7 @@ fn check_whole(dir: &Path) -> Result<()> {
     let means = match damage {
         Damage::NoSums(_) => "the checkpoint is damaged, or a directory of another program",
         Damage::Missing(_) => "the checkpoint is half deleted",
-        Damage::NoLine(..) | Damage::Changed { .. } => "the checkpoint is damaged",
+        Damage::NoLine(..) | Damage::NoFile(..) | Damage::Changed { .. } => "the checkpoint is damaged",
     };
     refuse!("{damage}: {means}")
 }

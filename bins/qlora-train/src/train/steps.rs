@@ -29,7 +29,7 @@ use crate::session::chat_template::add_tokenizer;
 use crate::session::interruption::{Interruption, resume_command};
 use crate::session::{Loaded, TrainingData};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -167,21 +167,26 @@ impl<B: Backend> Run<'_, B> {
 
     /// Looks at the gradients of all adapters, one tensor in memory at a time.
     fn measure_gradients(&mut self, step: &Step) -> Result<()> {
-        let mut modules: Vec<(String, f64, f64)> = Vec::new();
+        let (mut modules, mut cut): (Vec<(String, f64, f64)>, BTreeSet<String>) = Default::default();
         for (id, _, param) in self.model.params() {
             let squares: f64 = self.backend.gradient(param)?.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
             // A of a module comes before its B.
             match id.kind() {
                 ParamKind::LoraA => modules.push((id.module().to_owned(), squares.sqrt(), 0.0)),
                 ParamKind::LoraB => modules.iter_mut().rev().take(1).for_each(|module| module.2 = squares.sqrt()),
-                ParamKind::Magnitude | ParamKind::Whole | ParamKind::Tokens => {}
+                ParamKind::LoraE if self.backend.param_values(param)?.iter().all(|&e| e == 0.0) => {
+                    cut.insert(id.module().to_owned());
+                }
+                ParamKind::LoraE | ParamKind::Magnitude | ParamKind::Whole | ParamKind::Tokens => {}
             }
         }
         let total = self.data.schedule.total_steps() as usize;
         let rate = |index: u64| self.settings.lr_factor(index as usize, total);
         let is_warming_up = rate(step.index) < rate(step.index + 1);
-        let gradients = ModuleGradients { step: step.index + 1, is_warming_up, modules };
+        let mut gradients = ModuleGradients { step: step.index + 1, is_warming_up, modules };
         self.gradient_norms = Some(gradients.norms());
+        // No gradient reaches a term of which AdaLoRA has cut every rank, and that is no fault.
+        gradients.modules.retain(|(module, ..)| !cut.contains(module));
         let findings = self.watch.gradients(&gradients);
         self.observer.warn(gradients.step, &findings);
         Ok(())
@@ -292,9 +297,10 @@ impl<B: Backend> Run<'_, B> {
         let Some(record) = &mut self.record else { return Err(Error::Failed("rank 0 alone saves".to_owned())) };
         let dir = checkpoints::write(record, step, |files| {
             let (loaded, model, backend) = (self.loaded, &self.model, &self.backend);
+            // The card names a tokenizer that is there already.
+            add_tokenizer(loaded.checkpoint.dir(), loaded.tokenizer(), files)?;
             add_trained_adapter(files, self.settings, loaded, self.base_fingerprint, model, &self.starts, backend)?;
-            add_tokenizer(self.loaded.checkpoint.dir(), self.loaded.tokenizer(), files)?;
-            add_optimizer(files, &self.backend, &mut self.model, within > 0)?;
+            add_optimizer(files, &self.backend, model, within > 0)?;
             add_json(files, STATE_FILE, &self.state)?;
             add_json(files, RUN_STATE, &state)
         })?;

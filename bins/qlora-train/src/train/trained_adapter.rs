@@ -7,8 +7,9 @@ use crate::config::Settings;
 use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::files::atomic::AtomicFiles;
+use crate::lora::adalora;
 use crate::lora::start::Factors;
-use crate::lora::{ParamId, ParamKind};
+use crate::lora::{AdaLora, ParamId, ParamKind};
 use crate::model::Llama;
 use crate::session::Loaded;
 use crate::session::model_spec::recipe;
@@ -29,6 +30,8 @@ pub(super) fn add_trained_adapter<B: Backend>(
     let mut params: BTreeMap<String, (Vec<usize>, ParamId, &B::Param)> = model
         .params()
         .into_iter()
+        // It is part of A there.
+        .filter(|(id, ..)| id.kind() != ParamKind::LoraE)
         .map(|(id, shape, param)| (id.peft_key(), (exported_shape(&id, shape, starts), id, param)))
         .collect();
     // One tensor of the model is two of PEFT's.
@@ -88,7 +91,8 @@ fn exported_shape(id: &ParamId, mut shape: Vec<usize>, starts: &BTreeMap<String,
 }
 
 /// The values of a trainable tensor in the adapter, which is one for the base as it is: beside what is trained of a
-/// term stands what it began with, A as it was and B with the other sign.
+/// term stands what it began with, A as it was and B with the other sign. With AdaLoRA they are those of plain LoRA,
+/// E ∘ A, in which ranks that are cut are rows of zeros, and B by the difference of the scales.
 pub(super) fn exported_values<B: Backend>(
     model: &Llama<B>,
     backend: &B,
@@ -97,6 +101,17 @@ pub(super) fn exported_values<B: Backend>(
     param: &B::Param,
 ) -> Result<Vec<f32>> {
     let mut values = model.stored_values(backend, id, param)?;
+    if let Some(e) = model.rank_factors(id.module()) {
+        match id.kind() {
+            ParamKind::LoraA => adalora::scale_rows(&mut values, &backend.param_values(e)?),
+            ParamKind::LoraB => {
+                let r = model.spec().lora.of(id.module()).map_or(1, |(r, _)| r);
+                let factor = AdaLora::scale_over_lora(r);
+                values.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
+            }
+            ParamKind::LoraE | ParamKind::Magnitude | ParamKind::Whole | ParamKind::Tokens => {}
+        }
+    }
     let (Some(start), Some((r, _))) = (starts.get(id.module()), model.spec().lora.of(id.module())) else {
         return Ok(values);
     };
@@ -106,7 +121,7 @@ pub(super) fn exported_values<B: Backend>(
             let rows = values.chunks_exact(r).zip(start.b.chunks_exact(r));
             values = rows.flat_map(|(now, then)| now.iter().copied().chain(then.iter().map(|x| -x))).collect();
         }
-        ParamKind::Magnitude | ParamKind::Whole | ParamKind::Tokens => {}
+        ParamKind::LoraE | ParamKind::Magnitude | ParamKind::Whole | ParamKind::Tokens => {}
     }
     Ok(values)
 }

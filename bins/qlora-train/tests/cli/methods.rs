@@ -53,6 +53,14 @@ fn patterns_are_one_truth_from_settings_to_the_engines() {
     assert_eq!(reasons("uniform"), ["[]"; 4]);
     assert!(sandbox.names("uniform").contains(&"tokenizer.json".to_owned()));
     sandbox.refused("export uniform --adapter out --output-dir uniform", &["uniform", "expected"]);
+    // The card names the tokenizer that lies beside the adapter, and without one that of the base.
+    let own = "AutoTokenizer.from_pretrained(\"ADAPTER\")";
+    let names_own = |dir: &str| sandbox.read(&format!("{dir}/README.md")).contains(own);
+    let tokenizer = sandbox.bytes("out/tokenizer.json");
+    std::fs::remove_file(sandbox.path("out/tokenizer.json")).unwrap();
+    sandbox.run("export uniform --adapter out --output-dir bare").ok();
+    sandbox.write("out/tokenizer.json", std::str::from_utf8(&tokenizer).unwrap());
+    assert_eq!(["out", "uniform", "bare"].map(names_own), [true, true, false]);
     let loss = |adapter: &str| sandbox.run(&format!("eval --json {adapter} --data rows.jsonl --max-length 64")).json();
     let (own, uniform) = (loss("--adapter out --model model"), loss("--adapter uniform --model model"));
     let (own, uniform) = (own["loss"].as_f64().unwrap(), uniform["loss"].as_f64().unwrap());
@@ -98,6 +106,9 @@ fn patterns_and_layers_that_the_model_has_not_are_refused_by_name() {
         ("rank_pattern: {q_proj: many}", ["`q_proj`", "expected a number"]),
         ("alpha_pattern: [q_proj]", ["`alpha_pattern`", "expected names of modules"]),
         ("layers_to_transform: last", ["`layers_to_transform`", "numbers of layers"]),
+        ("lora_target_modules: '.*w_proj'", ["`.*w_proj`, which matches no linear layer", "such as model.layers.0."]),
+        ("lora_target_modules: '.*'", ["`.*`, which matches lm_head too", "`modules_to_save`"]),
+        ("lora_target_modules: 'q_proj|v_proj'", ["matches no linear layer", "for whole paths"]),
     ] {
         for command in ["train", "plan"] {
             let line = settings(&sandbox, "cfg", &format!("{lines}\n")).replace("train --json", command);
@@ -211,7 +222,7 @@ fn whole_modules_that_cannot_be_trained_are_refused_by_name() {
 
 /// Such a plan needs no GPU.
 #[test]
-fn plans_for_a_gpu_count_whole_modules_and_magnitudes() {
+fn plans_for_a_gpu_count_whole_modules_rows_and_magnitudes() {
     let arch = Arch { head_dim: 64, ..tiny_arch() };
     let (vocab, hidden) = (arch.vocab_size as u64, arch.hidden_size as u64);
     let sandbox = Sandbox::of(&Synthetic::new(arch, 1));
@@ -226,11 +237,26 @@ fn plans_for_a_gpu_count_whole_modules_and_magnitudes() {
         ("--modules-to-save lm_head", "gradients of whole modules", 4 * vocab * hidden),
         ("--modules-to-save norm", "gradients of whole modules", 4 * hidden),
         ("--use-dora true", "DoRA norms", 2 * 4 * hidden),
+        // In f32 and in bf16, and the tokens.
+        ("--trainable-token-indices 5,6,90", "rows of single tokens", 3 * (6 * hidden + 4)),
+        ("--trainable-token-indices lm_head=5", "gradients of rows of single tokens", 4 * hidden),
     ] {
         assert_eq!(planned("", name), 0);
         let found = planned(more, name);
         assert!(found >= least, "{more}: {found} bytes of {name}, expected at least {least}");
     }
+}
+
+/// PEFT's rule, so that the number of a layer counts.
+#[test]
+fn a_regular_expression_chooses_modules_by_their_whole_paths() {
+    let sandbox = Sandbox::new();
+    let lines = "lora_target_modules: '.*layers\\.0\\.(self_attn|mlp)\\.(q|up)_proj'\nlora_r: 4\n";
+    let line = settings(&sandbox, "cfg", lines);
+    sandbox.run(&format!("{line} --output-dir out")).ok();
+    let terms = Adapter::load(&sandbox.path("out")).unwrap().lora_spec().unwrap().terms;
+    let modules: Vec<&str> = terms.keys().map(String::as_str).collect();
+    assert_eq!(modules, ["model.layers.0.mlp.up_proj", "model.layers.0.self_attn.q_proj"]);
 }
 
 #[test]

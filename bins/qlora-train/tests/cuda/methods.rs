@@ -35,7 +35,7 @@ fn whole(arch: Arch, ends: &[&str]) -> ModelSpec {
 }
 
 #[track_caller]
-fn is_within_bounds(what: &str, spec: &ModelSpec, steps: u64) -> (Trained, Bounds) {
+pub fn is_within_bounds(what: &str, spec: &ModelSpec, steps: u64) -> (Trained, Bounds) {
     let expected = on_cpu(spec, steps);
     let bounds = Bounds::measure(spec, steps, &expected);
     bounds.check(what, &Apart::of(&on_cuda(spec, steps), &expected));

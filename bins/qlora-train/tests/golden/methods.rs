@@ -1,9 +1,16 @@
 //! Adapter methods: whole runs beside twenty steps of PEFT (`tests/golden/methods_files.py`).
 
-use super::{Tensors, cosine, json, tensors, workspace};
+use super::{Cut, Tensors, cosine, json, tensors, workspace};
 use qlora_train::adapter::Adapter;
+use qlora_train::backend::cpu::Cpu;
+use qlora_train::backend::{Batch, Memory as _};
+use qlora_train::base::Checkpoint;
 use qlora_train::config::Settings;
-use qlora_train::lora::ParamId;
+use qlora_train::data::{MicroBatch, Row};
+use qlora_train::lora::{ParamId, ParamKind};
+use qlora_train::model::optimizer_step::{Hyperparameters, optimizer_step};
+use qlora_train::model::{Llama, ModelSpec};
+use qlora_train::session::model_spec::{model_spec, of_steps};
 use qlora_train::train::train;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -215,6 +222,86 @@ fn pissa_by_a_few_sweeps_follows_peft() {
 #[test]
 fn olora_follows_peft() {
     begins_as_peft("olora");
+}
+
+/// The settings of `methods/adalora.json`, and its rows.
+fn adalora() -> (Settings, Checkpoint, Vec<Row>) {
+    let golden = json("methods/adalora.json");
+    let settings = Settings::from_yaml(&golden["settings"].to_string(), "golden", &[]).unwrap();
+    let base = workspace().join("tests/golden").join(golden["base"].as_str().unwrap());
+    let rows = std::fs::read_to_string(workspace().join("tests/golden/methods/rows.jsonl")).unwrap();
+    let row = |line: &str| {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let numbers = |key: &str| row[key].as_array().unwrap().iter().map(|x| x.as_i64().unwrap() as i32);
+        let (input_ids, labels) = (numbers("input_ids").map(|id| id as u32).collect(), numbers("labels").collect());
+        Row { input_ids, labels, weights: Vec::new(), file: 0, line: 0, task: None }
+    };
+    (settings, Checkpoint::open(&base).unwrap(), rows.lines().map(row).collect())
+}
+
+/// Values of every trained tensor.
+type Values = Vec<(ParamId, Vec<f32>)>;
+
+/// Takes as many steps of the model. Returns their losses, the tensors at the end and the most that was held.
+fn adalora_steps(cpu: &mut Cpu, spec: &ModelSpec, steps: u64) -> (Vec<f64>, Values, u64) {
+    let (settings, checkpoint, rows) = adalora();
+    let lora = of_moment(&tensors("methods/adalora.safetensors"), "initial.");
+    let mut source = Cut { checkpoint: &checkpoint, lora };
+    let mut model = Llama::build(cpu, &mut source, spec.clone(), &mut |_| ()).unwrap();
+    let (learning_rate_a, learning_rate_b) = settings.learning_rates_for(0);
+    let hyper = Hyperparameters {
+        learning_rate_a,
+        learning_rate_b,
+        weight_decay: settings.weight_decay,
+        beta1: settings.adam_beta1,
+        beta2: settings.adam_beta2,
+        epsilon: settings.adam_epsilon,
+        max_grad_norm: settings.max_grad_norm,
+    };
+    let count = settings.gradient_accumulation_steps;
+    let mut losses = Vec::new();
+    for step in 0..steps {
+        let row = |micro| &rows[(step as usize * count + micro) % rows.len()];
+        let micro_batches: Vec<MicroBatch> = (0..count).map(|micro| MicroBatch::new([row(micro)])).collect();
+        let batches: Vec<Batch> = micro_batches.iter().map(Batch::from).collect();
+        losses.push(optimizer_step(cpu, &mut model, &hyper, step, count, 1.0, &batches).unwrap().loss);
+    }
+    let values = model.param_values(cpu).unwrap().into_iter().map(|(id, _, values)| (id, values));
+    (losses, values.collect(), cpu.bytes())
+}
+
+/// AdaLoRA begins with numbers of its own, and not with an adapter: the model by the same settings, and no whole run.
+/// Three cuts on the way and a last one cut the ranks that PEFT cuts.
+#[test]
+fn adalora_follows_peft() {
+    let (settings, checkpoint, _) = adalora();
+    let spec = of_steps(model_spec(&settings, &checkpoint, 32, 32).unwrap(), 20).unwrap();
+    let (losses, found, bytes) = adalora_steps(&mut Cpu::new(spec.run_shape()), &spec, 20);
+    assert_losses("adalora", &losses, 1e-5);
+    let all = tensors("methods/adalora.safetensors");
+    let (initial, last) = (of_moment(&all, "initial."), of_moment(&all, "final."));
+    assert_eq!(found.len(), last.len());
+    let (mut left, mut least) = (0, 1.0f64);
+    for (id, values) in &found {
+        let (start, theirs) = (&initial[&id.peft_key()], &last[&id.peft_key()]);
+        let ours: Vec<f64> = values.iter().map(|&x| f64::from(x)).collect();
+        if id.kind() == ParamKind::LoraE {
+            let kept = |of: &[f64]| of.iter().map(|&x| x != 0.0).collect::<Vec<bool>>();
+            assert_eq!(kept(&ours), kept(theirs), "{id}");
+            left += kept(theirs).iter().filter(|kept| **kept).count();
+            if kept(theirs).iter().all(|kept| !kept) {
+                continue;
+            }
+        }
+        let same = cosine(ours.iter().zip(theirs).zip(start).map(|((a, b), &start)| (a, b, start)));
+        assert!(same >= 0.99999, "{id}: cosine {same}");
+        least = least.min(same);
+    }
+    println!("adalora: cosine of what changed at least {least}");
+    assert_eq!(left, 2 * spec.lora.terms.len());
+    // What it holds is planned.
+    let mut dry = Cpu::dry_run(spec.run_shape());
+    assert_eq!(adalora_steps(&mut dry, &spec, 2).2, bytes);
 }
 
 #[test]

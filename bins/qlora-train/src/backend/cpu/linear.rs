@@ -84,7 +84,7 @@ pub fn lora_down(
     for (_, column, segment) in placed(group) {
         let Some(lora) = &segment.lora else { continue };
         let Some(several) = &lora.several else {
-            let a = Scaled { data: &lora.a.value, stride: k, factor: lora.scale };
+            let a = Scaled { data: lora.a.operand(), stride: k, factor: lora.scale };
             let product = Product::new(Left::Rows { data: x, stride: k }, k, Right::Turned(&a));
             let columns = column..column + lora.r;
             multiply(&mut workspace.panels, s, width, x.len() / k, columns, false, &[product]);
@@ -176,7 +176,7 @@ pub fn dx(
         .filter_map(|(_, rank_column, segment)| {
             let (t, lora) = (t?, segment.lora.as_ref()?);
             let left = Left::Rows { data: &t[rank_column..], stride: r };
-            Some((left, lora.r, Scaled { data: &lora.a.value, stride: k, factor: 1.0 }))
+            Some((left, lora.r, Scaled { data: lora.a.operand(), stride: k, factor: 1.0 }))
         })
         .collect();
     let low_rank = terms.iter().map(|(left, k, a)| Product::new(*left, *k, Right::upright(a)));

@@ -134,6 +134,14 @@ impl TableShape for CpuTable {
             Self::Trained { rows, .. } => *rows,
         }
     }
+
+    fn trained_rows(&self) -> usize {
+        match self {
+            Self::Frozen(_) => 0,
+            Self::Trained { rows, .. } => *rows,
+            Self::Rows { tokens, param, .. } => param.training.as_ref().map_or(0, |_| tokens.len()),
+        }
+    }
 }
 
 impl MaybeTrained<CpuParam> for CpuTable {
@@ -155,7 +163,7 @@ impl MaybeTrained<CpuParam> for CpuTable {
 /// A norm's weight or a bias.
 pub enum CpuVector {
     Frozen(Held<Vec<f32>>),
-    Trained(CpuParam),
+    Trained(Box<CpuParam>),
 }
 
 impl Deref for CpuVector {
@@ -251,6 +259,8 @@ impl CpuWeight {
 /// A trainable tensor. Empty in a dry run.
 pub struct CpuParam {
     pub(super) value: Held<Vec<f32>>,
+    /// Values that products read in the place of its own
+    pub(super) operand: Option<Held<Vec<f32>>>,
     pub(super) training: Option<Training>,
 }
 
@@ -261,10 +271,15 @@ pub(super) struct Training {
 }
 
 impl CpuParam {
-    /// The values and the gradient, which is there where gradients are computed.
+    /// The values that products read.
+    pub(super) fn operand(&self) -> &[f32] {
+        self.operand.as_ref().unwrap_or(&self.value)
+    }
+
+    /// The values that products read, and the gradient, which is there where gradients are computed.
     pub(super) fn parts(&mut self) -> (&[f32], &mut [f32]) {
         let training = self.training.as_mut().expect("gradients are of tensors that are trained");
-        (&self.value, &mut training.gradient)
+        (self.operand.as_ref().unwrap_or(&self.value), &mut training.gradient)
     }
 
     /// The accumulated gradient; empty where the tensor is not trained.

@@ -27,7 +27,7 @@ impl Cpu {
             gradient: memory.hold(gradients, bytes, vec![0.0; held]),
             state: memory.hold("AdamW states", format.bytes(len), format.zeros(held)),
         });
-        Ok(CpuParam { value: memory.hold(values, bytes, value), training })
+        Ok(CpuParam { value: memory.hold(values, bytes, value), operand: None, training })
     }
 }
 
@@ -50,10 +50,7 @@ impl Optimizer for Cpu {
     }
 
     fn restore(&mut self, param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
-        let n = param.value.len();
-        if values.len() != n {
-            refuse!("found {} values, expected {n}", values.len());
-        }
+        check_values(&values, param.value.len())?;
         let Some(training) = &mut param.training else {
             refuse!("found {}, expected none: the tensor is not trained", state.describe());
         };
@@ -61,6 +58,22 @@ impl Optimizer for Cpu {
             refuse!("found {}, expected {}", state.describe(), training.state.describe());
         }
         (*param.value, *training.state) = (values, state);
+        Ok(())
+    }
+
+    fn set_values(&mut self, param: &mut CpuParam, values: Vec<f32>) -> Result<()> {
+        check_values(&values, param.value.len())?;
+        *param.value = values;
+        Ok(())
+    }
+
+    fn prepare_operand(&mut self, param: &mut CpuParam, len: usize) {
+        param.operand = Some(self.memory.hold("LoRA E times A", len as u64 * 4, param.value.clone()));
+    }
+
+    fn set_operand(&mut self, param: &mut CpuParam, values: Vec<f32>) -> Result<()> {
+        check_values(&values, param.value.len())?;
+        **param.operand.as_mut().expect("room was made for it") = values;
         Ok(())
     }
 
@@ -83,17 +96,13 @@ impl Optimizer for Cpu {
         param.gradient().len()
     }
 
-    fn has_gradients_on_host(&self) -> bool {
-        true
-    }
-
     fn clear_gradients(&mut self, params: Vec<&mut CpuParam>) -> Result<()> {
         params.into_iter().filter_map(|param| param.training.as_mut()).for_each(|training| training.gradient.fill(0.0));
         Ok(())
     }
 
     fn clip_and_update(&mut self, updates: Vec<ParamUpdate<'_, CpuParam>>, max_norm: f64) -> Result<f64> {
-        let tensors = updates.into_iter().map(|ParamUpdate { param: CpuParam { value, training }, settings }| {
+        let tensors = updates.into_iter().map(|ParamUpdate { param: CpuParam { value, training, .. }, settings }| {
             let Training { gradient, state } = training.as_mut().expect("only trained tensors are updated");
             Tensor { value, gradient, state, settings }
         });
@@ -106,6 +115,13 @@ impl Optimizer for Cpu {
         }
         Ok(norm)
     }
+}
+
+fn check_values(values: &[f32], expected: usize) -> Result<()> {
+    if values.len() != expected {
+        refuse!("found {} values, expected {expected}", values.len());
+    }
+    Ok(())
 }
 
 /// One tensor of an update.

@@ -177,7 +177,7 @@ impl Weights for Cpu {
         states: StateFormat,
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<CpuVector> {
-        self.trained([name, WHOLE_GRADIENTS], len, Some(states), init).map(CpuVector::Trained)
+        self.trained([name, WHOLE_GRADIENTS], len, Some(states), init).map(|param| CpuVector::Trained(Box::new(param)))
     }
 
     fn row_squares(&mut self, name: &str, weight: &Held<CpuWeight>, n: usize, k: usize) -> Result<Vec<f32>> {

@@ -184,7 +184,7 @@ pub fn segments(group: &LinearGroup<Cpu>) -> Vec<Segment<'_>> {
             r: lora.r,
             scale: lora.scale,
             scales: lora.several.as_ref().map(|several| &several.scales[..]),
-            a: &lora.a.value,
+            a: lora.a.operand(),
             b: &lora.b.value,
         }),
     });
