@@ -4,7 +4,7 @@
 #![allow(non_camel_case_types, unsafe_code, missing_docs)]
 
 pub const QK_ABI_VERSION: u32 = 3;
-pub const QK_ABI_REVISION: u32 = 7;
+pub const QK_ABI_REVISION: u32 = 8;
 pub const QK_MAX_STRUCT_SIZE: u32 = 4096;
 pub const QK_MAX_SEGMENTS: u32 = 4;
 pub const QK_MAX_R: u32 = 256;
@@ -541,10 +541,12 @@ pub struct qk_embedding_backward_args {
     pub dtable: *mut f32,
     pub scale: f32,
     pub reserved2: u32,
+    pub rows: *const u32,
+    pub num_rows: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_embedding_backward_args"][::std::mem::size_of::<qk_embedding_backward_args>() - 64usize];
+    ["Size of qk_embedding_backward_args"][::std::mem::size_of::<qk_embedding_backward_args>() - 80usize];
     ["Alignment of qk_embedding_backward_args"][::std::mem::align_of::<qk_embedding_backward_args>() - 8usize];
     ["Offset of field: qk_embedding_backward_args::struct_size"]
         [::std::mem::offset_of!(qk_embedding_backward_args, struct_size) - 0usize];
@@ -564,6 +566,38 @@ const _: () = {
         [::std::mem::offset_of!(qk_embedding_backward_args, scale) - 56usize];
     ["Offset of field: qk_embedding_backward_args::reserved2"]
         [::std::mem::offset_of!(qk_embedding_backward_args, reserved2) - 60usize];
+    ["Offset of field: qk_embedding_backward_args::rows"]
+        [::std::mem::offset_of!(qk_embedding_backward_args, rows) - 64usize];
+    ["Offset of field: qk_embedding_backward_args::num_rows"]
+        [::std::mem::offset_of!(qk_embedding_backward_args, num_rows) - 72usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_replace_rows_args {
+    pub struct_size: u32,
+    pub reserved: u32,
+    pub h: i64,
+    pub vocab: i64,
+    pub num_rows: i64,
+    pub rows: *const u32,
+    pub values: *const ::std::os::raw::c_void,
+    pub table: *mut ::std::os::raw::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_replace_rows_args"][::std::mem::size_of::<qk_replace_rows_args>() - 56usize];
+    ["Alignment of qk_replace_rows_args"][::std::mem::align_of::<qk_replace_rows_args>() - 8usize];
+    ["Offset of field: qk_replace_rows_args::struct_size"]
+        [::std::mem::offset_of!(qk_replace_rows_args, struct_size) - 0usize];
+    ["Offset of field: qk_replace_rows_args::reserved"]
+        [::std::mem::offset_of!(qk_replace_rows_args, reserved) - 4usize];
+    ["Offset of field: qk_replace_rows_args::h"][::std::mem::offset_of!(qk_replace_rows_args, h) - 8usize];
+    ["Offset of field: qk_replace_rows_args::vocab"][::std::mem::offset_of!(qk_replace_rows_args, vocab) - 16usize];
+    ["Offset of field: qk_replace_rows_args::num_rows"]
+        [::std::mem::offset_of!(qk_replace_rows_args, num_rows) - 24usize];
+    ["Offset of field: qk_replace_rows_args::rows"][::std::mem::offset_of!(qk_replace_rows_args, rows) - 32usize];
+    ["Offset of field: qk_replace_rows_args::values"][::std::mem::offset_of!(qk_replace_rows_args, values) - 40usize];
+    ["Offset of field: qk_replace_rows_args::table"][::std::mem::offset_of!(qk_replace_rows_args, table) - 48usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -948,10 +982,12 @@ pub struct qk_cross_entropy_args {
     pub soft_cap: f32,
     pub reserved: u32,
     pub dhead: *mut f32,
+    pub head_rows: *const u32,
+    pub num_head_rows: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_cross_entropy_args"][::std::mem::size_of::<qk_cross_entropy_args>() - 120usize];
+    ["Size of qk_cross_entropy_args"][::std::mem::size_of::<qk_cross_entropy_args>() - 136usize];
     ["Alignment of qk_cross_entropy_args"][::std::mem::align_of::<qk_cross_entropy_args>() - 8usize];
     ["Offset of field: qk_cross_entropy_args::struct_size"]
         [::std::mem::offset_of!(qk_cross_entropy_args, struct_size) - 0usize];
@@ -978,6 +1014,10 @@ const _: () = {
     ["Offset of field: qk_cross_entropy_args::reserved"]
         [::std::mem::offset_of!(qk_cross_entropy_args, reserved) - 108usize];
     ["Offset of field: qk_cross_entropy_args::dhead"][::std::mem::offset_of!(qk_cross_entropy_args, dhead) - 112usize];
+    ["Offset of field: qk_cross_entropy_args::head_rows"]
+        [::std::mem::offset_of!(qk_cross_entropy_args, head_rows) - 120usize];
+    ["Offset of field: qk_cross_entropy_args::num_head_rows"]
+        [::std::mem::offset_of!(qk_cross_entropy_args, num_head_rows) - 128usize];
 };
 unsafe extern "C" {
     pub fn qk_abi_version() -> u32;
@@ -1123,6 +1163,7 @@ unsafe extern "C" {
     ) -> ::std::os::raw::c_int;
     pub fn qk_embedding(args: *const qk_embedding_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_embedding_backward(args: *const qk_embedding_backward_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_replace_rows(args: *const qk_replace_rows_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_rms_norm(args: *const qk_rms_norm_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_rms_norm_backward(args: *const qk_rms_norm_backward_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_norm_gradient_workspace_size(

@@ -404,4 +404,27 @@ proptest! {
         let error = ErrorOf { fifth_derivative: 0.0, rounding };
         check_gradient("the table's gradient", &added(&dtable, &dtable0), &table, &dout, forward, error);
     }
+
+    /// Rows that take the place of some of the table: linear in them, and tokens of other ids do not see them.
+    #[test]
+    fn some_rows_of_an_embedding((m, h, vocab) in (1usize..9, 1usize..5, 2usize..7), seed in any::<u64>()) {
+        let stream = &mut Stream::new(seed, 0);
+        let (table, dout) = (values(stream, vocab * h, 2.0), values(stream, m * h, 1.0));
+        let ids: Vec<u32> = (0..m).map(|_| stream.below(vocab as u32)).collect();
+        let rows: Vec<u32> = (0..vocab as u32).filter(|row| *row == 1 || stream.below(2) == 0).collect();
+        let own = values(stream, rows.len() * h, 2.0);
+        let (scale, drows0) = (1.5, values(stream, rows.len() * h, 1.0));
+        let mut drows = drows0.clone();
+        embedding_backward_of_rows(&dout, &ids, &rows, scale, &mut drows, h);
+        let forward = |own: &[f64]| -> Vec<f64> {
+            let mut table = table.clone();
+            for (&row, own) in rows.iter().zip(own.chunks_exact(h)) {
+                table[row as usize * h..][..h].copy_from_slice(own);
+            }
+            ids.iter().flat_map(|&id| &table[id as usize * h..][..h]).map(|x| scale * x).collect()
+        };
+        let rounding = (4 + m * h) as f64 * (5.0 * magnitude(&dout) + 2.0);
+        let error = ErrorOf { fifth_derivative: 0.0, rounding };
+        check_gradient("the rows' gradient", &added(&drows, &drows0), &own, &dout, forward, error);
+    }
 }

@@ -42,7 +42,7 @@ extern "C" {
 
 /* The version of the interface, and what was added to it since; see above. */
 #define QK_ABI_VERSION 3u
-#define QK_ABI_REVISION 7u
+#define QK_ABI_REVISION 8u
 
 /* The largest struct_size that any version will have: what is above was not set. */
 #define QK_MAX_STRUCT_SIZE 4096u
@@ -527,14 +527,33 @@ typedef struct qk_embedding_backward_args {
     int64_t vocab;        /* rows of the table, >= 1 */
     const uint32_t *ids;  /* device, [M]; a token whose id is not below vocab is left out */
     const void *dout;     /* device, bf16 [M, H]: the gradient of qk_embedding's output */
-    float *dtable;        /* device, f32 [vocab, H]: added to */
+    float *dtable;        /* device, f32 [vocab, H], with rows [num_rows, H]: added to */
     float scale;          /* that of qk_embedding, finite; 0: 1 */
     uint32_t reserved2;   /* 0 */
+    const uint32_t *rows; /* device, [num_rows]: the ids whose rows dtable has, ascending, each once; tokens of others
+                           * are left out. NULL: all ids. Revision 8 */
+    int64_t num_rows;     /* 1..vocab with rows, 0 without */
 } qk_embedding_backward_args;
 
 /* dtable[ids[t]] += scale * dout[t], product and sum each rounded, token by token in order: a batch that is cut
- * anywhere and added up in order gives the same bits. Revision 7. */
+ * anywhere and added up in order gives the same bits. With rows those of dtable are the bits that they are without.
+ * Revision 7. */
 int qk_embedding_backward(const struct qk_embedding_backward_args *args, qk_stream stream);
+
+/* Rows that take the place of some of a table. All of it is revision 8. */
+typedef struct qk_replace_rows_args {
+    uint32_t struct_size; /* sizeof(struct qk_replace_rows_args) */
+    uint32_t reserved;    /* 0 */
+    int64_t h;            /* H, the width of a row, >= 1 */
+    int64_t vocab;        /* rows of the table, >= 1 */
+    int64_t num_rows;     /* 0..vocab */
+    const uint32_t *rows; /* device, [num_rows], each once; one that is not below vocab is left out */
+    const void *values;   /* device, bf16 [num_rows, H] */
+    void *table;          /* bf16 [vocab, H], device or pinned host memory that the device can write */
+} qk_replace_rows_args;
+
+/* table[rows[i]] = values[i]. */
+int qk_replace_rows(const struct qk_replace_rows_args *args, qk_stream stream);
 
 /* RMSNorm, with the residual add before it or after it. */
 typedef struct qk_rms_norm_args {
@@ -818,14 +837,17 @@ typedef struct qk_cross_entropy_args {
     float soft_cap;              /* logits z become soft_cap * tanh(z / soft_cap), finite and above 0; 0: as they are.
                                   * Revision 5 */
     uint32_t reserved;           /* 0 */
-    float *dhead;                /* device, f32 [V, H]: the gradient of head is added to it, or NULL: not wanted. Needs
-                                  * dhidden. Revision 7 */
+    float *dhead;                /* device, f32 [V, H], with head_rows [num_head_rows, H]: the gradient of head is added
+                                  * to it, or NULL: not wanted. Needs dhidden. Revision 7 */
+    const uint32_t *head_rows;   /* device, [num_head_rows]: the rows of head that dhead has, each once; one that is not
+                                  * below V gets nothing. NULL: all. Needs dhead. Revision 8 */
+    int64_t num_head_rows;       /* 1..V with head_rows, 0 without */
 } qk_cross_entropy_args;
 
 /* Bytes of workspace of qk_cross_entropy. With C = min(chunk, supervised) and V, H rounded up to 8 and 64: 4 *
  * supervised + C * (2 * H + V / 8 + 4) with some padding, and, with a gradient, C * V * 4 more, the logits (1,024
- * tokens of 128,256: 525 MB); with dhead, of a small output layer, sums over tokens. Of the pointers it only reads
- * whether dhidden and dhead are NULL. */
+ * tokens of 128,256: 525 MB); with dhead, of a small output layer or of few rows, sums over tokens; with head_rows
+ * C * 2 for each, rounded up to 8. Of the pointers it only reads whether dhidden and dhead are NULL. */
 int qk_cross_entropy_workspace_size(const struct qk_cross_entropy_args *args, size_t *bytes);
 
 /* losses, state and, if set, dhidden = gradient_scale * weights[t] * (softmax(z) - onehot(target)) * head with
@@ -834,7 +856,8 @@ int qk_cross_entropy_workspace_size(const struct qk_cross_entropy_args *args, si
  * softmax and losses are f32; the gradient of the logits is rounded to bf16 once, dhidden is summed in f32 over the
  * vocabulary in order and rounded once. dhead += (that rounded gradient)^T * hidden, f32: each 256 supervised tokens
  * from zero, this sum then added to what is there, in order; its bits do not depend on a chunk that is a multiple of
- * 256, or is all there is. Where the supervised tokens are fewer than args->supervised, dhead is unspecified. */
+ * 256, or is all there is. With head_rows those of dhead are the bits that they are without. Where the supervised
+ * tokens are fewer than args->supervised, dhead is unspecified. */
 int qk_cross_entropy(const struct qk_cross_entropy_args *args, void *workspace, size_t workspace_bytes,
                      qk_stream stream);
 
@@ -946,12 +969,19 @@ QK_AT(qk_embedding_args, h, 16); QK_AT(qk_embedding_args, vocab, 24); QK_AT(qk_e
 QK_AT(qk_embedding_args, table, 40); QK_AT(qk_embedding_args, out, 48); QK_AT(qk_embedding_args, scale, 56);
 QK_AT(qk_embedding_args, reserved2, 60);
 
-QK_SIZE(qk_embedding_backward_args, 64);
+QK_SIZE(qk_embedding_backward_args, 80);
 QK_AT(qk_embedding_backward_args, struct_size, 0); QK_AT(qk_embedding_backward_args, reserved, 4);
 QK_AT(qk_embedding_backward_args, m, 8); QK_AT(qk_embedding_backward_args, h, 16);
 QK_AT(qk_embedding_backward_args, vocab, 24); QK_AT(qk_embedding_backward_args, ids, 32);
 QK_AT(qk_embedding_backward_args, dout, 40); QK_AT(qk_embedding_backward_args, dtable, 48);
 QK_AT(qk_embedding_backward_args, scale, 56); QK_AT(qk_embedding_backward_args, reserved2, 60);
+QK_AT(qk_embedding_backward_args, rows, 64); QK_AT(qk_embedding_backward_args, num_rows, 72);
+
+QK_SIZE(qk_replace_rows_args, 56);
+QK_AT(qk_replace_rows_args, struct_size, 0); QK_AT(qk_replace_rows_args, reserved, 4);
+QK_AT(qk_replace_rows_args, h, 8); QK_AT(qk_replace_rows_args, vocab, 16); QK_AT(qk_replace_rows_args, num_rows, 24);
+QK_AT(qk_replace_rows_args, rows, 32); QK_AT(qk_replace_rows_args, values, 40);
+QK_AT(qk_replace_rows_args, table, 48);
 
 QK_SIZE(qk_rms_norm_args, 72);
 QK_AT(qk_rms_norm_args, struct_size, 0); QK_AT(qk_rms_norm_args, eps, 4); QK_AT(qk_rms_norm_args, m, 8);
@@ -1023,7 +1053,7 @@ QK_AT(qk_logits_args, head, 40); QK_AT(qk_logits_args, tokens, 48); QK_AT(qk_log
 QK_SIZE(qk_loss_state, 16);
 QK_AT(qk_loss_state, sum, 0); QK_AT(qk_loss_state, row, 8); QK_AT(qk_loss_state, supervised, 12);
 
-QK_SIZE(qk_cross_entropy_args, 120);
+QK_SIZE(qk_cross_entropy_args, 136);
 QK_AT(qk_cross_entropy_args, struct_size, 0); QK_AT(qk_cross_entropy_args, gradient_scale, 4);
 QK_AT(qk_cross_entropy_args, m, 8); QK_AT(qk_cross_entropy_args, h, 16); QK_AT(qk_cross_entropy_args, vocab, 24);
 QK_AT(qk_cross_entropy_args, supervised, 32); QK_AT(qk_cross_entropy_args, chunk, 40);
@@ -1032,6 +1062,7 @@ QK_AT(qk_cross_entropy_args, targets, 64); QK_AT(qk_cross_entropy_args, losses, 
 QK_AT(qk_cross_entropy_args, state, 80); QK_AT(qk_cross_entropy_args, dhidden, 88);
 QK_AT(qk_cross_entropy_args, weights, 96); QK_AT(qk_cross_entropy_args, soft_cap, 104);
 QK_AT(qk_cross_entropy_args, reserved, 108); QK_AT(qk_cross_entropy_args, dhead, 112);
+QK_AT(qk_cross_entropy_args, head_rows, 120); QK_AT(qk_cross_entropy_args, num_head_rows, 128);
 
 #undef QK_SIZE
 #undef QK_AT

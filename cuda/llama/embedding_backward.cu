@@ -2,9 +2,13 @@
 // looks for all tokens of its id, 256 at a time, and adds their rows to that of the table; if one of them comes before
 // its own token, it leaves the work to that one's block. An id has one writer, which adds in order.
 //
+// With `rows` the table's gradient has the rows of those ids alone, and the block of a token looks for its id among
+// them, by halves; the block of another token does nothing.
+//
 // A block has 256 vectors of columns of one token. Limit: bytes, 2 H a token and 8 H an id that is there; beside them
 // every block reads the ids up to its token, or all: M^2 * 4 bytes a tile of columns at most, from the L2 (5.5 GB at
-// 37,000 tokens, some milliseconds of a step of seconds). Shared memory: 64 bytes.
+// 37,000 tokens, some milliseconds of a step of seconds). Shared memory: 64 bytes. Precondition: `rows` ascend, each
+// once.
 #include "common/abi.cuh"
 #include "common/rows.cuh"
 
@@ -13,11 +17,25 @@ namespace {
 constexpr int kWarps = kRowThreads / 32;
 
 struct EmbeddingBackward {
-    const uint32_t *ids; // [M]
-    const bf16 *dout;    // [M, H]
-    float *dtable;       // [vocab, H]
-    int64_t m, h, vocab, tiles;
+    const uint32_t *ids;  // [M]
+    const bf16 *dout;     // [M, H]
+    float *dtable;        // [vocab, H], or [num_rows, H]
+    const uint32_t *rows; // [num_rows]: ids, or NULL: all of them
+    int64_t m, h, vocab, num_rows, tiles;
     float scale;
+
+    // The row of dtable that is an id's; -1: none.
+    __device__ __forceinline__ int64_t row_of(uint32_t id) const {
+        if (id >= vocab) return -1;
+        if (rows == nullptr) return id;
+        int64_t first = 0, last = num_rows;
+        while (first < last) {
+            int64_t middle = (first + last) / 2;
+            if (rows[middle] < id) first = middle + 1;
+            else last = middle;
+        }
+        return first < num_rows && rows[first] == id ? first : -1;
+    }
 };
 
 template <int V> __global__ void __launch_bounds__(kRowThreads) embedding_backward(EmbeddingBackward of) {
@@ -25,9 +43,10 @@ template <int V> __global__ void __launch_bounds__(kRowThreads) embedding_backwa
     int64_t token = int64_t(blockIdx.x) / of.tiles;
     int64_t column = (int64_t(blockIdx.x) % of.tiles * kRowThreads + int(threadIdx.x)) * V;
     uint32_t id = of.ids[token];
-    if (id >= of.vocab) return;
+    int64_t row = of.row_of(id);
+    if (row < 0) return;
     bool has_column = column < of.h;
-    float *to = of.dtable + int64_t(id) * of.h + column;
+    float *to = of.dtable + row * of.h + column;
     Vector<V> sums = {};
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, round = 0;
     bool is_first = true;
@@ -63,19 +82,24 @@ extern "C" int qk_embedding_backward(const qk_embedding_backward_args *caller, q
         args.vocab > INT32_MAX)
         return QK_ERROR_SHAPE;
     if (args.m * ceil_div(args.h, kRowThreads) > INT32_MAX) return QK_ERROR_SHAPE;
+    if (args.num_rows < 0 || args.num_rows > args.vocab) return QK_ERROR_SHAPE;
     if (args.reserved2 != 0) return QK_ERROR_RESERVED;
     if (!std::isfinite(args.scale)) return QK_ERROR_VALUE;
+    if ((args.rows == nullptr) != (args.num_rows == 0)) return QK_ERROR_NULL_POINTER;
     if (args.m == 0) return QK_OK;
     if (args.ids == nullptr || args.dout == nullptr || args.dtable == nullptr) return QK_ERROR_NULL_POINTER;
-    if (!is_aligned(args.dout, 16) || !is_aligned(args.ids, 4) || !is_aligned(args.dtable, 4))
+    if (!is_aligned(args.dout, 16) || !is_aligned(args.ids, 4) || !is_aligned(args.dtable, 4) ||
+        !is_aligned(args.rows, 4))
         return QK_ERROR_ALIGNMENT;
     bool vector = is_vector(args.h) && is_aligned(args.dtable, 16);
     EmbeddingBackward of = {args.ids,
                             static_cast<const bf16 *>(args.dout),
                             args.dtable,
+                            args.rows,
                             args.m,
                             args.h,
                             args.vocab,
+                            args.num_rows,
                             ceil_div(args.h, kRowThreads * (vector ? 8 : 1)),
                             args.scale == 0.0f ? 1.0f : args.scale};
     auto kernel = vector ? embedding_backward<8> : embedding_backward<1>;

@@ -6,7 +6,8 @@
 //   softmax   a block a row: its loss, and dZ = scale * weight * (softmax(Z) - onehot) as bf16 over Z. A soft cap has
 //             been applied to Z; dZ then has the factor 1 - (Z / cap)^2
 //   dW        where it is wanted, += dZ^T * gathered hidden states, by the kernel of LoRA's gradients, of which the
-//             vocabulary is the ranks: 2 V H FLOPs a token, 8 V H bytes a chunk beside them
+//             vocabulary is the ranks: 2 V H FLOPs a token, 8 V H bytes a chunk beside them. Of R rows alone: their
+//             columns of dZ are picked first, 4 R bytes a token, and are the ranks
 //   dX        dZ * W by the linear layer's kernel for bf16 weights, over the gathered hidden states; then scattered
 //   sum       one block: the loss over all tokens, 256 at a time, in f64
 //
@@ -158,6 +159,17 @@ __global__ void __launch_bounds__(kRowThreads) softmax_rows(CrossEntropyView vie
     }
 }
 
+// picked = the columns of dZ that are of the output layer's wanted rows. A block a row of the chunk.
+__global__ void __launch_bounds__(kRowThreads) pick_columns(CrossEntropyView view) {
+    int64_t row = blockIdx.x;
+    const bf16 *dz = reinterpret_cast<const bf16 *>(view.logits + row * view.ldz);
+    bf16 *picked = view.picked + row * view.ld_picked;
+    for (int64_t i = threadIdx.x; i < view.ld_picked; i += kRowThreads) {
+        int64_t column = i < view.num_head_rows ? int64_t(view.head_rows[i]) : view.vocab;
+        picked[i] = column < view.vocab ? dz[column] : to_bf16(0.0f);
+    }
+}
+
 constexpr size_t kSumBytes = kScanWarps * sizeof(double) + kScanWarps * sizeof(int);
 
 // One block; a warp sums 256 tokens: of a lane every 32nd in order, then of the lanes by a butterfly.
@@ -220,6 +232,12 @@ GradientsView head_gradient(const CrossEntropyView &view, int64_t tokens) {
     product.ranks = int(view.ldz);
     product.num_outputs = 1;
     product.outputs[0] = {view.dhead, 0, int(view.vocab)};
+    if (view.num_head_rows > 0) {
+        gradients.lds = view.ld_picked;
+        product.small = view.picked;
+        product.ranks = int(view.ld_picked);
+        product.outputs[0].r = int(view.num_head_rows);
+    }
     return gradients;
 }
 
@@ -233,6 +251,7 @@ int check_shape(const qk_cross_entropy_args *caller, qk_cross_entropy_args *args
         args->vocab > INT32_MAX - 256)
         return QK_ERROR_SHAPE;
     if (args->supervised < 0 || args->supervised > args->m || args->chunk < 1) return QK_ERROR_SHAPE;
+    if (args->num_head_rows < 0 || args->num_head_rows > args->vocab) return QK_ERROR_SHAPE;
     if (!(args->gradient_scale - args->gradient_scale == 0.0f) || !is_soft_cap(args->soft_cap)) return QK_ERROR_VALUE;
     view->chunk = args->chunk < args->supervised ? args->chunk : args->supervised;
     view->h = args->h;
@@ -240,6 +259,8 @@ int check_shape(const qk_cross_entropy_args *caller, qk_cross_entropy_args *args
     view->padded_h = ceil_div(args->h, 64) * 64;
     view->ldz = ceil_div(args->vocab, 8) * 8;
     view->num_statistics = ceil_div(args->vocab, kStatisticColumns);
+    view->num_head_rows = args->num_head_rows;
+    view->ld_picked = ceil_div(args->num_head_rows, 8) * 8;
     view->dhidden = static_cast<bf16 *>(args->dhidden);
     view->dhead = args->dhead;
     view->m = int(args->m);
@@ -267,13 +288,17 @@ struct Range {
 // Whether something that is written overlaps another operand; dhidden may be hidden itself.
 bool overlapping(const qk_cross_entropy_args *args, const void *workspace, size_t workspace_bytes) {
     uint64_t m = uint64_t(args->m), row = uint64_t(args->h) * sizeof(bf16);
+    uint64_t head_rows = uint64_t(args->num_head_rows > 0 ? args->num_head_rows : args->vocab);
     const Range written[] = {{workspace, workspace_bytes},
                              {args->state, sizeof *args->state},
                              {args->losses, m * sizeof(float)},
                              {args->dhidden, m * row},
-                             {args->dhead, uint64_t(args->vocab) * 2 * row}};
-    const Range read[] = {{args->head, uint64_t(args->vocab) * row}, {args->targets, m * sizeof(int32_t)},
-                          {args->weights, m * sizeof(float)}, {args->hidden, m * row}};
+                             {args->dhead, head_rows * 2 * row}};
+    const Range read[] = {{args->head, uint64_t(args->vocab) * row},
+                          {args->targets, m * sizeof(int32_t)},
+                          {args->weights, m * sizeof(float)},
+                          {args->hidden, m * row},
+                          {args->head_rows, head_rows * sizeof(uint32_t)}};
     for (int i = 0; i < 5; ++i) {
         for (int j = 0; j < i; ++j)
             if (written[i].overlaps(written[j])) return true;
@@ -291,6 +316,7 @@ size_t place(CrossEntropyView *view, void *workspace) {
     view->statistics = parts.take<float2>(view->chunk * view->num_statistics);
     view->target_logits = parts.take<float>(view->chunk);
     if (view->dhidden != nullptr) view->logits = parts.take<float>(view->chunk * view->ldz);
+    if (view->dhead != nullptr) view->picked = parts.take<bf16>(view->chunk * view->ld_picked);
     bool sums = view->dhead != nullptr && has_fast_head_gradient(*view) && view->chunk > 0;
     if (sums) {
         size_t bytes = gradients_workspace_bytes(head_gradient(*view, view->chunk));
@@ -305,12 +331,14 @@ int check(const qk_cross_entropy_args *caller, void *workspace, size_t workspace
     if (int error = check_shape(caller, args, view)) return error;
     if (args->head == nullptr || args->state == nullptr) return QK_ERROR_NULL_POINTER;
     if (args->dhead != nullptr && args->dhidden == nullptr) return QK_ERROR_NULL_POINTER;
+    if ((args->head_rows == nullptr) != (args->num_head_rows == 0)) return QK_ERROR_NULL_POINTER;
+    if (args->head_rows != nullptr && args->dhead == nullptr) return QK_ERROR_NULL_POINTER;
     if (args->m > 0 && (args->hidden == nullptr || args->targets == nullptr || args->losses == nullptr))
         return QK_ERROR_NULL_POINTER;
     for (const void *matrix : {args->hidden, args->head, static_cast<const void *>(args->dhidden)})
         if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
     if (!is_aligned(args->targets, 4) || !is_aligned(args->weights, 4) || !is_aligned(args->losses, 4) ||
-        !is_aligned(args->state, 8) || !is_aligned(args->dhead, 4))
+        !is_aligned(args->state, 8) || !is_aligned(args->dhead, 4) || !is_aligned(args->head_rows, 4))
         return QK_ERROR_ALIGNMENT;
     view->hidden = static_cast<const bf16 *>(args->hidden);
     view->head = static_cast<const bf16 *>(args->head);
@@ -318,6 +346,7 @@ int check(const qk_cross_entropy_args *caller, void *workspace, size_t workspace
     view->weights = args->weights;
     view->losses = args->losses;
     view->state = args->state;
+    view->head_rows = args->head_rows;
     if (int error = check_workspace(workspace, workspace_bytes, place(view, workspace))) return error;
     return overlapping(args, workspace, workspace_bytes) ? QK_ERROR_OVERLAP : QK_OK;
 }
@@ -346,6 +375,8 @@ int launch_gradient(const CrossEntropyView &view, int tokens, qk_stream stream) 
 }
 
 int launch_head_gradient(const CrossEntropyView &view, int tokens, qk_stream stream) {
+    if (view.num_head_rows > 0)
+        if (int error = launch(pick_columns, dim3(unsigned(tokens)), dim3(kRowThreads), 0, stream, view)) return error;
     GradientsView gradients = head_gradient(view, tokens);
     return has_fast_head_gradient(view) ? launch_lora_gradients(gradients, view.head_sums, stream)
                                         : launch_lora_gradients_generic(gradients, stream);

@@ -13,11 +13,14 @@ struct CrossEntropyView {
     float *losses;              // [M]
     qk_loss_state *state;       // [1]
     bf16 *dhidden;              // [M, H], or NULL
-    float *dhead;               // [V, H], or NULL
+    float *dhead;               // [V, H], or [num_head_rows, H], or NULL
+    const uint32_t *head_rows;  // [num_head_rows], or NULL: all V
     int64_t h, vocab, chunk;
     int64_t padded_h;           // H rounded up to 64
     int64_t ldz;                // V rounded up to 8
     int64_t num_statistics;     // of a row: ceil(V / 64)
+    int64_t num_head_rows;      // whose gradient alone is wanted, or 0
+    int64_t ld_picked;          // num_head_rows rounded up to 8
     const float *weights;       // [M], or NULL: 1 each
     int m, supervised;
     float gradient_scale;
@@ -29,6 +32,7 @@ struct CrossEntropyView {
     float *target_logits;       // [chunk]
     float
         *logits; // [chunk, ldz], then their bf16 gradient over it at the same row stride in bytes; NULL without dhidden
+    bf16 *picked;               // [chunk, ld_picked]: columns head_rows of that gradient, zeros past them; or nothing
     void *head_sums;            // sums over tokens of the gradient of a small output layer, or nothing
 
     // Whether a row is computed.

@@ -74,18 +74,28 @@ pub struct CrossEntropy<'a> {
     pub soft_cap: Option<f32>,
 }
 
+/// The gradient of the output layer, which is added to, and the rows that it has.
+#[derive(Debug)]
+pub struct HeadGradient<'a> {
+    /// The rows that it has, each once, at least one and each below [`Shape::vocab`]; `None`: all
+    pub rows: Option<View<'a, u32>>,
+    /// `[rows, h]`, `[vocab, h]` of all of them
+    pub gradient: ViewMut<'a, f32>,
+}
+
 /// Bytes of workspace of [`cross_entropy`], with a gradient or without. They do not depend on m, and grow with
 /// `supervised` and `chunk`, so that those of the longest batch serve every one.
 pub fn workspace_bytes(shape: &Shape, gradient: bool) -> Result<usize> {
-    bytes_of(shape, gradient, false)
+    bytes_of(shape, gradient, None)
 }
 
-/// Bytes of workspace of [`cross_entropy_with_head`].
-pub fn workspace_bytes_with_head(shape: &Shape) -> Result<usize> {
-    bytes_of(shape, true, true)
+/// Bytes of workspace of [`cross_entropy_with_head`], for the gradient of so many rows; `None`: of all.
+pub fn workspace_bytes_with_head(shape: &Shape, rows: Option<usize>) -> Result<usize> {
+    bytes_of(shape, true, Some(rows))
 }
 
-fn bytes_of(shape: &Shape, gradient: bool, head: bool) -> Result<usize> {
+/// `head`: whether the gradient of the output layer is wanted, and of how many rows.
+fn bytes_of(shape: &Shape, gradient: bool, head: Option<Option<usize>>) -> Result<usize> {
     let operation = shape.operation("cross_entropy_workspace_size");
     shape.describe(&operation)?;
     let (supervised, chunk) = (shape.supervised, shape.chunk.min(shape.supervised));
@@ -104,10 +114,14 @@ fn bytes_of(shape: &Shape, gradient: bool, head: bool) -> Result<usize> {
     if gradient {
         part(&[chunk, shape.vocab.div_ceil(8) * 8, size_of::<f32>()])?;
     }
-    if head {
+    if let Some(rows) = head {
+        if let Some(rows) = rows {
+            // Gradients of their logits, one behind the other.
+            part(&[chunk, rows.div_ceil(8) * 8, size_of::<bf16>()])?;
+        }
         // Sums over tokens, where the output layer is too small to keep a GPU busy with one block for each of its
         // tiles.
-        let (ld, ranks) = (shape.h.div_ceil(64) * 64, shape.vocab.div_ceil(8) * 8);
+        let (ld, ranks) = (shape.h.div_ceil(64) * 64, rows.unwrap_or(shape.vocab).div_ceil(8) * 8);
         part(&[partial_bytes(chunk, std::iter::once(Product { ld, columns: shape.h, ranks, adapters: 1 }))])?;
     }
     Ok(total)
@@ -130,15 +144,15 @@ pub fn cross_entropy(
     launch(input, losses, state, dhidden, None, workspace, stream)
 }
 
-/// [`cross_entropy`] with the gradient of an output layer that is trained: `dhead` `[vocab, h]` += the gradient of the
-/// logits, rounded to bf16, transposed, times hidden, summed in f32 over 256 supervised tokens at a time. `workspace`
-/// has at least [`workspace_bytes_with_head`].
+/// [`cross_entropy`] with the gradient of an output layer that is trained, or of some of its rows: `dhead` += the
+/// gradient of the logits, rounded to bf16, transposed, times hidden, summed in f32 over 256 supervised tokens at a
+/// time. `workspace` has at least [`workspace_bytes_with_head`].
 pub fn cross_entropy_with_head(
     input: &CrossEntropy<'_>,
     losses: ViewMut<'_, f32>,
     state: ViewMut<'_, u64>,
     dhidden: ViewMut<'_, bf16>,
-    dhead: ViewMut<'_, f32>,
+    dhead: HeadGradient<'_>,
     workspace: ViewMut<'_, u8>,
     stream: Stream,
 ) -> Result<()> {
@@ -150,7 +164,7 @@ fn launch(
     losses: ViewMut<'_, f32>,
     state: ViewMut<'_, u64>,
     dhidden: Option<ViewMut<'_, bf16>>,
-    dhead: Option<ViewMut<'_, f32>>,
+    dhead: Option<HeadGradient<'_>>,
     workspace: ViewMut<'_, u8>,
     stream: Stream,
 ) -> Result<()> {
@@ -168,10 +182,14 @@ fn launch(
     if let Some(dhidden) = &dhidden {
         operation.length("dhidden", dhidden.len(), count)?;
     }
+    let num_rows = dhead.as_ref().map(|dhead| dhead.rows.map(|rows| rows.len()));
     if let Some(dhead) = &dhead {
-        operation.length("the gradient of the output layer", dhead.len(), operation.size(&[vocab, h])?)?;
+        let rows = num_rows.flatten();
+        operation.check(rows != Some(0), || "found no rows of the output layer, expected at least one".to_owned())?;
+        let expected = operation.size(&[rows.unwrap_or(vocab), h])?;
+        operation.length("the gradient of the output layer", dhead.gradient.len(), expected)?;
     }
-    let needed = bytes_of(&input.shape, dhidden.is_some(), dhead.is_some())?;
+    let needed = bytes_of(&input.shape, dhidden.is_some(), num_rows)?;
     let found = workspace.len();
     operation.check(found >= needed, || format!("the workspace has {found} bytes, expected at least {needed}"))?;
     let args = sys::qk_cross_entropy_args {
@@ -184,11 +202,13 @@ fn launch(
         losses: losses.address(),
         state: state.address().cast(),
         dhidden: dhidden.map_or(null_mut(), |dhidden| dhidden.address().cast()),
-        dhead: dhead.map_or(null_mut(), |dhead| dhead.address()),
+        dhead: dhead.as_ref().map_or(null_mut(), |dhead| dhead.gradient.address()),
+        head_rows: dhead.as_ref().and_then(|dhead| dhead.rows).map_or(null(), |rows| rows.address()),
+        num_head_rows: operation.dimension("the number of rows", num_rows.flatten().unwrap_or(0))?,
         ..input.shape.describe(&operation)?
     };
-    // SAFETY: every length was checked against the shape; `args` is read before the return. The targets' and weights'
-    // values are the caller's: a kernel counts them itself and looks up none outside the vocabulary.
+    // SAFETY: every length was checked against the shape; `args` is read before the return. The values of targets,
+    // weights and rows are the caller's: kernels count them themselves and look up none outside the vocabulary.
     operation.status(unsafe { call!(qk_cross_entropy(&args, workspace.address().cast(), found, stream.as_raw())) })
 }
 
@@ -224,6 +244,8 @@ impl Shape {
             soft_cap: 0.0,
             reserved: 0,
             dhead: null_mut(),
+            head_rows: null(),
+            num_head_rows: 0,
         })
     }
 }

@@ -16,7 +16,7 @@ mod swiglu;
 
 pub use adamw::adamw;
 pub use attention::{attention, attention_backward};
-pub use embedding::embedding_backward;
+pub use embedding::{embedding_backward, embedding_backward_of_rows};
 pub use linear::{LoraTerm, linear, linear_dx, lora_down, lora_dy_b, lora_gradients};
 pub use loss::{linear_cross_entropy, linear_cross_entropy_head};
 pub use magnitude::{magnitude, magnitude_backward, magnitude_norms};

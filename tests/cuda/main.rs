@@ -22,11 +22,13 @@ mod linear;
 mod linear_dx;
 mod linear_dx_values;
 mod linear_values;
+mod long_contraction;
 mod low_rank;
 mod low_rank_values;
 mod nf4;
 #[cfg(kernels = "emulated")]
 mod real_shapes;
 mod test_kernels;
+mod token_rows;
 mod trained;
 mod twins;

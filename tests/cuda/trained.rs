@@ -160,7 +160,8 @@ fn losses() -> impl Strategy<Value = HeadLoss> {
     (sizes, targets, chunk, any::<bool>(), values, soft_cap, any::<u64>()).prop_map(
         |((m, h, vocab), targets, chunk, weighted, values, soft_cap, seed)| {
             let (chunk, soft_cap) = (chunk.max(m / 8), soft_cap.filter(|_| values != Values::Exact));
-            HeadLoss { loss: Loss { m, h, vocab, chunk, targets, gradient: true, weighted, values, soft_cap, seed } }
+            let loss = Loss { m, h, vocab, chunk, targets, gradient: true, weighted, values, soft_cap, seed };
+            HeadLoss { loss, rows: None }
         },
     )
 }
@@ -168,7 +169,7 @@ fn losses() -> impl Strategy<Value = HeadLoss> {
 fn head_loss(m: usize, h: usize, vocab: usize, chunk: usize) -> HeadLoss {
     let (targets, values) = (Targets::Some, Values::Random { size: 2.0 });
     let loss = Loss { m, h, vocab, chunk, targets, gradient: true, weighted: true, values, soft_cap: None, seed: 12 };
-    HeadLoss { loss }
+    HeadLoss { loss, rows: None }
 }
 
 #[test]

@@ -86,6 +86,7 @@ fn a_reserved_field_that_is_not_zero_is_refused_in_every_struct_that_has_one() {
         with_reserved!(qk_magnitude_norms_args, |args| unsafe { sys::qk_magnitude_norms(args, null_mut()) }),
         with_reserved!(qk_magnitude_args, |args| unsafe { sys::qk_magnitude(args, null_mut()) }),
         with_reserved!(qk_embedding_backward_args, |args| unsafe { sys::qk_embedding_backward(args, null_mut()) }),
+        with_reserved!(qk_replace_rows_args, |args| unsafe { sys::qk_replace_rows(args, null_mut()) }),
         with_reserved!(qk_adamw_args, |args| unsafe { sys::qk_adamw_update(args, null_mut()) }),
     ];
     for (name, status) in statuses {

@@ -5,8 +5,14 @@ use super::super::linear::{Lora, Weight};
 use super::super::linear_backward::{Backward, SegmentBackward};
 use super::super::lora_gradients::{ForwardInputs, PairGradient, workspace_bytes, workspace_bytes_of};
 use crate::CudaError;
-use crate::device::{Arena, Device, EventTimer, OffloadSlot, PinnedBuffer, ReadbackStaging, UploadStaging};
+use crate::device::{
+    Arena, Device, EventTimer, OffloadSlot, PinnedBuffer, ReadbackStaging, SharedPinned, UploadStaging,
+};
 use half::bf16;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 
 #[test]
 fn buffers_are_made_overwritten_and_cleared() {
@@ -174,6 +180,72 @@ fn buffers_leave_for_the_host_and_come_back() {
         }
     }
     assert!(slots[0].offload(arena.alloc("value", 99).unwrap()).is_err());
+}
+
+/// A file in memory with these bytes.
+fn in_memory(bytes: &[u8], seals: SealFlags) -> File {
+    let file = File::from(memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap());
+    file.write_all_at(bytes, 0).unwrap();
+    fcntl_add_seals(&file, seals).unwrap();
+    file
+}
+
+/// Two devices that read what a third one wrote, each by a mapping of its own, again and again and side by side.
+#[test]
+fn memory_of_several_processes_is_prefetched_by_each_and_written_by_none() {
+    let bytes: Vec<u8> = (0..3000u32).map(|i| (i * 7 % 251) as u8).collect();
+    let file = in_memory(&bytes, SealFlags::SHRINK);
+    let devices = [Device::open().unwrap(), Device::open().unwrap()];
+    let arenas = devices.each_ref().map(|device| Arena::new(device, 8 << 10).unwrap());
+    let memory = devices.each_ref().map(|device| Rc::new(SharedPinned::new(device, &file, bytes.len()).unwrap()));
+    let parts = [(0, 1000), (1024, 1500), (2560, 440)];
+    let slot = |memory: &Rc<SharedPinned>, (first, len)| OffloadSlot::<u8>::shared(memory, first, len).unwrap();
+    let mut slots = memory.each_ref().map(|memory| parts.map(|part| slot(memory, part)));
+    for _ in 0..3 {
+        for (slots, arena) in slots.iter_mut().zip(&arenas) {
+            for (slot, (_, len)) in slots.iter_mut().zip(parts) {
+                slot.prefetch(arena.alloc("part", len).unwrap()).unwrap();
+            }
+        }
+        for (slots, device) in slots.iter_mut().zip(&devices) {
+            for (slot, (first, len)) in slots.iter_mut().zip(parts) {
+                let buffer = slot.wait_prefetch().unwrap();
+                assert!(device.download(&buffer).unwrap() == bytes[first..first + len], "{first}");
+            }
+        }
+    }
+    // Bytes that are written later, by whoever has the file, are the same memory.
+    file.write_all_at(&[200; 10], 1024).unwrap();
+    slots[1][1].prefetch(arenas[1].alloc("part", 1500).unwrap()).unwrap();
+    let buffer = slots[1][1].wait_prefetch().unwrap();
+    assert_eq!(devices[1].download(&buffer).unwrap()[..10], [200; 10]);
+    let error = slots[0][0].offload(arenas[0].alloc("part", 1000).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("is not written by a device"), "{error}");
+    // Memory that a slot still reads from stays until the slot is gone.
+    drop(memory);
+    slots[0][2].prefetch(arenas[0].alloc("part", 440).unwrap()).unwrap();
+    let buffer = slots[0][2].wait_prefetch().unwrap();
+    assert!(devices[0].download(&buffer).unwrap() == bytes[2560..]);
+}
+
+#[test]
+fn a_file_that_could_be_cut_or_is_too_short_is_not_mapped() {
+    let device = Device::open().unwrap();
+    let refused = |file: &File, bytes: usize| SharedPinned::new(&device, file, bytes).err().unwrap().to_string();
+    let error = refused(&in_memory(&[1; 100], SealFlags::GROW), 100);
+    assert!(error.contains("100 bytes") && error.contains("not sealed against shrinking"), "{error}");
+    let sealed = in_memory(&[1; 100], SealFlags::SHRINK);
+    assert!(refused(&sealed, 101).contains("it has 100") && refused(&sealed, 0).contains("it has 100"));
+    // One of a disk has no seals.
+    let error = refused(&File::open(std::env::current_exe().unwrap()).unwrap(), 10);
+    assert!(error.contains("cannot be mapped"), "{error}");
+    let memory = Rc::new(SharedPinned::new(&device, &sealed, 100).unwrap());
+    for (first, len) in [(0, 101), (100, 1), (usize::MAX, 1)] {
+        let error = OffloadSlot::<u8>::shared(&memory, first, len).err().unwrap().to_string();
+        assert!(error.contains("which has 100"), "{error}");
+    }
+    assert!(OffloadSlot::<f32>::shared(&memory, 2, 4).err().unwrap().to_string().contains("begins no element"));
+    assert!(OffloadSlot::<f32>::shared(&memory, 4, 24).is_ok());
 }
 
 /// An array that stays on the host, read by a kernel.

@@ -170,6 +170,7 @@ proptest! {
     fn cross_entropy_of_any_shape(
         m in tokens(), share in 0.0f64..=1.0, h in width(), vocab in prop_oneof![1usize..500, Just(128_256)],
         chunk in prop_oneof![1usize..300, Just(1024), Just(1 << 40)], gradient in any::<bool>(),
+        rows in prop_oneof![1usize..40, 1usize..500],
     ) {
         let shape = cross_entropy::Shape { m, h, vocab, supervised: (m as f64 * share) as usize, chunk };
         let mut args = shape.describe(&shape.operation("test")).unwrap();
@@ -182,7 +183,12 @@ proptest! {
         (args.dhidden, args.dhead) = (std::ptr::without_provenance_mut(4096), std::ptr::without_provenance_mut(4096));
         // SAFETY: as above.
         let bytes = unsafe { bytes_of(|b| sys::qk_cross_entropy_workspace_size(&args, b)) };
-        prop_assert_eq!(Ok(cross_entropy::workspace_bytes_with_head(&shape).unwrap()), bytes);
+        prop_assert_eq!(Ok(cross_entropy::workspace_bytes_with_head(&shape, None).unwrap()), bytes);
+        let rows = rows.min(vocab);
+        args.num_head_rows = rows as i64;
+        // SAFETY: as above.
+        let bytes = unsafe { bytes_of(|b| sys::qk_cross_entropy_workspace_size(&args, b)) };
+        prop_assert_eq!(Ok(cross_entropy::workspace_bytes_with_head(&shape, Some(rows)).unwrap()), bytes);
     }
 
     #[test]

@@ -23,6 +23,8 @@ fn args(memory: &mut Memory) -> sys::qk_cross_entropy_args {
         soft_cap: 0.0,
         reserved: 0,
         dhead: null_mut(),
+        head_rows: null(),
+        num_head_rows: 0,
     }
 }
 
@@ -95,6 +97,41 @@ fn every_bad_operand_is_refused() {
         assert_eq!((size(&raw const valid, &mut bytes), bytes), (sys::QK_OK, BYTES));
         let plain = sys::qk_cross_entropy_args { dhidden: null_mut(), hidden: null(), ..valid };
         assert_eq!((size(&raw const plain, &mut bytes), bytes), (sys::QK_OK, BYTES - 256));
+    }
+    assert!(memory.is_untouched());
+}
+
+/// 2 rows of 4, whose gradients have 64 bytes.
+#[test]
+fn bad_rows_of_the_output_layer_are_refused() {
+    let mut memory = Memory::new();
+    let valid = sys::qk_cross_entropy_args {
+        dhead: memory.at(16),
+        head_rows: memory.at(17),
+        num_head_rows: 2,
+        ..args(&mut memory)
+    };
+    // Logits of those rows, beside all else.
+    let (workspace, needed) = (memory.at(6), BYTES + 256);
+    type Args = sys::qk_cross_entropy_args;
+    refuses!(memory, valid, |args| sys::qk_cross_entropy(args, workspace, needed, null_mut()), {
+        |a: &mut Args| a.num_head_rows = -1 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.num_head_rows = 5 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.num_head_rows = 0 => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.head_rows = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.dhead = null_mut() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.head_rows = a.head_rows.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| (a.supervised, a.chunk) = (3, 3) => QK_ERROR_WORKSPACE,
+        |a: &mut Args| a.head_rows = a.dhead.wrapping_add(15).cast_const().cast() => QK_ERROR_OVERLAP,
+        |a: &mut Args| a.head_rows = a.losses.cast_const().cast() => QK_ERROR_OVERLAP,
+    });
+    let mut bytes = 0usize;
+    // SAFETY: refused, or only the struct and `bytes` are touched.
+    unsafe {
+        let call = |bytes| sys::qk_cross_entropy(&raw const valid, workspace, bytes, null_mut());
+        assert_eq!(call(needed - 1), sys::QK_ERROR_WORKSPACE);
+        let size = sys::qk_cross_entropy_workspace_size;
+        assert_eq!((size(&raw const valid, &mut bytes), bytes), (sys::QK_OK, needed));
     }
     assert!(memory.is_untouched());
 }

@@ -219,6 +219,8 @@ fn gradients_of_the_embedding_refuse() {
         dtable: memory.at(2),
         scale: 1.0,
         reserved2: 0,
+        rows: null(),
+        num_rows: 0,
     };
     type Args = sys::qk_embedding_backward_args;
     refuses!(memory, valid, |args| sys::qk_embedding_backward(args, null_mut()), {
@@ -238,5 +240,78 @@ fn gradients_of_the_embedding_refuse() {
         |a: &mut Args| a.ids = a.ids.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.dout = a.dout.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.dtable = a.dtable.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+    });
+    let of_rows = sys::qk_embedding_backward_args { rows: memory.at(3), num_rows: 2, ..valid };
+    refuses!(memory, of_rows, |args| sys::qk_embedding_backward(args, null_mut()), {
+        |a: &mut Args| a.num_rows = -1 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.num_rows = 5 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.num_rows = 0 => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.rows = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.rows = a.rows.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+    });
+}
+
+/// Callers of the first version pass 64 bytes, after which anything may lie: they get the gradients of all rows.
+#[test]
+fn a_struct_without_rows_has_all_of_them() {
+    let gradient = |struct_size: usize| {
+        let mut memory = Memory::new();
+        // One token of id 1, a row of ones, and zeros before.
+        let mut values = vec![0.0f32; 4096];
+        values[0] = f32::from_bits(1);
+        values[128..132].fill(f32::from_bits(0x3f80_3f80));
+        memory.buffer = memory.device.upload(&values).unwrap();
+        let args = sys::qk_embedding_backward_args {
+            struct_size: struct_size as u32,
+            reserved: 0,
+            m: 1,
+            h: 8,
+            vocab: 2,
+            ids: memory.at(0),
+            dout: memory.at(1),
+            dtable: memory.at(2),
+            scale: 3.0,
+            reserved2: 0,
+            rows: if struct_size == 64 { std::ptr::without_provenance(2) } else { null() },
+            num_rows: if struct_size == 64 { -1 } else { 0 },
+        };
+        // SAFETY: the operands lie in the buffer, 512 bytes apart, which is more than each has.
+        assert_eq!(unsafe { sys::qk_embedding_backward(&raw const args, null_mut()) }, sys::QK_OK);
+        memory.device.download(&memory.buffer).unwrap()[256..272].to_vec()
+    };
+    let first = gradient(64);
+    assert_eq!(first, [[0.0; 8], [3.0; 8]].concat());
+    assert_eq!(gradient(size_of::<sys::qk_embedding_backward_args>()), first);
+}
+
+#[test]
+fn replaced_rows_refuse() {
+    let mut memory = Memory::new();
+    let valid = sys::qk_replace_rows_args {
+        struct_size: size_of::<sys::qk_replace_rows_args>() as u32,
+        reserved: 0,
+        h: 8,
+        vocab: 4,
+        num_rows: 2,
+        rows: memory.at(0),
+        values: memory.at(1),
+        table: memory.at(2),
+    };
+    type Args = sys::qk_replace_rows_args;
+    refuses!(memory, valid, |args| sys::qk_replace_rows(args, null_mut()), {
+        |a: &mut Args| a.struct_size = 4 => QK_ERROR_STRUCT_SIZE,
+        |a: &mut Args| a.reserved = 1 => QK_ERROR_RESERVED,
+        |a: &mut Args| a.h = 0 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.h = 1 << 31 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.vocab = 0 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.vocab = 1 << 31 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.num_rows = -1 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.num_rows = 5 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.rows = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.values = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.table = null_mut() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.rows = a.rows.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.values = a.values.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.table = a.table.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
     });
 }

@@ -20,5 +20,6 @@ pub mod magnitude_norms;
 pub mod magnitudes;
 pub mod nf4;
 pub mod operation;
+pub mod token_rows;
 pub mod values;
 pub mod vector_gradients;

@@ -138,8 +138,10 @@ pub struct EmbeddingGradients {
 
 pub struct EmbeddingHost {
     pub ids: Vec<u32>,
-    dout: Vec<bf16>,
-    dtable: Vec<f32>,
+    /// `[m, h]`
+    pub dout: Vec<bf16>,
+    /// `[vocab, h]`, before it is added to
+    pub dtable: Vec<f32>,
 }
 
 pub struct EmbeddingBuffers {

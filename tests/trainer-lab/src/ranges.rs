@@ -91,6 +91,7 @@ fn group<B: Backend>(b: &mut B) -> LinearGroup<B> {
             a: param(seed + 2, r * HIDDEN),
             b: param(seed + 3, n * r),
             magnitude: None,
+            factors: None,
             several: None,
         });
         Segment { n, weight, bias, lora }
@@ -141,12 +142,18 @@ fn outcomes_of_trained<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&
     let mut table = b.trained_table("table", VOCAB, HIDDEN, StateFormat::F32, &mut || Ok(random(55, VOCAB * HIDDEN)));
     let table = table.as_mut().unwrap();
     let mut weight = trained_vector(b, 56, HIDDEN);
+    let read = &mut || Ok((tensor(61, VOCAB, HIDDEN), None));
+    let (shape, states) = ([VOCAB, HIDDEN], Some(StateFormat::F32));
+    let (residency, stored) = (Residency::Device, StoredType::Bf16);
+    let mut some = b.table_with_rows("table", shape, residency, stored, &[0, 7, 149], states, read).unwrap();
     for range in ranges {
         b.run(range.clone(), Op::EmbedBackward { dout: &dout, scale: 1.7, table: &mut *table }).unwrap();
+        b.run(range.clone(), Op::EmbedBackward { dout: &dout, scale: 1.7, table: &mut some }).unwrap();
         b.run(range.clone(), Op::NormGradient { dy: &dout, x: &x, eps: EPS, weight: &mut weight }).unwrap();
     }
     let (of_table, of_weight) = (gradient(b, table.param()), gradient(b, weight.param()));
-    found.push(("gradients of tables and norms", vec![of_table, of_weight]));
+    let of_rows = gradient(b, some.param());
+    found.push(("gradients of tables and norms", vec![of_table, of_rows, of_weight]));
 
     let (qkv, dqkv) = (filled(b, 57, SHAPE.qkv()), filled(b, 58, SHAPE.qkv()));
     for widths in [[SHAPE.head_dim; 2], [SHAPE.out(), SHAPE.kv_heads * SHAPE.head_dim]] {

@@ -13,6 +13,7 @@ mod loss;
 mod product;
 mod soft_cap;
 mod table;
+mod token_rows;
 mod trained;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
 
 /// Every seeded bug.
 fn mutants() -> impl Iterator<Item = &'static Mutant> {
-    let beside = [banks::MUTANTS, soft_cap::MUTANTS, product::MUTANTS, trained::MUTANTS];
+    let beside = [banks::MUTANTS, soft_cap::MUTANTS, product::MUTANTS, trained::MUTANTS, token_rows::MUTANTS];
     [table::MUTANTS, loss::MUTANTS, cache::MUTANTS].into_iter().chain(beside).flatten()
 }
 

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::files::json::read_bounded;
+use crate::files::regular;
 use crate::refuse;
 use serde_json::Value;
 use std::path::Path;
@@ -17,7 +18,7 @@ pub fn check_adapter(dir: &Path) -> Result<()> {
     if !dir.is_dir() {
         refuse!("{shown}: found no such directory, expected that of an adapter ({ADAPTER_CONFIG} and its tensors)");
     }
-    if dir.join(ADAPTER_CONFIG).symlink_metadata().is_ok() {
+    if regular::is_there(&dir.join(ADAPTER_CONFIG))? {
         if ["fine_tune_type", "lora_parameters"].iter().any(|key| holds_key(&dir.join(ADAPTER_CONFIG), key)) {
             refuse!("{shown}: is an adapter of mlx-lm, expected one of PEFT: convert it first ({MLX})");
         }
@@ -49,6 +50,13 @@ mod tests {
         let told = |path: &Path| check_adapter(path).unwrap_err().to_string();
         assert!(told(&dir.path().join("nope")).contains("nope: found no such directory"));
         assert!(told(dir.path()).contains("adapter_config.json: found no such file"));
+        let config = dir.path().join(ADAPTER_CONFIG);
+        std::os::unix::fs::symlink("/dev/zero", &config).unwrap();
+        assert!(told(dir.path()).contains("adapter_config.json: found a device, expected a file"));
+        std::fs::remove_file(&config).unwrap();
+        std::fs::create_dir(&config).unwrap();
+        assert!(told(dir.path()).contains("adapter_config.json: found a directory, expected a file"));
+        std::fs::remove_dir(&config).unwrap();
         std::fs::write(dir.path().join("config.json"), "{}").unwrap();
         assert!(told(dir.path()).contains("is a model, not an adapter"));
         std::fs::write(dir.path().join(ADAPTER_CONFIG), r#"{"fine_tune_type": "lora", "num_layers": 4}"#).unwrap();

@@ -318,7 +318,7 @@ impl<B: Operands + ?Sized> Op<'_, B> {
                 2 * cache.tokens().len().min(window.unwrap_or(usize::MAX)) * shape.out()
             }
             Self::CrossEntropy { x, head, dx, .. } => x.width() * head.vocab() * if dx.is_some() { 2 } else { 1 },
-            Self::TrainedCrossEntropy { x, head, .. } => 3 * x.width() * head.vocab(),
+            Self::TrainedCrossEntropy { x, head, .. } => x.width() * (2 * head.vocab() + head.trained_rows()),
             _ => 0,
         };
         2.0 * tokens as f64 * per_token as f64

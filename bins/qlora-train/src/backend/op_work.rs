@@ -66,9 +66,9 @@ impl OpWork {
             Op::HeadNormGradients { shape, .. } => (work.heads, work.values) = (heads(*shape), 2 * shape.qkv()),
         }
         work.units = work.units();
-        if matches!(op, Op::TrainedCrossEntropy { .. }) {
-            // Three products in place of two: logits, and both gradients.
-            work.units *= 1.5;
+        if let Op::TrainedCrossEntropy { head, .. } = op {
+            // A third product beside the logits and the gradient of hidden states: for all rows, or for some.
+            work.units *= 1.0 + 0.5 * head.trained_rows() as f64 / head.vocab() as f64;
         }
         work
     }

@@ -50,4 +50,6 @@ pub trait MaybeTrained<P> {
 /// The shape of an embedding or output layer.
 pub trait TableShape {
     fn vocab(&self) -> usize;
+    /// Rows that are trained: none, all, or those of some tokens.
+    fn trained_rows(&self) -> usize;
 }

@@ -29,16 +29,45 @@ pub trait Optimizer: Operands {
     /// Puts back what [`Self::param_values`] and [`Self::optimizer_state`] gave. Refuses values or states of another
     /// length or kind than the tensor has, and then changes nothing.
     fn restore(&mut self, param: &mut Self::Param, values: Vec<f32>, state: OptimizerState) -> Result<()>;
+    /// Gives a tensor other values. Its gradient and the optimizer's states stay.
+    fn set_values(&mut self, param: &mut Self::Param, values: Vec<f32>) -> Result<()>;
+    /// Makes room for [`Self::set_operand`] in a tensor of `len` values, where products read these themselves.
+    fn prepare_operand(&mut self, _param: &mut Self::Param, _len: usize) {}
+    /// Gives products other values to read in the place of a tensor's own, for as long as these stay.
+    fn set_operand(&mut self, param: &mut Self::Param, values: Vec<f32>) -> Result<()>;
     /// The gradient accumulated so far, which [`Self::restore`] leaves as it is. Empty where the tensor is not trained.
     fn gradient(&self, param: &Self::Param) -> Result<Vec<f32>>;
     /// Puts back what [`Self::gradient`] gave. Refuses another length, and then changes nothing.
     fn restore_gradient(&mut self, param: &mut Self::Param, gradient: Vec<f32>) -> Result<()>;
     /// Length of the gradient; 0 where the tensor is not trained.
     fn gradient_len(&self, param: &Self::Param) -> usize;
-    /// Whether a gradient is read and put back without waiting for other work.
-    fn has_gradients_on_host(&self) -> bool {
+    /// Whether gradients are read and put back beside the operations, by [`begin_reading`](Self::begin_reading),
+    /// [`read`](Self::read), [`put_back`](Self::put_back) and [`finish_reading`](Self::finish_reading). If not, they
+    /// are there at once.
+    fn reads_beside(&self) -> bool {
         false
     }
+    /// Begins to read the gradients of a group, as they are after the operations so far. They are nobody's until
+    /// [`finish_reading`](Self::finish_reading). Groups are read, and put back, in the order in which they were begun.
+    fn begin_reading(&mut self, _params: Vec<&mut Self::Param>) -> Result<()> {
+        Err(Error::Failed("this device does not read gradients beside its operations".to_owned()))
+    }
+    /// The gradients of the next group, one after the other; none: they are on their way. `waits` for them.
+    fn read(&mut self, _waits: bool) -> Result<Option<Vec<f32>>> {
+        Ok(None)
+    }
+    /// Puts other values in the place of the gradients that were read first and not put back. Refuses another length.
+    fn put_back(&mut self, _values: &[f32]) -> Result<()> {
+        Ok(())
+    }
+    /// Gives back the gradients of all groups, which `params` are of, in the order in which they were begun. Operations
+    /// from now on find what was put back.
+    fn finish_reading(&mut self, _params: Vec<&mut Self::Param>) -> Result<()> {
+        Ok(())
+    }
+    /// Ends what is being read, and gives the gradients back with any values: this rank has failed. `params` are those
+    /// of all groups, begun or not, in their order.
+    fn abandon_reading(&mut self, _params: Vec<&mut Self::Param>) {}
     /// Whether this device adds up gradients over the ranks of a run, which it has met before.
     fn adds_up(&self) -> bool {
         false

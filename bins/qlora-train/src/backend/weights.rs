@@ -30,6 +30,9 @@ pub enum Residency {
     Disk,
 }
 
+/// Name of the linear weights of layers that are [`Residency::Pinned`], in the plan's lines.
+pub const WEIGHTS_ON_HOST: &str = "layers' weights in host memory";
+
 /// What was read of weights that stay on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct WeightsRead {
@@ -71,6 +74,10 @@ pub trait Weights: Operands {
     }
     /// Moves the weights of a layer's groups to pinned host memory, where the device has memory of its own.
     fn pin_weights(&mut self, _groups: [&mut LinearGroup<Self>; 4]) -> Result<()> {
+        Ok(())
+    }
+    /// All weights are loaded, by all processes that share some: from now on they are used.
+    fn weights_loaded(&mut self) -> Result<()> {
         Ok(())
     }
     /// Begins to copy the weights of the layer that is used next to the device, while the layer before it computes.
@@ -115,31 +122,22 @@ pub trait Weights: Operands {
         states: StateFormat,
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<Self::Vector>;
-    /// A table in which the rows of `tokens`, in order, have values of their own, `[tokens, hidden]`: trained, with a
-    /// gradient and `states`, or only computed with (`None`). `read` gives the table and these values, where they are
-    /// others than the table's; it is called at most once, and not at all in a dry run.
+    /// A table `[vocab, hidden]` in which the rows of `tokens`, in order, have values of their own, `[tokens, hidden]`:
+    /// trained, with a gradient and `states`, or only computed with (`None`). `read` gives the table and these values,
+    /// where they are others than the table's; it is called at most once, and not at all in a dry run.
     fn table_with_rows(
         &mut self,
         name: &'static str,
-        [vocab, hidden]: [usize; 2],
+        shape: [usize; 2],
         residency: Residency,
         stored: StoredType,
         tokens: &[u32],
         states: Option<StateFormat>,
         read: &mut dyn FnMut() -> Result<(HostTensor, Option<Vec<f32>>)>,
-    ) -> Result<Self::Table> {
-        if states.is_some() {
-            refuse!(
-                "`trainable_token_indices`: rows of {name} are trained only where the CPU computes so far; use `--device cpu`"
-            );
-        }
-        self.table(name, vocab, hidden, residency, stored, &mut || {
-            let (mut table, rows) = read()?;
-            if let Some(rows) = rows {
-                table.replace_rows(hidden, tokens, &rows);
-            }
-            Ok(table)
-        })
+    ) -> Result<Self::Table>;
+    /// Puts rows that are trained where operations read them, after they have changed.
+    fn refresh_rows(&mut self, _table: &mut Self::Table) -> Result<()> {
+        Ok(())
     }
     /// ‖W‖² of each row of a weight `[n, k]`, as it is computed with; empty in a dry run.
     fn row_squares(&mut self, name: &str, weight: &Self::Weight, n: usize, k: usize) -> Result<Vec<f32>>;

@@ -2,6 +2,7 @@
 //! `report.json`, while the run works and afterwards.
 
 mod answers;
+mod changes;
 mod compare;
 mod curve;
 mod page;
@@ -16,7 +17,9 @@ mod verdict;
 
 pub use compare::MOST_RUNS;
 pub use curve::learning_curve;
-pub use records::{DataDetails, Details, LogEntry, MemoryDetails, ModuleChange, RunSummary, Sample, Warning};
+pub use records::{
+    DataDetails, Details, LogEntry, MemoryDetails, ModuleChange, RunSummary, Sample, TensorChange, Warning,
+};
 pub use run_data::{DETAILS_FILE, RunData};
 
 pub const REPORT_FILE: &str = "report.html";

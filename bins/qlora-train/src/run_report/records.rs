@@ -102,6 +102,7 @@ pub struct Details {
     /// Seconds of each kind of operation in one step
     pub operations: Vec<(String, f64)>,
     pub modules: Vec<ModuleChange>,
+    pub tensors: Vec<TensorChange>,
 }
 
 /// What a lint said.
@@ -154,6 +155,20 @@ pub struct ModuleChange {
     pub relative: Option<f64>,
     /// Those of scale · B · A, the largest first
     pub singular_values: Vec<f64>,
+}
+
+/// Change of a tensor that was trained beside the low-rank terms, whole or in the rows of some tokens.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TensorChange {
+    pub module: String,
+    /// Number of tokens whose rows were trained; none: the whole tensor was
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rows: Option<u64>,
+    /// Frobenius norm of the values less those of the base
+    pub norm: f64,
+    /// That over the norm of the base's values, where these are not all zero
+    #[serde(default)]
+    pub relative: Option<f64>,
 }
 
 impl ModuleChange {

@@ -3,6 +3,7 @@
 use super::records::{Details, LogEntry, RunSummary};
 use crate::error::{Context, Result};
 use crate::files::json::read_bounded;
+use crate::files::regular::is_there;
 use crate::refuse;
 use serde::Deserialize;
 use serde_json::Value;
@@ -35,7 +36,7 @@ impl RunData<'_> {
             refuse!("{shown}: found no such directory, expected the output_dir of a run");
         }
         let path = dir.join("run.json");
-        if !path.is_file() {
+        if !is_there(&path)? {
             refuse!("{shown}: found no run.json, expected the output_dir of a run");
         }
         let what = |path: &Path| format!("{}: cannot be read as a record of a run", path.display());
@@ -44,9 +45,9 @@ impl RunData<'_> {
             refuse!("{}: found no object, expected the record of a run", path.display());
         }
         let path = dir.join("metrics.jsonl");
-        let history = if path.is_file() { history(&path)? } else { Vec::new() };
+        let history = if is_there(&path)? { history(&path)? } else { Vec::new() };
         let path = dir.join(DETAILS_FILE);
-        let details = match path.is_file() {
+        let details = match is_there(&path)? {
             true => serde_json::from_slice(&read_bounded(&path, MAX_BYTES)?).usage_context(|| what(&path))?,
             false => Details::default(),
         };

@@ -1,8 +1,9 @@
 //! Sections of the page of a run.
 
 use super::answers::answers;
+use super::changes::changes;
 use super::page::{Section, bars, chart, clean, code, details, table, text};
-use super::records::{LogEntry, ModuleChange};
+use super::records::LogEntry;
 use super::run_data::RunData;
 use super::svg::{Chart, series, short, smoothed};
 use crate::files::units::format_bytes;
@@ -22,7 +23,7 @@ pub fn all(run: &RunData) -> Vec<Section> {
         section("tasks", "Files and tasks", parts(run)),
         section("answers", "Answers", answers(run)),
         section("data", "Data", data(run)),
-        section("modules", "What the adapter changed", modules(&run.details.modules)),
+        section("modules", "What the adapter changed", changes(&run.details)),
         section("memory", "Memory", memory(run)),
         section("time", "Time", time(run)),
         section("next", "What to do next", next(run)),
@@ -147,84 +148,6 @@ fn data(run: &RunData) -> Vec<Option<Value>> {
     ];
     blocks.extend(examples);
     blocks
-}
-
-fn layer_of(module: &str) -> (Option<u64>, &str) {
-    let layer = module.split('.').find_map(|part| part.parse().ok());
-    (layer, module.rsplit('.').next().unwrap_or(module))
-}
-
-/// Layers x modules, colored by how much each weight changed.
-fn modules(changes: &[ModuleChange]) -> Vec<Option<Value>> {
-    if changes.is_empty() {
-        return vec![];
-    }
-    let measure = |change: &ModuleChange| change.relative.unwrap_or(change.norm);
-    let is_relative = changes.iter().all(|change| change.relative.is_some());
-    let most = changes.iter().map(measure).fold(0.0, f64::max);
-    let mut names: Vec<&str> = Vec::new();
-    let mut cells: BTreeMap<Option<u64>, BTreeMap<&str, &ModuleChange>> = BTreeMap::new();
-    for change in changes {
-        let (layer, name) = layer_of(&change.module);
-        if !names.contains(&name) {
-            names.push(name);
-        }
-        cells.entry(layer).or_default().insert(name, change);
-    }
-    let cell = |change: &ModuleChange| {
-        let (value, r) = (measure(change), change.singular_values.len());
-        let ranks = change.ranks_for(0.9);
-        let shown = if is_relative { format!("{:.2}%", 100.0 * value) } else { short(value) };
-        let largest: Vec<String> = change.singular_values.iter().take(8).map(|value| short(*value)).collect();
-        let title =
-            format!("{}: {ranks} of {r} ranks carry 90%; singular values {}", change.module, largest.join(", "));
-        // Up to 70%, so that text stays readable.
-        let share = if most > 0.0 { format!("{:.0}", 70.0 * value / most) } else { "0".to_owned() };
-        context! { value => shown, small => format!("{ranks}/{r}"), share => share, title => clean(&title) }
-    };
-    let rows: Vec<Value> = cells
-        .iter()
-        .map(|(layer, of)| {
-            let cells: Vec<Value> =
-                names.iter().map(|name| of.get(name).map_or(Value::from(()), |c| cell(c))).collect();
-            context! { name => layer.map_or("–".to_owned(), |layer| layer.to_string()), cells => cells }
-        })
-        .collect();
-    let heads: Vec<String> = names.iter().map(|name| clean(name)).collect();
-    let largest = changes.iter().max_by(|one, other| measure(one).total_cmp(&measure(other)));
-    let what = largest.map_or(String::new(), |change| format!(" {} changed most.", change.module));
-    let of = if is_relative {
-        "‖ΔW‖ / ‖W‖, the change of each weight over its norm"
-    } else {
-        "‖ΔW‖, the norm of each weight's change"
-    };
-    vec![
-        Some(text(format!("{}{what}", ranks_in_use(changes)))),
-        Some(
-            context! { kind => "heat", text => format!("{of}; below it, how many ranks carry 90% of it"), head => heads, rows => rows },
-        ),
-    ]
-}
-
-/// How many ranks the median module needs of its own, and what that says of `lora_r`. Nothing of modules that have not
-/// changed, or whose values are not finite.
-fn ranks_in_use(changes: &[ModuleChange]) -> String {
-    let changed = changes.iter().filter(|change| change.norm > 0.0 && !change.singular_values.is_empty());
-    let mut needed: Vec<(usize, usize)> =
-        changed.map(|change| (change.ranks_for(0.9), change.singular_values.len())).collect();
-    // By their shares: patterns give modules ranks of their own.
-    needed.sort_by_key(|&(needed, r)| (needed * 1_000_000 / r, r));
-    let Some(&(median, r)) = needed.get(needed.len() / 2) else { return String::new() };
-    let advice = match r {
-        // One number advises one rank.
-        _ if needed.iter().any(|&(_, other)| other != r) => String::new(),
-        r if r >= 8 && median * 4 <= r => {
-            format!(" A smaller lora_r, such as {}, would do.", (2 * median).next_power_of_two())
-        }
-        r if median * 10 >= r * 7 => " The rank is used to the full: a larger lora_r may learn more.".to_owned(),
-        _ => String::new(),
-    };
-    format!("In the median module, {median} of {r} ranks carry 90% of the change (of its squared norm).{advice}")
 }
 
 /// The largest of them, and the rest as one.

@@ -116,6 +116,7 @@ fn text_of_files_is_never_markup() {
     (details.memory.place, details.memory.buffers[0].0) = (hostile(), hostile());
     details.operations[0].0 = hostile();
     details.modules[0].module = hostile();
+    details.tensors = vec![TensorChange { module: hostile(), norm: 1.0, ..TensorChange::default() }];
     let losses = BTreeMap::from([(hostile(), 1.0)]);
     one.history.to_mut().last_mut().unwrap().eval_task_losses = Some(losses.clone());
     one.history.to_mut().last_mut().unwrap().eval_file_losses = Some(losses);
@@ -247,6 +248,39 @@ fn a_rank_is_only_advised_where_all_have_it_and_something_changed() {
     for nothing in [still, module(&[]), ModuleChange { norm: f64::NAN, ..module(&[]) }] {
         assert!(!said(&[nothing]).contains("In the median module"));
     }
+}
+
+/// Beside the low-rank terms or without any, as shares of the base's norms where all of them have one.
+#[test]
+fn tensors_that_were_trained_whole_or_in_rows_are_shown() {
+    let tensor = |module: &str, rows, norm, relative| TensorChange { module: module.into(), rows, norm, relative };
+    let mut one = run("one");
+    one.details.to_mut().tensors = vec![
+        tensor("model.embed_tokens", Some(3), 0.5, Some(0.0425)),
+        tensor("model.layers.0.input_layernorm", None, 0.25, Some(0.01)),
+        tensor("lm_head", Some(1), 0.125, Some(0.03)),
+    ];
+    let page = html(&[one.clone()]);
+    for part in [
+        "Trained beside the low-rank terms, whole or in the rows of single tokens: ‖Δ‖ &#x2f; ‖W‖",
+        "<th scope=\"col\">embed_tokens</th>",
+        "4.25%<small>3 rows</small>",
+        "3.00%<small>1 row</small>",
+        "1.00%<small></small>",
+        "model.layers.0.input_layernorm: the whole tensor, ‖Δ‖ 0.25",
+        "model.embed_tokens: 3 rows of single tokens, ‖Δ‖ 0.5",
+    ] {
+        assert!(page.contains(part), "{part} is not in {page}");
+    }
+    let details = one.details.to_mut();
+    details.modules.clear();
+    // Rows that were all zeros have no norm to be measured by.
+    (details.tensors[0].relative, details.tensors[0].norm) = (None, 0.75);
+    let page = html(&[one.clone()]);
+    assert!(page.contains(">What the adapter changed</h2>") && page.contains("‖Δ‖, the norm of each"), "{page}");
+    assert!(page.contains("0.75<small>3 rows</small>") && !page.contains("4.25%"), "{page}");
+    one.details.to_mut().tensors.clear();
+    assert!(!html(&[one]).contains("Trained beside"));
 }
 
 #[test]

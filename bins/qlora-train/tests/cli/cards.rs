@@ -94,6 +94,16 @@ fn arithmetic_and_date_of_a_run_are_told() {
     }
 }
 
+/// Its chat template may be another than the base's, and a checkpoint may be pushed too.
+#[test]
+fn the_card_of_a_checkpoint_names_the_tokenizer_beside_it() {
+    let sandbox = Sandbox::chat();
+    sandbox.train("--data chat.jsonl --max-steps 2 --save-steps 1 --save-total-limit 0").ok();
+    let card = sandbox.read("out/checkpoint-1/README.md");
+    assert!(sandbox.path("out/checkpoint-1/tokenizer.json").exists());
+    assert!(card.contains("AutoTokenizer.from_pretrained(\"ADAPTER\")"), "{card}");
+}
+
 #[test]
 fn a_card_or_a_picture_of_somebody_else_stays() {
     let sandbox = Sandbox::new();

@@ -111,3 +111,47 @@ fn no_file_of_a_run_is_waited_for() {
     let (status, said) = run(&sandbox, &again);
     assert!(status == 0 && said.contains("this run is finished"), "{said}");
 }
+
+/// Whoever reads an adapter says what is in the place of its files, and not that they are missing.
+#[test]
+fn what_is_in_the_place_of_an_adapters_file_is_told() {
+    let sandbox = Sandbox::new();
+    sandbox.train("--max-steps 1").ok();
+    let again = train("--max-steps 1");
+    let init = train("--max-steps 1 --output-dir other --init-adapter out");
+    let lines = [
+        "eval --model model --adapter out --data rows.jsonl",
+        "eval --adapter out --data rows.jsonl",
+        "eval --model out --data rows.jsonl",
+        "merge --model model --adapter out --output merged",
+        "export uniform --adapter out --output-dir uniform",
+        "check out --model model",
+        &init,
+        &again,
+    ];
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        let path = sandbox.path("out").join(name);
+        let whole = fs::read(&path).unwrap();
+        for found in ["a pipe", "a device", "a directory", "a link to nothing"] {
+            fs::remove_file(&path).unwrap();
+            match found {
+                "a pipe" => make_pipe(&path),
+                "a device" => symlink("/dev/zero", &path).unwrap(),
+                "a directory" => fs::create_dir(&path).unwrap(),
+                _ => symlink("nowhere", &path).unwrap(),
+            }
+            for line in lines {
+                let (status, said) = run(&sandbox, line);
+                let last = said.lines().last().unwrap_or_default();
+                assert!(status == 2 && last.contains(&format!("out/{name}: ")), "{line}: {status} {said}");
+                assert!(last.contains(&format!("found {found}")), "{name}, {found}: {line}: {said}");
+            }
+            match found {
+                "a directory" => fs::remove_dir(&path).unwrap(),
+                _ => fs::remove_file(&path).unwrap(),
+            }
+            fs::write(&path, &whole).unwrap();
+        }
+    }
+    assert!(!["merged", "uniform"].iter().any(|name| sandbox.path(name).exists()));
+}

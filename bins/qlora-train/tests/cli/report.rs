@@ -49,6 +49,50 @@ fn a_run_writes_its_report_and_the_command_writes_it_again() {
     assert!(sandbox.bytes("out/report.html") == page);
 }
 
+/// Changes of what is trained beside the low-rank terms are those of the adapter's tensors from the base's.
+#[test]
+fn whole_modules_and_rows_of_single_tokens_are_measured() {
+    let sandbox = Sandbox::chat();
+    let weights = sandbox.bytes("model/model.safetensors");
+    let weights = SafeTensors::deserialize(&weights).unwrap();
+    let base = |module: &str| -> Vec<f64> {
+        let weight = weights.tensor(&format!("{module}.weight")).unwrap();
+        let bits = weight.data().chunks_exact(2).map(|b| u32::from(b[1]) << 24 | u32::from(b[0]) << 16);
+        bits.map(|bits| f64::from(f32::from_bits(bits))).collect()
+    };
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let columns = base("model.norm").len();
+    sandbox.train_into("rows", "--trainable-token-indices 14,16,18").ok();
+    sandbox.train_into("whole", "--modules-to-save lm_head,norm").ok();
+    for (run, of, key, tokens) in [
+        ("rows", "model.embed_tokens", "token_adapter.trainable_tokens_delta", Some([14, 16, 18])),
+        ("whole", "lm_head", "weight", None),
+        ("whole", "model.norm", "weight", None),
+    ] {
+        let details = sandbox.json(&format!("{run}/report.json"));
+        let tensors = details["tensors"].as_array().unwrap();
+        assert_eq!(tensors.iter().filter(|tensor| tensor["module"] == of).count(), 1, "{tensors:?}");
+        let told = tensors.iter().find(|tensor| tensor["module"] == of).unwrap();
+        let adapter = sandbox.bytes(&format!("{run}/adapter_model.safetensors"));
+        let adapter = SafeTensors::deserialize(&adapter).unwrap();
+        let trained = adapter.tensor(&format!("base_model.model.{of}.{key}")).unwrap();
+        let trained = trained.data().chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())));
+        let base = match tokens {
+            None => base(of),
+            Some(tokens) => tokens.map(|token| base(of)[token * columns..][..columns].to_vec()).concat(),
+        };
+        let change = norm(&mut trained.zip(&base).map(|(now, then)| now - then));
+        let (found, relative) = (told["norm"].as_f64().unwrap(), told["relative"].as_f64().unwrap());
+        assert!(change > 0.0 && (found / change - 1.0).abs() < 1e-6, "{told}: {change}");
+        assert!((relative * norm(&mut base.iter().copied()) / change - 1.0).abs() < 1e-6, "{told}");
+        assert_eq!(told["rows"].as_u64(), tokens.map(|tokens| tokens.len() as u64), "{told}");
+    }
+    let page = sandbox.read("rows/report.html");
+    assert!(page.contains("Trained beside the low-rank terms") && page.contains("<small>3 rows</small>"), "{page}");
+    // Every norm of both layers, the last one and the output layer.
+    assert_eq!(sandbox.json("whole/report.json")["tensors"].as_array().unwrap().len(), 2 * 2 + 2);
+}
+
 #[test]
 fn rows_of_chats_are_shown_with_what_is_learned() {
     let sandbox = Sandbox::chat();
@@ -87,6 +131,21 @@ fn runs_side_by_side_are_one_page_and_no_other_file_is_replaced() {
     sandbox.refused("report missing", &["missing", "expected the output_dir of a run"]);
     sandbox.refused("report model", &["model", "found no run.json"]);
     sandbox.refused(&format!("report{}", " one".repeat(7)), &["7 runs", "at most 6"]);
+}
+
+#[test]
+fn a_pipe_in_the_place_of_a_record_is_told() {
+    let sandbox = Sandbox::new();
+    for name in ["run.json", "metrics.jsonl", "report.json"] {
+        std::fs::create_dir(sandbox.path(name)).unwrap();
+        if name != "run.json" {
+            sandbox.write(&format!("{name}/run.json"), "{}");
+        }
+        let pipe = sandbox.path(&format!("{name}/{name}"));
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let told = format!("{name}/{name}: found a pipe, expected a file");
+        sandbox.run(&format!("report {name}")).ended(2, &[&told]);
+    }
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! Training on the CUDA backend, emulated or on a GPU, against the CPU backend.
 #![cfg(any(feature = "cuda", feature = "emulation"))]
 
+mod adalora;
 mod by_row;
 mod commands;
 mod curve;
 mod faults;
 mod generation;
+mod host_copies;
 mod linear_rows;
 mod methods;
 mod nccl;
@@ -13,4 +15,5 @@ mod planning;
 mod refusals;
 mod runs;
 mod sources;
+mod token_rows;
 mod training;

@@ -24,6 +24,15 @@ const HUB: &str = "https://huggingface.co";
 
 /// The card of an adapter, and of the run that it is the result of, where that is known.
 pub(super) fn model_card(adapter: &Adapter, training: Option<&Training>) -> String {
+    card(adapter, training, training.is_some_and(|training| training.tokenizer))
+}
+
+/// The card of an adapter of which no run is known; `tokenizer`: its own lies beside it.
+pub(super) fn plain_card(adapter: &Adapter, tokenizer: bool) -> String {
+    card(adapter, None, tokenizer)
+}
+
+fn card(adapter: &Adapter, training: Option<&Training>, tokenizer: bool) -> String {
     let config = &adapter.config;
     // The hub rejects a card whose base is not one of its own ids; a relative path can look like one.
     let recorded = adapter.metadata.get(metadata::BASE_NAME).map(String::as_str);
@@ -35,7 +44,7 @@ pub(super) fn model_card(adapter: &Adapter, training: Option<&Training>) -> Stri
         card += &results(training);
         card += &data(training);
     }
-    card += &usage(config, base, training);
+    card += &usage(config, base, training, tokenizer);
     if let Some(training) = training {
         card += &repeat(training);
     }

@@ -210,6 +210,9 @@ fn the_commands_are_those_that_serve_the_adapter() {
     ] {
         assert!(card.contains(&line), "{line}: {card}");
     }
+    let tokenizer_of = |name: &str| format!("AutoTokenizer.from_pretrained(\"{name}\")");
+    let expected = card.replace(&tokenizer_of("org/tiny-llama"), &tokenizer_of("ADAPTER"));
+    assert_eq!(plain_card(&plain, true), expected);
     let mut dora = adapter("/models/tiny", None);
     (dora.config.use_dora, dora.config.wrapped) = (true, true);
     let card = model_card(&dora, Some(&Training { gguf: false, ..training() }));

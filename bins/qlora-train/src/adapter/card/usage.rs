@@ -11,7 +11,13 @@ const ADAPTER: &str = "ADAPTER";
 /// Stands for the directory of a base that is none of the hub.
 const BASE: &str = "BASE";
 
-pub(super) fn usage(config: &AdapterConfig, base: Option<&str>, training: Option<&Training>) -> String {
+/// `tokenizer`: the adapter's own lies beside it.
+pub(super) fn usage(
+    config: &AdapterConfig,
+    base: Option<&str>,
+    training: Option<&Training>,
+    tokenizer: bool,
+) -> String {
     let name = base.unwrap_or(BASE);
     let revision = base.and(config.revision.as_deref()).filter(|revision| *revision != "main");
     let of_base = if base.is_some() { "" } else { "`BASE` stands for the directory of the base. " };
@@ -21,7 +27,7 @@ pub(super) fn usage(config: &AdapterConfig, base: Option<&str>, training: Option
     );
     let mut block =
         |title: &str, language: &str, lines: &str| text += &format!("\n{title}\n\n{}", code(language, lines));
-    block("PEFT:", "python", &peft(config, name, revision, training));
+    block("PEFT:", "python", &peft(config, name, revision, tokenizer));
     block("transformers alone:", "python", &transformers(config, name, revision));
     match not_plain(config) {
         None => {
@@ -71,9 +77,9 @@ fn from_pretrained(config: &AdapterConfig, name: &str, revision: Option<&str>) -
     format!("{}.from_pretrained({}{at})", class(config), python(name))
 }
 
-fn peft(config: &AdapterConfig, name: &str, revision: Option<&str>, training: Option<&Training>) -> String {
+fn peft(config: &AdapterConfig, name: &str, revision: Option<&str>, tokenizer: bool) -> String {
     let class = class(config);
-    let tokenizer = if training.is_some_and(|training| training.tokenizer) { ADAPTER } else { name };
+    let tokenizer = if tokenizer { ADAPTER } else { name };
     format!(
         "from peft import PeftModel\nfrom transformers import {class}, AutoTokenizer\n\n\
          base = {}\nmodel = PeftModel.from_pretrained(base, {})\ntokenizer = AutoTokenizer.from_pretrained({})",

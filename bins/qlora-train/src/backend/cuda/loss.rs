@@ -2,13 +2,13 @@
 
 use super::batch::BatchMemory;
 use super::memory::{DeviceMemory, fetch};
-use super::operands::{CudaBuffer, CudaTable};
+use super::operands::{CudaBuffer, CudaTable, TableParts};
+use crate::backend::CheckedBatch;
 use crate::backend::run_shape::RunShape;
-use crate::backend::{CheckedBatch, MaybeTrained};
 use crate::error::Result;
 use half::bf16;
 use qlora_kernels::device::{Buffer, ReadbackStaging, View, ViewMut};
-use qlora_kernels::ops::cross_entropy::{self, CrossEntropy, LossState, Shape};
+use qlora_kernels::ops::cross_entropy::{self, CrossEntropy, HeadGradient, LossState, Shape};
 use qlora_kernels::ops::logits::{OutputLayer, logits};
 use std::ops::Range;
 
@@ -34,10 +34,10 @@ pub struct LossMemory {
 
 impl LossMemory {
     pub fn new(memory: &DeviceMemory, dims: &RunShape) -> Result<Self> {
-        let &RunShape { tokens, hidden, vocab, training, trains_head, .. } = dims;
+        let &RunShape { tokens, hidden, vocab, training, trains_head, head_rows, .. } = dims;
         let shape = Shape { m: tokens, h: hidden, vocab, supervised: tokens, chunk: CHUNK };
         let workspace = match trains_head {
-            true => cross_entropy::workspace_bytes_with_head(&shape)?,
+            true => cross_entropy::workspace_bytes_with_head(&shape, Some(head_rows).filter(|&rows| rows > 0))?,
             false => cross_entropy::workspace_bytes(&shape, training)?,
         };
         Ok(Self {
@@ -74,8 +74,7 @@ struct Head<'a> {
     hidden: usize,
     /// `[vocab, hidden]`
     values: View<'a, bf16>,
-    /// `[vocab, hidden]`
-    gradient: Option<ViewMut<'a, f32>>,
+    gradient: Option<HeadGradient<'a>>,
 }
 
 impl LossMemory {
@@ -105,8 +104,8 @@ impl LossMemory {
         dx: &mut CudaBuffer,
     ) -> Result<()> {
         let (vocab, hidden) = (head.vocab, head.hidden);
-        let param = head.param_mut().expect("the output layer is trained");
-        let (values, gradient) = param.for_gradient();
+        let TableParts { values, rows, gradient } = head.parts();
+        let gradient = gradient.map(|gradient| HeadGradient { rows, gradient });
         self.compute(memory, targets, x, Head { vocab, hidden, values, gradient }, weight, soft_cap, Some(dx))
     }
 

@@ -95,26 +95,72 @@ pub struct CudaTable {
     pub(super) data: TableMemory,
     pub(super) vocab: usize,
     pub(super) hidden: usize,
+    /// Rows that are trained, where not all of them are
+    pub(super) rows: Option<Box<OwnRows>>,
+}
+
+/// Rows of single tokens, as the optimizer leaves them. The table that products read has them too, in bf16.
+pub(super) struct OwnRows {
+    /// `[rows]`: tokens, ascending
+    pub tokens: Buffer<u32>,
+    /// `[rows, hidden]`
+    pub param: CudaParam,
+}
+
+/// A table as the operations take it that find its gradient.
+pub(super) struct TableParts<'a> {
+    /// `[vocab, hidden]`
+    pub values: View<'a, bf16>,
+    /// The tokens whose rows the gradient has; none: it has all
+    pub rows: Option<View<'a, u32>>,
+    /// `[rows, hidden]`, or `[vocab, hidden]`; none where nothing of the table is trained
+    pub gradient: Option<ViewMut<'a, f32>>,
+}
+
+impl CudaTable {
+    pub(super) fn parts(&mut self) -> TableParts<'_> {
+        match (&mut self.data, &mut self.rows) {
+            (data, Some(own)) => {
+                let OwnRows { tokens, param } = &mut **own;
+                TableParts { values: data.view(), rows: Some(tokens.view()), gradient: param.for_gradient().1 }
+            }
+            (TableMemory::Trained(param), None) => {
+                let (values, gradient) = param.for_gradient();
+                TableParts { values, rows: None, gradient }
+            }
+            (data, None) => TableParts { values: data.view(), rows: None, gradient: None },
+        }
+    }
 }
 
 impl TableShape for CudaTable {
     fn vocab(&self) -> usize {
         self.vocab
     }
+
+    fn trained_rows(&self) -> usize {
+        match (&self.data, &self.rows) {
+            (_, Some(own)) => own.tokens.len(),
+            (TableMemory::Trained(_), None) => self.vocab,
+            (TableMemory::Device(_) | TableMemory::Pinned(_), None) => 0,
+        }
+    }
 }
 
 impl MaybeTrained<CudaParam> for CudaTable {
     fn param(&self) -> Option<&CudaParam> {
-        match &self.data {
-            TableMemory::Trained(param) => Some(param),
-            TableMemory::Device(_) | TableMemory::Pinned(_) => None,
+        match (&self.data, &self.rows) {
+            (_, Some(own)) => Some(&own.param),
+            (TableMemory::Trained(param), None) => Some(param),
+            (TableMemory::Device(_) | TableMemory::Pinned(_), None) => None,
         }
     }
 
     fn param_mut(&mut self) -> Option<&mut CudaParam> {
-        match &mut self.data {
-            TableMemory::Trained(param) => Some(param),
-            TableMemory::Device(_) | TableMemory::Pinned(_) => None,
+        match (&mut self.data, &mut self.rows) {
+            (_, Some(own)) => Some(&mut own.param),
+            (TableMemory::Trained(param), None) => Some(param),
+            (TableMemory::Device(_) | TableMemory::Pinned(_), None) => None,
         }
     }
 }
@@ -132,6 +178,15 @@ impl TableMemory {
             Self::Device(data) => data.view(),
             Self::Pinned(data) => data.as_ref().expect("it is there while running").view(),
             Self::Trained(param) => param.working.view(),
+        }
+    }
+
+    /// For rows that take the place of the table's own.
+    pub fn view_mut(&mut self) -> ViewMut<'_, bf16> {
+        match self {
+            Self::Device(data) => data.view_mut(),
+            Self::Pinned(data) => data.as_mut().expect("it is there while running").view_mut(),
+            Self::Trained(_) => unreachable!("what is trained is written by the optimizer alone"),
         }
     }
 }

@@ -169,6 +169,10 @@ impl Weights for Cuda {
         self.pinned.pin(memory, |arrays| segments.try_for_each(|segment| segment.weight.append_to(arrays, memory)))
     }
 
+    fn weights_loaded(&mut self) -> Result<()> {
+        self.pinned.finish(&self.memory)
+    }
+
     fn prefetch_weights(&mut self, groups: [&LinearGroup<Self>; 4]) -> Result<()> {
         let Some(layer) = layer_of(&groups) else { return Ok(()) };
         self.pinned.prefetch(&self.memory, layer).map(|_| ())
@@ -195,7 +199,7 @@ impl Weights for Cuda {
                 TableMemory::Device(self.memory.upload(name, vocab * hidden, values.as_deref())?)
             }
         };
-        Ok(CudaTable { data, vocab, hidden })
+        Ok(CudaTable { data, vocab, hidden, rows: None })
     }
 
     fn vector(
@@ -221,7 +225,7 @@ impl Weights for Cuda {
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<CudaTable> {
         let param = self.trained([name, WHOLE_GRADIENTS], vocab * hidden, Some(states), init)?;
-        Ok(CudaTable { data: TableMemory::Trained(Box::new(param)), vocab, hidden })
+        Ok(CudaTable { data: TableMemory::Trained(Box::new(param)), vocab, hidden, rows: None })
     }
 
     fn trained_vector(
@@ -233,6 +237,23 @@ impl Weights for Cuda {
     ) -> Result<CudaVector> {
         self.reserve_norm_gradient(len)?;
         self.trained([name, WHOLE_GRADIENTS], len, Some(states), init).map(|param| CudaVector::Trained(Box::new(param)))
+    }
+
+    fn table_with_rows(
+        &mut self,
+        name: &'static str,
+        shape: [usize; 2],
+        residency: Residency,
+        stored: StoredType,
+        tokens: &[u32],
+        states: Option<StateFormat>,
+        read: &mut dyn FnMut() -> Result<(HostTensor, Option<Vec<f32>>)>,
+    ) -> Result<CudaTable> {
+        self.with_own_rows(name, shape, residency, stored, tokens, states, read)
+    }
+
+    fn refresh_rows(&mut self, table: &mut CudaTable) -> Result<()> {
+        self.put_own_rows(table)
     }
 
     fn row_squares(&mut self, _name: &str, weight: &CudaWeight, n: usize, k: usize) -> Result<Vec<f32>> {

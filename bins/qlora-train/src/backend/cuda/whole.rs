@@ -1,8 +1,8 @@
-//! Gradients of the modules that are trained whole: norms, and the rows of the embedding. That of the output layer
+//! Gradients of the modules that are trained whole, or in some rows: norms, and the embedding. That of the output layer
 //! comes with the loss.
 
 use super::Cuda;
-use super::operands::{CudaBuffer, CudaTable, CudaVector};
+use super::operands::{CudaBuffer, CudaTable, CudaVector, TableParts};
 use crate::backend::{BufferShape, MaybeTrained};
 use crate::error::Result;
 use qlora_kernels::ops::norm_gradient::workspace_bytes;
@@ -18,7 +18,7 @@ impl Cuda {
         self.reserve_sums(workspace_bytes(self.dims.tokens, parts, width))
     }
 
-    /// `dW[id] += scale · dout` of each token.
+    /// `dW[id] += scale · dout` of each token, or of those whose rows are trained.
     pub(super) fn embedding_gradient(
         &mut self,
         tokens: &Range<usize>,
@@ -27,9 +27,13 @@ impl Cuda {
         table: &mut CudaTable,
     ) -> Result<()> {
         let (vocab, h, stream) = (table.vocab, table.hidden, self.memory.stream());
-        let Some((_, Some(gradient))) = table.param_mut().map(|param| param.for_gradient()) else { return Ok(()) };
-        let ids = self.on_device.input_ids.rows(tokens);
-        Ok(ops::embedding_backward(ids, dout.rows(tokens)?, vocab, h, scale, gradient, stream)?)
+        let TableParts { rows, gradient: Some(gradient), .. } = table.parts() else { return Ok(()) };
+        let (ids, dout) = (self.on_device.input_ids.rows(tokens), dout.rows(tokens)?);
+        match rows {
+            None => ops::embedding_backward(ids, dout, vocab, h, scale, gradient, stream)?,
+            Some(rows) => ops::embedding_backward_of_rows(ids, dout, rows, vocab, h, scale, gradient, stream)?,
+        }
+        Ok(())
     }
 
     /// `dw += Σ dy ∘ x / rms(x)`
