@@ -75,6 +75,18 @@ impl Driver for Absent {
         match *self {}
     }
 
+    fn pins_read_only(&self) -> Result<bool> {
+        match *self {}
+    }
+
+    unsafe fn pin(&self, _: *mut u8, _: usize, _: bool) -> Result<()> {
+        match *self {}
+    }
+
+    unsafe fn unpin(&self, _: *mut u8) {
+        match *self {}
+    }
+
     unsafe fn clear(&self, _: *mut u8, _: usize) -> Result<()> {
         match *self {}
     }

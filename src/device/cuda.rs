@@ -181,6 +181,25 @@ impl Driver for Gpu {
         let _ = unsafe { result::free_host(address.cast()) };
     }
 
+    fn pins_read_only(&self) -> Result<bool> {
+        use sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED as READ_ONLY;
+        let found = self.context.attribute(READ_ONLY).map_err(failed("an attribute of the device"))?;
+        Ok(found != 0)
+    }
+
+    unsafe fn pin(&self, address: *mut u8, bytes: usize, read_only: bool) -> Result<()> {
+        let flags = if read_only { sys::CU_MEMHOSTREGISTER_READ_ONLY } else { 0 };
+        // SAFETY: memory that stays mapped, as the caller promises; the caller bound the context.
+        unsafe { sys::cuMemHostRegister_v2(address.cast(), bytes, flags) }
+            .result()
+            .map_err(failed(&format!("{bytes} bytes of host memory cannot be pinned")))
+    }
+
+    unsafe fn unpin(&self, address: *mut u8) {
+        // SAFETY: `pin` had it, as the caller promises. An error here has no one to go to.
+        let _ = unsafe { sys::cuMemHostUnregister(address.cast()) };
+    }
+
     unsafe fn clear(&self, address: *mut u8, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());

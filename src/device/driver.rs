@@ -94,6 +94,22 @@ pub(super) trait Driver: Sized {
     /// `alloc_pinned` gave it for as many bytes. It is freed once.
     unsafe fn free_pinned(&self, address: *mut u8, bytes: usize);
 
+    /// Whether memory that this process may only read can be pinned.
+    fn pins_read_only(&self) -> Result<bool>;
+
+    /// Pins memory of the host that somebody else allocated: the device sees it at this address. `read_only`: neither
+    /// the device nor this process writes it.
+    ///
+    /// # Safety
+    ///
+    /// `bytes` are mapped there, and stay so until `unpin`.
+    unsafe fn pin(&self, address: *mut u8, bytes: usize, read_only: bool) -> Result<()>;
+
+    /// # Safety
+    ///
+    /// `pin` had it. It is unpinned once, and no copy from it is under way.
+    unsafe fn unpin(&self, address: *mut u8);
+
     /// Zero bits, in the order of [`Queue::Compute`].
     ///
     /// # Safety

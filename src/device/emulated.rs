@@ -16,6 +16,8 @@ use std::time::Instant;
 const MEMORY: &str = "QLORA_EMULATION_MEMORY";
 /// The launch from which on the emulated GPU is lost, and the error that launches then return.
 const LOST: &str = "QLORA_EMULATION_LOST";
+/// With "refused" the emulated GPU pins no memory that was allocated elsewhere, as some systems do not.
+const PINNING: &str = "QLORA_EMULATION_PINNING";
 const MEMORY_BYTES: u64 = 64 << 30;
 const NAME: &str = "the emulation on the host (no GPU)";
 
@@ -168,6 +170,19 @@ impl Driver for Emulated {
         // SAFETY: `alloc_pinned` had it from `alloc`.
         unsafe { self.free(address, bytes) }
     }
+
+    fn pins_read_only(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    unsafe fn pin(&self, _: *mut u8, bytes: usize, _: bool) -> Result<()> {
+        match std::env::var(PINNING).as_deref() {
+            Ok("refused") => Err(CudaError::Device(format!("{bytes} bytes of host memory cannot be pinned"))),
+            _ => Ok(()),
+        }
+    }
+
+    unsafe fn unpin(&self, _: *mut u8) {}
 
     unsafe fn clear(&self, address: *mut u8, bytes: usize) -> Result<()> {
         // SAFETY: the caller's promise; launches are over when they return.

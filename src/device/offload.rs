@@ -2,8 +2,9 @@
 
 use super::buffer::check_room;
 use super::staging::Staging;
-use super::{Buffer, Device, Element};
+use super::{Buffer, Device, Element, SharedPinned};
 use crate::error::Result;
+use std::rc::Rc;
 
 /// Pinned host memory for one buffer at a time: it is offloaded while the device goes on computing, and prefetched
 /// before it is used. The slot keeps the buffer until its copy is done, so that its memory is not used for anything
@@ -23,6 +24,12 @@ impl<T: Element> OffloadSlot<T> {
     /// For buffers of `len` elements.
     pub fn new(device: &Device, len: usize) -> Result<Self> {
         Ok(Self { staging: Staging::new(device, len)?, offloading: None, prefetching: None })
+    }
+
+    /// For `len` elements that are there already, in memory of several processes from byte `first` on: they are
+    /// prefetched, and to offload anything else is an error.
+    pub fn shared(memory: &Rc<SharedPinned>, first: usize, len: usize) -> Result<Self> {
+        Ok(Self { staging: Staging::shared(memory, first, len)?, offloading: None, prefetching: None })
     }
 
     /// Begins to copy `buffer` to the host as it is after what is queued now.

@@ -3,8 +3,8 @@
 use super::buffer::byte_len;
 use super::driver::Driver;
 use super::element::bytes_of;
-use super::{Device, Element, Implementation, View};
-use crate::error::Result;
+use super::{Device, Element, Implementation, SharedPinned, View, ViewMut};
+use crate::error::{CudaError, Result};
 use std::marker::PhantomData;
 use std::rc::Rc;
 
@@ -13,6 +13,8 @@ pub(super) struct PinnedMemory<T: Element> {
     driver: Rc<Implementation>,
     address: *mut u8,
     len: usize,
+    /// The memory of several processes that it is a part of, if it is not its own
+    shared: Option<Rc<SharedPinned>>,
     element: PhantomData<T>,
 }
 
@@ -21,7 +23,21 @@ impl<T: Element> PinnedMemory<T> {
     pub fn new(driver: &Rc<Implementation>, len: usize) -> Result<Self> {
         driver.bind()?;
         let address = driver.alloc_pinned(byte_len::<T>(len)?)?;
-        Ok(Self { address, driver: driver.clone(), len, element: PhantomData })
+        Ok(Self { address, driver: driver.clone(), len, shared: None, element: PhantomData })
+    }
+
+    /// `len` elements of memory that several processes share, from byte `first` on: nothing writes them.
+    pub fn part(shared: &Rc<SharedPinned>, first: usize, len: usize) -> Result<Self> {
+        let address = shared.part(first, byte_len::<T>(len)?)?;
+        if !address.addr().is_multiple_of(align_of::<T>()) {
+            return Err(CudaError::Device(format!("byte {first} of shared memory begins no element")));
+        }
+        let (driver, shared) = (shared.driver().clone(), Some(shared.clone()));
+        Ok(Self { address, driver, len, shared, element: PhantomData })
+    }
+
+    pub fn is_shared(&self) -> bool {
+        self.shared.is_some()
     }
 
     pub fn len(&self) -> usize {
@@ -34,14 +50,14 @@ impl<T: Element> PinnedMemory<T> {
 
     /// The first elements, of which no copy reads or writes any.
     pub fn first(&self, len: usize) -> &[T] {
-        assert!(len <= self.len, "pinned memory has as many elements");
+        assert!(len <= self.len && !self.is_shared(), "pinned memory of its own has as many elements");
         // SAFETY: initialized since `new`; any bits are an `Element`, and the memory is aligned to 256 bytes.
         unsafe { std::slice::from_raw_parts(self.address.cast(), len) }
     }
 
     /// Overwrites the first elements, of which no copy reads or writes any.
     pub fn set(&mut self, data: &[T]) {
-        assert!(data.len() <= self.len, "pinned memory has as many elements");
+        assert!(data.len() <= self.len && !self.is_shared(), "pinned memory of its own has as many elements");
         let bytes = bytes_of(data);
         // SAFETY: as many bytes, which `data`, a borrow from elsewhere, is no part of.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address, bytes.len()) };
@@ -50,14 +66,14 @@ impl<T: Element> PinnedMemory<T> {
 
 impl<T: Element> Drop for PinnedMemory<T> {
     fn drop(&mut self) {
-        if self.driver.bind().is_ok() {
+        if !self.is_shared() && self.driver.bind().is_ok() {
             // SAFETY: given in `new`, freed once.
             unsafe { self.driver.free_pinned(self.address, self.len * size_of::<T>()) };
         }
     }
 }
 
-/// An array in pinned host memory that kernels read in place.
+/// An array in pinned host memory that kernels read, and may write, in place.
 pub struct PinnedBuffer<T: Element>(PinnedMemory<T>);
 
 impl<T: Element> PinnedBuffer<T> {
@@ -76,9 +92,16 @@ impl<T: Element> PinnedBuffer<T> {
     }
 
     pub fn view(&self) -> View<'_, T> {
-        // SAFETY: the array lives for the view's lifetime, nothing writes to it, and the device sees it at this
-        // address. Before it is freed, what was queued on the device's stream is waited for.
+        // SAFETY: the array lives for the view's lifetime, the host writes nothing to it, and the device sees it at
+        // this address. Before it is freed, what was queued on the device's stream is waited for.
         unsafe { View::from_raw_parts(self.0.address().cast(), self.len()) }
+    }
+
+    pub fn view_mut(&mut self) -> ViewMut<'_, T> {
+        assert!(!self.0.is_shared(), "pinned memory of its own is written");
+        // SAFETY: as in `view`; the host does not read the array after `new` either, and work that is queued later on
+        // the device's stream runs later.
+        unsafe { ViewMut::from_raw_parts(self.0.address().cast(), self.len()) }
     }
 }
 

@@ -4,8 +4,8 @@ use super::buffer::check_room;
 use super::driver::{Driver, Queue};
 use super::event::Event;
 use super::pinned::PinnedMemory;
-use super::{Buffer, Device, Element, Implementation};
-use crate::error::Result;
+use super::{Buffer, Device, Element, Implementation, SharedPinned};
+use crate::error::{CudaError, Result};
 use std::rc::Rc;
 
 /// Pinned host memory, and the events that order copies from and to it.
@@ -23,6 +23,13 @@ impl<T: Element> Staging<T> {
         let driver = device.driver().clone();
         let (computed, copied) = (Event::new(&driver)?, Event::new(&driver)?);
         Ok(Self { memory: PinnedMemory::new(&driver, len)?, driver, computed, copied })
+    }
+
+    /// Over `len` elements of memory that several processes share, from byte `first` on.
+    pub fn shared(memory: &Rc<SharedPinned>, first: usize, len: usize) -> Result<Self> {
+        let driver = memory.driver().clone();
+        let (computed, copied) = (Event::new(&driver)?, Event::new(&driver)?);
+        Ok(Self { memory: PinnedMemory::part(memory, first, len)?, driver, computed, copied })
     }
 
     /// The host waits for the last copy.
@@ -48,6 +55,9 @@ impl<T: Element> Staging<T> {
     /// the caller keeps the buffer as it is, and the host's memory from other uses.
     pub fn copy_to_host(&mut self, buffer: &Buffer<T>, len: usize) -> Result<()> {
         check_room(len, buffer.len().min(self.memory.len()))?;
+        if self.memory.is_shared() {
+            return Err(CudaError::Device("memory that processes share is not written by a device".into()));
+        }
         self.copy(Queue::ToHost, self.memory.address(), buffer.address(), len)
     }
 

@@ -1,93 +1,211 @@
-//! `qlora-train doctor`: what a run would find on this machine.
+//! `qlora-train doctor`: what a run would find on this machine, and on those of all processes of a launcher.
 
 use super::answer::Answer;
 use crate::backend::cpu::Isa;
-use crate::comm::agreement::agree;
+use crate::comm::agreement::{Difference, agree};
 use crate::comm::launch::Launch;
 use crate::comm::measure::sum_seconds;
-use crate::comm::{Communicator, Joined, Timeouts};
-use crate::config::{Device, Settings};
+use crate::comm::{Communicator, Joined, SingleProcess, Timeouts};
+use crate::config::{Device, Settings, SettingsArgs};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::hub::hub_cache;
 use crate::refuse;
 use crate::report::{count, printable, set_rank};
 use crate::session::disk::free_bytes;
-use crate::session::host::host_budget;
-use clap::Args;
+use crate::session::host::{host_budget, set_threads, threads_of_each};
+use crate::train::readiness::{Readiness, readiness};
 use qlora_kernels::device::{KERNELS, Kernels};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use sysinfo::System;
 
-#[derive(Args)]
-pub struct DoctorArgs {
+/// What the command line asks for.
+struct Asked {
     /// Number of the GPU to look at
-    #[arg(long, default_value_t = 0)]
-    gpu: usize,
-    /// GPU to look at, as the other commands name it: cuda or cuda:N
-    #[arg(long, conflicts_with = "gpu")]
-    device: Option<String>,
+    ordinal: usize,
+    /// The settings of a run, where there are any
+    run: Option<SettingsArgs>,
+}
+
+impl Asked {
+    /// `--gpu` is a number here, and alone it is no setting of a run; nor is `--device`. Refused: other values of them.
+    fn of(args: &SettingsArgs) -> Result<Self> {
+        let named = |key: &'static str| args.overrides.iter().filter(move |(name, _)| name == key).cloned();
+        let device: Vec<(String, String)> = named("device").collect();
+        let gpus: Vec<(String, String)> = named("gpu").collect();
+        let overrides: Vec<_> = args.overrides.iter().filter(|(name, _)| name != "gpu").cloned().collect();
+        let is_run = args.file.is_some() || overrides.len() > device.len();
+        let mut ordinal: usize = match gpus.as_slice() {
+            [] => 0,
+            [(_, number)] if device.is_empty() => match number.parse::<usize>() {
+                Ok(number) => number,
+                Err(_) => refuse!("--gpu: found {number:?}, expected the number of a GPU, from 0"),
+            },
+            _ => refuse!("--gpu and --device name the GPU to look at: give one of them, once"),
+        };
+        if is_run {
+            let run = SettingsArgs { file: args.file.clone(), overrides };
+            if gpus.is_empty()
+                && let Some(Device::Cuda(of_run)) = run.given("device").and_then(|device| device_named(&device).ok()?)
+            {
+                ordinal = of_run;
+            }
+            return Ok(Self { ordinal, run: Some(run) });
+        }
+        if let Some((_, given)) = device.last() {
+            ordinal = match device_named(given)? {
+                Some(Device::Cuda(ordinal)) => ordinal,
+                _ => refuse!("--device: found {given:?}, expected cuda or cuda:N"),
+            };
+        }
+        Ok(Self { ordinal, run: None })
+    }
+}
+
+/// The device of this name, as settings read it.
+fn device_named(name: &str) -> Result<Option<Device>> {
+    Ok(Settings::load(None, &[("device".to_owned(), name.to_owned())])?.device)
 }
 
 /// One thing that was looked at.
 struct Finding {
     name: &'static str,
-    /// Words for what is missing, and what to do about it.
+    /// Words for what is missing or differs, and what to do about it.
     problem: Option<String>,
+    /// Whether it is there, and not alike for all processes
+    differs: bool,
     text: String,
     json: Value,
 }
 
 impl Finding {
     fn good(name: &'static str, text: String, json: Value) -> Self {
-        Self { name, problem: None, text, json }
+        Self { name, problem: None, differs: false, text, json }
     }
 
     fn missing(name: &'static str, problem: impl Into<String>) -> Self {
         let problem = problem.into();
-        Self { name, text: problem.clone(), json: Value::Null, problem: Some(problem) }
+        Self { name, text: problem.clone(), json: Value::Null, differs: false, problem: Some(problem) }
     }
 }
 
-/// The answer has the exit status 0 whatever was found: a machine without a GPU is no error, and `gpu_usable` tells.
-/// Processes that a launcher started look at each other too; `build` says what program this is.
-pub fn run(args: &DoctorArgs, build: &str) -> Result<Answer> {
-    let ordinal = match &args.device {
-        Some(device) => match Settings::load(None, &[("device".to_owned(), device.clone())])?.device {
-            Some(Device::Cuda(ordinal)) => ordinal,
-            _ => refuse!("--device: found {device:?}, expected cuda or cuda:N"),
-        },
-        None => args.gpu,
-    };
+/// Without the settings of a run the exit status is 0 whatever was found: a machine without a GPU is no error, and
+/// `gpu_usable` tells. With them `ready` says whether the run can begin. Processes that a launcher started look at each
+/// other too; `build` says what program this is.
+pub fn run(args: &SettingsArgs, build: &str) -> Result<Answer> {
+    let asked = Asked::of(args)?;
     let mut findings = host();
-    findings.extend(gpu::look(ordinal));
+    findings.extend(gpu::look(asked.ordinal));
+    let mut of_run = None;
     if let Some(launch) = Launch::detect()? {
         set_rank(launch.rank);
         let mut joined = Joined::join(&launch, build, Timeouts::of_environment()?)?;
         let over = joined.over();
-        let found = processes(joined.comm(), launch.launcher, &over);
-        joined.leave(found.as_ref().err())?;
-        findings.push(found?);
+        let mut look = || -> Result<_> {
+            let comm = joined.comm();
+            // A run makes its threads before it looks for anything.
+            let settings = asked.run.as_ref().map(|run| read_settings(run, comm)).transpose()?;
+            let found = processes(comm, launch.launcher, &over)?;
+            Ok((found, settings.map(|settings| readiness(settings, comm)).transpose()?))
+        };
+        let looked = look();
+        joined.leave(looked.as_ref().err())?;
+        let (found, ready) = looked?;
+        findings.push(found);
+        of_run = ready;
+    } else if let Some(run) = &asked.run {
+        let comm = &mut SingleProcess;
+        of_run = Some(readiness(read_settings(run, comm)?, comm)?);
     }
     let gpu_usable = KERNELS == Kernels::Cuda && findings.iter().all(|finding| finding.problem.is_none());
+    let of_parts: Vec<Finding> = of_run.iter().flat_map(|ready| of_run_with(ready, build)).collect();
+    let ready = of_run.is_some().then(|| of_parts.iter().all(|finding| finding.problem.is_none()));
+    findings.extend(of_parts);
     let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
     let lines = findings.iter().map(|finding| {
-        let mark = if finding.problem.is_some() { "missing" } else { "ok" };
+        let mark = match finding.problem {
+            Some(_) if finding.differs => "differs",
+            Some(_) => "missing",
+            None => "ok",
+        };
         format!("{mark:<8}{:width$}  {}", finding.name, printable(&finding.text))
     });
     let mut lines: Vec<String> = lines.collect();
     lines.push(if gpu_usable {
-        format!("Runs can work on GPU {ordinal}.")
+        format!("Runs can work on GPU {}.", asked.ordinal)
     } else {
         "Runs work on the CPU.".to_owned()
     });
+    lines.extend(ready.map(|ready| {
+        let told = if ready { "This run can begin." } else { "This run cannot begin as it is." };
+        told.to_owned()
+    }));
     let mut map: Map<String, Value> =
         findings.iter().map(|finding| (finding.name.replace(' ', "_"), finding.json.clone())).collect();
     let problems: Vec<&String> = findings.iter().filter_map(|finding| finding.problem.as_ref()).collect();
     map.insert("problems".to_owned(), json!(problems));
     map.insert("gpu_usable".to_owned(), json!(gpu_usable));
+    if let Some(ready) = ready {
+        map.insert("ready".to_owned(), json!(ready));
+    }
     Ok(Answer { text: lines.join("\n"), json: Value::Object(map) })
+}
+
+/// The settings of a run, or why they cannot be read; and the threads that it computes in.
+fn read_settings(run: &SettingsArgs, comm: &dyn Communicator) -> Result<Result<Settings>> {
+    let settings = run.load();
+    let threads = settings.as_ref().ok().and_then(|settings| settings.threads);
+    set_threads(threads.or_else(|| threads_of_each(comm.on_these_processors())))?;
+    Ok(settings)
+}
+
+/// Differences that are told of a part in words; `--json` has all
+const TOLD: usize = 8;
+
+/// The parts of a run. All processes run one program: others do not meet.
+fn of_run_with(ready: &Readiness, build: &str) -> Vec<Finding> {
+    let several = ready.names.len() > 1;
+    let mut findings = Vec::new();
+    if several {
+        findings.push(Finding::good("program", format!("qlora-train {build}"), json!({"build": build})));
+    }
+    findings.extend(ready.parts.iter().map(|part| {
+        let of = |rank: usize, told: &str| match several {
+            true => format!("{}: {told}", ready.names[rank]),
+            false => told.to_owned(),
+        };
+        let unread = part.unread.iter().map(|unread| of(unread.rank, &unread.why));
+        let first = &ready.names[part.first];
+        let differs = part.differences.iter().map(|difference| {
+            let Difference { rank, name, there, here } = difference;
+            of(*rank, &format!("has {there} in {name}, and {first} has {here}"))
+        });
+        let all: Vec<String> = unread.chain(differs).collect();
+        let mut told: Vec<String> = all.iter().take(TOLD).cloned().collect();
+        if all.len() > TOLD {
+            told.push(format!("and {} more, which --json names", all.len() - TOLD));
+        }
+        let problem = (!all.is_empty()).then(|| told.join("; "));
+        let found = part.found.clone().unwrap_or_default();
+        let alike = if several && part.differences.is_empty() { ", alike for all" } else { "" };
+        Finding {
+            name: part.name,
+            text: problem.clone().unwrap_or_else(|| format!("{found}{alike}")),
+            problem,
+            differs: part.unread.is_empty(),
+            json: json!({
+                "found": part.found,
+                "missing": part.unread.iter().map(|unread| json!({"rank": unread.rank, "why": unread.why}))
+                    .collect::<Vec<_>>(),
+                "differences": part.differences.iter().map(|of| json!({
+                    "rank": of.rank, "name": of.name, "there": of.there, "here": of.here,
+                })).collect::<Vec<_>>(),
+                "compared_with": if several { Some(part.first) } else { None },
+            }),
+        }
+    }));
+    findings
 }
 
 /// Numbers in a sum that is timed: the gradients of a LoRA of 0.1 % of a model of 4B

@@ -4,29 +4,33 @@ use super::answer::Answer;
 use super::forecast::{Forecast, ForecastArgs, Planned};
 use super::run_size::RunSize;
 use super::world::{World, WorldArgs};
+use crate::adapter::check_adapter;
 use crate::arch::Arch;
 use crate::arch::shapes::shape;
 use crate::backend::{PlannedBuffer, Quantization};
-use crate::base::resolve_description;
 use crate::bench::stored_in_16_bits;
 use crate::comm::launch::Launch;
 use crate::config::{BestMetric, Purpose, SamplePrompts, Settings, SettingsArgs, WeightResidency};
 use crate::data::Rows;
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::files::json::read_object;
 use crate::files::units::format_bytes;
-use crate::hub::HubId;
 use crate::infer::questions::{Questions, check_positions};
 use crate::model::ModelSpec;
-use crate::model::optimizer_step::reduce_bytes;
 use crate::refuse;
 use crate::report::{count, set_rank, status, thousands, trainable_line};
 use crate::session::host::{set_threads, threads_of_each};
-use crate::session::model_spec::{check_quantization, effective_settings, model_spec, model_spec_of, of_settings};
+use crate::session::host_copy;
+use crate::session::model_spec::{
+    check_quantization, effective_settings, model_spec, model_spec_of, of_settings, of_steps,
+};
 use crate::session::plan::{MemoryPlan, StoredAs};
 use crate::session::predicted::step_seconds;
 use crate::session::training_data::find_files;
-use crate::session::{Device, Loaded, TrainingData, advice, plan, planner, replace_adapter_by_base};
+use crate::session::{
+    Budget, Device, Loaded, TrainingData, advice, description_alone, plan, planner, replace_adapter_by_base,
+};
+use crate::train::{Sums, initial_adapter};
 use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -62,7 +66,11 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
     // From now on those of all processes, whose steps are those of one with as many.
     settings.gradient_accumulation_steps = settings.gradient_accumulation_steps.saturating_mul(world.size);
     replace_adapter_by_base(&mut settings)?;
+    if let Some(adapter) = &settings.init_adapter {
+        check_adapter(adapter).usage_context(|| "`init_adapter`".to_owned())?;
+    }
     find_files(&mut settings)?;
+    settings.leave_out_evaluations();
     let device = Device::choose_for_plan(&settings, gpu.as_deref())?;
     let named = named_shape(&settings)?;
     if let Some(arch) = named.map_or_else(|| described_model(&settings), |arch| Ok(Some(arch)))? {
@@ -71,6 +79,7 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
         let device = device.for_model(&settings, &arch);
         let spec = model_spec_of(&settings, &arch, of_settings(&settings), tokens, positions)?;
         let size = RunSize::of_settings(&settings, &arch, world);
+        let spec = of_run(spec, size.as_ref())?;
         let forecast = |spec: &ModelSpec, plan: &MemoryPlan| make(&settings, &device, spec, plan, size.clone());
         if settings.weights == WeightResidency::Disk {
             // `quantize` will store it so.
@@ -106,13 +115,24 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
     };
     check_positions(&questions.prompts(), checkpoint.arch(), positions)?;
     let spec = model_spec(&settings, checkpoint, tokens, positions)?.with_prompts(questions.prompts());
+    // What a run would refuse when it begins.
+    settings.init_adapter.as_deref().map(|path| initial_adapter(path, &loaded, &spec)).transpose()?;
     let size = match &data {
         Some(data) => Some(RunSize::of(&settings, checkpoint.arch(), data, world)),
         None => RunSize::of_settings(&settings, checkpoint.arch(), world),
     };
+    let spec = of_run(spec, size.as_ref())?;
     let as_held = effective_settings(&settings, checkpoint);
     let forecast = |spec: &ModelSpec, plan: &MemoryPlan| make(&as_held, &device, spec, plan, size.clone());
     answer(&settings, &device, spec, &plan::stored_in(checkpoint), per_batch, world, &forecast)
+}
+
+/// The model of a run of this size, where that is known.
+fn of_run(spec: ModelSpec, size: Option<&RunSize>) -> Result<ModelSpec> {
+    match size {
+        Some(size) => of_steps(spec, size.steps),
+        None => Ok(spec),
+    }
 }
 
 /// The shape that `model` names where there is no such directory: a plan needs no weights.
@@ -138,18 +158,13 @@ fn named_shape(settings: &Settings) -> Result<Option<Arch>> {
 /// The architecture of a model of the hub whose weights the cache lacks: a plan without rows needs no more. None: the
 /// weights are there or have to be, as those of a quantized model, which say themselves how they are stored.
 fn described_model(settings: &Settings) -> Result<Option<Arch>> {
-    let model = settings.model_path()?;
     let needs_tokens = !settings.data.is_empty() || settings.sample_prompts != SamplePrompts::None;
-    let Some(name) = model.to_str().filter(|name| HubId::parse(name).is_some()) else { return Ok(None) };
-    if needs_tokens || model.exists() {
-        return Ok(None);
-    }
-    let dir = resolve_description(name, settings.revision.as_deref())?;
+    let Some(dir) = (if needs_tokens { None } else { description_alone(settings)? }) else { return Ok(None) };
     let config = dir.join("config.json");
-    let has_weights = ["model.safetensors", "model.safetensors.index.json"].iter().any(|file| dir.join(file).exists());
-    if has_weights || read_object(&config)?.contains_key("quantization_config") {
+    if read_object(&config)?.contains_key("quantization_config") {
         return Ok(None);
     }
+    let name = settings.model_path()?.display();
     status!("{name}: planned by its config.json alone; its weights are not downloaded");
     Ok(Some(Arch::from_file(&config)?))
 }
@@ -187,19 +202,33 @@ fn bar(bytes: u64, limit: u64) -> String {
 /// What is said of the time of a run, once it is planned.
 pub type MakeForecast<'a> = dyn Fn(&ModelSpec, &MemoryPlan) -> Result<Option<Forecast>> + 'a;
 
-/// What a plan says of several processes; nothing of one. The `settings` have the micro-batches of all of them.
-fn of_processes(settings: &Settings, device: &Device, spec: &ModelSpec, world: World) -> Option<(String, Value)> {
+/// What a plan says of several processes; nothing of one. The `settings` have the micro-batches of all of them, whose
+/// sums take `of_sums` bytes of the host's memory in each; `without_nccl`: NCCL makes none of them, as was asked.
+fn of_processes(
+    settings: &Settings,
+    device: &Device,
+    spec: &ModelSpec,
+    world: World,
+    of_sums: u64,
+    without_nccl: bool,
+) -> Option<(String, Value)> {
     let World { size, here } = world;
     let (micro_batches, rows) = (settings.gradient_accumulation_steps, settings.per_device_train_batch_size);
     let moved = world.moved_bytes(spec.trained_parameters());
     // Nobody can say how much without the GPUs and what connects them.
-    let of_nccl = match device.is_cpu() {
-        true => "",
-        false => "\nGPU memory that NCCL takes for sums is not in the plan; a run takes it before it makes its own",
+    let of_nccl = "\nGPU memory that NCCL takes for sums is not in the plan; a run takes it before it makes its own";
+    let of_gpu = match (device.is_cpu(), of_sums) {
+        (true, _) => String::new(),
+        (false, 0) => of_nccl.to_owned(),
+        (false, bytes) => format!(
+            "{}\nsums in the memory of the host, as without NCCL, are in the plan: {} of what each process may use there",
+            if without_nccl { "" } else { of_nccl },
+            format_bytes(bytes)
+        ),
     };
     let text = format!(
         "{size} processes on {}: the plan is that of each; a step has {} of all of them ({} of each), of {}\n\
-         a step's sum of gradients: each process sends and receives {}, and times leave it out{of_nccl}",
+         a step's sum of gradients: each process sends and receives {}, and times leave it out{of_gpu}",
         count(world.machines() as u64, "machine"),
         count_of_micro_batches(micro_batches),
         micro_batches / size,
@@ -232,8 +261,14 @@ pub fn answer(
     forecast: &MakeForecast,
 ) -> Result<Answer> {
     let largest = spec.lora.lengths(&spec.arch).max().unwrap_or(0);
-    let (of_sums, given) = (reduce_bytes(world.size, largest), settings.host_memory.map(|bytes| bytes.0));
+    let sums = if world.size > 1 { Sums::planned(device)? } else { Sums::Host };
+    let of_sums = sums.host_bytes(device, world.size, largest);
+    let given = settings.host_memory.map(|bytes| bytes.0);
     let budget = device.budget_of_plan(settings)?.shared_in_plan(world.here, given, device.is_cpu(), of_sums);
+    // Where each has as much, whatever the machine, those that are few hold most of a copy.
+    let sharers = given.map_or(world.here, |_| world.fewest());
+    let sharers = if device.is_cpu() || !host_copy::is_allowed()? { 1 } else { sharers };
+    let budget = Budget { sharers, ..budget };
     let levers = planner::Levers::of(settings);
     let plan = planner::choose(device, &mut spec, levers, stored, budget)?;
     let asked = advice::Asked { device, spec: &spec, levers, stored, budget, rows };
@@ -273,7 +308,8 @@ pub fn answer(
         let _ = writeln!(text, "{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
     }
     for buffer in &plan.on_host {
-        let _ = writeln!(text, "{:>12}  {}, pinned in host memory", format_bytes(buffer.bytes), buffer.name);
+        let place = if MemoryPlan::is_pinned(buffer) { "pinned in host memory" } else { "in host memory" };
+        let _ = writeln!(text, "{:>12}  {}, {place}", format_bytes(buffer.bytes), buffer.name);
     }
     let counts = spec.activation_counts();
     let activations = if counts.keep < counts.layers() { format!(" ({counts})") } else { String::new() };
@@ -291,14 +327,16 @@ pub fn answer(
         format_bytes(budget.limit)
     );
     if !plan.on_host.is_empty() {
-        let (pinned, limit) = (plan.host_bytes(), plan.host_limit);
-        let _ = writeln!(
-            text,
-            "{:>12}  pinned in host memory in all: {} in {}",
-            format_bytes(pinned),
-            verdict(pinned, limit),
-            format_bytes(limit)
-        );
+        let (bytes, pinned, limit) = (plan.host_bytes(), plan.pinned_bytes(), plan.host_limit);
+        let what = match bytes - pinned {
+            0 => "pinned in host memory in all".to_owned(),
+            _ => format!("in host memory in all, {} of it pinned", format_bytes(pinned)),
+        };
+        let _ =
+            writeln!(text, "{:>12}  {what}: {} in {}", format_bytes(bytes), verdict(bytes, limit), format_bytes(limit));
+    }
+    if let Some(note) = plan.sharing_note() {
+        let _ = writeln!(text, "{note}");
     }
     let positions = spec.arch.max_position_embeddings;
     let bound = if max_length >= positions { ", all positions of the model: memory would hold more" } else { "" };
@@ -310,7 +348,8 @@ pub fn answer(
         let speeds: Vec<String> = predicted.iter().map(speed).collect();
         let _ = write!(text, "\ntokens/s, predicted, not measured: {}", speeds.join(", "));
     }
-    let processes = of_processes(settings, device, &spec, world);
+    let without_nccl = world.size > 1 && Sums::asked_word()? == Some("host");
+    let processes = of_processes(settings, device, &spec, world, of_sums.unwrap_or(0), without_nccl);
     if let Some((told, _)) = &processes {
         let _ = write!(text, "\n{told}");
     }
@@ -324,10 +363,11 @@ pub fn answer(
     let place = if device.is_cpu() { "host" } else { "device" };
     let of = |place: &'static str| move |b: &PlannedBuffer| json!({"name": b.name, "place": place, "bytes": b.bytes});
     let buffers: Vec<_> = plan.buffers.iter().map(of(place)).chain(plan.on_host.iter().map(of("host"))).collect();
+    let shared_weights = plan.sharers().map(|sharers| json!({"bytes": plan.weights_on_host, "processes": sharers}));
     let planned = json!({"budget_bytes": budget.limit, "peak_bytes": plan.peak_bytes()});
     let (on_device, on_host) = match device {
         Device::Cpu(_) => (json!({"budget_bytes": 0, "peak_bytes": 0}), planned),
-        // Pinned; the rows and one matrix on its way come on top.
+        // Pinned, but for AdaLoRA's importance; the rows and one matrix on its way come on top.
         Device::Cuda(_) => (planned, json!({"budget_bytes": plan.host_limit, "peak_bytes": plan.host_bytes()})),
     };
     Ok(Answer {
@@ -352,6 +392,7 @@ pub fn answer(
                 _ => "host",
             },
             "pinned_layers": spec.pinned_layers(),
+            "shared_weights": shared_weights,
             "token_tile": spec.token_tile.filter(|&tile| tile < tokens),
             "suggestions": suggestions,
             "processes": processes.map(|(_, json)| json),

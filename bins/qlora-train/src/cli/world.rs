@@ -58,6 +58,14 @@ impl World {
         self.size.div_ceil(self.here)
     }
 
+    /// Processes of the machine that has fewest of them, where all others have as many as they may.
+    pub fn fewest(self) -> usize {
+        match self.size % self.here {
+            0 => self.here,
+            rest => rest,
+        }
+    }
+
     /// Bytes that each process sends, and receives as many, for a sum of so many numbers of f32 over all of them.
     pub fn moved_bytes(self, numbers: u64) -> u64 {
         let others = self.size as u64 - 1;
@@ -79,6 +87,7 @@ mod tests {
         assert_eq!(of(Some(16), None).unwrap(), World { size: 16, here: 16 });
         let world = of(Some(20), Some(8)).unwrap();
         assert_eq!((world, world.machines()), (World { size: 20, here: 8 }, 3));
+        assert_eq!([(20, 8), (16, 8), (3, 3), (9, 8)].map(|(size, here)| World { size, here }.fewest()), [4, 8, 3, 1]);
         let error = of(None, Some(8)).unwrap_err().to_string();
         assert!(error.starts_with("--processes-per-machine: found 8 without --processes, expected"), "{error}");
         let error = of(Some(4), Some(8)).unwrap_err().to_string();

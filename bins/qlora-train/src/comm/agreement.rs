@@ -5,6 +5,33 @@ use crate::error::{Context, Error, Result};
 use crate::files::json::shown;
 use serde_json::{Map, Value};
 
+/// A value in which a rank differs from the first one that has any.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    pub rank: usize,
+    /// Name of the value
+    pub name: String,
+    /// Value of that rank
+    pub there: String,
+    /// Value of the rank that it is compared with
+    pub here: String,
+}
+
+/// All in which ranks differ from the first of `all`, by rank and then by the name of the value.
+pub fn differences(all: &[(usize, Map<String, Value>)]) -> Vec<Difference> {
+    let Some(((_, first), others)) = all.split_first() else { return Vec::new() };
+    let in_words = |values: &Map<String, Value>, name: &str| values.get(name).map_or("nothing".to_owned(), shown);
+    let mut found = Vec::new();
+    for (rank, other) in others {
+        let added = other.keys().filter(|name| !first.contains_key(*name));
+        for name in first.keys().chain(added).filter(|name| first.get(*name) != other.get(*name)) {
+            let (there, here) = (in_words(other, name), in_words(first, name));
+            found.push(Difference { rank: *rank, name: name.clone(), there, here });
+        }
+    }
+    found
+}
+
 /// Refuses ranks that differ in any of `values`, by the name of the rank and of the first that differs. `what` they are
 /// of.
 pub fn agree(comm: &mut dyn Communicator, what: &str, values: &Map<String, Value>) -> Result<()> {
@@ -13,28 +40,20 @@ pub fn agree(comm: &mut dyn Communicator, what: &str, values: &Map<String, Value
     }
     let own = serde_json::to_vec(values).context(|| what.to_owned())?;
     let all = comm.all_gather(what, &own)?;
-    let read = |rank: usize| -> Result<Map<String, Value>> {
-        serde_json::from_slice(&all[rank]).context(|| format!("{what} of {}", comm.name_of(rank)))
+    let read = |rank: usize| -> Result<(usize, Map<String, Value>)> {
+        let values = serde_json::from_slice(&all[rank]).context(|| format!("{what} of {}", comm.name_of(rank)))?;
+        Ok((rank, values))
     };
-    let first = read(0)?;
-    for rank in 1..all.len() {
-        if all[rank] == all[0] {
-            continue;
-        }
-        let other = read(rank)?;
-        let names = first.keys().chain(other.keys());
-        let Some(name) = names.into_iter().find(|name| first.get(*name) != other.get(*name)) else { continue };
-        let of = |values: &Map<String, Value>| values.get(name).map_or("nothing".to_owned(), shown);
-        return Err(Error::Refused(format!(
-            "{} differs from {} in {name}: {} there, {} here at rank 0; start all ranks with the same program, settings, \
-             data and base",
-            comm.name_of(rank),
-            comm.name_of(0),
-            of(&other),
-            of(&first)
-        )));
-    }
-    Ok(())
+    let of_ranks = (0..all.len()).map(read).collect::<Result<Vec<_>>>()?;
+    let Some(Difference { rank, name, there, here }) = differences(&of_ranks).into_iter().next() else {
+        return Ok(());
+    };
+    Err(Error::Refused(format!(
+        "{} differs from {} in {name}: {there} there, {here} here at rank 0; start all ranks with the same program, \
+         settings, data and base",
+        comm.name_of(rank),
+        comm.name_of(0),
+    )))
 }
 
 /// Fails where a rank has come to other values than rank 0: it computes something else.
@@ -139,6 +158,18 @@ mod tests {
         assert_eq!(error.exit_status(), 2);
         let text = given(&[json!({"`seed`": 1})]).unwrap_err().to_string();
         assert!(text.contains("rank 1 differs from rank 0 in `lora_r`: nothing there, 4 here"), "{text}");
+    }
+
+    #[test]
+    fn all_differences_are_found_also_where_rank_0_has_no_values() {
+        let map = |value: Value| value.as_object().cloned().unwrap();
+        let first = (1, map(json!({"`seed`": 1, "`lora_r`": 4})));
+        let found = differences(&[first.clone(), first.clone(), (3, map(json!({"`seed`": 2, "`preset`": "qlora"})))]);
+        let found: Vec<_> = found.iter().map(|of| (of.rank, &*of.name, &*of.there, &*of.here)).collect();
+        let expected =
+            [(3, "`lora_r`", "nothing", "4"), (3, "`seed`", "2", "1"), (3, "`preset`", "\"qlora\"", "nothing")];
+        assert!(found.len() == 3 && expected.iter().all(|of| found.contains(of)), "{found:?}");
+        assert!(differences(&[first]).is_empty() && differences(&[]).is_empty());
     }
 
     #[test]

@@ -53,6 +53,11 @@ pub trait Communicator {
         self.on_this_machine().1
     }
 
+    /// Number of a rank's machine: alike for the ranks of one machine.
+    fn machine_of(&self, rank: usize) -> usize {
+        if self.on_this_machine().1 == self.world_size() { 0 } else { rank }
+    }
+
     /// How many machines they are on.
     fn machines(&self) -> usize {
         1

@@ -36,8 +36,8 @@ pub(super) fn join(launch: &Launch, build: &str, timeouts: Timeouts) -> Result<M
     let Launch { launcher, rank, world_size, local_rank, .. } = launch;
     let (overlaps, watchdog) = (overlaps_by_environment()?, Watchdog::start(end)?);
     let late = format!(
-        "rank {rank}: {} did not bring the {world_size} processes of {launcher} together within {} s: start all of \
-         them by one launch (QLORA_JOIN_SECONDS waits longer)",
+        "{} did not bring the {world_size} processes of {launcher} together within {} s: start all of them by one \
+         launch (QLORA_JOIN_SECONDS waits longer)",
         library(),
         timeouts.join.as_secs_f64()
     );

@@ -9,6 +9,11 @@ pub(super) fn on_machine_of(peers: &[Peer], own: usize) -> (usize, usize) {
     ((0..own).filter(here).count(), (0..peers.len()).filter(here).count())
 }
 
+/// Number of a process's machine: that of the first process on it.
+pub(super) fn machine_of(peers: &[Peer], rank: usize) -> usize {
+    peers.iter().position(|peer| peer.machine == peers[rank].machine).unwrap_or(rank)
+}
+
 /// How many processes may use the same processors as this one.
 pub(super) fn on_processors_of(peers: &[Peer], own: usize) -> usize {
     let of = |peer: &Peer| (peer.machine.clone(), peer.processors.clone());
@@ -35,5 +40,7 @@ mod tests {
         assert_eq!(machine, [(0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]);
         let processors: Vec<_> = (0..5).map(|rank| on_processors_of(&peers, rank)).collect();
         assert_eq!((processors, machines(&peers)), (vec![1, 2, 1, 2, 1], 2));
+        let numbers: Vec<_> = (0..5).map(|rank| machine_of(&peers, rank)).collect();
+        assert_eq!(numbers, [0, 1, 0, 1, 1]);
     }
 }

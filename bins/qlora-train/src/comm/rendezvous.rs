@@ -342,9 +342,8 @@ fn come(
     let late = |why: String| {
         let seconds = patience.as_secs_f64();
         Error::Refused(format!(
-            "rank {} found no rank 0 at {place} (MASTER_ADDR, MASTER_PORT) within {seconds} s: {why}; start all \
-             processes by one launch (QLORA_JOIN_SECONDS waits longer)",
-            launch.rank
+            "found no rank 0 at {place} (MASTER_ADDR, MASTER_PORT) within {seconds} s: {why}; start all processes by \
+             one launch (QLORA_JOIN_SECONDS waits longer)"
         ))
     };
     let mut why = "nothing answers".to_owned();
@@ -415,8 +414,7 @@ fn go_round(
         });
         let what = || {
             format!(
-                "rank {} cannot reach {} at {address}: all machines of a run have to reach each other at any port",
-                own.rank,
+                "cannot reach {} at {address}: all machines of a run have to reach each other at any port",
                 peer.name(rank)
             )
         };

@@ -152,6 +152,10 @@ impl Communicator for Tcp {
         places::on_processors_of(self.links.peers(), self.rank)
     }
 
+    fn machine_of(&self, rank: usize) -> usize {
+        places::machine_of(self.links.peers(), rank)
+    }
+
     fn machines(&self) -> usize {
         places::machines(self.links.peers())
     }
@@ -317,6 +321,7 @@ mod tests {
                 comm.all_reduce_sum(&mut gradients, &mut totals).unwrap();
                 let machine = comm.on_this_machine();
                 assert_eq!((comm.world_size(), machine), (world_size, (comm.rank(), world_size)));
+                assert!((0..world_size).all(|rank| comm.machine_of(rank) == 0));
                 comm.leave(None).unwrap();
                 (gradients, totals)
             });

@@ -5,7 +5,7 @@ use super::linear::{FUSED, Linear};
 use crate::arch::Arch;
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, Isa, Precision};
-use crate::backend::cuda::Cuda;
+use crate::backend::cuda::{Cuda, SharedWeights};
 use crate::backend::run_shape::RunShape;
 use crate::comm::{Communicator, Watched, is_first};
 use crate::config::{self, Settings};
@@ -13,8 +13,9 @@ use crate::data::{heap_peak, trim_heap};
 use crate::error::{Context, Error, Result};
 use crate::model::ModelSpec;
 use crate::report::{count, status};
-use qlora_kernels::device::{self, KERNELS, Kernels, MemInfo, Nccl};
+use qlora_kernels::device::{self, KERNELS, Kernels, MemInfo, Nccl, SharedPinned};
 use std::cell::RefCell;
+use std::fs::File;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::OnceLock;
@@ -37,13 +38,15 @@ pub struct Gpu {
     device: Option<Rc<device::Device>>,
     /// The GPUs of the other ranks, for the backend that is built next
     sums: Rc<RefCell<Option<Nccl>>>,
+    /// The copy of weights that it has with other processes, for the backend that is built next
+    copy: Rc<RefCell<Option<SharedWeights>>>,
     linear: Linear,
 }
 
 impl Gpu {
     fn open(ordinal: usize) -> Result<Self> {
         let device = Some(Rc::new(device::Device::open_at(ordinal)?));
-        Ok(Self { ordinal, device, sums: Rc::default(), linear: Linear::default() })
+        Ok(Self { ordinal, device, sums: Rc::default(), copy: Rc::default(), linear: Linear::default() })
     }
 
     fn device(&self) -> Result<Rc<device::Device>> {
@@ -86,6 +89,8 @@ pub struct Budget {
     pub read_bytes: u64,
     /// Bytes of pinned host memory, beside a GPU
     pub host_limit: u64,
+    /// Processes of a machine that have one copy of weights in host memory together: each counts its part of it
+    pub sharers: usize,
 }
 
 impl Budget {
@@ -115,26 +120,27 @@ impl Budget {
         // Freed pieces between those in use: up to a fourth of a small heap, an eighth and 8 MiB of a large one.
         let freed = (most / 4).max((most * 3 / 8).saturating_sub(Self::STEP)).min(most / 8 + Self::LATER_ON_HOST);
         let read_bytes = while_reading.max(most + freed + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
-        Self { limit, in_use, in_use_name: "rows, tokenizer and program", read_bytes, host_limit: 0 }
+        Self { limit, in_use, in_use_name: "rows, tokenizer and program", read_bytes, host_limit: 0, sharers: 1 }
     }
 
     /// Limits on a GPU where a context was just made. Memory of other processes counts as in use.
     fn of_gpu(memory: MemInfo, limit: Option<u64>, host_limit: u64) -> Self {
         let in_use = (memory.total - memory.free).saturating_add(Self::LATER);
         let limit = limit.map_or(memory.total, |limit| limit.min(memory.total));
-        Self { limit, in_use, in_use_name: "CUDA context, and what else is on the GPU", read_bytes: 0, host_limit }
+        let in_use_name = "CUDA context, and what else is on the GPU";
+        Self { limit, in_use, in_use_name, read_bytes: 0, host_limit, sharers: 1 }
     }
 
     /// The part of one of several processes: those of its machine share the host's memory, of which each has at most
-    /// what was `given`, and takes `bytes` for sums over all.
-    pub fn shared(self, on_this_machine: usize, given: Option<u64>, on_host: bool, bytes: u64) -> Self {
-        if bytes == 0 { self } else { self.part(share(given, on_this_machine), on_host, bytes) }
+    /// what was `given`, and takes `bytes` for sums over all; none: it is alone.
+    pub fn shared(self, on_this_machine: usize, given: Option<u64>, on_host: bool, bytes: Option<u64>) -> Self {
+        bytes.map_or(self, |bytes| self.part(share(given, on_this_machine), on_host, bytes))
     }
 
     /// Like [`shared`](Self::shared), of a plan: what was `given` to each process may be of another machine.
-    pub fn shared_in_plan(self, on_a_machine: usize, given: Option<u64>, on_host: bool, bytes: u64) -> Self {
+    pub fn shared_in_plan(self, on_a_machine: usize, given: Option<u64>, on_host: bool, bytes: Option<u64>) -> Self {
         let limit = || given.unwrap_or_else(|| share(None, on_a_machine));
-        if bytes == 0 { self } else { self.part(limit(), on_host, bytes) }
+        bytes.map_or(self, |bytes| self.part(limit(), on_host, bytes))
     }
 
     /// A budget whose limit in the host's memory is that, `bytes` of it for sums.
@@ -158,7 +164,7 @@ impl Budget {
 
     fn of_another_gpu(limit: u64, host_limit: u64) -> Self {
         let in_use = Self::CONTEXT + Self::LATER;
-        Self { limit, in_use, in_use_name: "CUDA context (assumed)", read_bytes: 0, host_limit }
+        Self { limit, in_use, in_use_name: "CUDA context (assumed)", read_bytes: 0, host_limit, sharers: 1 }
     }
 }
 
@@ -339,7 +345,7 @@ impl Device {
                 let build = |spec: &ModelSpec, bytes| -> Result<Cuda> {
                     let shape = gpu.run_shape(spec);
                     let cuda = Cuda::on_device(gpu.device()?, shape, &spec.arch, bytes)?;
-                    Ok(cuda.adding_up(gpu.sums.take()))
+                    Ok(cuda.adding_up(gpu.sums.take()).sharing(gpu.copy.take()))
                 };
                 job.run(build)
             }
@@ -366,9 +372,26 @@ impl Device {
         Ok(())
     }
 
+    /// Tries whether this GPU pins a file in memory that other processes have as well, by its first `bytes`.
+    pub fn try_pinning(&self, file: &File, bytes: usize) -> Result<()> {
+        if let Self::Cuda(gpu) = self {
+            let device = gpu.device()?;
+            SharedPinned::new(&device, file, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the backend that is built next its part in a copy of weights.
+    pub fn share_weights(&self, copy: Option<SharedWeights>) {
+        if let Self::Cuda(gpu) = self {
+            *gpu.copy.borrow_mut() = copy;
+        }
+    }
+
     /// GPU of this number for a plan, which needs none.
     pub fn unopened(ordinal: usize) -> Self {
-        Self::Cuda(Gpu { ordinal, device: None, sums: Rc::default(), linear: Linear::default() })
+        let linear = Linear::default();
+        Self::Cuda(Gpu { ordinal, device: None, sums: Rc::default(), copy: Rc::default(), linear })
     }
 
     /// Arithmetic of the CPU; none of a GPU.
@@ -467,7 +490,7 @@ impl Device {
     pub fn choose_for_plan(settings: &Settings, gpu: Option<&str>) -> Result<Self> {
         let unopened = |ordinal| {
             let linear = Linear::planned(gpu, settings.linear);
-            Ok(Self::Cuda(Gpu { ordinal, device: None, sums: Rc::default(), linear }))
+            Ok(Self::Cuda(Gpu { ordinal, device: None, sums: Rc::default(), copy: Rc::default(), linear }))
         };
         match settings.device {
             Some(config::Device::Cuda(ordinal)) if settings.device_memory.is_some() => unopened(ordinal),
@@ -494,23 +517,26 @@ fn precision(settings: &Settings) -> Result<Precision> {
 mod tests {
     use super::*;
 
-    /// Sums over processes are made in the host's memory, whatever the steps work on.
+    /// Sums over processes may be made in the host's memory, whatever the steps work on. Processes that make them
+    /// elsewhere share the memory of a machine too.
     #[test]
     fn the_bytes_of_sums_are_in_the_budget_of_every_device() {
-        let alone = Budget { limit: 5000, in_use: 100, in_use_name: "all", read_bytes: 200, host_limit: 4000 };
+        let alone =
+            Budget { limit: 5000, in_use: 100, in_use_name: "all", read_bytes: 200, host_limit: 4000, sharers: 1 };
         for on_host in [true, false] {
-            assert_eq!(alone.shared(1, Some(1000), on_host, 0), alone);
-            let shared = alone.shared(2, Some(1000), on_host, 300);
+            assert_eq!(alone.shared(1, Some(1000), on_host, None), alone);
+            let shared = alone.shared(2, Some(1000), on_host, Some(300));
             let found = (shared.limit, shared.in_use, shared.host_limit);
             assert_eq!(found, if on_host { (1000, 400, 4000) } else { (5000, 100, 700) });
         }
-        assert_eq!(alone.shared(2, Some(1000), false, 2000).host_limit, 0);
+        assert_eq!(alone.shared(2, Some(1000), false, Some(2000)).host_limit, 0);
+        assert_eq!(alone.shared(2, Some(1000), false, Some(0)).host_limit, 1000);
         // More than any machine has, of another one.
-        let planned = |on_host| alone.shared_in_plan(2, Some(1 << 60), on_host, 300);
+        let planned = |on_host| alone.shared_in_plan(2, Some(1 << 60), on_host, Some(300));
         assert_eq!((planned(true).limit, planned(true).in_use), (1 << 60, 400));
         assert_eq!((planned(false).limit, planned(false).host_limit), (5000, (1 << 60) - 300));
-        assert_eq!(alone.shared_in_plan(2, Some(1 << 60), true, 0), alone);
-        let parts = [1, 2].map(|processes| alone.shared_in_plan(processes, None, true, 300).limit as f64);
+        assert_eq!(alone.shared_in_plan(2, Some(1 << 60), true, None), alone);
+        let parts = [1, 2].map(|processes| alone.shared_in_plan(processes, None, true, Some(300)).limit as f64);
         assert!((0.3..0.7).contains(&(parts[1] / parts[0])), "{parts:?}");
     }
 

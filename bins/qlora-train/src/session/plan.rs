@@ -3,7 +3,7 @@
 use super::device::{Budget, Device};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
-use crate::backend::{Backend, Batch, OpWork, PlannedBuffer, Quantization};
+use crate::backend::{Backend, Batch, OpWork, PlannedBuffer, Quantization, WEIGHTS_ON_HOST};
 use crate::base::Checkpoint;
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, StoredType};
@@ -16,6 +16,9 @@ use crate::refuse;
 
 /// Tokens of a batch at most: far beyond what any memory holds, and few enough for a plan to list them.
 pub(super) const MAX_BATCH_TOKENS: usize = 1 << 28;
+
+/// Name of what AdaLoRA cuts ranks by, in the host's ordinary memory beside a GPU.
+const RANK_IMPORTANCE: &str = "LoRA importance of ranks";
 
 /// Name of the memory that reading tokenizer and rows took beyond that of the run.
 const READING: &str = "reading rows, before the run";
@@ -30,9 +33,12 @@ pub struct MemoryPlan {
     /// Copies of one trainable tensor, in the host's memory, while a checkpoint is written
     pub saving_bytes: u64,
     pub budget: Budget,
-    /// Beside a GPU: what is pinned in the host's memory, and what may be.
+    /// Beside a GPU: what is taken of the host's memory, and what may be; it is pinned but for AdaLoRA's importance. Of
+    /// weights that processes share it has the part of one of them.
     pub on_host: Vec<PlannedBuffer>,
     pub host_limit: u64,
+    /// All weights that are pinned in the host's memory, whoever holds them
+    pub weights_on_host: u64,
     /// FLOPs of one pass over the longest micro-batch
     pub flops: f64,
     /// The operations of that pass
@@ -68,9 +74,35 @@ impl MemoryPlan {
         left(self.budget.limit, self.peak_bytes()).min(left(self.host_limit, self.host_bytes()))
     }
 
-    /// Pinned in the host's memory, beside a GPU.
+    /// Taken of the host's memory, beside a GPU.
     pub fn host_bytes(&self) -> u64 {
         self.on_host.iter().map(|buffer| buffer.bytes).sum()
+    }
+
+    /// What of it is pinned.
+    pub fn pinned_bytes(&self) -> u64 {
+        self.on_host.iter().filter(|buffer| Self::is_pinned(buffer)).map(|buffer| buffer.bytes).sum()
+    }
+
+    /// Whether a buffer in the host's memory is pinned.
+    pub fn is_pinned(buffer: &PlannedBuffer) -> bool {
+        buffer.name != RANK_IMPORTANCE
+    }
+
+    /// Processes of a machine that have one copy of weights in host memory together; none: no weights are there, or
+    /// each process has its own.
+    pub fn sharers(&self) -> Option<usize> {
+        Some(self.budget.sharers).filter(|&sharers| sharers > 1 && self.weights_on_host > 0)
+    }
+
+    /// Note for users on weights that processes share.
+    pub fn sharing_note(&self) -> Option<String> {
+        let (all, sharers) = (self.weights_on_host, self.sharers()?);
+        Some(format!(
+            "one copy of {} of weights in host memory is shared by {sharers} processes of a machine: each counts {} of it",
+            format_bytes(all),
+            format_bytes(part(all, sharers))
+        ))
     }
 
     /// "host memory" or "GPU memory".
@@ -128,6 +160,11 @@ pub fn stored_in(checkpoint: &Checkpoint) -> impl Fn(&str) -> StoredAs {
     }
 }
 
+/// The part of one of several processes in what they have together.
+fn part(bytes: u64, processes: usize) -> u64 {
+    bytes.div_ceil(processes.max(1) as u64)
+}
+
 /// Plans `job` with `spec`, whose low-rank terms are those of the first adapter.
 pub fn plan(
     device: &Device,
@@ -145,7 +182,7 @@ pub fn plan(
     }
     // A spec whose lengths were changed still has room for what is asked.
     let spec = &spec.clone().with_prompts(spec.prompts.clone());
-    let DryRun { mut buffers, on_host, flops, work, forward } = match device {
+    let DryRun { mut buffers, mut on_host, flops, work, forward } = match device {
         Device::Cpu(precision) => {
             dry_run(Cpu::dry_run_with_precision(spec.run_shape(), *precision), spec, stored, job)?
         }
@@ -154,6 +191,14 @@ pub fn plan(
     if spec.lora.init.changes_base() && matches!((device, job), (Device::Cpu(_), PlannedJob::Train)) {
         let bytes = 4 * spec.lora.lengths(&spec.arch).map(|len| len as u64).sum::<u64>();
         buffers.push(PlannedBuffer { name: "LoRA at the start".to_owned(), bytes });
+    }
+    let of_ranks = match job {
+        PlannedJob::Train => spec.lora.rank_bytes(&spec.arch),
+        PlannedJob::Loss(_) | PlannedJob::Text { .. } => 0,
+    };
+    if of_ranks > 0 {
+        let lines = if let Device::Cpu(_) = device { &mut buffers } else { &mut on_host };
+        lines.push(PlannedBuffer { name: RANK_IMPORTANCE.to_owned(), bytes: of_ranks });
     }
     let run_bytes: u64 = buffers.iter().map(|buffer| buffer.bytes).sum();
     let saving_bytes = match (device, job) {
@@ -171,6 +216,10 @@ pub fn plan(
         buffers.push(PlannedBuffer { name: READING.to_owned(), bytes: budget.read_bytes - of_run });
     }
     buffers.sort_by_key(|buffer| std::cmp::Reverse(buffer.bytes));
+    let is_of_weights = |line: &PlannedBuffer| line.name == WEIGHTS_ON_HOST;
+    let weights_on_host: u64 = on_host.iter().filter(|line| is_of_weights(line)).map(|line| line.bytes).sum();
+    let of_one = |line: &PlannedBuffer| if is_of_weights(line) { part(line.bytes, budget.sharers) } else { line.bytes };
+    let on_host = PlannedBuffer::lines(on_host.iter().map(|line| (line.name.as_str(), of_one(line))));
     Ok(MemoryPlan {
         device: device.clone(),
         buffers,
@@ -179,6 +228,7 @@ pub fn plan(
         budget,
         on_host,
         host_limit: budget.host_limit,
+        weights_on_host,
         flops,
         work,
         forward,
@@ -303,8 +353,9 @@ pub fn refuse_unless_it_fits(plan: &MemoryPlan, tokens: usize, advice: &str) -> 
     };
     let largest: Vec<String> =
         buffers.iter().take(3).map(|b| format!("{} {}", b.name, format_bytes(b.bytes))).collect();
+    let sharing = plan.sharing_note().filter(|_| !on_device).map_or(String::new(), |note| format!(" ({note})"));
     refuse!(
-        "the run needs {} of {place} for batches of {tokens} tokens and {} may be used; the largest parts are {}. \
+        "the run needs {} of {place} for batches of {tokens} tokens and {} may be used; the largest parts are {}{sharing}. \
          {advice}, or raise {setting} if more is free",
         format_bytes(needed),
         format_bytes(limit),

@@ -292,7 +292,7 @@ mod tests {
     }
 
     fn budget(limit: u64) -> Budget {
-        Budget { limit, in_use: 0, in_use_name: "", read_bytes: 0, host_limit: u64::MAX }
+        Budget { limit, in_use: 0, in_use_name: "", read_bytes: 0, host_limit: u64::MAX, sharers: 1 }
     }
 
     fn bytes(activations: Activations, kept: usize) -> u64 {

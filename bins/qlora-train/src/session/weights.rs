@@ -5,9 +5,11 @@ use crate::adapter::{Adapter, LoraPair, TokenRows, WholeModule};
 use crate::arch::Arch;
 use crate::backend::Quantization;
 use crate::base::{BaseFingerprint, Checkpoint, Fingerprint, Nf4OnDisk, Rewrite};
+use crate::comm::Communicator;
 use crate::config::InitLora;
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, StoredType, TensorData, WeightSource};
+use crate::lora::adalora;
 use crate::lora::start::{self, Factors};
 use crate::lora::{LoraSpec, ParamId, ParamKind};
 use crate::model::Source;
@@ -16,6 +18,8 @@ use std::collections::BTreeMap;
 
 /// Keeps the streams of initial values apart from those of shuffling.
 const INIT_DOMAIN: u64 = 1 << 32;
+/// Domain of a B that does not begin with zeros
+const INIT_B_DOMAIN: u64 = 4 << 32;
 /// The largest value of a weight whose directions are looked for: squares of sums over its rows stay finite in f32.
 const LARGEST: f32 = 1e12;
 
@@ -53,7 +57,7 @@ impl Starts {
     }
 }
 
-/// `'w`: what changes the weights.
+/// `'w`: what changes the weights, and the other processes.
 pub struct CheckpointSource<'a, 'w> {
     checkpoint: &'a Checkpoint,
     fingerprint: Fingerprint,
@@ -66,8 +70,12 @@ pub struct CheckpointSource<'a, 'w> {
     tokens: BTreeMap<String, TokenRows>,
     /// What changes the tensors on their way, if anything does.
     rewrite: Option<&'w mut dyn Rewrite>,
+    /// Processes that wait for each other when they have read all, if they do
+    others: Option<&'w mut dyn Communicator>,
     /// Terms that begin with directions of the weights, if these do
     starts: Option<Starts>,
+    /// Whether new terms are those of AdaLoRA
+    adalora: bool,
     /// Frobenius norms of linear weights by module, where they are asked for
     norms: Option<BTreeMap<String, f64>>,
     seed: u64,
@@ -78,8 +86,8 @@ impl<'a, 'w> CheckpointSource<'a, 'w> {
     pub fn new(checkpoint: &'a Checkpoint, adapter: BTreeMap<String, LoraPair<'a>>, seed: u64) -> Self {
         let fingerprint = Fingerprint::new(checkpoint);
         let (whole, tokens, rewrite, starts, norms) = (BTreeMap::new(), BTreeMap::new(), None, None, None);
-        let by_row = Vec::new();
-        Self { checkpoint, fingerprint, adapter, whole, by_row, tokens, rewrite, starts, norms, seed }
+        let (by_row, adalora, others) = (Vec::new(), false, None);
+        Self { checkpoint, fingerprint, adapter, whole, by_row, tokens, rewrite, others, starts, adalora, norms, seed }
     }
 
     /// With the terms, the whole modules and the rows of single tokens of an adapter, or new ones.
@@ -104,6 +112,11 @@ impl<'a, 'w> CheckpointSource<'a, 'w> {
         Self { rewrite, ..self }
     }
 
+    /// With other processes, which use weights when all have read them.
+    pub fn waiting_for(self, others: &'w mut dyn Communicator) -> Self {
+        Self { others: Some(others), ..self }
+    }
+
     /// Measures the norm of every linear weight that is read.
     pub fn measuring(self) -> Self {
         Self { norms: Some(BTreeMap::new()), ..self }
@@ -112,7 +125,7 @@ impl<'a, 'w> CheckpointSource<'a, 'w> {
     /// With terms of `lora` that begin as it says, on a base without them.
     pub fn beginning(self, lora: &LoraSpec) -> Self {
         let starts = lora.init.changes_base().then(|| Starts { lora: lora.clone(), made: BTreeMap::new() });
-        Self { starts, ..self }
+        Self { starts, adalora: lora.adalora.is_some(), ..self }
     }
 
     /// What the terms began with that the base was changed by; empty where it was not.
@@ -203,6 +216,10 @@ impl Source for CheckpointSource<'_, '_> {
         Ok(on_disk)
     }
 
+    fn all_read(&mut self) -> Result<()> {
+        self.others.as_mut().map_or(Ok(()), |others| others.all_gather("weights in host memory", &[]).map(drop))
+    }
+
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>> {
         let made = self.starts.as_ref().and_then(|starts| starts.made.get(id.module()));
         if let Some(Factors { a, b }) = made {
@@ -214,7 +231,10 @@ impl Source for CheckpointSource<'_, '_> {
         if let Some(pair) = self.adapter.get(id.module()) {
             return Ok(if id.kind() == ParamKind::LoraB { pair.b } else { pair.a }.to_vec());
         }
-        Ok(initial_lora(self.checkpoint.arch(), self.seed, id, len, columns))
+        Ok(match self.adalora {
+            true => initial_adalora(self.checkpoint.arch(), self.seed, id, len),
+            false => initial_lora(self.checkpoint.arch(), self.seed, id, len, columns),
+        })
     }
 }
 
@@ -242,13 +262,27 @@ fn one_after_the_other(
 /// Values of a tensor of a new adapter whose rows have `columns` values: B is zero, A Kaiming-uniform with a = √5,
 /// whose bound √(6 / ((1 + a²)·fan_in)) is 1/√fan_in.
 pub(crate) fn initial_lora(arch: &Arch, seed: u64, id: &ParamId, len: usize, columns: usize) -> Vec<f32> {
-    if id.kind() == ParamKind::LoraB {
+    if id.kind() != ParamKind::LoraA {
         return vec![0.0; len];
     }
-    let (layer, projection) = arch.find(id.module()).expect("the model asks for terms of its own projections");
     let bound = 1.0 / (columns as f32).sqrt();
-    let mut stream = Stream::new(seed, INIT_DOMAIN + (layer * 16 + projection.number()) as u64);
+    let mut stream = stream_of(arch, seed, INIT_DOMAIN, id);
     (0..len).map(|_| bound * (2.0 * stream.uniform() - 1.0)).collect()
+}
+
+/// Values of a tensor of a new adapter of AdaLoRA: E is zero, A and B are normal.
+fn initial_adalora(arch: &Arch, seed: u64, id: &ParamId, len: usize) -> Vec<f32> {
+    match id.kind() {
+        ParamKind::LoraA => adalora::initial(stream_of(arch, seed, INIT_DOMAIN, id), len),
+        ParamKind::LoraB => adalora::initial(stream_of(arch, seed, INIT_B_DOMAIN, id), len),
+        _ => vec![0.0; len],
+    }
+}
+
+/// The random numbers of a module's term.
+fn stream_of(arch: &Arch, seed: u64, domain: u64, id: &ParamId) -> Stream {
+    let (layer, projection) = arch.find(id.module()).expect("the model asks for terms of its own projections");
+    Stream::new(seed, domain + (layer * 16 + projection.number()) as u64)
 }
 
 #[cfg(test)]

@@ -77,6 +77,16 @@ pub(super) fn print_run(
             100.0 * more / (plan.flops - more).max(1.0)
         );
     }
+    if let Some(adalora) = &spec.lora.adalora {
+        let last = adalora.last_cut().unwrap_or_default();
+        let first = (adalora.tinit / adalora.delta_t + 1).saturating_mul(adalora.delta_t).min(last);
+        status!(
+            "AdaLoRA: ranks are cut by their importance from step {first} to step {last}, until {} of each linear layer are \
+             left on the mean; importance takes {} of host memory; the adapter is written as plain LoRA",
+            adalora.target_r,
+            format_bytes(spec.lora.rank_bytes(&spec.arch))
+        );
+    }
     if spec.lora.init.changes_base() {
         status!(
             "the adapters begin with directions of the weights (init_lora_weights) and train on a base less these; the adapter \
@@ -116,7 +126,11 @@ pub(super) fn print_run(
     status!("{}: {planned} planned, {limit} may be used{activations}{notes}", plan.place());
     if !plan.on_host.is_empty() {
         let (pinned, limit) = (format_bytes(plan.host_bytes()), format_bytes(plan.host_limit));
-        status!("host memory: {pinned} pinned for the GPU, {limit} may be used");
+        let of_ranks = if spec.lora.adalora.is_some() { " or taken to cut ranks" } else { "" };
+        status!("host memory: {pinned} pinned for the GPU{of_ranks}, {limit} may be used");
+    }
+    if let Some(note) = plan.sharing_note() {
+        status!("{note}");
     }
     for buffer in plan.buffers.iter().chain(&plan.on_host) {
         detail!("{:>12}  {}", format_bytes(buffer.bytes), buffer.name);

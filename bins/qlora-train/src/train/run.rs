@@ -35,14 +35,14 @@ use crate::files::units::format_bytes;
 use crate::hub::{Environment, HubCommit, moved_since};
 use crate::infer::questions::{Questions, check_positions};
 use crate::lint::{self, Finding};
-use crate::model::optimizer_step::reduce_bytes;
 use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, count, section, status, warning};
 use crate::run_report::Details;
 use crate::session::chat_template::add_tokenizer;
+use crate::session::host_copy::{HostCopies, PAGE, Settled};
 use crate::session::interruption::Interruption;
 use crate::session::lint_facts::facts;
-use crate::session::model_spec::{check_quantization, lora_spec, model_spec};
+use crate::session::model_spec::{check_quantization, lora_spec, model_spec, of_steps};
 use crate::session::plan;
 use crate::session::training_data::find_files_by;
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData, replace_adapter_by_base};
@@ -77,6 +77,11 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     let hub = Environment::read()
         .following(from_first(comm, "commits of the hub", || Ok(commits_to_follow(&settings, &output)))?);
     find_files_by(&mut settings, &hub)?;
+    if settings.leave_out_evaluations() {
+        status!("eval_steps: the data has no rows to validate on, so that nothing is evaluated");
+    }
+    // Rows to validate on are known only now.
+    settings.validate(Purpose::Train)?;
     check_same_settings(comm, &settings)?;
     settings.device = Device::of_rank(settings.device, comm.on_this_machine().0);
     let device = Device::choose(&settings)?;
@@ -138,17 +143,33 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
         }
     };
     let spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest)?;
+    let spec = of_steps(spec, data.schedule.total_steps())?;
     let mut spec = spec.with_prompts(questions.prompts());
     let largest = spec.lora.lengths(&spec.arch).max().unwrap_or(0);
     // What NCCL takes of a GPU is in use when its free memory is asked for.
     if sums == Sums::Nccl {
         device.meet(comm)?;
     }
-    let (of_sums, given) = (reduce_bytes(comm.world_size(), largest), settings.host_memory.map(|bytes| bytes.0));
-    let budget = device.budget(&settings)?.shared(here, given, device.is_cpu(), of_sums);
+    let of_sums = sums.host_bytes(&device, comm.world_size(), largest);
+    let given = settings.host_memory.map(|bytes| bytes.0);
+    let alone = device.budget(&settings)?.shared(here, given, device.is_cpu(), of_sums);
+    let mut budget = alone;
+    let copies = match device.is_cpu() {
+        true => None,
+        false => HostCopies::offered(comm, &|file| device.try_pinning(file, PAGE), &mut budget)?,
+    };
+    let mut shared = Settled::default();
     let plan = {
         let (stored, levers) = (plan::stored_in(&loaded.checkpoint), planner::Levers::of(&settings));
-        let plan = planner::choose(&device, &mut spec, levers, &stored, budget)?;
+        let mut plan = planner::choose(&device, &mut spec, levers, &stored, budget)?;
+        if let Some(copies) = copies {
+            shared = copies.settle(comm, plan.weights_on_host)?;
+        }
+        // A rank that shares nothing has nobody's memory but its own.
+        if shared.copy.is_none() && budget != alone && (plan.sharers().is_some() || !plan.fits()) {
+            budget = alone;
+            plan = planner::choose(&device, &mut spec, levers, &stored, budget)?;
+        }
         let rows = settings.per_device_train_batch_size;
         let asked = advice::Asked { device: &device, spec: &spec, levers, stored: &stored, budget, rows };
         advice::refuse_unless_it_fits(&plan, &asked)?;
@@ -163,8 +184,10 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     let earlier = saved.as_ref().map(|saved| (output.as_path(), saved.trainer.global_step));
     let details = observer::details(&settings, &loaded, &spec, &plan, &data, device.in_words(), earlier)?;
     let bytes = plan.run_bytes;
+    device.share_weights(shared.copy);
     let run = Prepared {
         comm,
+        waits: shared.is_shared,
         accumulation_per_process,
         hub_commits,
         settings,
@@ -187,6 +210,8 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
 /// A run of which everything but the weights was read and found good.
 struct Prepared<'a> {
     comm: &'a mut dyn Communicator,
+    /// Whether all ranks have read the weights before any uses them
+    waits: bool,
     accumulation_per_process: usize,
     hub_commits: Vec<HubCommit>,
     settings: Settings,
@@ -218,6 +243,7 @@ impl DeviceJob for Prepared<'_> {
 fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
     let Prepared {
         comm,
+        waits,
         accumulation_per_process,
         hub_commits,
         settings,
@@ -239,6 +265,9 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         CheckpointSource::with_adapter(&loaded.checkpoint, init.as_ref(), settings.seed)?.beginning(&spec.lora);
     if settings.report {
         source = source.measuring();
+    }
+    if waits {
+        source = source.waiting_for(&mut *comm);
     }
     let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
     let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set(layer as u64, String::new()))?;
@@ -392,7 +421,7 @@ fn finish<B: Backend>(mut run: Run<B>, norms: &BTreeMap<String, f64>) -> Result<
     write_card(&run, &summary)?;
     if let Some(record) = &mut run.record {
         record.finish(&summary)?;
-        if let Err(error) = run.observer.measure(&run.backend, &run.model, &run.starts, norms) {
+        if let Err(error) = run.observer.measure(&run.backend, &run.model, &run.starts, norms, &run.loaded.checkpoint) {
             warning!("the report does not say what the adapter changed: {error}");
         }
         run.observer.write(record, &run.state.log_history, true);

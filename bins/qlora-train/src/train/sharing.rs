@@ -42,9 +42,35 @@ const OF_A_RANK: [&str; 21] = [
 
 /// Refuses ranks that were started with other settings than rank 0.
 pub(super) fn check_same_settings(comm: &mut dyn Communicator, settings: &Settings) -> Result<()> {
-    let Value::Object(all) = settings.to_json() else { return Ok(()) };
+    agree(comm, "settings", &settings_of_all(settings))
+}
+
+/// Settings that all ranks have alike, by their names in backticks.
+pub(super) fn settings_of_all(settings: &Settings) -> Map<String, Value> {
+    let Value::Object(all) = settings.to_json() else { return Map::new() };
     let of_all = all.into_iter().filter(|(name, _)| !OF_A_RANK.contains(&name.as_str()));
-    agree(comm, "settings", &of_all.map(|(name, value)| (format!("`{name}`"), value)).collect())
+    of_all.map(|(name, value)| (format!("`{name}`"), value)).collect()
+}
+
+/// Name of a part of a run's identity in sentences.
+pub(super) fn name_of_part(key: &str) -> String {
+    match key {
+        "data" | "val_data" | "init_adapter" | "chat_template" => format!("the contents of `{key}`"),
+        "base_config" => "the model's config.json".to_owned(),
+        "tokenizer" => "the model's tokenizer.json".to_owned(),
+        "tokens" => "the tokens of its rows".to_owned(),
+        "sums" => "how gradients are added up".to_owned(),
+        _ => key.replace('_', " "),
+    }
+}
+
+/// Name in sentences of what is asked of the model in a run, for samples and validation
+pub(super) const ASKED: &str = "what is asked while it trains";
+/// Name in sentences of the choice between CPU and GPU
+pub(super) const KIND_OF_DEVICE: &str = "the kind of device";
+
+pub(super) fn kind_of_device(device: &Device) -> &'static str {
+    if device.is_cpu() { "cpu" } else { "cuda" }
 }
 
 /// Refuses ranks whose run would be another one than that of rank 0: its data, tokenizer, base or arithmetic differ.
@@ -57,14 +83,6 @@ pub(super) fn check_same_run(
     if comm.world_size() == 1 {
         return Ok(());
     }
-    let named = |key: &str| match key {
-        "data" | "val_data" | "init_adapter" | "chat_template" => format!("the contents of `{key}`"),
-        "base_config" => "the model's config.json".to_owned(),
-        "tokenizer" => "the model's tokenizer.json".to_owned(),
-        "tokens" => "the tokens of its rows".to_owned(),
-        "sums" => "how gradients are added up".to_owned(),
-        _ => key.replace('_', " "),
-    };
     let mut values = Map::new();
     let whole = serde_json::to_value(identity).context(|| "the run's identity".to_owned())?;
     for (key, value) in whole.as_object().into_iter().flatten() {
@@ -73,12 +91,12 @@ pub(super) fn check_same_run(
                 values.extend(settings.iter().map(|(name, value)| (format!("`{name}`"), value.clone())));
             }
             _ => {
-                values.insert(named(key), value.clone());
+                values.insert(name_of_part(key), value.clone());
             }
         }
     }
-    values.insert("what is asked while it trains".to_owned(), questions.hash().into());
-    values.insert("the kind of device".to_owned(), if device.is_cpu() { "cpu" } else { "cuda" }.into());
+    values.insert(ASKED.to_owned(), questions.hash().into());
+    values.insert(KIND_OF_DEVICE.to_owned(), kind_of_device(device).into());
     agree(comm, "run", &values)
 }
 
@@ -110,8 +128,8 @@ pub(super) fn share_step(
     Ok(asked)
 }
 
-/// Gives the trainable tensors and optimizer states that rank 0 restored to all ranks. A gradient counts once: it stays
-/// with rank 0.
+/// Gives the trainable tensors, optimizer states and what ranks are cut by, as rank 0 restored them, to all ranks. A
+/// gradient counts once: it stays with rank 0.
 pub(super) fn share_restored<B: Backend>(
     comm: &mut dyn Communicator,
     backend: &mut B,
@@ -139,6 +157,16 @@ pub(super) fn share_restored<B: Backend>(
             backend.restore(param, values, state).context(|| format!("`{id}`, as rank 0 sent it"))?;
         }
         // Rank 0 waits: what arrives before it is asked for lies in memory.
+        comm.all_gather("restored", &[])?;
+    }
+    for (id, part, len, values) in model.rank_values_mut() {
+        let what = format!("{id}.{part}");
+        let is_there = u8::from(!values.is_empty());
+        let is_there = comm.broadcast(&what, if is_first(comm) { vec![is_there] } else { Vec::new() })?;
+        if !is_first(comm) {
+            *values = if is_there == [1] { vec![0.0; len] } else { Vec::new() };
+        }
+        *values = shared(comm, &what, std::mem::take(values))?;
         comm.all_gather("restored", &[])?;
     }
     model.refresh(backend)

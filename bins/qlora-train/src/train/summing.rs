@@ -1,9 +1,11 @@
 //! The place where the processes of a run add up gradients: their GPUs, by NCCL, or the memory of the host.
 
 use super::identity::{Identity, recorded_sums};
+use crate::backend::cuda::READING_BYTES;
 use crate::comm::{Communicator, from_first};
 use crate::config::Settings;
 use crate::error::{Context, Error, Result};
+use crate::model::optimizer_step::reduce_bytes;
 use crate::refuse;
 use crate::report::status;
 use crate::session::Device;
@@ -12,10 +14,14 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Variable of the environment that chooses one of the two
-const VARIABLE: &str = "QLORA_SUMS";
+pub(super) const VARIABLE: &str = "QLORA_SUMS";
 
+/// The problem of a process without a GPU
+const ON_CPU: &str = "it computes on the CPU";
+
+/// The place where gradients are added up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Sums {
+pub enum Sums {
     /// In the order of the processes
     Host,
     Nccl,
@@ -24,15 +30,14 @@ pub(super) enum Sums {
 impl Sums {
     /// The way of a run, on which all ranks agree, and its note. Refused: NCCL is asked for, or is the way of the run
     /// that goes on, and cannot be used; ranks that ask for different ways.
-    pub fn choose(
+    pub(super) fn choose(
         comm: &mut dyn Communicator,
         device: &Device,
         settings: &Settings,
         output: &Path,
         identity: &Identity,
     ) -> Result<Self> {
-        let value = std::env::var_os(VARIABLE).map(|value| value.to_string_lossy().into_owned());
-        let asked = asked(value.as_deref())?;
+        let asked = asked_by_environment()?;
         // The sum of one process is made on request, to try NCCL on one GPU.
         if comm.world_size() == 1 && asked != Some(Self::Nccl) {
             return Ok(Self::Host);
@@ -54,8 +59,30 @@ impl Sums {
         Ok(sums)
     }
 
+    /// The way of a run in several processes that is planned: the one asked for, or else the one that a run of this
+    /// program would take here. Refused: NCCL is asked for, on a CPU.
+    pub fn planned(device: &Device) -> Result<Self> {
+        match asked_by_environment()? {
+            Some(Self::Nccl) if device.is_cpu() => Err(unusable(ON_CPU)),
+            Some(sums) => Ok(sums),
+            None if !device.is_cpu() && KERNELS == Kernels::Cuda && Nccl::version().is_ok() => Ok(Self::Nccl),
+            None => Ok(Self::Host),
+        }
+    }
+
+    /// Bytes that a step's sums take in the host's memory on each of several ranks, where the largest trainable tensor
+    /// has `largest` values. None in one process.
+    pub fn host_bytes(self, device: &Device, world_size: usize, largest: usize) -> Option<u64> {
+        let pinned = if device.is_cpu() { 0 } else { READING_BYTES };
+        match self {
+            _ if world_size == 1 => None,
+            Self::Host => Some(reduce_bytes(largest) + pinned),
+            Self::Nccl => Some(0),
+        }
+    }
+
     /// What the identity of a run says of it. A run in one process has no order of sums: it says what it said before.
-    pub fn recorded(
+    pub(super) fn recorded(
         self,
         comm: &dyn Communicator,
         settings: &Settings,
@@ -68,6 +95,14 @@ impl Sums {
         }
     }
 
+    /// The way that the environment asks for, in its own word; none: it asks for none. Refused: another word.
+    pub fn asked_word() -> Result<Option<&'static str>> {
+        Ok(asked_by_environment()?.map(|sums| match sums {
+            Self::Host => "host",
+            Self::Nccl => "nccl",
+        }))
+    }
+
     fn in_words(self) -> &'static str {
         match self {
             Self::Host => "in the order of the processes",
@@ -76,12 +111,28 @@ impl Sums {
     }
 }
 
+fn asked_by_environment() -> Result<Option<Sums>> {
+    asked(std::env::var_os(VARIABLE).map(|value| value.to_string_lossy().into_owned()).as_deref())
+}
+
+/// The refusal of NCCL where it is asked for.
+fn unusable(problem: &str) -> Error {
+    Error::Refused(format!(
+        "environment variable {VARIABLE}: found \"nccl\", which cannot be used: {problem}; unset it to add up in the \
+         memory of the host"
+    ))
+}
+
 /// The way that the environment asks for, if any.
 fn asked(value: Option<&str>) -> Result<Option<Sums>> {
     match value.map(str::trim) {
         None | Some("") => Ok(None),
         Some("nccl") => Ok(Some(Sums::Nccl)),
         Some("host") => Ok(Some(Sums::Host)),
+        Some("mpi") => refuse!(
+            "environment variable {VARIABLE}: found \"mpi\", expected \"nccl\" or \"host\": MPI moves sums in the memory of \
+             the host, with QLORA_COMM=mpi"
+        ),
         Some(found) => refuse!("environment variable {VARIABLE}: found {found:?}, expected \"nccl\" or \"host\""),
     }
 }
@@ -101,7 +152,7 @@ impl Means {
         let gpu = device.identity()?;
         let nccl = match gpu {
             Some(_) => Nccl::version().map_err(|error| error.to_string()),
-            None => Err("it computes on the CPU".to_owned()),
+            None => Err(ON_CPU.to_owned()),
         };
         Ok(Self { asked, gpu, nccl })
     }
@@ -129,10 +180,7 @@ fn decide(all: &[Means], names: &[String], recorded: Option<&str>, by_itself: bo
     match (asked, found) {
         (Some(Sums::Host), _) => Ok((Sums::Host, format!("{VARIABLE}=host"))),
         (Some(Sums::Nccl), Ok(version)) => Ok((Sums::Nccl, version)),
-        (Some(Sums::Nccl), Err(problem)) => Err(Error::Refused(format!(
-            "environment variable {VARIABLE}: found \"nccl\", which cannot be used: {problem}; unset it to add up in the \
-             memory of the host"
-        ))),
+        (Some(Sums::Nccl), Err(problem)) => Err(unusable(&problem)),
         (None, _) if was(Sums::Host) => Ok((Sums::Host, "as the run began".to_owned())),
         (None, Ok(version)) if by_itself || was(Sums::Nccl) => Ok((Sums::Nccl, version)),
         (None, Ok(_)) => Ok((Sums::Host, format!("{VARIABLE}=nccl tries the stand-in for NCCL"))),
@@ -211,8 +259,10 @@ mod tests {
         let expected =
             "environment variable QLORA_SUMS: nccl for rank 1, nothing for rank 0; set it alike for all ranks";
         assert_eq!(error.to_string(), expected);
+        let error = asked(Some("tree")).unwrap_err().to_string();
+        assert_eq!(error, "environment variable QLORA_SUMS: found \"tree\", expected \"nccl\" or \"host\"");
         let error = asked(Some("mpi")).unwrap_err().to_string();
-        assert_eq!(error, "environment variable QLORA_SUMS: found \"mpi\", expected \"nccl\" or \"host\"");
+        assert!(error.ends_with(": MPI moves sums in the memory of the host, with QLORA_COMM=mpi"), "{error}");
         assert_eq!(asked(Some(" host ")).unwrap(), Some(Sums::Host));
     }
 }

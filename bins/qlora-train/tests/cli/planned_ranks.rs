@@ -55,6 +55,32 @@ fn processes_share_steps_and_each_has_its_memory_and_its_sums() {
     }
 }
 
+/// NCCL adds up on the GPUs, and takes nothing of what the setting gives to each process.
+#[test]
+fn sums_by_nccl_take_none_of_the_memory_of_the_host() {
+    let sandbox = Sandbox::new();
+    let plan = |more: &str, sums: &str| {
+        sandbox.run_with(&format!("plan --json {ON_GPU} 2 {more}"), &[("QLORA_SUMS", sums)]).json()
+    };
+    let bytes = |plan: Value| number(&plan["host"], "budget_bytes");
+    assert_eq!(bytes(plan("--processes 8", "nccl")), bytes(plan("", "")));
+    let on_host = bytes(plan("--processes 8", "host"));
+    assert_eq!(on_host, bytes(plan("--processes 2", "host")));
+    assert!(on_host < bytes(plan("", "host")));
+    let text =
+        |sums: &str| sandbox.run_with(&format!("plan {ON_GPU} 2 --processes 8"), &[("QLORA_SUMS", sums)]).ok().stdout;
+    let words = "sums in the memory of the host, as without NCCL, are in the plan: ";
+    assert!(text("host").contains(words) && !text("nccl").contains(words));
+    // Who asked for the memory of the host has no NCCL that takes any of a GPU's.
+    let of_nccl = "GPU memory that NCCL takes for sums is not in the plan";
+    assert!(!text("host").contains(of_nccl) && text("nccl").contains(of_nccl) && text("").contains(of_nccl));
+    let on_cpu = "plan --model model --max-length 64 --device cpu --compute f32 --processes 2";
+    let refused = [("nccl", "cannot be used: it computes on the CPU"), ("tree", "expected \"nccl\" or \"host\"")];
+    for (sums, words) in refused {
+        sandbox.run_with(on_cpu, &[("QLORA_SUMS", sums)]).ended(2, &["QLORA_SUMS", words]);
+    }
+}
+
 /// The rows come in the steps of one process with as much accumulation, and the memory of the machine is shared.
 #[test]
 fn processes_of_a_machine_share_its_memory_and_its_rows() {
@@ -108,4 +134,34 @@ fn a_plan_under_a_launcher_is_one_of_its_processes() {
         let done = sandbox.run(&format!("plan --model model {wrong}"));
         assert!(done.status == Some(2) && done.stderr.contains("--processes"), "{done:#?}");
     }
+}
+
+/// Weights that wait in host memory are one copy for all processes of a machine, and each counts its part.
+#[test]
+fn processes_of_a_machine_have_one_copy_of_weights_in_host_memory() {
+    let sandbox = Sandbox::new();
+    let line =
+        |host: &str| format!("--model llama-3-70b --gpu l40s --max-length 2048 --weights host --host-memory {host}");
+    let of_weights = |plan: &Value| -> u64 {
+        let buffers = plan["buffers"].as_array().unwrap().iter();
+        let of_name = |one: &&Value| one["name"] == "layers' weights in host memory";
+        buffers.filter(of_name).map(|one| one["bytes"].as_u64().unwrap()).sum()
+    };
+    let alone = plan(&sandbox, &line("64GiB"));
+    let all = of_weights(&alone);
+    assert!(alone["shared_weights"].is_null());
+    let four = plan(&sandbox, &format!("{} --processes 8 --processes-per-machine 4", line("64GiB")));
+    assert_eq!(four["shared_weights"], json!({"bytes": all, "processes": 4}));
+    assert_eq!((of_weights(&four), of_weights(&four) * 4), (all / 4, all));
+    let spread = plan(&sandbox, &format!("{} --processes 4 --processes-per-machine 1", line("64GiB")));
+    assert!(spread["shared_weights"].is_null() && of_weights(&spread) == all);
+    // On the second machine two hold what four do on the first.
+    let uneven = plan(&sandbox, &format!("{} --processes 6 --processes-per-machine 4", line("64GiB")));
+    assert_eq!(uneven["shared_weights"], json!({"bytes": all, "processes": 2}));
+    // Host memory for a part of each process, and not for a copy of each.
+    assert_eq!(sandbox.run(&format!("plan {}", line("24GiB"))).status, Some(1));
+    let done = sandbox.run(&format!("plan {} --processes 4", line("24GiB"))).ok().stdout;
+    let told =
+        "one copy of 32.9 GiB of weights in host memory is shared by 4 processes of a machine: each counts 8.2 GiB";
+    assert!(done.contains(told), "{done}");
 }

@@ -56,11 +56,16 @@ impl Directory {
 
     /// With variables of the environment.
     pub fn run_with(&self, line: &str, variables: &[(&str, &str)]) -> Output {
+        self.command(line, variables).output().unwrap()
+    }
+
+    pub fn command(&self, line: &str, variables: &[(&str, &str)]) -> Command {
         // Elsewhere than where it was built, the program is named.
         let program = std::env::var_os("QLORA_TRAIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_qlora-train").into());
         let mut command = Command::new(program);
         command.args(line.split_whitespace()).envs(variables.iter().copied());
-        command.current_dir(self.0.path()).output().unwrap()
+        command.current_dir(self.0.path());
+        command
     }
 
     /// The answer, and what went to standard error.

@@ -111,7 +111,8 @@ fn settings() -> Settings {
 }
 
 fn planned(spec: &ModelSpec) -> MemoryPlan {
-    const BUDGET: Budget = Budget { limit: u64::MAX, in_use: 0, in_use_name: "", read_bytes: 0, host_limit: u64::MAX };
+    const BUDGET: Budget =
+        Budget { limit: u64::MAX, in_use: 0, in_use_name: "", read_bytes: 0, host_limit: u64::MAX, sharers: 1 };
     let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
     let device = Device::choose_for_plan(&settings(), None).unwrap();
     plan(&device, spec, &stored, PlannedJob::Train, BUDGET).unwrap()

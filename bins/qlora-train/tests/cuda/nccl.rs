@@ -103,13 +103,17 @@ mod emulated {
     use qlora_kernels::device::{Device, Nccl};
     use qlora_train::backend::cuda::Cuda;
     use qlora_train::backend::{Batch, Optimizer};
-    use qlora_train::comm::{Communicator, Signs, Watched};
+    use qlora_train::comm::{Communicator, Signs, SingleProcess, Watched};
+    use qlora_train::error::{Error, Result};
     use qlora_train::files::failpoint;
     use qlora_train::model::optimizer_step::{Accumulated, StepReport, accumulate, update};
     use qlora_train::model::{Llama, ModelSpec};
     use std::rc::Rc;
     use trainer_lab::model::Documents;
     use trainer_lab::ranks::of_ranks;
+
+    /// A variable of the environment by which something goes wrong, and its value
+    type Fault = (&'static str, &'static str);
 
     type Stepped = (StepReport, Vec<Vec<f32>>, Vec<Vec<f32>>);
 
@@ -150,6 +154,87 @@ mod emulated {
         }
     }
 
+    /// Gradients that go through the host's memory while other layers compute, or afterwards.
+    #[test]
+    fn sums_in_the_memory_of_the_host_give_the_same_bits_beside_the_backward_pass_and_after_it() {
+        let spec = spec(config());
+        for (world, rows) in [(2, 3), (3, 4)] {
+            let row = |row: usize| Documents::random(&[7 + 3 * row], spec.arch.vocab_size, row as u64);
+            let rows: Vec<Documents> = (0..rows).map(row).collect();
+            let all: Vec<Batch> = rows.iter().map(Documents::batch).collect();
+            let (after, of_after) = of_ranks(world, false, |comm| stepped(&spec, comm, &all, false));
+            let (beside, of_beside) = of_ranks(world, true, |comm| stepped(&spec, comm, &all, false));
+            assert!(beside.iter().chain(&after).all(|rank| *rank == after[0]), "{world} ranks");
+            assert_eq!((of_after.beside, of_beside.beside, of_beside.all), (0, of_after.all, of_after.all));
+            // Several buckets of each rank.
+            assert!(of_after.all >= 4 * world, "{of_after:?}");
+        }
+    }
+
+    /// One of two ranks, whose sums end after so many.
+    struct Ending(usize);
+
+    impl Communicator for Ending {
+        fn rank(&self) -> usize {
+            0
+        }
+
+        fn world_size(&self) -> usize {
+            2
+        }
+
+        fn on_this_machine(&self) -> (usize, usize) {
+            (0, 2)
+        }
+
+        fn bucket(&self) -> usize {
+            300
+        }
+
+        fn beside(&mut self) -> Option<&mut (dyn Communicator + Send)> {
+            Some(self)
+        }
+
+        fn all_reduce_sum(&mut self, _gradients: &mut [f32], _totals: &mut [f64]) -> Result<()> {
+            self.0 = self.0.checked_sub(1).ok_or_else(|| Error::Failed("rank 1 is gone".to_owned()))?;
+            Ok(())
+        }
+
+        fn all_gather(&mut self, _what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+            Ok(vec![own.to_vec(); 2])
+        }
+
+        fn broadcast(&mut self, _what: &str, own: Vec<u8>) -> Result<Vec<u8>> {
+            Ok(own)
+        }
+    }
+
+    /// Gradients on their way are where they were when the sums have failed, and a step begins anew.
+    #[test]
+    fn gradients_are_back_when_a_sum_beside_the_backward_pass_fails() {
+        let spec = spec(config());
+        let rows =
+            [Documents::random(&[9], spec.arch.vocab_size, 1), Documents::random(&[12], spec.arch.vocab_size, 2)];
+        let all = rows.each_ref().map(Documents::batch);
+        let (alone, _) = of_ranks(1, false, |comm| stepped(&spec, comm, &all, false));
+        let mut cuda = Cuda::on_device(Rc::new(Device::open().unwrap()), spec.run_shape(), &spec.arch, ROOM).unwrap();
+        let mut model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
+        for sums in [0, 1, 3] {
+            let begun = Accumulated::default();
+            let comm = &mut Ending(sums);
+            let failed = accumulate(&mut cuda, &mut model, comm, 3, 2, &all, begun, &Signs::default).unwrap_err();
+            assert_eq!(failed.to_string(), "rank 1 is gone", "{sums}");
+            for (id, param) in model.params_mut() {
+                assert_eq!(cuda.gradient_len(param), cuda.param_values(param).unwrap().len(), "{id}");
+            }
+        }
+        let (comm, begun) = (&mut SingleProcess, Accumulated::default());
+        let done = accumulate(&mut cuda, &mut model, comm, 3, 2, &all, begun, &Signs::default).unwrap().0;
+        let hyper = &crate::runs::HYPER;
+        let report = update(&mut cuda, &mut model, comm, hyper, 3, 2, 1.0, &all, done.loss).unwrap();
+        assert_eq!(report, alone[0].0);
+    }
+
     #[test]
     fn ranks_that_add_up_on_their_devices_give_the_bytes_of_sums_over_tcp() {
         let directory = Directory::new();
@@ -157,6 +242,11 @@ mod emulated {
             let (host, gpus) = (format!("host{world}"), format!("gpus{world}"));
             let (on_host, said) = trained(&directory, &host, world, |_| vec![("QLORA_SUMS", "host")]);
             assert!(said.contains("added up in the memory of the host (QLORA_SUMS=host)"), "{said}");
+            let (after, _) = trained(&directory, &format!("after{world}"), world, |rank| match rank {
+                0 => vec![("QLORA_SUMS", "host")],
+                _ => vec![("QLORA_SUMS", "host"), ("QLORA_OVERLAP", "off")],
+            });
+            assert!(on_host == after, "{world} ranks");
             let (on_gpus, said) = trained(&directory, &gpus, world, |_| vec![("QLORA_SUMS", "nccl")]);
             assert!(said.contains("added up on the GPUs, by NCCL"), "{said}");
             assert!(on_host == on_gpus, "{world} ranks");
@@ -218,23 +308,27 @@ mod emulated {
     fn a_rank_that_fails_or_dies_within_a_sum_ends_all_by_its_name() {
         let directory = Directory::new();
         let (whole, _) = trained(&directory, "whole", 2, |_| vec![("QLORA_SUMS", "nccl")]);
-        for (fault, words) in [
+        let nccl: &[(Fault, &str)] = &[
             (("QLORA_EMULATION_NCCL", "fails:1"), "a sum of gradients: unhandled system error"),
             (("QLORA_EMULATION_NCCL", "fails:3"), "a sum of gradients: unhandled system error"),
             ((failpoint::VARIABLE, "sum:2"), "is gone"),
             ((failpoint::VARIABLE, "sum:3"), "is gone"),
-        ] {
-            let of_rank = |rank: usize| -> Vec<(&'static str, &'static str)> {
-                let own = if rank == 1 { Some(fault) } else { None };
-                [("QLORA_SUMS", "nccl")].into_iter().chain(own).collect()
-            };
-            let all = ranks(&directory, &line("out", "--resume-from-checkpoint"), 2, of_rank);
-            let said = errors(&all[0]);
-            assert!(all.iter().all(|output| !output.status.success()), "{fault:?}: {said}");
-            assert!(said.contains("rank 1 (") && said.contains(words), "{fault:?}: {said}");
+        ];
+        let host: &[(Fault, &str)] = &[((failpoint::VARIABLE, "sum:1"), "is gone")];
+        for (sums, faults) in [("nccl", nccl), ("host", host)] {
+            for &(fault, words) in faults {
+                let of_rank = |rank: usize| -> Vec<Fault> {
+                    let own = if rank == 1 { Some(fault) } else { None };
+                    [("QLORA_SUMS", sums)].into_iter().chain(own).collect()
+                };
+                let all = ranks(&directory, &line(sums, "--resume-from-checkpoint"), 2, of_rank);
+                let said = errors(&all[0]);
+                assert!(all.iter().all(|output| !output.status.success()), "{fault:?}: {said}");
+                assert!(said.contains("rank 1 (") && said.contains(words), "{fault:?}: {said}");
+            }
+            let on = ranks(&directory, &line(sums, "--resume-from-checkpoint"), 2, |_| vec![("QLORA_SUMS", sums)]);
+            assert!(on.iter().all(|output| output.status.success()), "{}", errors(&on[0]));
+            assert!(std::fs::read(directory.path(sums).join("adapter_model.safetensors")).unwrap() == whole);
         }
-        let on = ranks(&directory, &line("out", "--resume-from-checkpoint"), 2, |_| vec![("QLORA_SUMS", "nccl")]);
-        assert!(on.iter().all(|output| output.status.success()), "{}", errors(&on[0]));
-        assert!(std::fs::read(directory.path("out").join("adapter_model.safetensors")).unwrap() == whole);
     }
 }

@@ -13,7 +13,8 @@ use qlora_train::session::plan::{PlannedJob, StoredAs, plan};
 use qlora_train::session::{Budget, Device};
 use trainer_lab::model::Documents;
 
-const BUDGET: Budget = Budget { limit: u64::MAX, in_use: 0, in_use_name: "", read_bytes: 0, host_limit: u64::MAX };
+const BUDGET: Budget =
+    Budget { limit: u64::MAX, in_use: 0, in_use_name: "", read_bytes: 0, host_limit: u64::MAX, sharers: 1 };
 
 pub fn planned(spec: &ModelSpec) -> u64 {
     let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };

@@ -3,7 +3,8 @@
 use crate::backend::PlannedBuffer;
 use crate::error::{Context, Error, Result};
 use qlora_kernels::device::{
-    Arena, Buffer, Device, Element, OffloadSlot, PeakUsage, PinnedBuffer, ReadbackStaging, Stream, UploadStaging, View,
+    Arena, Buffer, Device, Element, OffloadSlot, PeakUsage, PinnedBuffer, ReadbackStaging, RoundTrip, Stream,
+    UploadStaging, View,
 };
 use std::cell::RefCell;
 use std::ops::Range;
@@ -89,7 +90,8 @@ impl DeviceMemory {
         }
     }
 
-    fn count_pinned<T>(&self, name: &str, len: usize) {
+    /// Counts `len` elements of pinned host memory under `name`.
+    pub fn count_pinned<T>(&self, name: &str, len: usize) {
         let (bytes, mut pinned) = ((len * size_of::<T>()) as u64, self.pinned.borrow_mut());
         match pinned.iter_mut().find(|line| line.name == name) {
             Some(line) => line.bytes += bytes,
@@ -120,6 +122,10 @@ impl DeviceMemory {
 
     pub fn offload_slot<T: Element>(&self, name: &'static str, len: usize) -> Result<Option<OffloadSlot<T>>> {
         self.pinned::<T, _>(name, len, |device| OffloadSlot::new(device, len))
+    }
+
+    pub fn round_trip(&self, name: &'static str, piece: usize) -> Result<Option<RoundTrip>> {
+        self.pinned::<f32, _>(name, RoundTrip::pinned_len(piece), |device| RoundTrip::new(device, piece))
     }
 
     /// `data` while running: `len` elements that the device reads where they are.

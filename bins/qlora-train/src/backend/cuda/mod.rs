@@ -8,8 +8,9 @@
 //! [`Cuda::dry_run`] is this backend without a device, which takes and gives back the same parts and launches nothing.
 //! A batch and the optimizer's rates come through pinned memory on a stream of their own, and the sum of the losses and
 //! the norm of the gradients go back on another: the host waits for those two and for nothing else in a step, each when
-//! all that does not need it is queued. Gradients are clipped on the device. Text is made from keys and values that
-//! stay on the device; a token reads back the logits it is chosen by, in f32.
+//! all that does not need it is queued. Where the host adds up the gradients of several processes, they go through
+//! pinned memory on those two streams as well, beside the kernels. Gradients are clipped on the device. Text is made
+//! from keys and values that stay on the device; a token reads back the logits it is chosen by, in f32.
 
 mod attention_cache;
 mod batch;
@@ -28,10 +29,14 @@ mod optimizer;
 mod optimizer_memory;
 mod pinned;
 mod rope;
+mod shared;
+mod token_rows;
 mod weights;
 mod whole;
 
 pub use operands::{CudaBuffer, CudaOffloaded, CudaParam, CudaTable, CudaVector, CudaWeight};
+pub use optimizer::READING_BYTES;
+pub use shared::SharedWeights;
 
 use super::run_shape::RunShape;
 use super::{CheckedBatch, Operands, Trace};
@@ -47,7 +52,7 @@ use offload::Offload;
 use optimizer_memory::OptimizerMemory;
 use pinned::PinnedWeights;
 use qlora_kernels::CudaError;
-use qlora_kernels::device::{Buffer, Device, EventTimer, Nccl};
+use qlora_kernels::device::{Buffer, Device, EventTimer, Nccl, RoundTrip};
 use qlora_kernels::ops::attention_backward;
 use qlora_kernels::ops::dispatch::{Pass, Row};
 use qlora_kernels::ops::linear::Path as LinearPath;
@@ -63,6 +68,8 @@ type Paths = Option<Vec<LinearPath>>;
 pub struct Cuda {
     /// The GPUs of the other ranks, where they add up gradients. First: its work ends before its memory.
     sums: Option<Nccl>,
+    /// Gradients on their way through the host's memory; none before the first
+    reading: Option<RoundTrip>,
     memory: DeviceMemory,
     dims: RunShape,
     batch: CheckedBatch,
@@ -133,6 +140,7 @@ impl Cuda {
         let attention = if dims.training { attention_backward::workspace_len_of(tokens, &attention) } else { 0 };
         Ok(Self {
             sums: None,
+            reading: None,
             on_device: BatchMemory::new(&memory, dims.tokens, dims.adapters_by_row)?,
             attention: memory.take("workspace", attention)?,
             gradients: memory.take("workspace", 0)?,
@@ -158,6 +166,12 @@ impl Cuda {
     /// With the GPUs of other ranks, with which it adds up gradients.
     pub fn adding_up(self, sums: Option<Nccl>) -> Self {
         Self { sums, ..self }
+    }
+
+    /// With a copy of pinned weights that other processes of the machine have as well.
+    pub fn sharing(mut self, copy: Option<SharedWeights>) -> Self {
+        self.pinned.share(copy);
+        self
     }
 
     /// The kernels that linear layers took since the last call, in order; none before the first.

@@ -8,7 +8,7 @@ use super::weights::rounded;
 use crate::backend::{Optimizer, OptimizerState, ParamUpdate, StateFormat};
 use crate::error::{Error, Result};
 use crate::refuse;
-use qlora_kernels::device::{Buffer, Others};
+use qlora_kernels::device::{Buffer, Others, RoundTrip};
 use qlora_kernels::ops::adamw::{self, GradientState, RATE_LEN, States, Tensor, Tensors};
 use qlora_kernels::optim8bit::BLOCK_SIZE;
 
@@ -16,6 +16,12 @@ use qlora_kernels::optim8bit::BLOCK_SIZE;
 const PARAMS: &str = "LoRA A and B";
 const GRADIENTS: &str = "LoRA gradients";
 const STATES: &str = "AdamW states";
+const READING: &str = "gradients on their way to other processes";
+
+/// Values of gradients that are copied to the host, and back, at a time.
+const PIECE: usize = 1 << 19;
+/// Pinned host memory that gradients go through, where the host adds them up over processes.
+pub const READING_BYTES: u64 = 4 * RoundTrip::pinned_len(PIECE) as u64;
 
 /// Every tensor has a rate of its own, so that a changed rate changes no table.
 fn tensors<'a>(params: Vec<&'a mut CudaParam>) -> Result<Tensors<'a>> {
@@ -43,6 +49,11 @@ fn tensors<'a>(params: Vec<&'a mut CudaParam>) -> Result<Tensors<'a>> {
 }
 
 impl Cuda {
+    /// Gradients on their way through the host's memory.
+    fn reading(&mut self) -> Result<&mut RoundTrip> {
+        self.reading.as_mut().ok_or_else(|| Error::Failed("no gradient is on its way to the host".to_owned()))
+    }
+
     /// A trainable tensor; `lines` are the plan's for its values and its gradient.
     pub(super) fn trained(
         &mut self,
@@ -86,10 +97,7 @@ impl Optimizer for Cuda {
     }
 
     fn restore(&mut self, param: &mut CudaParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
-        let n = param.value.len();
-        if values.len() != n {
-            refuse!("found {} values, expected {n}", values.len());
-        }
+        check_values(&values, param.value.len())?;
         let Some(training) = &mut param.training else {
             refuse!("found {}, expected none: the tensor is not trained", state.describe());
         };
@@ -119,6 +127,17 @@ impl Optimizer for Cuda {
         Ok(())
     }
 
+    fn set_values(&mut self, param: &mut CudaParam, values: Vec<f32>) -> Result<()> {
+        check_values(&values, param.value.len())?;
+        self.memory.write(&mut param.value, &values)?;
+        self.memory.write(&mut param.working, &rounded(&values))
+    }
+
+    fn set_operand(&mut self, param: &mut CudaParam, values: Vec<f32>) -> Result<()> {
+        check_values(&values, param.working.len())?;
+        self.memory.write(&mut param.working, &rounded(&values))
+    }
+
     fn gradient(&self, param: &CudaParam) -> Result<Vec<f32>> {
         match &param.training {
             Some(training) => self.memory.download(&training.gradient),
@@ -141,6 +160,37 @@ impl Optimizer for Cuda {
         param.training.as_ref().map_or(0, |training| training.gradient.len())
     }
 
+    fn reads_beside(&self) -> bool {
+        true
+    }
+
+    fn begin_reading(&mut self, params: Vec<&mut CudaParam>) -> Result<()> {
+        if self.reading.is_none() {
+            self.reading = self.memory.round_trip(READING, PIECE)?;
+        }
+        Ok(self.reading()?.begin(take_gradients(params))?)
+    }
+
+    fn read(&mut self, waits: bool) -> Result<Option<Vec<f32>>> {
+        Ok(self.reading()?.values(waits)?)
+    }
+
+    fn put_back(&mut self, values: &[f32]) -> Result<()> {
+        Ok(self.reading()?.put_back(values)?)
+    }
+
+    fn finish_reading(&mut self, params: Vec<&mut CudaParam>) -> Result<()> {
+        let gradients = self.reading()?.finish()?;
+        give_back(params, gradients);
+        Ok(())
+    }
+
+    fn abandon_reading(&mut self, params: Vec<&mut CudaParam>) {
+        if let Some(reading) = &mut self.reading {
+            give_back(params, reading.abandon());
+        }
+    }
+
     fn adds_up(&self) -> bool {
         self.sums.is_some()
     }
@@ -149,8 +199,7 @@ impl Optimizer for Cuda {
         let Some(sums) = &mut self.sums else {
             return Err(Error::Failed("the GPU has met no others to add up with".to_owned()));
         };
-        let training = params.into_iter().filter_map(|param| param.training.as_mut());
-        Ok(sums.begin(training.map(|training| std::mem::take(&mut training.gradient)).collect(), others)?)
+        Ok(sums.begin(take_gradients(params), others)?)
     }
 
     fn finish_sums(&mut self, params: Vec<&mut CudaParam>, others: &mut dyn Others) -> Result<()> {
@@ -201,6 +250,19 @@ impl Optimizer for Cuda {
         let words = readback.as_mut().expect("it is there while running").wait()?;
         Ok(GradientState::from_words([words[0], words[1]]).norm)
     }
+}
+
+fn check_values(values: &[f32], expected: usize) -> Result<()> {
+    if values.len() != expected {
+        refuse!("found {} values, expected {expected}", values.len());
+    }
+    Ok(())
+}
+
+/// Takes the gradients of these tensors, which have none until [`give_back`].
+fn take_gradients(params: Vec<&mut CudaParam>) -> Vec<Buffer<f32>> {
+    let training = params.into_iter().filter_map(|param| param.training.as_mut());
+    training.map(|training| std::mem::take(&mut training.gradient)).collect()
 }
 
 /// Makes these the gradients of the first tensors, of which sums were begun.

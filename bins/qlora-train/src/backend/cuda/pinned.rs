@@ -2,8 +2,12 @@
 //!
 //! A layer's arrays lie one after the other, so that one copy brings them. It runs while the layer before computes: at
 //! H = 8192 a layer in NF4 has about 0.4 GB, which take 17 ms at 25 GB/s, and computes about `26·H²` FLOPs a token.
+//!
+//! Processes of one machine may have the layers in memory that they share: one after the other in a file.
 
 use super::memory::DeviceMemory;
+use super::shared::SharedWeights;
+use crate::backend::WEIGHTS_ON_HOST;
 use crate::error::Result;
 use qlora_kernels::device::{Buffer, Element, OffloadSlot, View};
 
@@ -13,8 +17,7 @@ const SLOTS: usize = 2;
 /// An array begins at a multiple of this, as one in device memory of its own does.
 const ALIGNMENT: usize = 256;
 
-/// The plan's lines.
-const ON_HOST: &str = "layers' weights in host memory";
+/// The plan's line, beside [`WEIGHTS_ON_HOST`].
 const ON_DEVICE: &str = "layers' weights in use";
 
 /// An array of a frozen weight.
@@ -48,7 +51,7 @@ impl<T: Element + Default + bytemuck::Pod> WeightArray<T> {
         let Self::Device(data) = self else { return Ok(()) };
         let (layer, first, len) = (arrays.layer, arrays.len.next_multiple_of(ALIGNMENT), data.len());
         arrays.len = first + len * size_of::<T>();
-        if memory.device().is_some() {
+        if arrays.is_kept {
             arrays.bytes.resize(first, 0);
             arrays.bytes.extend_from_slice(bytemuck::cast_slice(&memory.download(data)?));
         }
@@ -61,7 +64,9 @@ impl<T: Element + Default + bytemuck::Pod> WeightArray<T> {
 pub struct LayerArrays {
     layer: usize,
     len: usize,
-    /// Empty in a dry run
+    /// Whether this process writes them: not in a dry run, nor where another one does
+    is_kept: bool,
+    /// Empty where they are not kept
     bytes: Vec<u8>,
 }
 
@@ -72,10 +77,12 @@ pub struct PinnedWeights {
     slots: Vec<Slot>,
     /// The layer that operations use.
     current: Option<usize>,
+    /// The copy that the layers are in, where processes share one
+    shared: Option<SharedWeights>,
 }
 
 struct PinnedLayer {
-    /// None in a dry run
+    /// None in a dry run, and of a layer in a shared copy that is not whole yet
     offload_slot: Option<OffloadSlot<u8>>,
     len: usize,
 }
@@ -88,24 +95,50 @@ struct Slot {
 }
 
 impl PinnedWeights {
+    /// Puts the layers that come into a copy that processes share.
+    pub fn share(&mut self, copy: Option<SharedWeights>) {
+        self.shared = copy;
+    }
+
     /// The weights of one layer, which `append` adds to its arrays; their device memory is given back.
     pub fn pin(&mut self, memory: &DeviceMemory, append: impl FnOnce(&mut LayerArrays) -> Result<()>) -> Result<()> {
-        let mut arrays = LayerArrays { layer: self.layers.len(), len: 0, bytes: Vec::new() };
+        let layer = self.layers.len();
+        let is_mine = self.shared.as_ref().is_none_or(|shared| shared.writes(layer));
+        let is_kept = memory.device().is_some() && is_mine;
+        let mut arrays = LayerArrays { layer, len: 0, is_kept, bytes: Vec::new() };
         append(&mut arrays)?;
-        let len = arrays.len;
-        let mut offload_slot = memory.offload_slot(ON_HOST, len)?;
-        let buffer = memory.upload(ON_DEVICE, len, Some(&arrays.bytes))?;
-        match &mut offload_slot {
-            Some(offload_slot) => {
-                offload_slot.offload(buffer)?;
-                offload_slot.wait_offload()?;
-            }
-            None => drop(buffer),
+        let LayerArrays { len, mut bytes, .. } = arrays;
+        // So that the next one begins as an array does, wherever it lies.
+        let len = len.next_multiple_of(ALIGNMENT);
+        if is_kept {
+            bytes.resize(len, 0);
         }
+        let offload_slot = match &mut self.shared {
+            Some(shared) => {
+                // The device has room for it, as in the plan.
+                drop(memory.take::<u8>(ON_DEVICE, len)?);
+                memory.count_pinned::<u8>(WEIGHTS_ON_HOST, len);
+                shared.append(len, is_kept.then_some(&bytes[..]))?;
+                None
+            }
+            None => offloaded(memory, len, &bytes)?,
+        };
         self.layers.push(PinnedLayer { offload_slot, len });
         // Now, so that they do not lie between the buffers of a step.
         if self.slots.len() < SLOTS {
             self.slots.push(Slot { layer: None, buffer: Some(memory.take(ON_DEVICE, len)?) });
+        }
+        Ok(())
+    }
+
+    /// Pins the copy that processes share, once all of them have written their layers.
+    pub fn finish(&mut self, memory: &DeviceMemory) -> Result<()> {
+        let (Some(shared), Some(device)) = (&self.shared, memory.device()) else { return Ok(()) };
+        let copy = shared.pinned(device)?;
+        let mut first = 0;
+        for layer in &mut self.layers {
+            layer.offload_slot = Some(OffloadSlot::shared(&copy, first, layer.len)?);
+            first += layer.len;
         }
         Ok(())
     }
@@ -141,6 +174,8 @@ impl PinnedWeights {
         }
         if let Some(offload_slot) = offload_slot {
             offload_slot.prefetch(buffer.take().expect("it was settled"))?;
+        } else {
+            assert!(memory.is_dry_run(), "a copy that processes share is whole before it is used");
         }
         Ok(slot)
     }
@@ -158,4 +193,18 @@ impl PinnedWeights {
         let slot = self.slot_of(layer).expect("the current layer has a slot");
         self.slots[slot].buffer.as_ref().expect("it was waited for").view()
     }
+}
+
+/// A layer of `len` bytes in pinned memory of this process; none in a dry run.
+fn offloaded(memory: &DeviceMemory, len: usize, bytes: &[u8]) -> Result<Option<OffloadSlot<u8>>> {
+    let mut offload_slot = memory.offload_slot(WEIGHTS_ON_HOST, len)?;
+    let buffer = memory.upload(ON_DEVICE, len, Some(bytes))?;
+    match &mut offload_slot {
+        Some(offload_slot) => {
+            offload_slot.offload(buffer)?;
+            offload_slot.wait_offload()?;
+        }
+        None => drop(buffer),
+    }
+    Ok(offload_slot)
 }

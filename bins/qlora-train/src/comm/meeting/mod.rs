@@ -332,6 +332,10 @@ impl<T: Transport> Communicator for Meeting<T> {
         places::on_processors_of(&self.peers, self.rank())
     }
 
+    fn machine_of(&self, rank: usize) -> usize {
+        places::machine_of(&self.peers, rank)
+    }
+
     fn machines(&self) -> usize {
         places::machines(&self.peers)
     }

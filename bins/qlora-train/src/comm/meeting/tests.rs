@@ -166,6 +166,7 @@ fn every_rank_has_what_all_of_them_give_and_knows_where_they_are() {
         let gathered = comm.all_gather("numbers", &vec![comm.rank() as u8; comm.rank() * 1000]).unwrap();
         assert_eq!(comm.all_gather("nothing", &[]).unwrap(), vec![Vec::<u8>::new(); 3]);
         let given = comm.broadcast("letter", vec![b'a' + comm.rank() as u8; 1 + comm.rank()]).unwrap();
+        assert_eq!([0, 1, 2].map(|rank| comm.machine_of(rank)), [0, 0, 2]);
         let places = (comm.on_this_machine(), comm.on_these_processors(), comm.machines());
         assert_eq!(places, [((0, 2), 2, 2), ((1, 2), 2, 2), ((0, 1), 1, 2)][comm.rank()]);
         assert_eq!(comm.name_of(2), "rank 2 (a, process 4711)");

@@ -13,8 +13,8 @@
 //! | `NAME:N:pause:MS` | says so and waits that many milliseconds there |
 //!
 //! `any` is every place. Places are a file's `write/…`, `synced/…`, `renamed/…`, the stages of a checkpoint and of its
-//! removal, `micro-batch`, `step` and `evaluation` between them, `sum` within one over several processes, and `tensor`,
-//! each of a model that is quantized.
+//! removal, `micro-batch`, `step` and `evaluation` between them, `sum` within one over several processes, `weights`,
+//! each layer that a process writes for others of its machine, and `tensor`, each of a model that is quantized.
 
 use std::fs::File;
 use std::io::{self, Write};
