@@ -18,12 +18,18 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
     // A ~ at its beginning is the home directory.
     let path = || "[a-zA-Z0-9_./ #:'\"&*!%@{}-][a-zA-Z0-9_./ #:'\"~&*!%@{}-]{0,7}[a-z]{6}";
     match info.name {
-        "model" | "revision" | "output_dir" | "chat_template" => path().prop_map(Json::from).boxed(),
+        "model" | "revision" | "output_dir" => path().prop_map(Json::from).boxed(),
+        "chat_template" => {
+            let is_path = |path: &String| !path.contains("{{") && !path.contains("{%");
+            path().prop_filter("the text of a template", is_path).prop_map(Json::from).boxed()
+        }
         "prompt_column"
         | "completion_column"
         | "input_column"
         | "system_column"
         | "messages_column"
+        | "role_key"
+        | "content_key"
         | "text_column"
         | "logging_dir"
         | "tokenized_cache"
@@ -51,7 +57,7 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         .boxed(),
         "lr_scheduler_type" => words(&["constant", "constant_with_warmup", "linear", "cosine"]),
         "warmup_steps" => prop_oneof![share(), (1u64..1_000_000_000).prop_map(Json::from)].boxed(),
-        "too_long" => words(&["drop", "truncate", "error", "chunk"]),
+        "too_long" => words(&["drop", "truncate", "proportional", "error", "chunk"]),
         "compute" => words(&["f32", "bf16"]),
         "linear" => words(&["fused", "dequantize"]),
         "weights" => words(&["resident", "host", "disk"]),
@@ -80,6 +86,7 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         "rank_pattern" => prop::collection::btree_map(path(), 1u64..=256, 1..4).prop_map(|map| json!(map)).boxed(),
         "alpha_pattern" => prop::collection::btree_map(path(), 1u64..=65536, 1..4).prop_map(|map| json!(map)).boxed(),
         "lora_r" => (1u64..=256).prop_map(Json::from).boxed(),
+        "target_r" | "tinit" | "tfinal" | "delta_t" => (1u64..=255).prop_map(Json::from).boxed(),
         "threads" => (1u64..=4096).prop_map(Json::from).boxed(),
         "save_steps" | "eval_steps" => {
             prop_oneof![share(), words(&["epoch", "3 per epoch"]), (2u64..1_000_000_000).prop_map(Json::from)].boxed()
@@ -179,6 +186,8 @@ proptest! {
             .iter()
             .filter(|(name, _)| !(*name == "warmup_ratio" && has("warmup_steps")))
             .filter(|(name, _)| !(*name == "val_set_size" && has("val_data")))
+            // Answers need validation rows, which the data's paths say early.
+            .filter(|(name, _)| !(*name == "eval_answers" && has("data")))
             .flat_map(|(name, value)| as_flags(name, value))
             .collect();
         let mut settings = load("", &flags);

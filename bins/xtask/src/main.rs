@@ -55,6 +55,9 @@ enum Task {
         /// Write docs/predicted.md
         #[arg(long)]
         write: bool,
+        /// Take the constants that the GPU bundle measured: a file of its folder records/calibration
+        #[arg(long, value_name = "FILE", conflicts_with = "write")]
+        calibrate: Option<std::path::PathBuf>,
     },
     /// Write the table of GPU figures in docs/ from the files of benches/records
     Records,
@@ -104,7 +107,12 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
         }
         Task::GpuBundle => check(workspace.tool("gpu-bundle", &[])?)?,
         Task::Dist { cuda } => dist::run(workspace, cuda)?,
-        Task::Predict { write } => {
+        Task::Predict { calibrate: Some(file), .. } => {
+            // The tool runs in the repository's root, wherever the file was named from.
+            let file = std::path::absolute(file)?.to_string_lossy().into_owned();
+            check(workspace.tool("predict", &["calibrate", file.as_str()])?)?;
+        }
+        Task::Predict { write, .. } => {
             check(workspace.tool("predict", if write { &["write"] as &[&str] } else { &[] })?)?;
         }
         Task::Records => check(workspace.tool("records", &["write"])?)?,

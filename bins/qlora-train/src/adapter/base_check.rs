@@ -8,6 +8,7 @@ use crate::base::{BaseFingerprint, BaseName};
 use crate::error::{Error, Result};
 use crate::refuse;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 impl Adapter {
     /// The part of [`check_base`](Self::check_base) that needs no weights. Refused: a layer or shape that the base
@@ -88,7 +89,7 @@ impl Adapter {
                 let what = match same_model {
                     true => format!(
                         "it was trained on another form of this model ({own_base}): embedding and norms are those of \
-                         {here}, the linear weights are rounded otherwise"
+                         {here}, the linear weights are rounded otherwise, or were changed (merged, fine-tuned)"
                     ),
                     false => format!("it was trained on other weights ({own_base}) than those of {here}"),
                 };
@@ -98,7 +99,7 @@ impl Adapter {
                          on, or give --allow-other-base: what it computes then differs from what it learned{}",
                         metadata::BASE_FINGERPRINT,
                         base.whole,
-                        if same_model { " by that rounding" } else { ", by as much as the weights do" }
+                        if same_model { " by that rounding or change" } else { ", by as much as the weights do" }
                     );
                 }
                 warnings
@@ -142,7 +143,30 @@ impl Adapter {
     }
 }
 
-/// Whether a name, or the last part of a path, is that of the base.
+/// Whether a name, or the last part of a path, is that of the base, or the model at a path has that name.
 fn is_named(name: &str, base: &str) -> bool {
-    name == base || name.trim_end_matches('/').rsplit('/').next() == Some(base)
+    let is_last = name.trim_end_matches('/').rsplit('/').next() == Some(base);
+    name == base || is_last || BaseName::of_dir(Path::new(name)).is_some_and(|there| there.name == base)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_is_named_by_its_name_and_by_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("copy");
+        std::fs::create_dir(&place).unwrap();
+        std::fs::write(place.join("config.json"), r#"{"_name_or_path": "org/base"}"#).unwrap();
+        for (name, base, is) in [
+            ("org/base", "org/base", true),
+            ("/models/base/", "base", true),
+            (place.to_str().unwrap(), "org/base", true),
+            (place.to_str().unwrap(), "org/other", false),
+            ("/gone/copy", "org/base", false),
+        ] {
+            assert_eq!(is_named(name, base), is, "{name} {base}");
+        }
+    }
 }

@@ -13,9 +13,10 @@ pub(super) const MAX_RECORD_BYTES: u64 = 256 << 20;
 /// The record of a run, in its output directory.
 pub(super) const RUN_FILE: &str = "run.json";
 
-/// Whether a directory holds an adapter and no model.
+/// Whether a directory holds an adapter and no model. What is no file in the place of its configuration is told to
+/// whoever reads it.
 pub fn is_adapter(dir: &Path) -> bool {
-    dir.join(ADAPTER_CONFIG).is_file() && !dir.join("config.json").is_file()
+    dir.join(ADAPTER_CONFIG).symlink_metadata().is_ok() && !dir.join("config.json").is_file()
 }
 
 /// A text in a JSON file. None: there is no such file, it is damaged, or it holds none there.

@@ -29,10 +29,13 @@ const KNOWN_KEYS: [&str; 20] = [
     "truncate",
     // The first models that YaRN stretched have these; transformers reads neither.
     "finetuned",
-    "attn_factor",
+    ATTENTION_FACTOR,
     QUERY_GROWTH,
     "max_position_embeddings",
 ];
+
+/// Factor of attention by which vLLM and llama.cpp stretch with YaRN, and transformers does not.
+const ATTENTION_FACTOR: &str = "attn_factor";
 
 /// By how much queries grow beyond the trained context (Ministral 3, Llama 4).
 const QUERY_GROWTH: &str = "llama_4_scaling_beta";
@@ -306,6 +309,11 @@ fn yarn(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Result<
     };
     let factor = positive("factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);
     let (beta_fast, beta_slow) = (positive("beta_fast")?.unwrap_or(32.0), positive("beta_slow")?.unwrap_or(1.0));
+    if nested.number(ATTENTION_FACTOR)?.is_some_and(|factor| factor != 1.0) {
+        let expected = "1, or no such key: vLLM and llama.cpp multiply by it and transformers does not, so that the model \
+                        would be another one there; `attention_factor` is the key that says it";
+        return Err(nested.wrong(ATTENTION_FACTOR, expected));
+    }
     if beta_fast < beta_slow {
         return Err(nested.wrong("beta_fast", &format!("a number of at least beta_slow ({beta_slow})")));
     }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::error::Result;
 use crate::files::home::expand_home;
+use crate::files::json::read_object;
 use crate::hub::{Environment, HubId, Need, find_model, is_hub_name, is_rather_path};
 use crate::refuse;
 
@@ -23,6 +24,11 @@ pub struct BaseName {
 }
 
 impl BaseName {
+    /// That of the model in a directory. None: there is none.
+    pub fn of_dir(dir: &Path) -> Option<Self> {
+        Some(Self::of(dir, &read_object(&dir.join("config.json")).ok()?))
+    }
+
     /// From the cache layout of the path, else `_name_or_path` of config.json where that is a hub id, else the
     /// directory's name.
     pub(super) fn of(dir: &Path, config: &Map<String, Value>) -> Self {

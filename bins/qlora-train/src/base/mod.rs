@@ -13,6 +13,7 @@ mod quantized;
 pub mod synthetic;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -179,6 +180,13 @@ impl Checkpoint {
             self.files[*file].read_range_f32(name, info, from..from + columns)
         };
         rows.iter().map(row).collect::<Result<_>>().map(Some)
+    }
+
+    /// Elements `range` of a tensor that is stored in 16 or 32 bits, in row-major order, widened to f32; `None` where
+    /// it is stored in NF4.
+    pub fn read_range_f32(&self, name: &str, range: Range<usize>) -> Result<Option<Vec<f32>>> {
+        let Entry::Dense(file, info) = self.find(name)? else { return Ok(None) };
+        self.files[*file].read_range_f32(name, info, range).map(Some)
     }
 
     /// Refuses a NaN or infinity in a tensor that was read: it would spread to everything that is trained on it.

@@ -70,9 +70,22 @@ impl Checkpoint {
                 if others == 1 { "is" } else { "are" }
             ));
         }
+        let needed: BTreeSet<String> = arch.tensors().into_iter().map(|(name, _)| name).collect();
+        if is_bare(&needed, arch.names.head, &files) {
+            for file in &mut files {
+                with_prefix(&needed, &mut file.tensors);
+            }
+            if let Some(index) = &mut index {
+                with_prefix(&needed, index);
+            }
+            notes.push(format!(
+                "{}: the names of tensors have no `{PREFIX}`, as where a model is saved without its output layer: read \
+                 as if they had it",
+                dir.display()
+            ));
+        }
         let mut owners = owners(&files)?;
         if let Some(index) = index {
-            let needed = arch.tensors().into_iter().map(|(name, _)| name).collect();
             let index = Index {
                 path: dir.join(INDEX),
                 shard_of: index,
@@ -282,6 +295,24 @@ fn text_only<T>(source: &Path, tensors: &mut BTreeMap<String, T>) -> Result<usiz
     }
     *tensors = own.into_iter().map(|(alone, (_, found))| (alone, found)).collect();
     Ok(before - tensors.len())
+}
+
+/// Before the names of all tensors but the output layer's.
+const PREFIX: &str = "model.";
+
+/// Whether files name the tensors of a model as its inner part alone does (`LlamaModel`), which transformers reads too.
+fn is_bare(needed: &BTreeSet<String>, head: &str, files: &[TensorFile]) -> bool {
+    let names = || files.iter().flat_map(|file| file.tensors.keys()).filter(|name| *name != head);
+    names().all(|name| !is_needed(needed, name)) && names().any(|name| is_needed(needed, &format!("{PREFIX}{name}")))
+}
+
+/// Gives tensors the names that they have in the whole model.
+fn with_prefix<T>(needed: &BTreeSet<String>, tensors: &mut BTreeMap<String, T>) {
+    let named = |(name, found): (String, T)| {
+        let whole = format!("{PREFIX}{name}");
+        (if is_needed(needed, &whole) { whole } else { name }, found)
+    };
+    *tensors = std::mem::take(tensors).into_iter().map(named).collect();
 }
 
 /// Elements of the output layer and the embedding that are compared at a time.

@@ -70,7 +70,10 @@ pub fn run(args: &ChatArgs, to_program: bool) -> Result<Answer> {
         refuse!("--max-new-tokens: found {max_new_tokens}, expected fewer than the {context} tokens of --context");
     }
     let stop = Stop::of_model(checkpoint.dir(), checkpoint.arch(), &tokenizer, true)?;
-    let stop = stop.and_before(&args.sampling.stop);
+    let stop = stop.or_before(&args.sampling.stop);
+    if let Some(note) = stop.note() {
+        status!("{note}");
+    }
     let job = Chat { args, settings, adapters, loaded, tokenizer, context, stop, device: device.clone(), to_program };
     device.run(job)
 }

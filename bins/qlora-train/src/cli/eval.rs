@@ -57,6 +57,12 @@ pub struct EvalArgs {
     /// Column of the rows that holds the turns
     #[arg(long)]
     messages_column: Option<String>,
+    /// Key of a turn's role, where it is not role or from
+    #[arg(long)]
+    role_key: Option<String>,
+    /// Key of a turn's content, where it is not content or value
+    #[arg(long)]
+    content_key: Option<String>,
     /// Column of the rows that holds the text
     #[arg(long)]
     text_column: Option<String>,
@@ -101,6 +107,8 @@ impl EvalArgs {
             ("prompt_column", &self.prompt_column),
             ("completion_column", &self.completion_column),
             ("messages_column", &self.messages_column),
+            ("role_key", &self.role_key),
+            ("content_key", &self.content_key),
             ("text_column", &self.text_column),
         ];
         for (name, value) in given {
@@ -111,6 +119,8 @@ impl EvalArgs {
                 "prompt_column" => settings.prompt_column = read.prompt_column,
                 "completion_column" => settings.completion_column = read.completion_column,
                 "messages_column" => settings.messages_column = read.messages_column,
+                "role_key" => settings.role_key = read.role_key,
+                "content_key" => settings.content_key = read.content_key,
                 _ => settings.text_column = read.text_column,
             }
         }

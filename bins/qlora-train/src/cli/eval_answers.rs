@@ -107,6 +107,9 @@ pub fn run(
     }
     let chat = tokenizer.template().is_some();
     let stop = Stop::of_model(loaded.checkpoint.dir(), loaded.checkpoint.arch(), tokenizer, chat)?;
+    if let Some(note) = stop.note() {
+        status!("{note}");
+    }
     let (show, show_base) = (args.show as usize, with_base || adapters.is_empty());
     let job = AnswerRows {
         settings,

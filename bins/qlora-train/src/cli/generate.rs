@@ -14,7 +14,7 @@ use crate::infer::{Adapters, InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::model::generate::generate_by_row;
 use crate::refuse;
-use crate::report::{Bars, PrintableOut, printable, status, warning};
+use crate::report::{Bars, PrintableOut, count, printable, status, warning};
 use crate::session::chat_template::open_tokenizer;
 use crate::session::host::set_threads;
 use crate::session::untrained_tokens::{rows_of_adapters, warn_of_untrained_ids};
@@ -188,7 +188,10 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
         );
     }
     let stop = Stop::of_model(checkpoint.dir(), checkpoint.arch(), &tokenizer, form == Form::Chat)?;
-    let stop = stop.and_before(&args.sampling.stop);
+    let stop = stop.or_before(&args.sampling.stop);
+    if let Some(note) = stop.note() {
+        status!("{note}");
+    }
     device.clone().run(Generate {
         args,
         settings,
@@ -303,7 +306,8 @@ impl DeviceJob for Generate<'_> {
             }
             let seconds = start.elapsed().as_secs_f64();
             status!(
-                "{done} tokens in {seconds:.1} s, {:.1} tokens/s with the prompts read",
+                "{} in {seconds:.1} s, {:.1} tokens/s with the prompts read",
+                count(done, "token"),
                 done as f64 / seconds.max(1e-9)
             );
         }

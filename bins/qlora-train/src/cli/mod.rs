@@ -29,6 +29,7 @@ mod train;
 mod world;
 
 use crate::config::{SettingsArgs, unknown_flag};
+use crate::data::begin_heap_peak;
 use crate::error::{Context, Error, Result};
 use crate::report::{
     Verbosity, in_part, print_error, print_text, printable_json, printable_lines, set_verbosity, speaks, status,
@@ -88,8 +89,8 @@ enum Command {
     Report(report::ReportArgs),
     /// Write a settings file to begin with: every setting, its default and what it does
     Init(init::InitArgs),
-    /// Check this machine: processor, memory, GPU, driver, transfer speed
-    Doctor(doctor::DoctorArgs),
+    /// Check this machine (--gpu N: that GPU), or with the settings of a run that it can begin; exit status 1 if not
+    Doctor(SettingsArgs),
     /// Write a script that completes commands and settings in a shell
     Completions(completions::CompletionsArgs),
     /// Write a manual page, for `man -l -`
@@ -125,7 +126,7 @@ const ELSEWHERE: [(&[&str], &str); 4] = [
 ];
 
 /// The commands that take the settings of a run.
-const WITH_SETTINGS: [&str; 3] = ["train", "plan", "preview"];
+const WITH_SETTINGS: [&str; 4] = ["train", "plan", "preview", "doctor"];
 
 /// `commit`: what the program was built from, or empty.
 pub fn main(commit: &'static str) -> ExitCode {
@@ -134,6 +135,7 @@ pub fn main(commit: &'static str) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse_usage(&error),
     };
+    begin_heap_peak();
     set_verbosity(match (cli.quiet, cli.verbose) {
         (true, _) => Verbosity::Quiet,
         (_, true) => Verbosity::Verbose,
@@ -143,6 +145,7 @@ pub fn main(commit: &'static str) -> ExitCode {
     let said_no = match cli.command {
         Command::Plan(_) => Some("fits"),
         Command::Check(_) => Some("accepts"),
+        Command::Doctor(_) => Some("ready"),
         _ => None,
     };
     // The preview has colors, and escapes what it shows itself.
@@ -182,7 +185,7 @@ pub fn main(commit: &'static str) -> ExitCode {
     });
     match printed {
         Ok(true) => ExitCode::SUCCESS,
-        // A plan that does not fit, or an adapter that an engine refuses.
+        // A plan that does not fit, an adapter that an engine refuses, or a run that cannot begin.
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             match error {

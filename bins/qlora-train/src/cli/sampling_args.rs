@@ -18,8 +18,8 @@ pub(super) struct SamplingArgs {
     /// Above 1, tokens that are in the prompt or the answer already become less likely; 1: no token does
     #[arg(long, alias = "repeat-penalty", default_value_t = 1.0, value_parser = repetition_penalty)]
     repetition_penalty: f32,
-    /// Text before which an answer ends, beside the tokens that end one; repeated for several. Answers then appear
-    /// whole, not as they grow
+    /// Text before which an answer ends, beside the tokens that end one, in place of the stop_strings of
+    /// generation_config.json; repeated for several. Answers then appear whole, not as they grow
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub stop: Vec<String>,
     /// Seed of the draws: the same seed gives the same text

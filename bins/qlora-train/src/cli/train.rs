@@ -1,6 +1,7 @@
 //! `qlora-train train`
 
 use super::answer::Answer;
+use crate::adapter::{is_adapter, recorded_base};
 use crate::comm::launch::Launch;
 use crate::comm::{Communicator, Joined, SingleProcess, Timeouts};
 use crate::config::SettingsArgs;
@@ -10,6 +11,7 @@ use crate::report::{count, printable, section, set_rank, speaks, status, warning
 use crate::session::host::{bound, set_threads, threads_of_each};
 use crate::train;
 use serde_json::json;
+use std::path::Path;
 
 /// `build`: what this program is.
 pub fn run(args: &SettingsArgs, build: &str) -> Result<Answer> {
@@ -39,7 +41,11 @@ fn train_among(args: &SettingsArgs, comm: &mut dyn Communicator) -> Result<Answe
     let (model, data) =
         (settings.model.clone().unwrap_or_default(), settings.val_data.first().or(settings.data.first()));
     let data = data.map(|path| path.display().to_string());
-    let model = settings.revision.as_ref().map_or(model.clone(), |revision| format!("{model}@{revision}"));
+    let model = match is_adapter(Path::new(&model)) {
+        // The run puts its base in its place.
+        true => recorded_base(Path::new(&model), settings.revision.as_deref())?,
+        false => settings.revision.as_ref().map_or(model.clone(), |revision| format!("{model}@{revision}")),
+    };
     let train::TrainOutcome { summary: outcome, adapter, weights_read } = train::train_among(settings, comm)?;
     let quoted = |text: &str| crate::files::shell::quoted(text);
     let (base, put) = (quoted(&model), quoted(&adapter.display().to_string()));

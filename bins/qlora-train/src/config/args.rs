@@ -7,7 +7,8 @@ use std::sync::LazyLock;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 
-use super::compat::{DERIVED, FOREIGN, nearest};
+use super::compat::{DERIVED, FOREIGN};
+use super::suggest::suggestion;
 use super::table::{SETTINGS, Settings};
 use super::yaml::{self, Value};
 use crate::error::{Error, Result};
@@ -92,7 +93,7 @@ pub fn unknown_flag(error: &clap::Error) -> Option<Error> {
     }
     match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(flag)) if flag.starts_with("--") => {
-            let near = nearest(flag).map(|near| format!("; did you mean `--{}`?", near.replace('_', "-")));
+            let near = suggestion(flag, true).map(|meant| format!("; did you mean {meant}?"));
             let near = near.unwrap_or_else(|| "; `--help` lists them".to_owned());
             Some(Error::Refused(format!("`{}` is not a known setting{near}", flag.escape_debug())))
         }

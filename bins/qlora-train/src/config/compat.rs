@@ -174,6 +174,12 @@ fn per_epoch(setting: &'static str, value: &Value, weak: bool) -> Result<Option<
 /// Stands for alpha / r, which is alpha only once r is known.
 pub const LORA_SCALE: &str = "lora.scale";
 
+/// Stands for mlx-lm's count of layers from the end, whose numbers follow once the model is known.
+pub const LAST_LAYERS: &str = "lora.last_layers";
+
+/// Stands for ms-swift's rank that ranks are cut from, which it has beside that of LoRA.
+pub const ADALORA_RANK: &str = "lora.adalora_rank";
+
 /// Stand for the subset and the split of a data set of the hub, where they are given beside its id.
 pub const SUBSET: &str = "data.name";
 pub const SPLIT: &str = "data.split";
@@ -211,7 +217,7 @@ pub const DERIVED: &[Derived] = &[
     Derived {
         names: &["gpu"],
         switch: false,
-        values: "l40s, l40, a6000, a40, 4090, 3090, 5090, a100, h100 or h200",
+        values: "l40s, l40, a6000, a40, 4090, 3090, 5090, a100, h100 or h200 (any other by its memory: --device-memory 15GiB)",
         read: |value| {
             let name = match value {
                 Value::Int(number) => number.to_string(),
@@ -230,6 +236,38 @@ pub const DERIVED: &[Derived] = &[
             _ => Err(Reject::Wrong),
         },
     },
+    // mlx-lm counts from the end of the model; more than it has, and -1, are all.
+    Derived {
+        names: &["num_layers", "lora_layers"],
+        switch: false,
+        values: "a count of layers, or -1 for all",
+        read: |value| {
+            let says_all = matches!(value, Value::Str(text) if text.trim().eq_ignore_ascii_case("all"));
+            if is_off(value) || says_all || f64::read(value) == Ok(-1.0) {
+                return Ok(None);
+            }
+            usize::read(value).map(|_| Some(Implied::new(LAST_LAYERS, value.clone())))
+        },
+    },
+    Derived {
+        names: &["adalora_init_r"],
+        switch: false,
+        values: "an integer from 1 to 256",
+        read: |value| match usize::read(value)? {
+            1..=256 => Ok(Some(Implied::new(ADALORA_RANK, value.clone()))),
+            _ => Err(Reject::Wrong),
+        },
+    },
+    Derived {
+        names: &["fine_tune_type"],
+        switch: false,
+        values: "lora or dora",
+        read: |value| match String::read(value)?.trim() {
+            "lora" => Ok(None),
+            "dora" => Ok(Some(Implied::new("use_dora", Value::Bool(true)))),
+            _ => Err(Reject::Wrong),
+        },
+    },
     // TRL's names of the two arguments that `load_dataset` takes beside the id.
     Derived {
         names: &["dataset_config"],
@@ -244,7 +282,7 @@ pub const DERIVED: &[Derived] = &[
         read: |value| part_of_data(SPLIT, value, DEFAULT_SPLIT),
     },
     Derived {
-        names: &["use_tensorboard"],
+        names: &["use_tensorboard", "enable_tensorboard"],
         switch: true,
         values: "true or false",
         read: |value| {
@@ -370,7 +408,7 @@ pub const DERIVED: &[Derived] = &[
         },
     },
     Derived {
-        names: &["quantization_bit", "quantization.bits"],
+        names: &["quantization_bit", "quantization.bits", "quant_bits"],
         switch: false,
         values: "4 or none",
         read: |value| match usize::read(value) {
@@ -388,6 +426,16 @@ pub const DERIVED: &[Derived] = &[
             "qlora" => quantization("nf4", false),
             // In Axolotl `lora` keeps the base in 16 bits unless a load_in_… key says otherwise.
             "lora" => quantization("none", true),
+            _ => Err(Reject::Wrong),
+        },
+    },
+    Derived {
+        names: &["peft_type", "train_type", "tuner_type", "training_type"],
+        switch: false,
+        values: "lora or adalora",
+        read: |value| match String::read(value)?.trim().to_ascii_lowercase().as_str() {
+            "lora" => Ok(None),
+            "adalora" => Ok(Some(Implied::new("use_adalora", Value::Bool(true)))),
             _ => Err(Reject::Wrong),
         },
     },
@@ -468,50 +516,9 @@ pub fn all_names() -> impl Iterator<Item = &'static str> {
 }
 
 /// The names that set something.
-fn working_names() -> impl Iterator<Item = &'static str> {
+pub fn working_names() -> impl Iterator<Item = &'static str> {
     let settings = SETTINGS.iter().flat_map(|s| std::iter::once(s.name).chain(s.aliases.iter().copied()));
     settings.chain(DERIVED.iter().flat_map(|d| d.names.iter().copied()))
-}
-
-/// Names that people try, and the setting that does what they say: by their letters they are nearer to another one.
-const MEANT: [(&[&str], &str); 8] = [
-    (
-        &["resume", "resume_from", "resume_training", "resume_run", "continue", "continue_from"],
-        "resume_from_checkpoint",
-    ),
-    (&["eval_every", "evaluate_every", "eval_interval", "eval_freq", "val_every", "val_interval"], "eval_steps"),
-    (&["save_interval", "save_freq", "checkpoint_every", "checkpoint_steps", "checkpoint_interval"], "save_steps"),
-    (&["log_every", "logging_interval", "log_steps", "log_freq"], "logging_steps"),
-    (&["warmup", "num_warmup_steps"], "warmup_steps"),
-    (&["rank", "r", "lora_dim"], "lora_r"),
-    (&["alpha"], "lora_alpha"),
-    (&["dropout"], "lora_dropout"),
-];
-
-/// The name of a setting that was probably meant: a word for it, or by its letters or the beginnings of its words; none
-/// that is only a little alike.
-pub fn nearest(name: &str) -> Option<&'static str> {
-    const CLOSE: f64 = 0.7;
-    // Names are short; what is not would only cost time.
-    let name: String = normal(name).to_lowercase().chars().take(80).collect();
-    if let Some((_, meant)) = MEANT.iter().find(|(words, _)| words.contains(&name.as_str())) {
-        return Some(meant);
-    }
-    // `output.dir` is a key of a section, and no flag: who gave no section means none.
-    let names = || working_names().filter(|known| name.contains('.') || !known.contains('.'));
-    let closeness = |known: &str| strsim::normalized_damerau_levenshtein(known, &name);
-    let best = names().max_by(|a, b| closeness(a).total_cmp(&closeness(b)))?;
-    if closeness(best) >= CLOSE {
-        return Some(best);
-    }
-    names().find(|known| abbreviates(&name, known))
-}
-
-/// Whether each word begins the word at its place in `known`, as `grad_accum` does those of
-/// `gradient_accumulation_steps`. Words of fewer than four letters say too little.
-fn abbreviates(name: &str, known: &str) -> bool {
-    let (mut words, mut known) = (name.split('_'), known.split('_'));
-    words.all(|word| word.len() >= 4 && known.next().is_some_and(|whole| whole.starts_with(word)))
 }
 
 #[cfg(test)]

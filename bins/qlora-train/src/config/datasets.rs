@@ -1,12 +1,13 @@
 //! Axolotl's `datasets: [{path, type, …}]`: where the rows are, and what the keys beside say about columns and
 //! template.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::compat::Implied;
 use super::template_names::{self, own_template};
 use super::types::{Reject, SettingValue, is_off, is_unset};
 use super::yaml::{Entry, Value};
+use crate::files::home::expand_home;
 use crate::hub::{DataSetId, is_rather_path};
 
 /// Keys that hold a path.
@@ -23,8 +24,6 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("field_tools", &["tools"]),
     ("field_thinking", &["reasoning_content", "thinking", "reasoning"]),
     ("template_thinking_key", &["reasoning_content", "thinking", "reasoning"]),
-    ("message_field_role", &["role", "from"]),
-    ("message_field_content", &["content", "value"]),
     ("message_field_training", &["train", "training", "trainable", "weight", "loss_weight", "loss_mask"]),
     ("message_field_training_detail", &["train_detail"]),
     ("roles_to_train", &["assistant", "gpt"]),
@@ -46,6 +45,8 @@ const COLUMNS: &[(&str, &str)] = &[
     ("field_output", "completion_column"),
     ("field_input", "input_column"),
     ("field_system", "system_column"),
+    ("message_field_role", "role_key"),
+    ("message_field_content", "content_key"),
     ("field_human", "prompt_column"),
     ("field_model", "completion_column"),
 ];
@@ -139,6 +140,7 @@ impl DataSet {
         };
         let files = entries.iter().any(|entry| entry.key == "data_files" && !is_unset(&entry.value));
         let id = hub_id(entries);
+        let beside = Beside::of(entries);
         let mut named_by: Option<&str> = None;
         for entry in entries {
             let (key, value) = (entry.key.as_str(), &entry.value);
@@ -147,6 +149,8 @@ impl DataSet {
                 "path" if files && reader => Ok(()),
                 _ if id.is_some() && OF_HUB.contains(&key) => Ok(()),
                 _ if PATHS.contains(&key) && is_unset(value) => Ok(()),
+                "path" if beside.is_some() => Ok(()),
+                "data_files" if let Some(Beside::Folder(folder)) = &beside => set.add_files(folder, value),
                 _ if PATHS.contains(&key) => match named_by.replace(key) {
                     None => set.add_paths(key, value),
                     Some(before) => Err(Reject::Because(format!(
@@ -169,6 +173,7 @@ impl DataSet {
                     _ => Err(not_supported(key, value, "a count of rows, once")),
                 },
                 "type" => row_type(value).map(|implied| set.implied.extend(implied)),
+                "roles" => check_roles(value),
                 "message_property_mappings" => property_mappings(value).map(|implied| set.implied.extend(implied)),
                 _ => other(entry).map(|implied| set.implied.extend(implied)),
             };
@@ -181,10 +186,6 @@ impl DataSet {
                 Ok(paths) => set.paths.extend(paths),
                 Err(why) => set.faults.push(DataFault { key: entry.key.clone(), line: entry.line, why }),
             }
-        }
-        // A name that is not known is told already.
-        if set.faults.is_empty() {
-            set.faults.extend(mixed_turns(entries));
         }
         if set.paths.is_empty() && set.faults.is_empty() {
             let why = Reject::Because("found a data set without `path`, expected the `path` of a file".into());
@@ -205,12 +206,59 @@ impl DataSet {
         Ok(())
     }
 
+    /// Adds files that are named beside the folder that may hold them.
+    fn add_files(&mut self, folder: &Path, value: &Value) -> Result<(), Reject> {
+        let before = self.paths.len();
+        self.add_paths("data_files", value)?;
+        for path in &mut self.paths[before..] {
+            let inside = folder.join(&path);
+            if !path.exists() && !without_dots(path).starts_with(without_dots(folder)) && inside.exists() {
+                *path = inside;
+            }
+        }
+        Ok(())
+    }
+
     fn files(self) -> Result<Vec<PathBuf>, Reject> {
         match self.faults.into_iter().next() {
             Some(fault) => Err(fault.why),
             None => Ok(self.paths),
         }
     }
+}
+
+/// A `path` that says nothing beside the `data_files` of a data set.
+enum Beside {
+    /// It is the one file.
+    File,
+    /// It is a folder, which may hold them.
+    Folder(PathBuf),
+}
+
+impl Beside {
+    fn of(entries: &[Entry]) -> Option<Self> {
+        let value = |key: &str| entries.iter().find(|entry| entry.key == key).map(|entry| &entry.value);
+        let (Some(Value::Str(path)), Some(files)) = (value("path"), value("data_files")) else { return None };
+        if is_unset(files) || path.is_empty() {
+            return None;
+        }
+        let path = expand_home(Path::new(path));
+        let one = match files {
+            Value::List(items) if items.len() == 1 => &items[0],
+            one => one,
+        };
+        let is_file =
+            matches!(one, Value::Str(file) if without_dots(&expand_home(Path::new(file))) == without_dots(&path));
+        match is_file {
+            true => Some(Self::File),
+            false => path.is_dir().then_some(Self::Folder(path)),
+        }
+    }
+}
+
+/// A path without the `.` that it may begin with.
+fn without_dots(path: &Path) -> PathBuf {
+    path.components().filter(|part| !matches!(part, Component::CurDir)).collect()
 }
 
 /// The `path` of a data set where it is an id of the hub and no path.
@@ -221,6 +269,14 @@ fn hub_id(entries: &[Entry]) -> Option<(&Entry, &str)> {
     let is_path = Path::new(text).symlink_metadata().is_ok() || (!has_revision && is_rather_path(text));
     let is_id = matches!(DataSetId::parse(text), Ok(Some(_))) && !is_path;
     is_id.then_some((entry, text.as_str()))
+}
+
+/// Whether an entry of `data` may bring rows to validate on, as folders and data sets of the hub do.
+pub fn may_hold_validation(path: &Path) -> bool {
+    let path = expand_home(path);
+    let text = path.to_string_lossy();
+    let is_id = || !is_rather_path(&text) && matches!(DataSetId::parse(&text), Ok(Some(_)));
+    path.is_dir() || (path.symlink_metadata().is_err() && is_id())
 }
 
 /// Names of a subset that stand for the only one.
@@ -330,7 +386,11 @@ fn row_type(value: &Value) -> Result<Vec<Implied>, Reject> {
         return Ok(Vec::new());
     }
     if let Value::Map(entries) = value {
-        let mut implied = Vec::new();
+        let mut implied = vec![Implied {
+            note: "Axolotl writes rows of a `type` with columns as plain text; here the chat template writes them \
+                   where there is one, `prompt_completion: text` does without it",
+            ..Implied::weak("prompt_completion", Value::text("auto"))
+        }];
         for entry in entries {
             match (entry.key.as_str(), &entry.value) {
                 ("format" | "no_input_format", Value::Str(text))
@@ -348,88 +408,140 @@ fn row_type(value: &Value) -> Result<Vec<Implied>, Reject> {
         return Ok(implied);
     }
     let text = String::read(value)?;
-    match text.trim() {
-        alpaca if alpaca.split(['.', ':', '_']).next() == Some("alpaca") => Ok(vec![Implied {
+    let name = text.trim();
+    if ALPACA.contains(&name) {
+        return Ok(vec![Implied {
             note: "`type: alpaca`: rows are written by the alpaca template, as Axolotl writes them; `chat_template` \
                    chooses another",
             ..Implied::weak("chat_template", Value::text("alpaca"))
-        }]),
-        "chat_template" | "completion" | "sharegpt" | "text" => Ok(Vec::new()),
-        _ => Err(not_supported(
-            "type",
-            value,
-            "`chat_template`, `alpaca`, `completion` or no `type`: the form of the rows is found from the rows themselves",
-        )),
+        }]);
     }
+    if ["chat_template", "completion", "sharegpt", "text"].contains(&name) {
+        return Ok(Vec::new());
+    }
+    let style = STYLES.iter().find(|(begins, _)| name.starts_with(begins)).map_or(
+        "`chat_template`, `alpaca`, `completion` or no `type`: the form of the rows is found from the rows themselves",
+        |(_, instead)| *instead,
+    );
+    Err(not_supported("type", value, style))
 }
 
-/// Turns of `from` and `value` stand under the column that Axolotl reads, which is `messages` unless it is named.
-fn turns_of_share_gpt(key: &str, value: &Value) -> Option<Implied> {
-    let of_share_gpt =
-        ["role", "message_field_role"].contains(&key) && matches!(value, Value::Str(name) if name == "from");
-    of_share_gpt.then(|| Implied::weak("messages_column", Value::text("messages")))
+/// Axolotl's types whose rows the alpaca template writes alike.
+const ALPACA: [&str; 6] =
+    ["alpaca", "alpaca:", "alpaca:instruct", "alpaca_instruct", "alpaca_instruct.load", "alpaca.load"];
+
+/// Beginnings of Axolotl's types of rows of instructions that write other prompts, and what can be done: the first that
+/// matches counts.
+const STYLES: [(&str, &str); 9] = [
+    (
+        "alpaca:chatml",
+        "`alpaca`, or `chat_template: chatml` and no `type`, which writes the same without its system turn (\"Below is \
+         an instruction …\"): write that into the rows to have it",
+    ),
+    (
+        "alpaca_w_system.load_open_orca_chatml",
+        "`chat_template: chatml` with `prompt_column: question`, `completion_column: response` and `system_column: \
+         system_prompt`, and no `type`",
+    ),
+    (
+        "alpaca_w_system.load_open_orca",
+        "a template file for its `### Human:` and `### Assistant:`, with `prompt_column: question`, \
+         `completion_column: response` and `system_column: system_prompt`, and no `type`",
+    ),
+    (
+        "alpaca_w_system.load_instruct",
+        "`alpaca`, which writes the same for rows that have a system message, and a text of its own for rows that have \
+         none",
+    ),
+    (
+        "alpaca_chat.load_qa",
+        "a template file as `chat_template` that writes its `SYSTEM:`, `USER:` and `ASSISTANT:`, with \
+         `prompt_column: question` and `completion_column: answer`, and no `type`; without the file the model's own \
+         template writes the rows",
+    ),
+    (
+        "alpaca_chat.load_camel_ai",
+        "a template file as `chat_template` that writes its `SYSTEM:`, `USER:` and `ASSISTANT:`, with \
+         `prompt_column: message_1` and `completion_column: message_2`, and no `type`; without the file the model's \
+         own template writes the rows",
+    ),
+    ("alpaca_instruct.load_no_prompt", "`alpaca`, which writes the same after a system message, or a template file"),
+    (
+        "alpaca",
+        "`alpaca`, which writes `### Instruction:`, or a template file as `chat_template` that writes what this style \
+         does, and no `type`",
+    ),
+    ("context_qa", "rows with context and question in one prompt: its own texts around them are not built in"),
+];
+
+/// Roles, and the names that turns have for them here.
+const ROLES: [(&str, &[&str]); 4] = [
+    ("user", &["user", "human"]),
+    ("assistant", &["assistant", "gpt", "chatgpt", "model", "bot"]),
+    ("system", &["system"]),
+    ("tool", &["tool", "observation", "function", "function_response", "tool_response", "ipython"]),
+];
+
+/// Names by which turns of a role are read; none for a role that is not known by others.
+pub fn role_names(role: &str) -> &'static [&'static str] {
+    ROLES.iter().find(|(known, _)| *known == role).map(|(_, names)| *names).unwrap_or_default()
 }
 
-fn property_mappings(value: &Value) -> Result<Option<Implied>, Reject> {
+/// Takes a value of `roles` that names the roles as they are read anyway. Errors: another name, and what to do.
+fn check_roles(value: &Value) -> Result<(), Reject> {
+    if is_off(value) {
+        return Ok(());
+    }
+    let Value::Map(entries) = value else {
+        return Err(not_supported("roles", value, "a section with a list of names for each role"));
+    };
+    for Entry { key, value: given, .. } in entries.iter().filter(|entry| !is_unset(&entry.value)) {
+        let names = role_names(key);
+        let items = match given {
+            Value::List(items) => &items[..],
+            one => std::slice::from_ref(one),
+        };
+        let is_known = |item: &Value| matches!(item, Value::Str(name) if names.contains(&name.as_str()));
+        let Some(other) = items.iter().find(|item| !is_known(item)) else { continue };
+        let expected = match names.is_empty() {
+            true => format!("names of `{}` alone", ROLES.map(|(role, _)| role).join("`, `")),
+            false => format!(
+                "names of `{key}` by which turns are read: `{}`; call {other} so in the rows, and leave `roles` out",
+                names.join("`, `")
+            ),
+        };
+        return Err(not_supported("roles", value, &expected));
+    }
+    Ok(())
+}
+
+/// Names of the keys of turns, of which those of role and content may be any.
+fn property_mappings(value: &Value) -> Result<Vec<Implied>, Reject> {
     let Value::Map(entries) = value else {
         return if is_unset(value) {
-            Ok(None)
+            Ok(Vec::new())
         } else {
             Err(not_supported("message_property_mappings", value, "a section with `role` and `content`"))
         };
     };
+    let mut implied = Vec::new();
     for Entry { key, value, .. } in entries {
-        let known = match (key.as_str(), value) {
-            ("role", Value::Str(name)) => name == "role" || name == "from",
-            ("content", Value::Str(name)) => name == "content" || name == "value",
-            (key, Value::Str(name)) => key == name,
-            _ => is_off(value),
-        };
-        if !known {
-            let expected = "turns of `role` and `content`, or of `from` and `value`";
-            return Err(not_supported(&format!("message_property_mappings.{key}"), value, expected));
+        match (key.as_str(), value) {
+            (_, value) if is_unset(value) => {}
+            ("role", Value::Str(_)) => implied.push(Implied::new("role_key", value.clone())),
+            ("content", Value::Str(_)) => implied.push(Implied::new("content_key", value.clone())),
+            (key, Value::Str(name)) if key == name => {}
+            (_, value) if is_off(value) => {}
+            (key, value) => {
+                let expected = match key {
+                    "role" | "content" => "the name of a key".to_owned(),
+                    key => format!("`{}`: only role and content are read under other names", key.escape_debug()),
+                };
+                return Err(not_supported(&format!("message_property_mappings.{key}"), value, &expected));
+            }
         }
     }
-    Ok(entries.iter().find_map(|Entry { key, value, .. }| turns_of_share_gpt(key, value)))
-}
-
-/// Names of a turn's role and content that are of two forms, such as `role` beside `value`: what is not named is under
-/// Axolotl's own name, so that one name alone may mix them. Such turns are not read here, and rows that have both
-/// forms would be learned from the other key.
-fn mixed_turns(entries: &[Entry]) -> Option<DataFault> {
-    let inner = entries.iter().filter(|entry| entry.key == "message_property_mappings");
-    let inner = inner.flat_map(|entry| match &entry.value {
-        Value::Map(inner) => &inner[..],
-        _ => &[],
-    });
-    let named: Vec<(&Entry, &str)> = entries
-        .iter()
-        .filter(|entry| entry.key.starts_with("message_field_"))
-        .chain(inner)
-        .filter_map(|entry| match &entry.value {
-            Value::Str(name) => Some((entry, name.as_str())),
-            _ => None,
-        })
-        .collect();
-    let names = |part: &str, forms: [&'static str; 2]| -> Vec<&'static str> {
-        let of_part = |entry: &Entry| entry.key.trim_start_matches("message_field_") == part;
-        let is_named = |form: &str| named.iter().any(|(entry, name)| of_part(entry) && *name == form);
-        let found: Vec<&'static str> = forms.into_iter().filter(|form| is_named(form)).collect();
-        if found.is_empty() { vec![forms[0]] } else { found }
-    };
-    let (roles, contents) = (names("role", ["role", "from"]), names("content", ["content", "value"]));
-    if matches!((&roles[..], &contents[..]), (["role"], ["content"]) | (["from"], ["value"])) {
-        return None;
-    }
-    let (entry, name) = named.iter().find(|(_, name)| ["from", "value"].contains(name))?;
-    let why = format!(
-        "`{}: {name}` of a data set asks for turns of `{}` and `{}`, which are not supported yet; expected turns of \
-         `role` and `content`, or of `from` and `value`: name both, or rename the keys in the rows",
-        entry.key.escape_debug(),
-        roles.join("` and `"),
-        contents.join("` and `")
-    );
-    Some(DataFault { key: entry.key.clone(), line: entry.line, why: Reject::Because(why) })
+    Ok(implied)
 }
 
 fn other(entry: &Entry) -> Result<Option<Implied>, Reject> {
@@ -453,6 +565,9 @@ fn other(entry: &Entry) -> Result<Option<Implied>, Reject> {
     if key == "conversation" && matches!(value, Value::Str(name) if name == "chatml") {
         return Ok(Some(Implied::new("chat_template", value.clone())));
     }
+    if key == "split" && matches!(value, Value::Str(split) if split.trim_start().starts_with("train[")) {
+        return Err(not_supported(key, value, "`train`, and the rows of a local file as `data_rows: [\":1000\"]`"));
+    }
     if let Some((_, accepted)) = NEUTRAL.iter().find(|(name, _)| *name == key) {
         // A value that is off says something too: no role, no end of a turn is learned.
         let listed = |value: &Value| matches!(value, Value::Str(text) if accepted.contains(&text.as_str()));
@@ -461,7 +576,7 @@ fn other(entry: &Entry) -> Result<Option<Implied>, Reject> {
             value => listed(value),
         };
         return match all {
-            true => Ok(turns_of_share_gpt(key, value)),
+            true => Ok(None),
             false => Err(not_supported(key, value, &format!("`{}` or no `{key}`", accepted.join("` or `")))),
         };
     }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
 use super::answers::{BestMetric, SamplePrompts};
+use super::datasets::may_hold_validation;
 use super::enums::{MixStrategy, Preset, Scheduler};
 use super::intervals::Every;
 use super::lr_schedule;
@@ -115,9 +116,21 @@ impl Settings {
         Ok(())
     }
 
-    /// Whether there are rows that validation works on.
+    /// Whether there are rows that validation works on, or the data may turn out to have some.
     fn has_validation(&self) -> bool {
-        self.val_set_size != ValSet::Off || !self.val_data.is_empty()
+        let chosen = self.val_set_size != ValSet::Off || !self.val_data.is_empty();
+        chosen || self.data.iter().any(|path| may_hold_validation(path))
+    }
+
+    /// Takes `eval_steps` away where the files that were found have no rows to validate on and nothing goes by them.
+    /// Returns whether it did.
+    pub fn leave_out_evaluations(&mut self) -> bool {
+        let is_needed = self.is_judged() || self.metric_for_best_model != BestMetric::Loss;
+        let without = self.eval_steps != Every::Never && !self.has_validation() && !self.answers() && !is_needed;
+        if without {
+            self.eval_steps = Every::Never;
+        }
+        without
     }
 
     /// Whether something is answered while the run trains.

@@ -83,14 +83,16 @@ choices! {
         Linear: "linear",
         Cosine: "cosine"
     } not yet {
-        "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "inverse_sqrt", "reduce_lr_on_plateau",
-        "warmup_stable_decay", "rex", "one_cycle"
+        "cosine_with_restarts", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "polynomial", "inverse_sqrt",
+        "reduce_lr_on_plateau", "warmup_stable_decay", "greedy", "rex", "one_cycle"
     }
 
     /// What happens to a row of more than `max_length` tokens.
     TooLong {
         Drop: "drop",
         Truncate: "truncate",
+        /// Prompt and answer of each turn, as LLaMA-Factory does
+        Proportional: "proportional",
         Error: "error" | "raise",
         /// Texts in pieces; other rows are dropped
         Chunk: "chunk" | "split"
@@ -126,8 +128,16 @@ choices! {
         /// f32 states
         Adamw: "adamw_torch" | "adamw" | "adam" | "adamw_hf" | "adamw_torch_fused" | "paged_adamw_32bit" | "paged_adamw" | "adamw_apex_fused" | "adamw_torch_xla"
     } not yet {
-        "adafactor", "lion", "lion_8bit", "sgd", "muon",
-        "schedule_free_adamw"
+        // transformers' OptimizerNames, Axolotl's and mlx-lm's beside them
+        "adafactor", "adagrad", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "adamw_torch_npu_fused",
+        "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "lion", "lion_8bit", "lion_32bit",
+        "paged_lion_32bit", "paged_lion_8bit", "sgd", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
+        "galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
+        "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo", "grokadamw",
+        "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw", "apollo_adamw_layerwise",
+        "stable_adamw", "optimi_adamw", "ao_adamw_4bit", "ao_adamw_8bit", "ao_adamw_fp8", "adopt_adamw", "adamc",
+        "came_pytorch", "muon", "dion", "sinkgd", "polora", "flash_adamw", "flash_adam", "flash_sgd", "flash_sgdw",
+        "flash_lion", "q_galore_adamw8bit"
     }
 
     /// A named bundle of defaults.
@@ -247,12 +257,14 @@ pub struct TargetModules {
     names: Vec<&'static str>,
     /// Whether it was `all-linear` that was asked for, and not these names.
     all: bool,
+    /// Regular expression for the whole path of a module, as PEFT takes one text; then `names` are all.
+    pattern: Option<String>,
 }
 
 /// By names: all seven are `all-linear`, however they were asked for.
 impl PartialEq for TargetModules {
     fn eq(&self, other: &Self) -> bool {
-        self.names == other.names
+        self.names == other.names && self.pattern == other.pattern
     }
 }
 
@@ -261,7 +273,7 @@ impl TargetModules {
     /// Those of families that have several in one tensor.
     pub const FUSED: [&'static str; 4] = ["qkv_proj", "gate_up_proj", "input_linear", "output_linear"];
     pub fn all_linear() -> Self {
-        Self { names: Self::ALL.to_vec(), all: true }
+        Self { names: Self::ALL.to_vec(), all: true, pattern: None }
     }
     /// The names that were asked for; `None`: all that a model has.
     pub fn listed(&self) -> Option<&[&'static str]> {
@@ -269,6 +281,10 @@ impl TargetModules {
     }
     pub fn names(&self) -> &[&'static str] {
         &self.names
+    }
+    /// The regular expression that was asked for: for whole paths of modules.
+    pub fn pattern(&self) -> Option<&str> {
+        self.pattern.as_deref()
     }
     fn known() -> impl Iterator<Item = &'static str> {
         Self::ALL.into_iter().chain(Self::FUSED)
@@ -289,7 +305,31 @@ impl SettingValue for TargetModules {
             false => item.split(',').map(|name| name.trim().to_owned()).collect(),
         };
         let given: Vec<String> = items.iter().flat_map(parts).collect();
-        // mlx-lm writes `self_attn.q_proj`. A longer path, or a regular expression, may be of some layers only.
+        // PEFT compares the entries of a list with names, also where there is one.
+        if matches!(value, Value::List(_))
+            && let Some(pattern) = given.iter().find(|item| is_pattern(item))
+        {
+            let shown = pattern.escape_debug().to_string().replace(r"\\", r"\");
+            return Err(Reject::Because(format!(
+                "found `{shown}` in a list, whose entries are names of modules: give a regular expression as one \
+                 string that is no list, such as `.*\\.(q|v)_proj`"
+            )));
+        }
+        if let [one] = &given[..]
+            && is_pattern(one)
+        {
+            // Alone too: `a)|(b` is one between brackets only.
+            let fault =
+                [one.clone(), format!(r"\A(?:{one})\z")].iter().find_map(|text| fancy_regex::Regex::new(text).err());
+            return match fault {
+                None => Ok(Self { pattern: Some(one.clone()), ..Self::all_linear() }),
+                Some(error) => {
+                    let shown = one.escape_debug().to_string().replace(r"\\", r"\");
+                    Err(Reject::Because(format!("found `{shown}`, which is no regular expression: {error}")))
+                }
+            };
+        }
+        // mlx-lm writes `self_attn.q_proj`. A longer path may be of some layers only.
         let blocks = ["self_attn", "mlp", "shared_mlp"];
         let name_of = |item: &'_ str| match item.rsplit_once('.') {
             Some((block, name)) if blocks.contains(&block) => name.to_owned(),
@@ -301,8 +341,7 @@ impl SettingValue for TargetModules {
             return Ok(Self::all_linear());
         }
         if let Some(at) = names.iter().position(|name| !Self::known().any(|known| known == *name)) {
-            // A backslash of a regular expression is one, as it was given.
-            let shown = given[at].escape_debug().to_string().replace(r"\\", r"\");
+            let shown = given[at].escape_debug();
             return Err(Reject::Because(format!(
                 "found `{shown}`, expected all-linear or some of {}",
                 Self::known().collect::<Vec<_>>().join(", ")
@@ -311,10 +350,15 @@ impl SettingValue for TargetModules {
         if names.is_empty() {
             return Err(Reject::Wrong);
         }
-        Ok(Self { names: Self::known().filter(|name| names.contains(name)).collect(), all: false })
+        let names = Self::known().filter(|name| names.contains(name)).collect();
+        Ok(Self { names, all: false, pattern: None })
     }
     fn json(&self) -> Json {
-        if self.names == Self::ALL { Json::from("all-linear") } else { Json::from(self.names.clone()) }
+        match &self.pattern {
+            Some(pattern) => Json::from(pattern.as_str()),
+            None if self.names == Self::ALL => Json::from("all-linear"),
+            None => Json::from(self.names.clone()),
+        }
     }
 }
 

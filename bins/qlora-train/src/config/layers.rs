@@ -4,278 +4,22 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::answers::SamplePrompts;
-use super::compat::{DEFAULT_SPLIT, Heard, Implied, Known, LORA_SCALE, SPLIT, SUBSET, Treatment};
-use super::compat::{is_section, lookup, nearest, normal};
-use super::datasets::{OF_EACH, OWN_TEMPLATE, data_faults, data_implies, with_parts};
+use super::compat::{DEFAULT_SPLIT, Foreign, SPLIT, SUBSET};
+use super::datasets::{OF_EACH, may_hold_validation, with_parts};
 use super::enums::{Preset, Quantization, Scheduler};
 use super::intervals::{Every, Resume};
-use super::table::{SETTINGS, SettingInfo, Settings};
-use super::template_names::{self, own_template};
-use super::types::{Reject, SettingValue, ValSet, is_unset};
-use super::yaml::{self, Document, Entry, Value};
+use super::layer::{Fault, Given, Layer, apply, find, rejected};
+use super::model_files;
+use super::table::{SETTINGS, Settings};
+use super::tools::{LENGTHS, Tool, WARM_UPS};
+use super::types::{Reject, SettingValue, ValSet};
+use super::yaml::{self, Document, Value};
 use crate::error::{Error, Result};
 use crate::files::home::expand_home;
 use crate::hub::HubId;
 
 /// Pairs of settings that stand in for each other, so that a flag for one silences the file's other.
 const INSTEAD: [(&str, &str); 2] = [("warmup_steps", "warmup_ratio"), ("val_data", "val_set_size")];
-
-/// A value and how a message names its place: ``cfg.yaml line 3: `lora.rank` `` or `` `--lora-rank` ``.
-#[derive(Clone)]
-struct Given {
-    place: String,
-    value: Value,
-    /// In the settings file; 0 for a flag.
-    line: u64,
-}
-
-/// Why a key or value was not taken.
-struct Fault {
-    message: String,
-    key: String,
-    line: u64,
-    /// A flag of this setting or key takes the fault away.
-    silenced_by: Option<&'static str>,
-}
-
-impl Fault {
-    fn new(message: String, key: impl Into<String>, line: u64) -> Self {
-        Self { message, key: key.into(), line, silenced_by: None }
-    }
-}
-
-/// Values from one file or from the flags, by the settings' own names.
-#[derive(Default)]
-struct Layer {
-    given: BTreeMap<&'static str, Given>,
-    weak: BTreeMap<&'static str, Given>,
-    /// mlx-lm's scale, which is alpha / r.
-    scale: Option<Given>,
-    /// A data set that asks for the model's own chat template
-    own_template: Option<Given>,
-    /// Subset and split of the data set, where they stand beside it
-    parts: BTreeMap<&'static str, Given>,
-    /// Keys that change nothing here, as they were written.
-    no_effect: Vec<String>,
-    notes: Vec<String>,
-    faults: Vec<Fault>,
-    /// Settings and keys of flags, which take away the faults of a file
-    silences: Vec<&'static str>,
-}
-
-fn rejected(place: &str, value: &Value, expected: &str, reject: Reject) -> String {
-    match reject {
-        Reject::Wrong => format!("{place}: found {value}, expected {expected}"),
-        Reject::NotYet(name) => format!("{place}: `{name}` is not supported yet, expected {expected}"),
-        Reject::Because(sentence) => format!("{place}: {sentence}"),
-    }
-}
-
-impl Layer {
-    /// Takes one key; what cannot be taken becomes a fault, so that all of them are told together.
-    fn add(&mut self, name: &str, given: Given) {
-        let line = given.line;
-        let silenced_by = silenced_by(name);
-        if let Some(Known::Setting(info)) = lookup(name)
-            && (info.name == "data" || info.name == "val_data")
-        {
-            let wrong = data_faults(&given.value);
-            for fault in &wrong {
-                // The key's own line, where the file's lines are known.
-                let at = if fault.line > 0 { fault.line } else { line };
-                let place = given.place.replacen(&format!(" line {line}: "), &format!(" line {at}: "), 1);
-                let message = rejected(&place, &given.value, info.values, fault.why.clone());
-                self.faults.push(Fault { message, key: fault.key.clone(), line: at, silenced_by });
-            }
-            if !wrong.is_empty() {
-                return;
-            }
-        }
-        match self.try_add(name, given) {
-            Err(message) => {
-                let key = name.rsplit('.').next().unwrap_or(name).to_owned();
-                self.faults.push(Fault { message, key, line, silenced_by });
-            }
-            Ok(()) => self.silences.extend(silenced_by.filter(|_| line == 0)),
-        }
-    }
-
-    fn try_add(&mut self, name: &str, given: Given) -> Result<(), String> {
-        let Given { place, value, line } = &given;
-        match lookup(name) {
-            // Null is a key that is not written.
-            Some(Known::Setting(_) | Known::Derived(_)) if *value == Value::Null => Ok(()),
-            // Axolotl's and LLaMA-Factory's names of the model's own template.
-            Some(Known::Setting(info)) if info.name == "chat_template" && own_template(value) => Ok(()),
-            Some(Known::Setting(info)) => {
-                if info.name == "chat_template" {
-                    template_names::check(value).map_err(|reject| rejected(place, value, info.values, reject))?;
-                }
-                if info.name == "data" || info.name == "val_data" {
-                    for implied in data_implies(value).map_err(|r| rejected(place, value, info.values, r))? {
-                        if info.name == "val_data" && OF_EACH.contains(&implied.setting) {
-                            let what = "weights and counts are of rows that are trained on: leave them out of val_data";
-                            return Err(format!("{place}: {what}"));
-                        }
-                        self.imply(implied, place, *line)?;
-                    }
-                }
-                self.insert(info, given)
-            }
-            Some(Known::Derived(derived)) => {
-                let implied = (derived.read)(value).map_err(|r| rejected(place, value, derived.values, r))?;
-                implied.map_or(Ok(()), |implied| self.imply(implied, place, *line))
-            }
-            Some(Known::Foreign(foreign)) => {
-                let heard = foreign.check(value).map_err(|why| match foreign.treatment {
-                    Treatment::Instead => format!("{place} {why}"),
-                    Treatment::Off if *line > 0 => {
-                        format!("{place}: {why}; `--{} false` leaves it out", foreign.name.replace('_', "-"))
-                    }
-                    _ => format!("{place}: {why}"),
-                })?;
-                match heard {
-                    Heard::Nothing => {}
-                    Heard::NoEffect => self.no_effect.push(shortened(name)),
-                    Heard::Note(note) => self.notes.push(format!("{place}: found {value}, but {note}")),
-                }
-                Ok(())
-            }
-            None => Err(match nearest(name) {
-                Some(near) if *line == 0 => {
-                    format!("{place} is not a known setting; did you mean `--{}`?", near.replace('_', "-"))
-                }
-                Some(near) => format!("{place} is not a known setting; did you mean `{near}`?"),
-                None => format!("{place} is not a known setting; `qlora-train train --help` lists them"),
-            }),
-        }
-    }
-
-    fn imply(&mut self, implied: Implied, place: &str, line: u64) -> Result<(), String> {
-        let Implied { setting, value, weak, note } = implied;
-        if !note.is_empty() {
-            self.notes.push(format!("{place}: {note}"));
-        }
-        let given = Given { place: place.to_owned(), value, line };
-        if setting == LORA_SCALE {
-            self.scale = Some(given);
-            return Ok(());
-        }
-        if setting == OWN_TEMPLATE {
-            self.own_template = Some(given);
-            return Ok(());
-        }
-        if [SUBSET, SPLIT].contains(&setting) {
-            self.parts.insert(setting, given);
-            return Ok(());
-        }
-        if weak {
-            self.weak.insert(setting, given);
-            return Ok(());
-        }
-        self.insert(find(setting), given)
-    }
-
-    fn insert(&mut self, info: &'static SettingInfo, given: Given) -> Result<(), String> {
-        let mut scratch = Settings::default();
-        apply(info, &given, &mut scratch)?;
-        let json = (info.get)(&scratch);
-        if let Some(before) = self.given.get(info.name) {
-            apply(info, before, &mut scratch)?;
-            if (info.get)(&scratch) != json {
-                return Err(format!(
-                    "{}: found {}, but {} already gave `{}` the value {}: keep one of them",
-                    given.place, given.value, before.place, info.name, before.value
-                ));
-            }
-            return Ok(());
-        }
-        self.given.insert(info.name, given);
-        Ok(())
-    }
-
-    fn from_entries(entries: &[Entry], file: &str) -> Self {
-        let mut layer = Layer::default();
-        layer.add_section(entries, file, None);
-        layer
-    }
-
-    fn add_section(&mut self, entries: &[Entry], file: &str, section: Option<&str>) {
-        let of_model =
-            |entry: &&Entry| matches!(lookup(&entry.key), Some(Known::Setting(info)) if info.name == "model");
-        let model = entries.iter().find(of_model).map(|entry| &entry.value);
-        for Entry { key, line, value } in entries {
-            // Axolotl's names of the directories of config and tokenizer, which are the model's.
-            if ["tokenizer_config", "base_model_config"].contains(&key.as_str()) && model == Some(value) {
-                continue;
-            }
-            let name = section.map_or_else(|| key.clone(), |section| format!("{section}.{key}"));
-            match value {
-                Value::Map(inner) if section.is_none() && is_section(&normal(key)) => {
-                    self.add_section(inner, file, Some(key));
-                }
-                // `lora:` with nothing under it; where the name is a setting too, the setting judges the null.
-                Value::Null if section.is_none() && is_section(&normal(key)) && lookup(key).is_none() => {}
-                value => {
-                    let place = format!("{file} line {line}: `{}`", shortened(&name));
-                    self.add(&name, Given { place, value: value.clone(), line: *line });
-                }
-            }
-        }
-    }
-
-    fn from_flags(flags: &[(String, String)]) -> Self {
-        // Repeating the flag of a list adds to it.
-        let mut lists: BTreeMap<&'static str, Given> = BTreeMap::new();
-        let mut layer = Layer::default();
-        for (name, text) in flags {
-            let place = format!("`--{}`", shortened(&normal(name).replace('_', "-")));
-            let value = Value::text(text);
-            match lookup(name) {
-                Some(Known::Setting(info)) if info.list && !is_unset(&value) => {
-                    let list =
-                        lists.entry(info.name).or_insert(Given { place, value: Value::List(Vec::new()), line: 0 });
-                    if let Value::List(items) = &mut list.value {
-                        items.push(value);
-                    }
-                }
-                _ => layer.add(name, Given { place, value, line: 0 }),
-            }
-        }
-        for (name, given) in lists {
-            layer.add(name, given);
-        }
-        layer
-    }
-}
-
-/// Flag that takes the place of what a file says of a key: of the rows, which are elsewhere then, of the chat template,
-/// whose name may be another trainer's, and of features that are not here, which it turns off. A wrong value of another
-/// setting is a fault whatever the flags say.
-fn silenced_by(name: &str) -> Option<&'static str> {
-    match lookup(name)? {
-        Known::Foreign(foreign) if foreign.treatment == Treatment::Off => Some(foreign.name),
-        Known::Setting(info) if ["data", "val_data", "chat_template"].contains(&info.name) => Some(info.name),
-        Known::Derived(derived) => match derived.names[0] {
-            "template" => Some("chat_template"),
-            "enable_thinking" => Some("enable_thinking"),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-fn shortened(name: &str) -> String {
-    name.chars().take(80).collect::<String>().escape_debug().to_string()
-}
-
-fn find(name: &str) -> &'static SettingInfo {
-    SETTINGS.iter().find(|info| info.name == name).expect("names in code are names of the table")
-}
-
-fn apply(info: &SettingInfo, given: &Given, settings: &mut Settings) -> Result<(), String> {
-    (info.set)(settings, &given.value).map_err(|reject| rejected(&given.place, &given.value, info.values, reject))
-}
 
 impl Settings {
     /// Defaults, then the preset, then the file, then the flags (`(name, value)`; any spelling of the name).
@@ -305,178 +49,28 @@ impl Settings {
     }
 }
 
-/// Another trainer that a settings file was written for.
-struct Tool {
-    name: &'static str,
-    /// Keys that no other trainer has so many of: three tell the tool.
-    keys: &'static [&'static str],
-    /// Its own defaults that change what is trained and are not ours, by our names.
-    defaults: &'static [(&'static str, &'static str)],
-    /// lora_alpha over lora_r, where neither it nor a scale is given. None: ours.
-    alpha_over_r: Option<f64>,
-    /// Keys without which it does something that is not done here, and what is told of it.
-    told_without: &'static [(&'static str, &'static str)],
-}
-
-static LLAMA_FACTORY: Tool = Tool {
-    name: "LLaMA-Factory",
-    keys: &[
-        "stage",
-        "finetuning_type",
-        "cutoff_len",
-        "template",
-        "dataset_dir",
-        "lora_target",
-        "quantization_bit",
-        "quantization_method",
-        "do_train",
-    ],
-    // hparams/finetuning_args.py, and transformers' TrainingArguments for the rest.
-    defaults: &[
-        ("lora_r", "8"),
-        ("learning_rate", "5e-5"),
-        ("num_train_epochs", "3"),
-        ("per_device_train_batch_size", "8"),
-        ("lr_scheduler_type", "linear"),
-        ("warmup_ratio", "0"),
-        ("packing", "false"),
-        ("optim", "adamw_torch"),
-        ("quantization", "none"),
-        ("too_long", "truncate"),
-    ],
-    alpha_over_r: Some(2.0),
-    told_without: &[(
-        "too_long",
-        "it cuts long rows in the prompt and in the answer, in proportion; here they are cut at their end",
-    )],
-};
-
-static AXOLOTL: Tool = Tool {
-    name: "Axolotl",
-    keys: &["base_model", "datasets", "sequence_len", "micro_batch_size", "sample_packing", "dataset_prepared_path"],
-    // utils/schemas; a learning rate has to be given there.
-    defaults: &[("max_length", "512"), ("packing", "false"), ("optim", "adamw_torch")],
-    alpha_over_r: None,
-    told_without: &[("adapter", "without `adapter` it trains all weights; here adapters are trained")],
-};
-
-static MLX_LM: Tool = Tool {
-    name: "mlx-lm",
-    keys: &[
-        "iters",
-        "lora_parameters",
-        "num_layers",
-        "fine_tune_type",
-        "steps_per_report",
-        "steps_per_eval",
-        "adapter_path",
-        "mask_prompt",
-        "grad_checkpoint",
-        "val_batches",
-        "save_every",
-    ],
-    // CONFIG_DEFAULTS of mlx_lm/lora.py; its Adam has states of 32 bits and no schedule.
-    defaults: &[
-        ("lora_r", "8"),
-        ("learning_rate", "1e-5"),
-        ("max_steps", "1000"),
-        ("per_device_train_batch_size", "4"),
-        ("lr_scheduler_type", "constant"),
-        ("packing", "false"),
-        ("optim", "adamw_torch"),
-        ("seed", "0"),
-        ("quantization", "none"),
-        ("too_long", "truncate"),
-    ],
-    alpha_over_r: Some(20.0),
-    told_without: &[
-        ("mask_prompt", "without `mask_prompt` it learns prompts too; here the loss is over answers"),
-        ("num_layers", "without `num_layers` it adapts the last 16 layers; here every layer gets adapters"),
-    ],
-};
-
-static TRL: Tool = Tool {
-    name: "TRL",
-    keys: &[
-        "use_peft",
-        "lora_task_type",
-        "lora_target_parameters",
-        "use_bnb_nested_quant",
-        "assistant_only_loss",
-        "completion_only_loss",
-        "dataset_name",
-        "dataset_config",
-        "dataset_train_split",
-        "dataset_test_split",
-        "dataset_text_field",
-        "dataset_kwargs",
-        "packing_strategy",
-        "padding_free",
-        "eval_packing",
-        "truncation_mode",
-        "attn_implementation",
-        "model_init_kwargs",
-    ],
-    // SFTConfig and ModelConfig, PEFT's modules for Llama, Mistral and Qwen, and TrainingArguments for the rest.
-    defaults: &[
-        ("quantization", "none"),
-        ("double_quant", "false"),
-        ("lora_dropout", "0.05"),
-        ("lora_target_modules", "q_proj, v_proj"),
-        ("learning_rate", "2e-5"),
-        ("num_train_epochs", "3"),
-        ("per_device_train_batch_size", "8"),
-        ("lr_scheduler_type", "linear"),
-        ("warmup_ratio", "0"),
-        ("max_length", "1024"),
-        ("too_long", "truncate"),
-        ("packing", "false"),
-        ("optim", "adamw_torch"),
-    ],
-    alpha_over_r: None,
-    told_without: &[
-        ("use_peft", "without `use_peft` it trains all weights; here adapters are trained"),
-        (
-            "assistant_only_loss",
-            "without `assistant_only_loss` it learns the whole of a conversation; here the loss is over answers",
-        ),
-    ],
-};
-
-/// Settings that say how long a run is: where one is given, the tool's own length does not count.
-const LENGTHS: [&str; 2] = ["num_train_epochs", "max_steps"];
-/// Settings that say how it warms up.
-const WARM_UPS: [&str; 2] = ["warmup_ratio", "warmup_steps"];
-
-impl Tool {
-    fn of(entries: &[Entry]) -> Option<&'static Self> {
-        let count = |tool: &Self| entries.iter().filter(|entry| tool.keys.contains(&entry.key.as_str())).count();
-        [&LLAMA_FACTORY, &MLX_LM, &AXOLOTL, &TRL].into_iter().find(|tool| count(tool) >= 3)
-    }
-
-    /// Takes the tool's own defaults where nothing is given, and says which.
-    fn apply(&self, settings: &mut Settings, is_given: &dyn Fn(&str) -> bool) -> Option<String> {
-        let mut taken = Vec::new();
-        for &(name, text) in self.defaults {
-            let group = [LENGTHS, WARM_UPS].into_iter().find(|group| group.contains(&name));
-            if group.map_or_else(|| is_given(name), |group| group.iter().any(|name| is_given(name))) {
-                continue;
-            }
-            // It says nothing where weights are not quantized.
-            if name == "double_quant" && settings.quantization == Quantization::Off {
-                continue;
-            }
-            let given = Given { place: self.name.to_owned(), value: Value::text(text), line: 0 };
-            apply(find(name), &given, settings).expect("defaults are among the values");
-            taken.push(format!("{name} {text}"));
+/// Takes a tool's own defaults where nothing is given, and says which.
+fn take_defaults(tool: &Tool, settings: &mut Settings, is_given: &dyn Fn(&str) -> bool) -> Option<String> {
+    let mut taken = Vec::new();
+    for &(name, text) in tool.defaults {
+        let group = [LENGTHS, WARM_UPS].into_iter().find(|group| group.contains(&name));
+        if group.map_or_else(|| is_given(name), |group| group.iter().any(|name| is_given(name))) {
+            continue;
         }
-        if let Some(factor) = self.alpha_over_r.filter(|_| !is_given("lora_alpha")) {
-            settings.lora_alpha = factor * settings.lora_r as f64;
-            taken.push(format!("lora_alpha {}", settings.lora_alpha));
+        // It says nothing where weights are not quantized.
+        if name == "double_quant" && settings.quantization == Quantization::Off {
+            continue;
         }
-        let taken = taken.join(", ");
-        (!taken.is_empty()).then(|| format!("as in {} where they are not given: {taken}", self.name))
+        let given = Given { place: tool.name.to_owned(), value: Value::text(text), line: 0 };
+        apply(find(name), &given, settings).expect("defaults are among the values");
+        taken.push(format!("{name} {text}"));
     }
+    if let Some(factor) = tool.alpha_over_r.filter(|_| !is_given("lora_alpha")) {
+        settings.lora_alpha = factor * settings.lora_r as f64;
+        taken.push(format!("lora_alpha {}", settings.lora_alpha));
+    }
+    let taken = taken.join(", ");
+    (!taken.is_empty()).then(|| format!("as in {} where they are not given: {taken}", tool.name))
 }
 
 /// One refusal of all faults. Each stands on its own line, under "error:" from the second on, with its line of the
@@ -526,6 +120,8 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     faults.extend(join_parts(&mut all, &parts).err());
 
     let mut notes = Vec::new();
+    let adalora_rank = flags.adalora_rank.or(file.adalora_rank);
+    notes.extend(adalora_rank.and_then(|rank| take_adalora_rank(rank, &mut all)));
     let mut settings = Settings::default();
     for info in SETTINGS {
         if let Some(given) = all.get(info.name)
@@ -540,7 +136,7 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     let tool = Tool::of(&document.entries);
     if let Some(tool) = tool {
         let is_given = |name: &str| all.contains_key(name) || (name == "lora_alpha" && scale.is_some());
-        notes.extend(tool.apply(&mut settings, &is_given));
+        notes.extend(take_defaults(tool, &mut settings, &is_given));
     }
     if let Some(scale) = scale {
         let alpha = f64::read(&scale.value).unwrap_or_default() * settings.lora_r as f64;
@@ -564,7 +160,8 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     let asked =
         all.get("eval_steps").is_some_and(|given| ["evals", "steps_per"].iter().any(|w| given.place.contains(w)));
     let prompts = settings.sample_prompts != SamplePrompts::None;
-    if asked && settings.val_set_size == ValSet::Off && settings.val_data.is_empty() && !prompts {
+    let may_hold = settings.data.iter().any(|path| may_hold_validation(path));
+    if asked && settings.val_set_size == ValSet::Off && settings.val_data.is_empty() && !prompts && !may_hold {
         settings.eval_steps = Every::Never;
     }
     faults.extend(one_warmup(&mut settings, &all));
@@ -583,6 +180,18 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     // Here, so that what is recorded of the base can be found by others.
     settings.model = settings.model.map(|model| expand_home(Path::new(&model)).to_string_lossy().into_owned());
     faults.extend(split_revision(&mut settings).err());
+    notes.extend(leave_out_revision(&mut settings));
+    let turned_off = |name: &str| flags.silences.contains(&name);
+    let last_layers = flags.last_layers.or(file.last_layers.filter(|_| !turned_off("num_layers")));
+    if let Some(given) = last_layers {
+        match transform_last(&given, &all, &mut settings) {
+            Ok(note) => notes.extend(note),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    let tokens = file.tokens.iter().filter(|(foreign, _)| !turned_off(foreign.name));
+    faults.extend(tokens.filter_map(|(foreign, given)| lacks_token(foreign, given, settings.model.as_deref())));
+    faults.extend(nothing_to_ask(&settings, &all));
     let Settings { output_dir, init_adapter, logging_dir, tokenized_cache, .. } = &mut settings;
     for path in [output_dir, init_adapter, logging_dir, tokenized_cache].into_iter().flatten() {
         *path = expand_home(path);
@@ -605,6 +214,20 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     Ok((settings, notes))
 }
 
+/// Puts ms-swift's rank of AdaLoRA in place of that of LoRA where ranks are cut. Returns what should be told.
+fn take_adalora_rank(rank: Given, all: &mut BTreeMap<&'static str, Given>) -> Option<String> {
+    let is_adalora = all.get("use_adalora").is_some_and(|given| bool::read(&given.value) == Ok(true));
+    let of_lora = all.get("lora_r");
+    // A flag for the rank wins over the file.
+    if !is_adalora || of_lora.is_some_and(|given| given.line == 0 && rank.line > 0) {
+        return None;
+    }
+    let other = of_lora.filter(|given| usize::read(&given.value) != usize::read(&rank.value));
+    let note = other.map(|other| format!("{}: without effect here, as {} gives the rank", other.place, rank.place));
+    all.insert("lora_r", rank);
+    note
+}
+
 fn clash(one: &str, other: &str, place: &str) -> String {
     format!("`{one}` stands in for `{other}`, which {place} gives as well: keep one of them")
 }
@@ -623,6 +246,79 @@ fn join_parts(all: &mut BTreeMap<&'static str, Given>, parts: &BTreeMap<&'static
     Ok(())
 }
 
+/// Gives adapters to the last layers alone, by their numbers in the model.
+fn transform_last(
+    given: &Given,
+    all: &BTreeMap<&'static str, Given>,
+    settings: &mut Settings,
+) -> Result<Option<String>, Fault> {
+    let count = usize::read(&given.value).unwrap_or_default();
+    let fault = |message: String| {
+        let key = if given.place.contains("lora_layers") { "lora_layers" } else { "num_layers" };
+        Fault { silenced_by: Some("num_layers"), ..Fault::new(message, key, given.line) }
+    };
+    if let Some(other) = all.get("layers_to_transform") {
+        // A flag that names layers wins over a count of the file.
+        return match other.line == 0 && given.line > 0 {
+            true => Ok(None),
+            false => Err(fault(format!(
+                "{}: found {}, but {} names the layers: keep one of them",
+                given.place, given.value, other.place
+            ))),
+        };
+    }
+    let Some(layers) = settings.model.as_deref().and_then(model_files::layers) else {
+        return Err(fault(format!(
+            "{}: found {}, which counts from the end of the model, and no directory of it says how many layers it has: \
+             give their numbers as `layers_to_transform`, or `--num-layers false` for all",
+            given.place, given.value
+        )));
+    };
+    if count >= layers {
+        return Ok(None);
+    }
+    let numbers = Value::List((layers - count..layers).map(|layer| Value::Int(layer as i128)).collect());
+    let numbers = Given { value: numbers, ..given.clone() };
+    apply(find("layers_to_transform"), &numbers, settings).map_err(fault)?;
+    let shown = if count == 1 { "layer gets" } else { "layers get" };
+    Ok(Some(format!("{}: the last {count} of {layers} {shown} adapters", given.place)))
+}
+
+/// A token of a list that the model's tokenizer lacks, or cannot be asked for.
+fn lacks_token(foreign: &Foreign, given: &Given, model: Option<&str>) -> Option<Fault> {
+    let Value::List(items) = &given.value else { return None };
+    let (place, flag) = (&given.place, foreign.name.replace('_', "-"));
+    let fault = |what: String| {
+        let message = format!("{place}: found {what}; `--{flag} false` leaves it out");
+        Some(Fault::new(message, foreign.name, given.line))
+    };
+    let Some(known) = model.and_then(model_files::added_tokens) else {
+        let value = &given.value;
+        return fault(format!(
+            "{value}, and no directory of the model says whether its tokenizer has them all, as is needed"
+        ));
+    };
+    let missing = items.iter().find(|item| !matches!(item, Value::Str(token) if known.contains(token)))?;
+    let why = "which is none of the added tokens in the model's tokenizer.json, and adding tokens is not supported yet";
+    fault(format!("{missing}, {why}"))
+}
+
+/// Answers to validation rows that are asked for where there are none.
+fn nothing_to_ask(settings: &Settings, all: &BTreeMap<&'static str, Given>) -> Option<Fault> {
+    let given = all.get("eval_answers").filter(|_| settings.eval_answers > 0 && !settings.data.is_empty())?;
+    let may_hold = settings.data.iter().any(|path| may_hold_validation(path));
+    if settings.val_set_size != ValSet::Off || !settings.val_data.is_empty() || may_hold {
+        return None;
+    }
+    let key =
+        given.place.rsplit('`').nth(1).unwrap_or("eval_answers").rsplit('.').next().unwrap_or_default().to_owned();
+    let message = format!(
+        "{}: found {}, but `eval_answers` needs rows to ask: give `val_data` or `val_set_size` as well",
+        given.place, given.value
+    );
+    Some(Fault::new(message, key, given.line))
+}
+
 /// Puts the revision of `model: org/name@revision` into `revision`.
 fn split_revision(settings: &mut Settings) -> Result<(), Fault> {
     let named = settings.model.as_deref().filter(|model| model.contains('@') && !Path::new(model).exists());
@@ -630,6 +326,13 @@ fn split_revision(settings: &mut Settings) -> Result<(), Fault> {
     let id = id.at(settings.revision.as_deref()).map_err(|error| Fault::new(error.to_string(), "revision", 0))?;
     (settings.model, settings.revision) = (Some(id.name), id.revision);
     Ok(())
+}
+
+/// Takes back the hub's default branch where the model is a directory. Returns what should be told.
+fn leave_out_revision(settings: &mut Settings) -> Option<String> {
+    let dir = settings.model.as_deref().filter(|model| Path::new(model).is_dir())?;
+    let note = format!("{dir}: a directory has no revisions, so `revision: main` is left out");
+    settings.revision.take_if(|revision| revision.as_str() == "main").map(|_| note)
 }
 
 /// Leaves at most one of `warmup_ratio` and `warmup_steps` in force, so that the resolved settings say it plainly.

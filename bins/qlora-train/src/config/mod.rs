@@ -43,24 +43,29 @@
 mod answers;
 mod args;
 mod compat;
+mod dataset_info;
 mod datasets;
 mod derived;
 mod enums;
 mod intervals;
+mod layer;
 mod layers;
 mod lints;
 pub mod lr_schedule;
 mod mixing;
+mod model_files;
 mod patterns;
+mod suggest;
 mod table;
 mod template_names;
+mod tools;
 mod trackers;
 mod types;
 mod yaml;
 
 pub use answers::{BestMetric, SamplePrompt, SamplePrompts};
 pub use args::{SettingsArgs, parse_overrides, unknown_flag};
-pub use compat::{GPUS, all_names, gpu_named, nearest};
+pub use compat::{GPUS, all_names, gpu_named};
 pub use derived::{LARGE_MODEL_PARAMETERS, Purpose, commented_yaml, settings_markdown};
 pub use enums::{
     BadRow, Checkpointing, Compute, Device, InitLora, LinearKernels, MixStrategy, Optim, Preset, PromptCompletion,
@@ -70,6 +75,7 @@ pub use intervals::{Every, Resume};
 pub use lints::AllowedLints;
 pub use mixing::{OfEach, RowsOfEach};
 pub use patterns::{LayerNumbers, Pattern, TokenIndices};
+pub use suggest::nearest;
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};
 pub use template_names::FALLBACK as FALLBACK_TEMPLATE;
 pub use trackers::ReportTo;

@@ -112,11 +112,11 @@ settings! {
          "data.file", "data.files", "data.train_data", "data.dataset_path", "training.data"];
     "Validation rows, in files of their own."
     val_data: Vec<PathBuf> = Vec::new(), "none", "one path or a list of paths", Results,
-        ["test_datasets", "eval_dataset", "validation_file", "eval_data", "data.validation", "data.val", "data.val_path",
+        ["test_datasets", "val_dataset", "eval_dataset", "validation_file", "eval_data", "data.validation", "data.val", "data.val_path",
          "data.eval_path", "data.eval", "data.val_file", "data.test"];
     "Rows held back from `data` for validation: below 1 a share of them, else a count."
     val_set_size: ValSet = ValSet::Off, "0", "0, a share below 1, or a count of rows", Results,
-        ["val_size", "data.val_split", "data.validation_split", "data.test_size"],
+        ["val_size", "split_dataset_ratio", "data.val_split", "data.validation_split", "data.test_size"],
         |v| !matches!(v, ValSet::Count(n) if *n > 1_000_000_000);
     "Rows taken of each data file at most, the first of them."
     max_samples: Limit = Limit(None), "none", "a count of rows; 0 or -1 for all", ResultsIfSet, ["data.max_samples"],
@@ -150,6 +150,10 @@ settings! {
     "Column of the turns, where it is not `messages` or `conversations`."
     messages_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
         ["chat_feature", "field_messages", "data.messages_column"];
+    "Key of a turn's role, where it is not `role` or `from`. Turns are then read by this key and `content_key` alone, and one that lacks them is refused."
+    role_key: Option<String> = None, "none", "the name of a key", ResultsIfSet, ["message_field_role", "data.role_key"];
+    "Key of a turn's content, where it is not `content` or `value`; like `role_key`."
+    content_key: Option<String> = None, "none", "the name of a key", ResultsIfSet, ["message_field_content", "data.content_key"];
     "Column of plain text, where it is not `text`."
     text_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
         ["text_feature", "dataset_text_field", "data.text_column"];
@@ -179,7 +183,8 @@ settings! {
         ["bnb_4bit_use_double_quant", "use_bnb_nested_quant", "use_double_quant", "double_quantization"];
 
     "Rank of the adapters."
-    lora_r: usize = 16, "16", "an integer from 1 to 256", Results, ["lora_rank", "r", "lora.r", "lora.rank"],
+    lora_r: usize = 16, "16", "an integer from 1 to 256", Results,
+        ["lora_rank", "r", "lora.r", "lora.rank", "init_r", "lora.init_r"],
         |v| (1..=256).contains(v);
     "Numerator of the adapters' scale alpha / r."
     lora_alpha: f64 = 32.0, "32", "a number above 0, at most 65536", Results, ["lora.alpha"],
@@ -187,10 +192,10 @@ settings! {
     "Share of the adapters' inputs that is dropped in training."
     lora_dropout: f64 = 0.0, "0", "a number from 0 to below 1", Results, ["lora.dropout"],
         |v| *v >= 0.0 && (*v as f32) < 1.0;
-    "Linear layers that get an adapter; `all-linear` is all of a block, never lm_head."
+    "Linear layers that get an adapter; `all-linear` is all of a block, never lm_head. One regular expression is for the whole path of a module, as in PEFT."
     lora_target_modules: TargetModules = TargetModules::all_linear(), "all-linear",
-        "all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, qkv_proj, gate_up_proj, input_linear, output_linear", Results,
-        ["target_modules", "lora_target", "lora.target_modules", "lora.modules", "lora.keys"];
+        "all-linear, a regular expression or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, qkv_proj, gate_up_proj, input_linear, output_linear", Results,
+        ["target_modules", "lora_target", "target_regex", "lora.target_modules", "lora.modules", "lora.keys"];
     "Layers that get adapters, by their numbers from 0."
     layers_to_transform: LayerNumbers = LayerNumbers::default(), "all layers", "the numbers of layers", ResultsIfSet,
         ["peft_layers_to_transform", "lora.layers_to_transform"];
@@ -204,13 +209,32 @@ settings! {
         ["lora_alpha_pattern", "lora.alpha_pattern"], |v| v.0.values().all(|a| *a > 0.0 && *a <= 65536.0);
     "A magnitude for each output beside the low-rank terms (DoRA): a step computes every linear layer once more. vLLM, SGLang and llama.cpp serve it merged only."
     use_dora: bool = false, "false", "true or false", ResultsIfSet, ["peft_use_dora", "lora.use_dora"];
+    "Ranks that are cut in training by their importance (AdaLoRA): every linear layer begins with `lora_r`, and `target_r` of each are left on the mean. The adapter is written as plain LoRA."
+    use_adalora: bool = false, "false", "true or false", ResultsIfSet, ["lora.use_adalora"];
+    "Rank that is left of each linear layer on the mean, with `use_adalora`."
+    target_r: usize = 8, "8", "an integer from 1 to 255", ResultsIfSet, ["adalora_target_r", "lora.target_r"],
+        |v| (1..=255).contains(v);
+    "Optimizer steps before the first cut of ranks, with `use_adalora`."
+    tinit: usize = 0, "0", "a count of steps", ResultsIfSet, ["adalora_tinit", "lora.tinit"], |v| *v <= 1_000_000_000;
+    "Optimizer steps after the last cut of ranks, with `use_adalora`."
+    tfinal: usize = 0, "0", "a count of steps", ResultsIfSet, ["adalora_tfinal", "lora.tfinal"], |v| *v <= 1_000_000_000;
+    "Optimizer steps from one cut of ranks to the next, with `use_adalora`."
+    delta_t: usize = 1, "1", "a count of steps of at least 1", ResultsIfSet, ["deltaT", "adalora_delta_t", "adalora_deltaT", "lora.deltaT"],
+        |v| (1..=1_000_000_000).contains(v);
+    "Decay of the mean of importance, with `use_adalora`: PEFT's beta1."
+    adalora_beta1: f64 = 0.85, "0.85", "a number above 0 and below 1", ResultsIfSet, ["lora.beta1"], |v| *v > 0.0 && *v < 1.0;
+    "Decay of how far importance is from its mean, with `use_adalora`: PEFT's beta2."
+    adalora_beta2: f64 = 0.85, "0.85", "a number above 0 and below 1", ResultsIfSet, ["lora.beta2"], |v| *v > 0.0 && *v < 1.0;
+    "How strongly A and B are pulled towards orthogonality, with `use_adalora`: the factor of the mean of ‖A·Aᵀ − I‖ and ‖Bᵀ·B − I‖ in the loss."
+    orth_reg_weight: f64 = 0.5, "0.5", "a number from 0 to 1000", ResultsIfSet, ["adalora_orth_reg_weight", "lora.orth_reg_weight"],
+        |v| (0.0..=1000.0).contains(v);
     "What the adapters begin with: `true` is a random A and a B of zero; `pissa` the largest singular directions of the weights, `pissa_niter_N` those nearly, by N sweeps; `olora` the beginning of their QR decomposition. The last three train on a base less what they begin with, and the adapter is written for the base as it is, of twice the rank."
     init_lora_weights: InitLora = InitLora::Random, "true", "true, pissa, pissa_niter_N or olora", ResultsIfSet,
         ["peft_init_lora_weights", "lora.init_lora_weights"];
     "Modules that are trained whole beside the adapters: `embed_tokens`, `lm_head` or norms, by the end of their paths as in PEFT. Where the output layer is the embedding, both are trained as one tensor."
     modules_to_save: ModuleNames = ModuleNames::default(), "none", "names of modules", ResultsIfSet,
         ["lora_modules_to_save", "additional_target", "lora.modules_to_save"];
-    "Tokens whose rows of the embedding are trained beside the adapters, by their ids: for marks and words that the base never learned. As an object, `embed_tokens` and `lm_head` have lists of their own; where the output layer is the embedding, its rows are the same. vLLM, SGLang and llama.cpp serve the adapter merged only. Only the CPU trains them so far."
+    "Tokens whose rows of the embedding are trained beside the adapters, by their ids: for marks and words that the base never learned. As an object, `embed_tokens` and `lm_head` have lists of their own; where the output layer is the embedding, its rows are the same. vLLM, SGLang and llama.cpp serve the adapter merged only."
     trainable_token_indices: TokenIndices = TokenIndices::default(), "none", "ids of tokens, or an object of modules with ids", ResultsIfSet,
         ["peft_trainable_token_indices", "lora.trainable_token_indices"];
     "Class that will serve the adapter, where the base is the text model of a larger one: that of the larger, such as Gemma3ForConditionalGeneration, or the text model's own, such as Gemma3ForCausalLM."
@@ -241,7 +265,7 @@ settings! {
         |v| v.0.is_none_or(|v| v <= 1_000_000_000);
     "Rows, or packs of rows, in one micro-batch."
     per_device_train_batch_size: usize = 1, "1", "an integer from 1 to 65536", Results,
-        ["micro_batch_size", "batch_size", "training.batch_size"], |v| (1..=65536).contains(v);
+        ["micro_batch_size", "batch_size", "per_gpu_train_batch_size", "training.batch_size"], |v| (1..=65536).contains(v);
     "Micro-batches summed into one optimizer step, weighted by their supervised tokens. Of several processes each has as many, so that a step has them times the number of processes; a run that goes on in another number of processes keeps those of its step."
     gradient_accumulation_steps: usize = 1, "1", "an integer from 1 to 1000000", Results,
         ["grad_accumulation_steps", "training.grad_accum", "training.accumulation_steps"],
@@ -250,8 +274,8 @@ settings! {
     max_length: usize = 2048, "2048", "an integer from 2 to 16777216", Results,
         ["sequence_len", "max_seq_length", "max_seq_len", "cutoff_len", "model_max_length"],
         |v| (2..=1 << 24).contains(v);
-    "What happens to a row of more than `max_length` tokens; `chunk` makes rows of `max_length` of a text that is learned as a whole, and drops others; counts are printed."
-    too_long: TooLong = TooLong::Drop, "drop", "drop, truncate, error or chunk", Results,
+    "What happens to a row of more than `max_length` tokens; `truncate` keeps its beginning, `proportional` cuts the prompt and the answer of each turn, as LLaMA-Factory does, `chunk` makes rows of `max_length` of a text that is learned as a whole, and drops others; counts are printed."
+    too_long: TooLong = TooLong::Drop, "drop", "drop, truncate, proportional, error or chunk", Results,
         ["overlong", "excess_length_strategy"];
     "What happens to a row that cannot be trained on; `skip` counts such rows, and refuses more than a tenth of all."
     on_bad_row: BadRow = BadRow::Error, "error", "error or skip", ResultsIfSet, [];
@@ -289,7 +313,7 @@ settings! {
     "L2 norm to which gradients are clipped; 0 turns clipping off."
     max_grad_norm: f64 = 1.0, "1", "a number of at least 0", Results, ["gradient_clipping"], |v| *v >= 0.0;
     "Seed of the initial A, the order of rows and dropout."
-    seed: u64 = 42, "42", "an integer from 0 to 18446744073709551615", Results, [];
+    seed: u64 = 42, "42", "an integer from 0 to 18446744073709551615", Results, ["random_state", "random_seed"];
 
     "Optimizer steps between two lines of metrics; below 1 it is a share of all steps."
     logging_steps: Every = Every::Steps(1), "1", "a count of steps from 1 to 1000000000, or a share of all steps below 1", RunOnly,
@@ -336,7 +360,7 @@ settings! {
     "Whether the adapter written at the end is the one with the best figure (`metric_for_best_model`)."
     load_best_model_at_end: bool = false, "false", "true or false", Results, [];
     "Whether activations are recomputed in the backward pass, and with `offload` what they are recomputed from waits in host memory; never changes a value."
-    gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true, false or offload", RunOnly, ["grad_checkpoint", "activation_checkpointing"];
+    gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true, false or offload", RunOnly, ["grad_checkpoint", "activation_checkpointing", "use_gradient_checkpointing"];
     "Where the base weights are: `resident` in the memory of the device; `host` in pinned host memory, of which a GPU then holds two layers at a time; `disk` in the files of an NF4 checkpoint (`quantize` writes one), of which the CPU then holds two layers at a time. `auto` takes for a GPU what fits and is predicted to take least time, and leaves weights on disk only where they do not fit. Never changes a value."
     weights: WeightResidency = WeightResidency::Auto, "auto", "auto, resident, host or disk", RunOnly, [];
     "Tokens that the linear layers and the MLP work on at one time (others call it sequence tiling or a tiled MLP): the fewer, the longer the rows that fit; `off` is all of a micro-batch. Never changes a value."

@@ -87,6 +87,13 @@ fn plain(name: &str) -> String {
 /// Refuses a value of `chat_template` that is another trainer's name for a text which is not built in.
 pub fn check(value: &Value) -> Result<(), Reject> {
     let Value::Str(name) = value else { return Ok(()) };
+    if ["{%", "{{"].iter().any(|sign| name.contains(sign)) {
+        return Err(Reject::Because(
+            "found the text of a template, expected the path of a file: write the text into one, such as \
+             chat_template.jinja, and give its path"
+                .to_owned(),
+        ));
+    }
     let own = plain(name);
     let own = own.strip_prefix(FALLBACK).unwrap_or(&own);
     match OTHERS.iter().find(|(names, _)| names.contains(&own)) {

@@ -24,6 +24,7 @@ use super::each::EachOf;
 use super::guard::guarded;
 use super::keys::{THERE, is_of_other_meaning};
 use super::rows::SUPPORTED;
+use super::unused::list_columns;
 use crate::error::{Context, Error, Result};
 use crate::refuse;
 
@@ -70,10 +71,14 @@ pub(super) fn read_rows(path: &Path, mut reader: impl Read, columns: &Columns, e
                 check_columns(path, batch.schema_ref(), columns)?;
                 known = true;
             }
+            let ways = ways(batch.schema_ref(), columns);
             for at in 0..batch.num_rows() {
                 number += 1;
-                let row = guarded(|| row(&batch, at, columns)).ok_or_else(|| damaged(path, ""))?;
+                let mut row = guarded(|| row(&batch, at, &ways)).ok_or_else(|| damaged(path, ""))?;
                 budget.spend_row(&row).usage_context(|| name.to_string())?;
+                if let (1, Ok(Value::Object(row))) = (number, &mut row) {
+                    list_columns(row, guarded(|| unread(&batch, columns)).ok_or_else(|| damaged(path, ""))?);
+                }
                 each(number, row)?;
             }
         }
@@ -174,27 +179,63 @@ fn damaged(path: &Path, why: &str) -> Error {
     Error::Refused(format!("{name}: cannot read as Arrow{why}: the file is cut off or damaged, get it again"))
 }
 
-fn row(batch: &RecordBatch, at: usize, columns: &Columns) -> Result<Value, String> {
+/// Whether a column is of plain numbers, truth values or texts, or of lists.
+fn may_be_flags(kind: &DataType) -> bool {
+    match kind {
+        DataType::Dictionary(_, values) => may_be_flags(values),
+        DataType::Boolean | DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..) => true,
+        kind => kind.is_integer() || kind.is_floating() || kind.is_string(),
+    }
+}
+
+/// The columns that are not read and hold something.
+fn unread(batch: &RecordBatch, columns: &Columns) -> Vec<String> {
+    let fields = batch.schema_ref().fields().iter().zip(batch.columns());
+    let unread = fields.filter(|(field, column)| {
+        let is_read = columns.reads(field.name()) || columns.warns_of(field.name()) && may_be_flags(field.data_type());
+        !is_read && *field.data_type() != DataType::Null && column.logical_null_count() < column.len()
+    });
+    unread.map(|(field, _)| field.name().clone()).collect()
+}
+
+/// A way to read a column
+enum Way {
+    Whole,
+    /// That it is there is all that matters, and it may be the bytes of an image.
+    Presence,
+    /// A list whose length says enough, and which may be the pixels of an image.
+    Length,
+    Not,
+}
+
+/// The way of each column: to ask for it row by row would take longer than to read.
+fn ways(schema: &Schema, columns: &Columns) -> Vec<Way> {
+    let way = |(name, kind): (&String, &DataType)| {
+        let is_number = kind.is_numeric() || *kind == DataType::Boolean;
+        let is_list = matches!(kind, DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..));
+        match columns.reads(name) {
+            true if is_of_other_meaning(name) && !is_number => Way::Presence,
+            true => Way::Whole,
+            false if !(columns.warns_of(name) && may_be_flags(kind)) => Way::Not,
+            false if is_list => Way::Length,
+            false => Way::Whole,
+        }
+    };
+    schema.fields().iter().map(|field| way((field.name(), field.data_type()))).collect()
+}
+
+fn row(batch: &RecordBatch, at: usize, ways: &[Way]) -> Result<Value, String> {
     let mut map = Map::new();
     let mut left = MAX_VALUES;
-    for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+    for ((field, column), way) in batch.schema_ref().fields().iter().zip(batch.columns()).zip(ways) {
         let name = field.name();
-        let kind = field.data_type();
-        let is_plain = kind.is_integer() || kind.is_floating() || *kind == DataType::Boolean;
-        if !(columns.reads(name) || columns.warns_of(name) && is_plain) {
-            continue;
-        }
-        let is_number = kind.is_numeric() || *kind == DataType::Boolean;
-        let value = match is_of_other_meaning(name) && !is_number {
-            // That it is there is all that matters, and it may be the bytes of an image.
-            true => {
-                if column.is_null(at) || is_empty_list(column.as_ref(), at) {
-                    Value::Null
-                } else {
-                    Value::from(THERE)
-                }
-            }
-            false => value(column.as_ref(), at, &mut left).map_err(|why| format!("`{name}`{why}"))?,
+        let is_there = || !column.is_null(at) && !is_empty_list(column.as_ref(), at);
+        let value = match way {
+            Way::Not => continue,
+            Way::Whole => value(column.as_ref(), at, &mut left).map_err(|why| format!("`{name}`{why}"))?,
+            Way::Presence if is_there() => Value::from(THERE),
+            Way::Length if is_there() => Value::from(vec![THERE]),
+            Way::Presence | Way::Length => Value::Null,
         };
         if map.insert(name.clone(), value).is_some() {
             return Err(format!("the column `{name}` is there twice"));
@@ -207,6 +248,7 @@ fn is_empty_list(array: &dyn Array, at: usize) -> bool {
     match array.data_type() {
         DataType::List(_) => array.as_list::<i32>().value_length(at) == 0,
         DataType::LargeList(_) => array.as_list::<i64>().value_length(at) == 0,
+        DataType::FixedSizeList(_, length) => *length == 0,
         _ => false,
     }
 }

@@ -13,6 +13,7 @@ use super::notes::Note;
 use super::spans::Rendered;
 use super::template::{ChatTemplate, Surroundings};
 use super::tokenizer::ChatTokenizer;
+use super::tools;
 
 /// A conversation as text, and the byte ranges in it that are supervised, in order.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +26,8 @@ pub struct ChatText {
     pub excluded: Vec<Range<usize>>,
     /// Supervised turns that end without a token of their own: a model trained on them does not learn to stop.
     pub open_ended: usize,
+    /// A supervised turn stands behind another text than the end of a prompt to answer.
+    pub asked_otherwise: bool,
     /// What the rendered text lacks of what was said.
     pub notes: Vec<Note>,
 }
@@ -37,6 +40,8 @@ pub struct ChatTokens {
     /// How much each token counts; empty: 1 each.
     pub weights: Vec<f32>,
     pub open_ended: usize,
+    /// An answer stands behind another text than the end of a prompt to answer.
+    pub asked_otherwise: bool,
     pub notes: Vec<Note>,
 }
 
@@ -52,7 +57,8 @@ impl ChatTokenizer {
         let mut notes = Vec::new();
         let messages = with_known_roles(&conversation.messages, template, &mut notes);
         let around = surroundings(conversation);
-        let (turns, text) = render(template, &around, &messages)?;
+        let rendered = render(template, &around, &messages);
+        let (turns, text) = rendered.map_err(|why| explained(why, template, conversation, &messages))?;
         let rendered =
             Rendered { tokenizer: self, template, around, messages: &messages, turns, text, spent: Cell::default() };
         holds::check_calls(&rendered)?;
@@ -60,6 +66,7 @@ impl ChatTokenizer {
         holds::check(&rendered, conversation, &answers, &mut notes)?;
 
         let (mut supervised, mut weights, mut excluded, mut open_ended) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let mut asked_otherwise = false;
         for (at, span) in answers {
             if span.is_empty() {
                 return Err(match at {
@@ -82,13 +89,15 @@ impl ChatTokenizer {
                 covered = range.end;
             }
             excluded.extend((covered < span.end).then_some(covered..span.end));
-            open_ended += usize::from(whole && !self.ends_with_added_token(rendered.text[span].trim_end()));
+            let habits = self.habits(template);
+            asked_otherwise |= habits.is_some_and(|habits| !habits.asks_as(&rendered.text, span.start));
+            open_ended += usize::from(whole && !self.ends_turn(Some(template), rendered.text[span].trim_end()));
             for (range, weight) in learned {
                 supervised.push(range);
                 weights.push(of_turn * weight);
             }
         }
-        Ok(ChatText { text: rendered.text, supervised, weights, excluded, open_ended, notes })
+        Ok(ChatText { text: rendered.text, supervised, weights, excluded, open_ended, asked_otherwise, notes })
     }
 
     /// Tokenizes the rendered conversation once, as a whole.
@@ -100,12 +109,14 @@ impl ChatTokenizer {
     pub fn encode_conversation(&self, conversation: &Conversation) -> Result<ChatTokens, String> {
         let chat = self.render_conversation(conversation)?;
         let (input_ids, labels, weights) = self.labeled(&chat.text, &chat.supervised, &chat.weights, &chat.excluded)?;
-        Ok(ChatTokens { input_ids, labels, weights, open_ended: chat.open_ended, notes: chat.notes })
+        let ChatText { open_ended, asked_otherwise, notes, .. } = chat;
+        Ok(ChatTokens { input_ids, labels, weights, open_ended, asked_otherwise, notes })
     }
 
     /// Tokenizes a prompt with its completion as one text, without a template: BOS (where the tokenizer puts one
-    /// before plain text), prompt, completion, EOS. Completion and EOS are supervised. A BOS or EOS that the text has
-    /// already is not given a second time.
+    /// before plain text), prompt, completion, EOS. Completion and EOS are supervised. A BOS that the text has already
+    /// is not given a second time, nor is an EOS where the text ends with it or with a token that ends turns. Other
+    /// added tokens (`</tool_call>`) end nothing.
     pub fn encode_completion(&self, prompt: &str, completion: &str) -> Result<ChatTokens, String> {
         let text = format!("{prompt}{completion}");
         let supervised = prompt.len()..text.len();
@@ -118,13 +129,16 @@ impl ChatTokenizer {
             labels.insert(0, UNSUPERVISED);
         }
         let last_supervised = labels.last().is_some_and(|&label| label != UNSUPERVISED);
-        let ends = last_supervised && self.ends_with_added_token(completion);
+        // A template that is not understood does not tell what ends a turn.
+        let template = self.template().filter(|template| self.habits(template).is_some());
+        let ends = last_supervised && self.ends_turn(template, completion);
         if let Some(eos) = self.eos_token_id().filter(|_| !ends) {
             input_ids.push(eos);
             labels.push(i32::try_from(eos).map_err(|_| format!("the tokenizer has the token id {eos}"))?);
         }
         let open_ended = usize::from(!ends && self.eos_token_id().is_none());
-        Ok(ChatTokens { input_ids, labels, weights, open_ended, notes: Vec::new() })
+        let asked_otherwise = false;
+        Ok(ChatTokens { input_ids, labels, weights, open_ended, asked_otherwise, notes: Vec::new() })
     }
 
     /// Token ids of a prompt as [`encode_completion`](Self::encode_completion) begins a row with it.
@@ -217,6 +231,22 @@ fn render(
     let turns: Vec<Value> = messages.iter().map(filled).collect();
     let text = template.render_in(around, &turns, false).map_err(|_| first)?;
     Ok((turns, text))
+}
+
+/// Why a template does not render a conversation, with what would help where that is known.
+fn explained(why: String, template: &ChatTemplate, conversation: &Conversation, messages: &[Message]) -> String {
+    if !conversation.tools.iter().any(tools::is_bare) {
+        return why;
+    }
+    let tools = tools::wrapped(conversation.tools.clone());
+    let around = surroundings(&Conversation { messages: Vec::new(), tools, variables: conversation.variables.clone() });
+    match render(template, &around, messages) {
+        Ok(_) => format!(
+            "{why}; it reads tools of the form {{\"type\": \"function\", \"function\": {{\"name\": …}}}}, and the row's `tools` are \
+             bare functions: write them in that form, or under `functions`"
+        ),
+        Err(_) => why,
+    }
 }
 
 /// What is learned of an answer whose parts differ, with the weight of each. What stands before the content goes with

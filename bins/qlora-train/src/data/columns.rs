@@ -2,9 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::keys::{ADAPTER, KNOWN_KEYS, TASK, compares, is_of_other_meaning};
+use super::json;
+use super::keys::{ADAPTER, KNOWN_KEYS, ROWS_UNDER, TASK, compares, is_context, is_of_other_meaning, is_system};
 use super::row_kind::RowKind;
-use super::unused::may_be_flag;
+use super::turn_keys::TurnKeys;
+use super::unused::{Replaced, may_be_meant};
 use super::weight;
 
 /// Key of a row, and the name by which it is known.
@@ -13,6 +15,10 @@ pub struct Columns {
     renamed: Vec<(String, &'static str)>,
     /// The formats that these columns make.
     meant: Vec<RowKind>,
+    /// Those of them of which every row has to be; empty: the formats are told by the rows.
+    only: Vec<RowKind>,
+    /// The keys of turns, where they are named.
+    turns: Option<TurnKeys>,
 }
 
 /// Words of columns that ask, the likeliest first.
@@ -56,6 +62,10 @@ const ANSWERS: [&str; 17] = [
     "a",
 ];
 
+/// Words of the keys of turns that say who speaks, and what is said.
+const SPEAKS: [&str; 6] = ["role", "speaker", "from", "author", "sender", "who"];
+const SAYS: [&str; 7] = ["content", "text", "value", "message", "utterance", "body", "said"];
+
 impl Columns {
     /// `prompt` and `completion` are those of an Alpaca row where there is a column of inputs.
     pub fn new(
@@ -72,7 +82,7 @@ impl Columns {
             (completion, if alpaca { "output" } else { "completion" }),
             (input, "input"),
             (system, "system"),
-            (messages.filter(|name| *name != "conversations"), "messages"),
+            (messages, if messages == Some("conversations") { "conversations" } else { "messages" }),
             (text, "text"),
         ];
         let pair = if alpaca { RowKind::Alpaca } else { RowKind::PromptCompletion };
@@ -81,10 +91,25 @@ impl Columns {
             (messages.is_some(), &[RowKind::Messages, RowKind::ShareGpt]),
             (text.is_some(), &[RowKind::Text]),
         ];
+        let meant: Vec<RowKind> =
+            meant.into_iter().filter(|(is, _)| *is).flat_map(|(_, kinds)| kinds).copied().collect();
+        // Files of TRL name this column, which is theirs without a name, beside rows of turns and of prompts.
+        let only = if text == Some("text") { Vec::new() } else { meant.clone() };
         Self {
             renamed: named.into_iter().filter_map(|(theirs, ours)| Some((theirs?.to_owned(), ours))).collect(),
-            meant: meant.into_iter().filter(|(is, _)| *is).flat_map(|(_, kinds)| kinds).copied().collect(),
+            meant,
+            only,
+            turns: None,
         }
+    }
+
+    /// These columns, of rows whose turns have role and content under these keys alone.
+    pub fn turn_keys(mut self, role: Option<&str>, content: Option<&str>) -> Self {
+        self.turns = TurnKeys::new(role, content);
+        if self.turns.is_some() {
+            self.meant.extend([RowKind::Messages, RowKind::ShareGpt]);
+        }
+        self
     }
 
     /// These columns, of rows that are meant in this format where they could have several.
@@ -108,9 +133,9 @@ impl Columns {
             || self.renamed.iter().any(|(column, _)| column == name)
     }
 
-    /// Whether a column is read where it holds numbers or truth values, to be warned of: nothing follows it.
+    /// Whether a column is read where it holds numbers, truth values or texts, to be warned of: nothing follows it.
     pub(super) fn warns_of(&self, name: &str) -> bool {
-        !self.reads(name) && may_be_flag(name)
+        !self.reads(name) && may_be_meant(name)
     }
 
     /// Whether a column makes a row of some format.
@@ -130,44 +155,129 @@ impl Columns {
         if let Some(turns) = of(holds_turns).next() {
             return did_you_mean(&flag("messages", turns));
         }
+        for (list, items) in map.iter().filter(|(_, value)| value.get(0).is_some_and(Value::is_object)) {
+            let keys: Vec<&str> = items[0].as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
+            if let (Some(role), Some(content)) = (named_by(&keys, &SPEAKS), named_by(&keys, &SAYS)) {
+                let column = if list == "messages" { String::new() } else { flag("messages", list) + " " };
+                return did_you_mean(&format!(
+                    "{column}{} {}",
+                    option("role-key", role),
+                    option("content-key", content)
+                ));
+            }
+            let is_row = |kind: &RowKind| *kind != RowKind::Text && kind.keys().iter().all(|key| keys.contains(key));
+            if ROWS_UNDER.contains(&list.as_str()) || RowKind::ALL.iter().any(is_row) {
+                return format!("; if its rows are those under `{list}`, give that list alone");
+            }
+        }
         match texts[..] {
-            [text] if !KNOWN_KEYS.contains(&text) => did_you_mean(&flag("text", text)),
+            [text] if !KNOWN_KEYS.contains(&text) && !words_of(text).any(tells_of) => did_you_mean(&flag("text", text)),
             _ => String::new(),
         }
     }
 
     /// Like [`guess`](Self::guess), from the names of a table's columns.
-    pub(super) fn guess_names(names: &[&str]) -> String {
-        let Some(prompt) = named_by(names, &ASKS) else { return String::new() };
-        let rest: Vec<&str> = names.iter().copied().filter(|name| *name != prompt).collect();
-        let Some(completion) = named_by(&rest, &ANSWERS) else { return String::new() };
-        let flags = [("prompt", prompt), ("completion", completion)];
-        let flags = flags.into_iter().filter(|(of, column)| of != column).map(|(of, column)| flag(of, column));
-        did_you_mean(&flags.collect::<Vec<_>>().join(" "))
+    pub(super) fn guess_names<'n>(names: &[&'n str]) -> String {
+        let without = |names: &[&'n str], other: &str| -> Vec<&'n str> {
+            names.iter().copied().filter(|name| *name != other).collect()
+        };
+        let system = names.iter().copied().find(|name| *name == "system" || is_system(name));
+        let names = without(names, system.unwrap_or_default());
+        let Some(prompt) = named_by(&names, &ASKS) else { return String::new() };
+        let names = without(&names, prompt);
+        let Some(completion) = named_by(&names, &ANSWERS) else { return String::new() };
+        let names = without(&names, completion);
+        let input = names.iter().copied().find(|name| *name == "input" || is_context(name));
+        // With an input, and by these names, a row is Alpaca's.
+        let alpaca = input.is_some() || prompt == "instruction" || completion == "output";
+        let own = if alpaca { ["instruction", "output"] } else { ["prompt", "completion"] };
+        if [prompt, completion] == own
+            && input.is_none_or(|input| input == "input")
+            && system.is_none_or(|own| own == "system")
+        {
+            return String::new();
+        }
+        let pair = [("prompt", prompt), ("completion", completion)];
+        // A column that has the name of the flag goes without, but where it gets another one.
+        let pair = pair.into_iter().filter(|(of, column)| alpaca || of != column);
+        let beside = [("system", system.filter(|name| *name != "system")), ("input", input)];
+        let beside = beside.into_iter().filter_map(|(of, column)| Some((of, column?)));
+        let flags: Vec<String> = pair.chain(beside).map(|(of, column)| flag(of, column)).collect();
+        did_you_mean(&flags.join(" "))
+    }
+
+    /// Whether the column of whole texts is named.
+    pub(super) fn name_text(&self) -> bool {
+        self.renamed.iter().any(|(_, ours)| *ours == "text")
     }
 
     pub fn is_empty(&self) -> bool {
-        self.renamed.is_empty()
+        self.renamed.is_empty() && self.turns.is_none()
     }
 
-    /// The row with its columns under the known names. The error names a column that the row lacks.
-    pub(super) fn renamed(&self, mut row: Value) -> Result<Value, String> {
+    /// The row with its columns, and the keys of its turns, under the known names. The error names a column or key that
+    /// the row lacks, whatever else it has. What stands under the known names before goes to `replaced`.
+    pub(super) fn renamed(&self, mut row: Value, replaced: &mut Vec<Replaced>) -> Result<Value, String> {
         if let Value::Object(map) = &mut row {
-            // `messages` by its own name: the turns may be ShareGPT's all the same.
-            for (theirs, ours) in self.renamed.iter().filter(|(theirs, ours)| theirs != ours || *ours == "messages") {
-                let Some(value) = map.remove(theirs) else {
-                    if matches!(*ours, "input" | "system") || theirs == ours {
-                        continue;
+            // A column may have the known name of another one.
+            let mut taken = Vec::new();
+            for (theirs, ours) in &self.renamed {
+                let is_there = |key: &str| map.get(key).is_some_and(|value| !value.is_null());
+                if !is_there(theirs) {
+                    let may_lack = match *ours {
+                        // Not every row has them. What stands under the known name was not meant.
+                        "input" | "system" => theirs == ours || !is_there(ours),
+                        "text" => theirs == ours,
+                        _ => false,
+                    };
+                    if !may_lack {
+                        let state = if map.contains_key(theirs) { "null" } else { "missing" };
+                        let found = map.keys().take(12).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+                        return Err(format!("the column `{theirs}` is {state}; found {found}"));
                     }
-                    let found = map.keys().take(12).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
-                    return Err(format!("the column `{theirs}` is missing; found {found}"));
-                };
+                }
+                // `messages` by its own name: the turns may be ShareGPT's all the same.
+                if theirs == ours && *ours != "messages" {
+                    continue;
+                }
+                let Some(value) = map.remove(theirs) else { continue };
                 // Turns of `from` and `value` are ShareGPT's.
                 let share_gpt = *ours == "messages" && value.pointer("/0/from").is_some();
-                map.insert(if share_gpt { "conversations" } else { ours }.to_owned(), value);
+                taken.push((theirs, if share_gpt { "conversations" } else { *ours }, value));
+            }
+            for (column, key, value) in taken {
+                if let Some(value) = map.insert(key.to_owned(), value) {
+                    replaced.push(Replaced { column: column.clone(), key, value });
+                }
+            }
+            // Tables hold turns as texts of JSON.
+            for list in ["messages", "conversations"] {
+                if let Some(Value::String(text)) = map.get(list)
+                    && text.trim_start().starts_with('[')
+                    && let Ok(turns @ Value::Array(_)) = json::parse(text)
+                {
+                    map.insert(list.to_owned(), turns);
+                }
+            }
+            if let Some(turns) = &self.turns {
+                turns.rename(map)?;
             }
         }
         Ok(row)
+    }
+
+    /// Refuses a row of another format than the columns make that are named.
+    pub(super) fn check(&self, kind: RowKind) -> Result<(), String> {
+        if self.only.is_empty() || self.only.contains(&kind) {
+            return Ok(());
+        }
+        let meant: Vec<&str> = self.only.iter().map(|kind| kind.name()).collect();
+        Err(format!(
+            "found a row of {}, expected one of {}, which the columns make that are named: leave their names out, or give \
+             such rows in a run of their own",
+            kind.name(),
+            meant.join(" or ")
+        ))
     }
 }
 
@@ -192,15 +302,26 @@ fn words_of(name: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Whether a value is a list of turns, of either form.
-fn holds_turns(value: &Value) -> bool {
+pub(super) fn holds_turns(value: &Value) -> bool {
     let keys = [["role", "content"], ["from", "value"]];
     value.get(0).is_some_and(|turn| keys.iter().any(|keys| keys.iter().all(|key| turn.get(key).is_some())))
 }
 
+/// Whether a word in the name of a column says that it tells of a row, and is no text to be learned.
+fn tells_of(word: &str) -> bool {
+    const TELLING: [&str; 12] =
+        ["id", "uuid", "hash", "url", "version", "type", "source", "category", "language", "lang", "split", "license"];
+    TELLING.iter().any(|telling| word.eq_ignore_ascii_case(telling))
+}
+
 fn flag(of: &str, column: &str) -> String {
+    option(&format!("{of}-column"), column)
+}
+
+fn option(name: &str, column: &str) -> String {
     let plain = column.chars().all(|c| c.is_alphanumeric() || "_-.".contains(c));
     let quote = if plain { "" } else { "'" };
-    format!("--{of}-column {quote}{column}{quote}")
+    format!("--{name} {quote}{column}{quote}")
 }
 
 fn did_you_mean(flags: &str) -> String {
@@ -216,16 +337,81 @@ mod tests {
     fn columns_are_renamed_and_a_missing_one_is_named() {
         let columns = Columns::new(Some("question"), Some("answer"), None, None, None, None);
         let row = json!({"question": "2+2?", "answer": "4", "id": 7});
-        assert_eq!(columns.renamed(row).unwrap(), json!({"prompt": "2+2?", "completion": "4", "id": 7}));
-        let error = columns.renamed(json!({"question": "2+2?", "reply": "4"})).unwrap_err();
+        assert_eq!(
+            columns.renamed(row, &mut Vec::new()).unwrap(),
+            json!({"prompt": "2+2?", "completion": "4", "id": 7})
+        );
+        let error = columns.renamed(json!({"question": "2+2?", "reply": "4"}), &mut Vec::new()).unwrap_err();
         assert!(error.contains("`answer` is missing") && error.contains("`reply`"), "{error}");
         let alpaca = Columns::new(Some("task"), Some("out"), Some("about"), None, None, None);
-        let row = alpaca.renamed(json!({"task": "a", "out": "b"})).unwrap();
+        let row = alpaca.renamed(json!({"task": "a", "out": "b"}), &mut Vec::new()).unwrap();
         assert_eq!(row, json!({"instruction": "a", "output": "b"}));
         let turns = Columns::new(None, None, None, None, Some("talk"), None);
-        let row = turns.renamed(json!({"talk": [{"from": "human", "value": "x"}]})).unwrap();
+        let row = turns.renamed(json!({"talk": [{"from": "human", "value": "x"}]}), &mut Vec::new()).unwrap();
         assert!(row.get("conversations").is_some());
-        assert!(turns.renamed(json!({"talk": [{"role": "user", "content": "x"}]})).unwrap().get("messages").is_some());
+        assert!(
+            turns
+                .renamed(json!({"talk": [{"role": "user", "content": "x"}]}), &mut Vec::new())
+                .unwrap()
+                .get("messages")
+                .is_some()
+        );
+    }
+
+    /// The column that is named is the one that is read, also where a row has the known one instead.
+    #[test]
+    fn a_named_column_is_not_replaced_by_the_known_one() {
+        let of = |named: [Option<&str>; 5]| Columns::new(named[0], named[1], named[2], named[3], named[4], None);
+        for (columns, row, words) in [
+            (
+                of([None, None, None, None, Some("conversations")]),
+                json!({"messages": []}),
+                "`conversations` is missing",
+            ),
+            (
+                of([None, None, None, None, Some("conversations")]),
+                json!({"messages": [], "conversations": null}),
+                "`conversations` is null",
+            ),
+            (of([None, None, None, None, Some("messages")]), json!({"conversations": []}), "`messages` is missing"),
+            (
+                of([Some("prompt"), Some("completion"), None, None, None]),
+                json!({"instruction": "q", "output": "a"}),
+                "`prompt` is missing",
+            ),
+            (
+                of([Some("q"), Some("a"), None, None, None]),
+                json!({"q": "x", "a": null, "completion": "y"}),
+                "`a` is null",
+            ),
+            (
+                of([Some("instruction"), None, Some("context"), None, None]),
+                json!({"instruction": "q", "output": "a", "input": "other"}),
+                "`context` is missing",
+            ),
+            (
+                of([Some("prompt"), None, None, Some("rules"), None]),
+                json!({"prompt": "q", "completion": "a", "system": "other", "rules": null}),
+                "`rules` is null",
+            ),
+        ] {
+            let error = columns.renamed(row, &mut Vec::new()).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+        // A column that not every row has may be missing, and a row may have both.
+        let columns = of([Some("prompt"), None, None, Some("rules"), None]);
+        let row = json!({"prompt": "q", "completion": "a"});
+        assert_eq!(columns.renamed(row.clone(), &mut Vec::new()).unwrap(), row);
+        let row = json!({"prompt": "q", "completion": "a", "system": "other", "rules": "r"});
+        assert_eq!(columns.renamed(row, &mut Vec::new()).unwrap()["system"], "r");
+        // A column of the pair alone says of which format rows are.
+        let columns = of([None, Some("reply"), None, None, None]);
+        assert!(columns.check(RowKind::PromptCompletion).is_ok());
+        let error = columns.check(RowKind::Messages).unwrap_err();
+        assert!(error.contains("a row of messages") && error.contains("one of prompt + completion"), "{error}");
+        let text = Columns::new(None, None, None, None, None, Some("text"));
+        assert!(text.check(RowKind::Messages).is_ok(), "a file of TRL says so beside turns");
+        assert!(Columns::default().check(RowKind::Text).is_ok());
     }
 
     #[test]
@@ -245,13 +431,59 @@ mod tests {
             (["the question", "answer"], "--prompt-column 'the question' --completion-column answer"),
             (["input", "output"], "--prompt-column input --completion-column output"),
             (["aardvark", "quiz"], ""),
+            (["prompt", "output"], "--prompt-column prompt --completion-column output"),
         ] {
             let expected = if flags.is_empty() { String::new() } else { format!("; did you mean `{flags}`?") };
             assert_eq!(text(names), expected, "{names:?}");
         }
+        // What stands before the question, and what it is about.
+        for (names, flags) in [
+            (
+                &["id", "system_prompt", "question", "response"][..],
+                "--prompt-column question --completion-column response --system-column system_prompt",
+            ),
+            (
+                &["instruction", "context", "response", "category"],
+                "--prompt-column instruction --completion-column response --input-column context",
+            ),
+            (
+                &["context", "question", "answer"],
+                "--prompt-column question --completion-column answer --input-column context",
+            ),
+            (
+                &["systemPrompt", "user_prompt", "reply"],
+                "--prompt-column user_prompt --completion-column reply --system-column systemPrompt",
+            ),
+            (&["system", "query", "response", "history"], "--prompt-column query --completion-column response"),
+            (&["operating_system", "query", "response"], "--prompt-column query --completion-column response"),
+        ] {
+            assert_eq!(Columns::guess_names(names), format!("; did you mean `{flags}`?"), "{names:?}");
+        }
         for turn in [json!({"role": "user", "content": "a"}), json!({"from": "human", "value": "a"})] {
             let row = json!({"topic": "x", "dialogue": [turn]});
             assert_eq!(Columns::guess(row.as_object().unwrap()), "; did you mean `--messages-column dialogue`?");
+        }
+        for (row, flags) in [
+            (
+                json!({"id": "x", "talk": [{"speaker": "user", "text": "a"}]}),
+                "--messages-column talk --role-key speaker --content-key text",
+            ),
+            (json!({"messages": [{"author": "user", "body": "a"}]}), "--role-key author --content-key body"),
+        ] {
+            assert_eq!(Columns::guess(row.as_object().unwrap()), format!("; did you mean `{flags}`?"));
+        }
+        let row = json!({"version": "1", "data": [{"prompt": "a", "completion": "b"}]});
+        let expected = "; if its rows are those under `data`, give that list alone";
+        assert_eq!(Columns::guess(row.as_object().unwrap()), expected);
+        for (row, guess) in [
+            (json!({"id": "x", "segments": [{"label": true, "text": "a"}]}), ""),
+            (json!({"doc_url": "x", "n": 3}), ""),
+            (
+                json!({"pairs": [{"prompt": "a", "completion": "b"}]}),
+                "; if its rows are those under `pairs`, give that list alone",
+            ),
+        ] {
+            assert_eq!(Columns::guess(row.as_object().unwrap()), guess, "{row}");
         }
         let row = json!({"id": 3, "body": "x"});
         assert_eq!(Columns::guess(row.as_object().unwrap()), "; did you mean `--text-column body`?");

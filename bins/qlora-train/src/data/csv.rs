@@ -1,4 +1,4 @@
-//! Rows of a CSV file: the first line names the columns, every value is text.
+//! Rows of a CSV file: the first line names the columns, every value is text, or nothing.
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -19,6 +19,17 @@ pub(super) fn delimiter(path: &Path) -> Option<u8> {
         name if name.ends_with(".csv") => Some(b','),
         name if name.ends_with(".tsv") => Some(b'\t'),
         _ => None,
+    }
+}
+
+/// The delimiter of a table that begins so: another than the comma of its name where no comma is in the header, but
+/// semicolons, tabs or bars are, as in tables of spreadsheets and databases.
+pub(super) fn delimiter_of(head: &[u8], named: u8) -> u8 {
+    let header = head.split(|byte| matches!(byte, b'\n' | b'\r')).next().unwrap_or_default();
+    let others = if named == b',' { &b";\t|"[..] } else { b"" };
+    match header.contains(&named) {
+        true => named,
+        false => others.iter().copied().find(|other| header.contains(other)).unwrap_or(named),
     }
 }
 
@@ -60,12 +71,23 @@ fn weight_in(text: &str) -> Value {
     match super::json::parse(word) {
         Ok(number @ Value::Number(_)) => number,
         // Some programs write `.5` and `+1`.
-        _ => word.parse().ok().and_then(Number::from_f64).map_or_else(|| value(text), Value::Number),
+        _ => match word.parse().ok().and_then(Number::from_f64) {
+            Some(number) => Value::Number(number),
+            // That a row of `nan` counts as much as the others is nothing to be guessed.
+            None if !text.is_empty() && NOTHING.contains(&text) => Value::String(text.to_owned()),
+            None => value(text),
+        },
     }
 }
 
+/// Cells that say nothing, as pandas reads them, and `datasets` by it: `na_values` of `read_csv` where none are given.
+const NOTHING: [&str; 19] = [
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+    "NULL", "NaN", "None", "n/a", "nan", "null",
+];
+
 fn value(text: &str) -> Value {
-    if text.is_empty() {
+    if NOTHING.contains(&text) {
         return Value::Null;
     }
     if text.starts_with(['[', '{']) && text.ends_with([']', '}']) {

@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 use super::UNSUPERVISED;
 use super::budget::size;
 use super::chat::ChatTokens;
+use super::csv;
+use super::cut_turns::cut_turns;
 use super::formats::{self, AlpacaStyle, Content};
 use super::messages::{Conversation, Message};
 use super::notes::Note;
@@ -23,6 +25,7 @@ use super::rows;
 use super::split::held_back;
 use super::template::Builtin;
 use super::tokenizer::ChatTokenizer;
+use super::unused;
 use crate::config::{BadRow, PromptCompletion, TooLong};
 use crate::error::{Error, Result};
 use crate::files::units::format_bytes;
@@ -101,10 +104,12 @@ pub(super) fn load_into<'a>(
         held_bytes: 0,
         tasks: BTreeSet::new(),
         seen: HashSet::new(),
+        prompt_texts: false,
+        asked_otherwise: false,
     };
     loader.report.max_length = options.max_length;
     let hashes = paths.iter().map(|path| loader.file(path, open)).collect::<Result<Vec<_>>>()?;
-    let Loader { rows, mut report, tasks, tokenizer, .. } = loader;
+    let Loader { rows, mut report, tasks, tokenizer, prompt_texts, asked_otherwise, .. } = loader;
     report.tasks = tasks.len();
     report.check_bad_rows()?;
     let files = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
@@ -114,12 +119,17 @@ pub(super) fn load_into<'a>(
     if report.rows_kept == 0 {
         refuse!("{files}: {}", no_row_is_left(&report));
     }
-    let conversations = [RowKind::Messages, RowKind::ShareGpt, RowKind::Alpaca];
-    if report.files.iter().flat_map(|file| &file.kinds).any(|(kind, _)| conversations.contains(kind)) {
+    if report.truncated > 0 && options.too_long == TooLong::Proportional {
+        report.remarks.push(
+            "what is cut of long rows is of the prompt and of the answer of each turn, in proportion \
+             (`too_long: proportional`, as LLaMA-Factory cuts)"
+                .to_owned(),
+        );
+    }
+    if asked_otherwise {
         report.warnings.extend(tokenizer.and_then(ChatTokenizer::template_warning));
     }
-    let plain = report.files.iter().flat_map(|file| &file.kinds).any(|(kind, _)| *kind == RowKind::PromptCompletion);
-    if let Some(tokenizer) = tokenizer.filter(|tokenizer| plain && tokenizer.template().is_some()) {
+    if let Some(tokenizer) = tokenizer.filter(|tokenizer| prompt_texts && tokenizer.template().is_some()) {
         report.remarks.push(match by_template(options.prompt_completion, tokenizer) {
             false => "prompt + completion rows of texts are read as plain text, without the chat template \
                  (`prompt_completion: chat` uses it); `generate` with the adapter asks in that form"
@@ -141,6 +151,17 @@ fn by_template(setting: PromptCompletion, tokenizer: &ChatTokenizer) -> bool {
     }
 }
 
+/// Why a row is refused, with what a table of texts reads as null.
+fn of_table(path: &Path, unit: Unit, why: String) -> String {
+    match unit == Unit::Row && csv::delimiter(path).is_some() && why.contains("` is null") {
+        true => format!(
+            "{why}; in CSV an empty cell is null, and so are `None`, `null`, `NA`, `NaN` and their like, as pandas reads \
+             them: give rows that mean such a word as JSON Lines"
+        ),
+        false => why,
+    }
+}
+
 struct Loader<'a, 'o> {
     tokenizer: Option<&'a ChatTokenizer>,
     options: &'o DataOptions,
@@ -155,6 +176,10 @@ struct Loader<'a, 'o> {
     tasks: BTreeSet<Arc<str>>,
     /// The rows so far, where those that were there before are left out.
     seen: HashSet<RowIdentity>,
+    /// A prompt and its completion were texts.
+    prompt_texts: bool,
+    /// An answer stands behind another text than the end of the prompt that `generate` writes.
+    asked_otherwise: bool,
 }
 
 /// One row as it was read.
@@ -164,6 +189,8 @@ struct Read {
     weights: Vec<f32>,
     /// An answer in it has no end-of-turn token.
     open_ended: bool,
+    /// An answer in it stands behind another text than the end of a prompt.
+    asked_otherwise: bool,
     task: Option<String>,
     notes: Vec<Note>,
 }
@@ -182,15 +209,22 @@ impl<'a> Loader<'a, '_> {
                 return Ok(());
             }
             self.report.files[file].unit = unit;
-            let row = row.and_then(|row| options.columns.renamed(row));
+            let mut replaced = Vec::new();
+            let row = row.and_then(|row| options.columns.renamed(row, &mut replaced));
             let known = row.and_then(|row| {
                 let kind = rows::detect(&row, options.columns.meant())?;
+                options.columns.check(kind)?;
                 rows::check_values(&row, kind)?;
                 Ok((kind, row))
             });
             match known {
                 Ok((kind, row)) => {
                     self.report.files[file].count(kind);
+                    for note in replaced.iter().filter_map(|of| unused::replaced(of, kind, &row)) {
+                        self.report.files[file].notes.add(note, line);
+                    }
+                    let is_of_turns = row.as_object().is_some_and(formats::is_of_turns);
+                    self.prompt_texts |= kind == RowKind::PromptCompletion && !is_of_turns;
                     if let (None, Some(open), false) = (self.tokenizer, open, kind == RowKind::Tokenized) {
                         self.tokenizer = Some(open()?);
                     }
@@ -209,7 +243,7 @@ impl<'a> Loader<'a, '_> {
                     self.waiting_bytes += bytes;
                     self.waiting.push((line, kind, row));
                 }
-                Err(why) => self.bad(path, file, line, &why)?,
+                Err(why) => self.bad(path, file, line, &of_table(path, unit, why))?,
             }
             let most_bytes = CHUNK_BYTES.min(options.memory / CHUNK_PART);
             let full = self.waiting.len() == CHUNK || self.waiting_bytes > most_bytes;
@@ -243,7 +277,8 @@ impl<'a> Loader<'a, '_> {
                     continue;
                 }
             };
-            let Read { input_ids, labels, weights, open_ended, task, notes } = read;
+            let Read { input_ids, labels, weights, open_ended, asked_otherwise, task, notes } = read;
+            self.asked_otherwise |= asked_otherwise;
             let task = task.map(|name| self.task(name));
             notes.into_iter().for_each(|note| self.report.files[file].notes.add(note, line));
             self.keep(path, unit, Row { input_ids, labels, weights, file, line, task }, open_ended)?;
@@ -279,19 +314,21 @@ impl<'a> Loader<'a, '_> {
         let task_key = self.options.task_key();
         let task = rows::task(map, task_key)?;
         let mut notes = Vec::new();
-        rows::check_keys(map, kind, task_key, &mut notes)?;
+        rows::check_keys(map, kind, &self.options.columns, task_key, &mut notes)?;
         let weight = formats::row_weight(map, kind)?;
-        let (input_ids, mut labels, mut weights, open_ended) = match (kind, self.tokenizer) {
+        let (mut open_ended, mut asked_otherwise) = (false, false);
+        let (input_ids, mut labels, mut weights) = match (kind, self.tokenizer) {
             (RowKind::Tokenized, _) => {
                 let (input_ids, labels, weights) = rows::tokenized(map, self.options.vocab_size)?;
                 self.check_eos(&input_ids, &labels)?;
-                (input_ids, labels, weights, false)
+                (input_ids, labels, weights)
             }
             (_, None) => return Err(format!("{} rows need the model's tokenizer", kind.name())),
             (_, Some(tokenizer)) => {
                 let tokens = self.text(map, kind, tokenizer, &mut notes)?;
                 notes.extend(tokens.notes);
-                (tokens.input_ids, tokens.labels, tokens.weights, tokens.open_ended > 0)
+                (open_ended, asked_otherwise) = (tokens.open_ended > 0, tokens.asked_otherwise);
+                (tokens.input_ids, tokens.labels, tokens.weights)
             }
         };
         if let (Some(bos), [first, second, ..]) = (self.tokenizer.and_then(ChatTokenizer::bos_token_id), &input_ids[..])
@@ -321,7 +358,7 @@ impl<'a> Loader<'a, '_> {
         if weights.iter().all(|&of_token| of_token == 1.0) {
             weights = Vec::new();
         }
-        Ok(Read { input_ids, labels, weights, open_ended, task, notes })
+        Ok(Read { input_ids, labels, weights, open_ended, asked_otherwise, task, notes })
     }
 
     fn text(
@@ -335,21 +372,28 @@ impl<'a> Loader<'a, '_> {
             Some(Builtin::Alpaca) => AlpacaStyle::Headings,
             _ => AlpacaStyle::Plain,
         };
-        let tokens = match formats::content(map, kind, style, notes)? {
+        let content = formats::content(map, kind, style, notes)?;
+        let is_chat = kind == RowKind::PromptCompletion && by_template(self.options.prompt_completion, tokenizer);
+        if let Content::Text { tools, .. } = &content
+            && !is_chat
+        {
+            formats::no_tools(tools, kind)?;
+        }
+        let tokens = match content {
             Content::Conversation(conversation) => tokenizer.encode_conversation(&conversation)?,
-            Content::Text { system, prompt, completion }
-                if kind == RowKind::PromptCompletion && by_template(self.options.prompt_completion, tokenizer) =>
-            {
+            Content::Text { system, history, prompt, completion, tools, variables } if is_chat => {
                 let system = Some(Message::new("system", &system)).filter(|_| !system.trim().is_empty());
                 let asked = [Message::new("user", &prompt), Message::new("assistant", &completion)];
-                tokenizer.encode_conversation(&Conversation::new(system.into_iter().chain(asked).collect()))?
+                notes.extend(formats::calls_as_text(&tools, &completion));
+                let messages = system.into_iter().chain(history).chain(asked).collect();
+                tokenizer.encode_conversation(&Conversation { messages, tools, variables })?
             }
-            Content::Text { system, .. } if !system.trim().is_empty() => {
-                return Err(
-                    "`system` has no place in a prompt that is read as plain text; put it into the prompt, or \
-                            have the chat template write it (`prompt_completion: chat`)"
-                        .to_owned(),
-                );
+            Content::Text { system, history, .. } if !system.trim().is_empty() || !history.is_empty() => {
+                let key = if history.is_empty() { "system" } else { "history" };
+                return Err(format!(
+                    "`{key}` has no place in a prompt that is read as plain text; put it into the prompt, or have the chat \
+                     template write it (`prompt_completion: chat`)"
+                ));
             }
             Content::Text { prompt, completion, .. } => tokenizer.encode_completion(&prompt, &completion)?,
         };
@@ -393,8 +437,11 @@ impl<'a> Loader<'a, '_> {
                     report.dropped += 1;
                     return Ok(());
                 }
-                TooLong::Truncate => {
+                TooLong::Truncate | TooLong::Proportional => {
                     report.truncated += 1;
+                    if self.options.too_long == TooLong::Proportional {
+                        cut_turns(&mut row, max_length);
+                    }
                     row.input_ids.truncate(max_length);
                     row.labels.truncate(max_length);
                     row.weights.truncate(max_length);

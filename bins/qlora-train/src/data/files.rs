@@ -1,6 +1,6 @@
 //! The files that the settings mean: patterns, `~`, folders with files for training and validation.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
@@ -43,7 +43,8 @@ pub struct DataFiles {
 
 impl DataFiles {
     /// Finds the files that `paths` mean; those of an id of the hub are downloaded where the cache lacks them. Refused:
-    /// an address, a pattern that nothing matches, a folder without rows, an id that neither hub nor cache has.
+    /// an address, a word that is no file, a pattern that nothing matches, a folder without rows, an id that neither
+    /// hub nor cache has.
     pub fn find(paths: &[PathBuf]) -> Result<Self> {
         Self::find_by(paths, &Environment::read())
     }
@@ -76,6 +77,12 @@ impl DataFiles {
                 found.folder(&path)?;
             } else if !is_there && text.contains(['*', '?', '[']) {
                 found.training.extend(matches(&path)?);
+            } else if !is_there && !text.contains(['/', '.']) {
+                refuse!(
+                    "{text}: found no such file; names of LLaMA-Factory's dataset_info.json are read in settings files \
+                     written for it, as `dataset`: give the paths of the files, several as a list, or the id of a data \
+                     set on the hub (org/name)"
+                );
             } else {
                 found.training.push(path);
             }
@@ -203,12 +210,27 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
         let path = entry.usage_context(|| format!("{}: cannot be read", dir.display()))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let table = !matches!(name.as_str(), "dataset_info.json" | STATE | "dataset_dict.json");
-        if table && path.is_file() && ENDINGS.iter().any(|ending| name.ends_with(ending)) {
+        let shown = table && !name.starts_with('.');
+        if shown && path.is_file() && ENDINGS.iter().any(|ending| name.ends_with(ending)) {
             files.push(path);
         }
     }
     files.sort();
     Ok(files)
+}
+
+/// Whether a part of a path begins with a dot where no such part of the pattern means it, as in a shell: editors and
+/// notebooks keep older copies of files so (`.ipynb_checkpoints`).
+fn is_hidden(path: &Path, pattern: &Path) -> bool {
+    let hidden = |path: &Path| -> Vec<String> {
+        let parts = path.components().filter(|part| matches!(part, Component::Normal(_)));
+        let names = parts.map(|part| part.as_os_str().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with('.')).collect()
+    };
+    let meant = hidden(pattern);
+    let is_meant =
+        |name: &String| meant.iter().any(|part| glob::Pattern::new(part).is_ok_and(|part| part.matches(name)));
+    !hidden(path).iter().all(is_meant)
 }
 
 fn matches(pattern: &Path) -> Result<Vec<PathBuf>> {
@@ -218,7 +240,7 @@ fn matches(pattern: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
         let path = path.usage_context(|| format!("{name}: cannot be read"))?;
-        if path.is_file() {
+        if path.is_file() && !is_hidden(&path, pattern) {
             files.push(path);
         }
     }

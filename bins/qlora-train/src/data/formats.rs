@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::json;
 use super::keys::is_empty;
-use super::messages::{Conversation, Message, message, turns};
+use super::messages::{CALLERS, Conversation, Message, message, turns};
 use super::notes::Note;
 use super::row_kind::RowKind;
 use super::{tools, weight};
@@ -16,8 +16,13 @@ pub(super) enum Content {
     Text {
         /// What stands before a prompt and its completion as turns.
         system: String,
+        /// Earlier turns, which are not learned.
+        history: Vec<Message>,
         prompt: String,
         completion: String,
+        /// Tool definitions and variables of the template, which only turns can have.
+        tools: Vec<Value>,
+        variables: Map<String, Value>,
     },
 }
 
@@ -40,29 +45,6 @@ pub(super) fn content(
     alpaca: AlpacaStyle,
     notes: &mut Vec<Note>,
 ) -> Result<Content, String> {
-    let messages = match kind {
-        RowKind::Messages => with_system(map, turns(map, "messages", notes)?)?,
-        RowKind::ShareGpt => share_gpt(map, notes)?,
-        RowKind::Alpaca => alpaca_turns(map, alpaca)?,
-        RowKind::PromptCompletion if map["prompt"].is_array() || map["completion"].is_array() => {
-            let prompt = turns(map, "prompt", notes)?.into_iter().map(Message::unsupervised);
-            with_system(map, prompt.chain(turns(map, "completion", notes)?).collect())?
-        }
-        RowKind::PromptCompletion => {
-            no_tools(map)?;
-            let (prompt, completion) = (text(map, "prompt")?.to_owned(), text(map, "completion")?.to_owned());
-            return Ok(Content::Text { system: optional(map, "system")?.to_owned(), prompt, completion });
-        }
-        RowKind::Text => {
-            no_tools(map)?;
-            return Ok(Content::Text {
-                system: String::new(),
-                prompt: String::new(),
-                completion: text(map, "text")?.to_owned(),
-            });
-        }
-        RowKind::Tokenized => return Err("a tokenized row has no text".into()),
-    };
     let variables = match map.get("chat_template_kwargs") {
         None | Some(Value::Null) => Map::new(),
         Some(Value::Object(variables)) => variables.clone(),
@@ -70,7 +52,67 @@ pub(super) fn content(
             return Err(format!("`chat_template_kwargs` is {}; expected an object", json::describe(other)));
         }
     };
-    Ok(Content::Conversation(Conversation { messages, tools: tools::of_row(map)?, variables }))
+    let tools = tools::of_row(map)?;
+    let messages = match kind {
+        RowKind::Messages => with_system(map, turns(map, "messages", notes)?)?,
+        RowKind::ShareGpt => share_gpt(map, notes)?,
+        RowKind::Alpaca => alpaca_turns(map, alpaca, notes)?,
+        RowKind::PromptCompletion if is_of_turns(map) => {
+            if !history(map, kind, notes)?.is_empty() {
+                return Err(
+                    "`history` has no place beside turns; write them into `prompt`, or leave the key out".into()
+                );
+            }
+            let prompt = turns(map, "prompt", notes)?.into_iter().map(Message::unsupervised);
+            with_system(map, prompt.chain(turns(map, "completion", notes)?).collect())?
+        }
+        RowKind::PromptCompletion => {
+            let (prompt, completion) = (text(map, "prompt")?.to_owned(), text(map, "completion")?.to_owned());
+            let (system, history) = (optional(map, "system")?.to_owned(), history(map, kind, notes)?);
+            return Ok(Content::Text { system, history, prompt, completion, tools, variables });
+        }
+        RowKind::Text => {
+            return Ok(Content::Text {
+                system: String::new(),
+                history: Vec::new(),
+                prompt: String::new(),
+                completion: text(map, "text")?.to_owned(),
+                tools,
+                variables,
+            });
+        }
+        RowKind::Tokenized => return Err("a tokenized row has no text".into()),
+    };
+    let (messages, mut tools) = with_tools_of_turns(messages, tools)?;
+    if kind == RowKind::ShareGpt {
+        // LLaMA-Factory's rows define bare functions, which it writes as tools of that type.
+        tools = tools::wrapped(tools);
+    }
+    Ok(Content::Conversation(Conversation { messages, tools, variables }))
+}
+
+/// Whether prompt and completion are turns, not texts.
+pub(super) fn is_of_turns(map: &Map<String, Value>) -> bool {
+    ["prompt", "completion"].iter().any(|key| map.get(*key).is_some_and(Value::is_array))
+}
+
+/// The tools of a row, which a turn of its system may define instead.
+fn with_tools_of_turns(
+    mut messages: Vec<Message>,
+    mut tools: Vec<Value>,
+) -> Result<(Vec<Message>, Vec<Value>), String> {
+    for message in &mut messages {
+        let own = message.take_tools();
+        if own.is_empty() || own == tools {
+            continue;
+        }
+        if !tools.is_empty() {
+            let role = &message.role;
+            return Err(format!("a {role} turn has `tools` that differ from those of the row; keep one of the two"));
+        }
+        tools = own;
+    }
+    Ok((messages, tools))
 }
 
 /// How much of the loss the whole row has.
@@ -91,15 +133,34 @@ pub(super) fn row_weight(map: &Map<String, Value>, kind: RowKind) -> Result<f32,
 }
 
 /// Refuses tool definitions beside plain text, in which they have no place.
-fn no_tools(map: &Map<String, Value>) -> Result<(), String> {
-    match tools::of_row(map)?.is_empty() {
+pub(super) fn no_tools(tools: &[Value], kind: RowKind) -> Result<(), String> {
+    let otherwise = match kind {
+        RowKind::PromptCompletion => ", or have the chat template write it (`prompt_completion: chat`)",
+        _ => "",
+    };
+    match tools.is_empty() {
         true => Ok(()),
         false => Err(format!(
-            "`tools` is {}, and the row is plain text, in which tool definitions have no place; write the row as \
-             `messages`",
-            json::describe(&map["tools"])
+            "the row has tool definitions (`tools`), and it is plain text, in which they have no place; write the row as \
+             `messages`{otherwise}"
         )),
     }
+}
+
+/// A remark about a completion that is a list of calls as text, which the template would write in its own form.
+pub(super) fn calls_as_text(tools: &[Value], completion: &str) -> Option<Note> {
+    if tools.is_empty() {
+        return None;
+    }
+    let Ok(Value::Array(calls)) = json::parse(completion) else { return None };
+    let is_call = |value: &Value| value.get("name").is_some_and(Value::is_string);
+    (!calls.is_empty() && calls.iter().all(is_call)).then(|| {
+        Note::Said(
+            "the completion is a list of calls, and it is learned as the text that it is; as `tool_calls` of a turn \
+             (`messages`) the chat template writes calls in the model's own form"
+                .to_owned(),
+        )
+    })
 }
 
 /// Puts the row's `system` before the turns.
@@ -108,7 +169,10 @@ fn with_system(map: &Map<String, Value>, turns: Vec<Message>) -> Result<Vec<Mess
     if system.is_empty() {
         return Ok(turns);
     }
-    if turns.first().is_some_and(|turn| matches!(turn.role.as_str(), "system" | "developer")) {
+    if let Some(turn) = turns.first().filter(|turn| matches!(turn.role.as_str(), "system" | "developer")) {
+        if turn.content.as_deref().is_some_and(|content| content.trim() == system.trim()) {
+            return Ok(turns);
+        }
         return Err("the row has `system` and a system turn; keep one of the two".into());
     }
     Ok([Message::new("system", system)].into_iter().chain(turns).collect())
@@ -141,8 +205,10 @@ fn share_gpt(map: &Map<String, Value>, notes: &mut Vec<Note>) -> Result<Vec<Mess
     }
     let mut conversation = Vec::with_capacity(items.len() + 1);
     let system = optional(map, "system")?;
-    if !system.is_empty() {
-        if items.first().and_then(|turn| turn.get("from")).and_then(Value::as_str) == Some("system") {
+    let first = items.first().filter(|turn| turn.get("from").and_then(Value::as_str) == Some("system"));
+    let said = first.and_then(|turn| turn.get("value")).and_then(Value::as_str);
+    if !system.is_empty() && said.is_none_or(|said| said.trim() != system.trim()) {
+        if first.is_some() {
             return Err("the row has `system` and a system turn in `conversations`; keep one of the two".into());
         }
         conversation.push(Message::new("system", system));
@@ -151,13 +217,20 @@ fn share_gpt(map: &Map<String, Value>, notes: &mut Vec<Note>) -> Result<Vec<Mess
         return Err("`conversations` is an empty array; expected turns of {\"from\", \"value\"}".into());
     }
     for (at, turn) in items.iter().enumerate() {
-        conversation.push(share_gpt_turn(turn, notes).map_err(|why| format!("`conversations[{at}]`{why}"))?);
+        let message = share_gpt_turn(turn, notes).map_err(|why| format!("`conversations[{at}]`{why}"))?;
+        // Calls in a row, and a text and its call, are one turn: its end is learned once, behind them.
+        let is_call = turn.get("from").and_then(Value::as_str).is_some_and(|from| CALLERS.contains(&from));
+        let apart = match conversation.last_mut() {
+            Some(last) if is_call => last.join_calls(message),
+            _ => Some(message),
+        };
+        conversation.extend(apart);
     }
     Ok(conversation)
 }
 
-/// The `from` of a turn that calls tools.
-const CALL: &str = "function_call";
+/// The role of a turn that calls tools.
+const CALL: &str = CALLERS[0];
 
 fn share_gpt_turn(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, String> {
     let Value::Object(map) = turn else {
@@ -170,7 +243,7 @@ fn share_gpt_turn(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, String
             "system" => "system",
             "developer" => "developer",
             "tool" | "observation" | "function" | "function_response" | "tool_response" | "ipython" => "tool",
-            CALL | "tool_call" | "tool_calls" | "function-call" => CALL,
+            caller if CALLERS.contains(&caller) => CALL,
             other => {
                 let other = json::shorten(other);
                 return Err(format!(
@@ -190,15 +263,11 @@ fn share_gpt_turn(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, String
     check_other_form(map, if role == CALL { "assistant" } else { role })?;
     // The rules of `messages` hold from here on, those of `weight` included.
     let mut fields = Map::new();
-    let (role, text) = if role == CALL { ("assistant", "tool_calls") } else { (role, "content") };
     fields.insert("role".into(), role.into());
     for (key, value) in map.iter().filter(|(key, _)| !matches!(key.as_str(), "from" | "role" | "content")) {
-        fields.insert(if key == "value" { text.into() } else { key.clone() }, value.clone());
+        fields.insert(if key == "value" { "content".into() } else { key.clone() }, value.clone());
     }
-    if text == "tool_calls" && is_empty(&map["value"]) {
-        return Err(".value is empty; expected the call, a JSON text of {\"name\", \"arguments\"}".into());
-    }
-    message(&Value::Object(fields), notes).map_err(|why| why.replacen(&format!(".{text}"), ".value", 1))
+    message(&Value::Object(fields), notes).map_err(|why| why.replacen(".content", ".value", 1))
 }
 
 /// Refuses a turn that says something else under the keys of the other form, of which one would be learned by chance.
@@ -220,7 +289,7 @@ fn check_other_form(map: &Map<String, Value>, role: &str) -> Result<(), String> 
 }
 
 /// `history` is a list of [instruction, output] pairs that came before; only `output` is supervised.
-fn alpaca_turns(map: &Map<String, Value>, style: AlpacaStyle) -> Result<Vec<Message>, String> {
+fn alpaca_turns(map: &Map<String, Value>, style: AlpacaStyle, notes: &mut Vec<Note>) -> Result<Vec<Message>, String> {
     let (instruction, output) = (text(map, "instruction")?, text(map, "output")?);
     let (input, mut system) = (optional(map, "input")?, optional(map, "system")?);
     let user = match style {
@@ -237,23 +306,55 @@ fn alpaca_turns(map: &Map<String, Value>, style: AlpacaStyle) -> Result<Vec<Mess
     if !system.is_empty() {
         conversation.push(Message::new("system", system));
     }
-    let history = match map.get("history") {
-        None | Some(Value::Null) => &[][..],
-        Some(Value::Array(pairs)) => &pairs[..],
-        Some(other) => return Err(format!("`history` is {}; expected an array of pairs", json::describe(other))),
+    conversation.extend(history(map, RowKind::Alpaca, notes)?);
+    conversation.extend([Message::new("user", &user), Message::new("assistant", output)]);
+    Ok(conversation)
+}
+
+/// The turns of `history`, a list of pairs of a question and its answer, or of turns; nothing of them is learned. In a
+/// row of a prompt the key has other meanings as well: what is no such list is warned of there.
+fn history(map: &Map<String, Value>, kind: RowKind, notes: &mut Vec<Note>) -> Result<Vec<Message>, String> {
+    let mut passed_over = |why: String| -> Result<Vec<Message>, String> {
+        if kind != RowKind::PromptCompletion {
+            return Err(format!("{why}, or leave the key out"));
+        }
+        notes.push(Note::Said(format!("the row has a `history` that is not read: {why}; what it says is not seen")));
+        Ok(Vec::new())
     };
-    for (at, pair) in history.iter().enumerate() {
+    let pairs = match map.get("history") {
+        None => &[][..],
+        Some(value) if is_empty(value) => &[][..],
+        Some(Value::Array(turns_of_it)) if turns_of_it.iter().all(Value::is_object) => {
+            let mut told = Vec::new();
+            return match turns(map, "history", &mut told) {
+                Ok(before) => {
+                    notes.extend(told);
+                    Ok(before.into_iter().map(Message::unsupervised).collect())
+                }
+                Err(why) => passed_over(why),
+            };
+        }
+        Some(Value::Array(pairs)) if pairs.iter().any(Value::is_array) => &pairs[..],
+        Some(other) => {
+            let found = json::describe(other);
+            return passed_over(format!("`history` is {found}; expected an array of pairs, or of turns"));
+        }
+    };
+    let mut turns = Vec::with_capacity(2 * pairs.len());
+    for (at, pair) in pairs.iter().enumerate() {
         match pair.as_array().map(Vec::as_slice) {
             Some([Value::String(question), Value::String(answer)]) => {
-                conversation.push(Message::new("user", question));
-                conversation.push(Message::new("assistant", answer).unsupervised());
+                turns.push(Message::new("user", question));
+                turns.push(Message::new("assistant", answer).unsupervised());
             }
             _ => {
                 let found = json::describe(pair);
-                return Err(format!("`history[{at}]` is {found}; expected a pair of strings, instruction and output"));
+                return Err(format!(
+                    "`history[{at}]` is {found}; expected a pair of strings, instruction and \
+                     output; leave the key out if it says something else"
+                ));
             }
         }
     }
-    conversation.extend([Message::new("user", &user), Message::new("assistant", output)]);
-    Ok(conversation)
+    Ok(turns)
 }

@@ -12,6 +12,26 @@ const USER: &str = "Alpha probe of useR";
 const ANSWER: &str = "Beta probe of answeR";
 const NEXT: &str = "Gamma probe of nexT";
 
+/// Tokens that models are known to end a text or a turn with, whatever their settings say.
+pub(super) const TURN_ENDS: [&str; 16] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|eot|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_turn>",
+    "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<｜end▁of▁sentence｜>",
+    "<|EOT|>",
+    "</s>",
+    "<eos>",
+];
+
 /// How a template treats the beginning of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Header {
@@ -128,6 +148,21 @@ impl Habits {
     pub fn closing_of_turn(&self, ends_with_token: impl Fn(&str) -> bool) -> usize {
         let inner = self.inner.trim_end();
         if self.closing.starts_with(inner) && ends_with_token(inner) { inner.len() } else { self.closing.len() }
+    }
+
+    /// Whether an answer that begins at `start` of a text stands behind what ends a prompt to answer. A row may have
+    /// the last of that in its answer: a `<think>` that the prompt writes too.
+    pub fn asks_as(&self, text: &str, start: usize) -> bool {
+        match &self.header {
+            Header::Never(_) => false,
+            _ if self.before.starts_with(&self.asked) => true,
+            _ => {
+                let (first, last) = (start.saturating_sub(self.asked.len()), start + self.asked.len());
+                let from = (first..start).find(|&at| text.is_char_boundary(at)).unwrap_or(start);
+                let to = (start..=last.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(start);
+                text[from..to].contains(&self.asked)
+            }
+        }
     }
 
     /// Where the prompt that `generate` writes differs from what stands before an answer in a row, in words.

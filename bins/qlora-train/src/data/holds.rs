@@ -3,12 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use super::messages::{Conversation, Message};
+use super::messages::{Conversation, Message, THINK};
 use super::notes::Note;
 use super::spans::{Answer, PROBES, Rendered};
 use super::tools::{self, Leaf};
-
-const THINK: [&str; 2] = ["<think>", "</think>"];
 
 /// Refuses answers that the text does not hold, and adds what else it lacks to `notes`.
 pub(super) fn check(
@@ -41,6 +39,7 @@ pub(super) fn check(
                 rendered.search(found.unwrap_or(rendered.text.len() - cursor))?;
                 match found {
                     Some(found) if message.calls().is_empty() && message.reasoning().is_none() => {
+                        notes.extend(written_twice(message, content, &rendered.text[..cursor + found]));
                         cursor += found + content.len();
                     }
                     _ => turn
@@ -57,6 +56,17 @@ pub(super) fn check(
         }
     }
     Ok(())
+}
+
+/// A remark about the result of a tool that has the mark around it that the template writes too.
+fn written_twice(message: &Message, content: &str, before: &str) -> Option<Note> {
+    let mark = &content[..=content.find('>').filter(|_| content.starts_with('<') && message.role == "tool")?];
+    before.trim_end().ends_with(mark).then(|| {
+        Note::Said(format!(
+            "a tool turn begins with {mark}, which the chat template writes around it once more; leave the mark out of the \
+             row, or choose a template that writes none (`chat_template`)"
+        ))
+    })
 }
 
 /// Turns of one role that are tried one by one for being left out, where together they do not show it.
@@ -169,37 +179,70 @@ impl Turn<'_> {
         let content = self.message.content.as_deref().unwrap_or_default().trim();
         let reasoning = self.message.reasoning().unwrap_or_default().trim();
         if !holds(said, content) {
-            let (thought, visible) = thinking(content).unwrap_or(("", content));
-            let (visible_held, thought_held) = (holds(said, visible), holds(said, thought));
-            match (visible_held, thought_held) {
-                (true, true) => {}
-                (true, false) => note(format!(
+            let (mut thoughts, mut visible) = thinking(content).unwrap_or_else(|| (Vec::new(), vec![content]));
+            let is_word = mentions_the_end(content);
+            if is_word {
+                // What stands before it is said.
+                visible = std::mem::take(&mut thoughts).into_iter().chain(visible).collect();
+            }
+            let searched = said.len().saturating_add(reasoning.len());
+            self.rendered.search(searched.saturating_mul(2 * (thoughts.len() + visible.len() - 1)))?;
+            if thoughts.iter().any(|thought| !holds(said, thought)) {
+                note(format!(
                     "the chat template leaves out what the {role} thinks (`<think>` … `</think>`){}",
                     self.training_template()
-                )),
-                // It writes what is said otherwise than it is given.
-                (false, _) if self.rendered.render_with(self.at, PROBES[0])?.contains(PROBES[0]) => {
-                    note(format!("the chat template writes what the {role} says otherwise than the row has it"))
+                ));
+            }
+            let lacking = visible.iter().find(|part| !holds(said, part));
+            if is_word && lacking.is_none() {
+                note(format!(
+                    "the chat template takes what stands before `</think>` in `messages[{}]` for a thought, and does not write \
+                     it as the row has it, where it is a word of what the {role} says; write that mark otherwise, or leave \
+                     such rows out",
+                    self.at
+                ));
+            }
+            if let Some(part) = lacking {
+                let is_written = self.rendered.render_with(self.at, PROBES[0])?.contains(PROBES[0]);
+                match lost(said, part) {
+                    // It writes what is said otherwise than it is given.
+                    None if is_written || answer && part.contains(char::is_alphanumeric) => {
+                        note(format!("the chat template writes what the {role} says otherwise than the row has it"));
+                    }
+                    Some(lost) if is_written && answer => {
+                        return Err(format!(
+                            "the chat template ({}) leaves out a part of what this turn says, from {:?} on, so another \
+                             answer would be learned; choose a template that writes it whole (`chat_template`){}",
+                            self.rendered.tokenizer.template_origin(),
+                            super::json::shorten(lost),
+                            self.training_template()
+                        ));
+                    }
+                    Some(_) if is_written => {
+                        note(format!("the chat template leaves out a part of what the {role} says"));
+                    }
+                    _ if answer => {
+                        return Err(
+                            "the chat template leaves out what this turn says; it seems to expect another kind of content"
+                                .into(),
+                        );
+                    }
+                    _ => note(leaves_out(role)),
                 }
-                (false, _) if answer => {
-                    return Err(
-                        "the chat template leaves out what this turn says; it seems to expect another kind of content"
-                            .into(),
-                    );
-                }
-                (false, _) => note(leaves_out(role)),
             }
         }
         // What the template cuts is not there to be counted.
         let written = match holds(said, content) {
-            true => content,
-            false => thinking(content).map_or("", |(_, visible)| visible),
+            true => vec![content],
+            false => thinking(content).map_or_else(Vec::new, |(_, visible)| visible),
         };
         // In words that announce a call the call itself is not found: it has to be there once more.
         let besides = |leaf: &Leaf, count: usize| {
-            leaf.occurrences(said) >= count + leaf.occurrences(written) + leaf.occurrences(reasoning)
+            let announced: usize = written.iter().map(|part| leaf.occurrences(part)).sum();
+            leaf.occurrences(said) >= count + announced + leaf.occurrences(reasoning)
         };
-        if !reasoning.is_empty() && occurrences(said, reasoning) <= occurrences(written, reasoning) {
+        let repeated = || written.iter().map(|part| occurrences(part, reasoning)).sum::<usize>();
+        if !reasoning.is_empty() && occurrences(said, reasoning) <= repeated() {
             let source = self.rendered.template.source();
             let knows = ["reasoning_content", "thinking", "reasoning"].iter().any(|key| source.contains(key));
             if answer && (self.last || !knows) {
@@ -220,18 +263,113 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// The template to choose instead, where one is at hand.
+    /// The template to choose instead, where one is at hand that keeps what this turn says.
     fn training_template(&self) -> String {
-        match self.rendered.tokenizer.training_template() {
+        let content = self.message.content.as_deref().unwrap_or_default().trim();
+        match self.rendered.tokenizer.training_template().filter(|_| thinks_once(content)) {
             Some(name) => format!("; `chat_template: {name}` keeps it"),
             None => String::new(),
         }
     }
 }
 
-/// What stands between `<think>` and `</think>`, and what follows.
-fn thinking(content: &str) -> Option<(&str, &str)> {
-    let end = content.rfind(THINK[1])?;
-    let start = content[..end].find(THINK[0]).map_or(0, |at| at + THINK[0].len());
-    Some((content[start..end].trim(), content[end + THINK[1].len()..].trim()))
+/// The texts between `<think>` and `</think>`, and those outside. The first `<think>` may be the prompt's.
+/// None: nothing is thought.
+fn thinking(content: &str) -> Option<(Vec<&str>, Vec<&str>)> {
+    let (mut thoughts, mut visible) = (Vec::new(), Vec::new());
+    let mut rest = content;
+    while let Some((before, behind)) = rest.split_once(THINK[1]) {
+        match before.split_once(THINK[0]) {
+            Some((outside, thought)) => {
+                visible.push(outside.trim());
+                thoughts.push(thought.trim());
+            }
+            None if thoughts.is_empty() => thoughts.push(before.trim()),
+            None => visible.push(before.trim()),
+        }
+        rest = behind;
+    }
+    if thoughts.is_empty() {
+        return None;
+    }
+    visible.push(rest.trim());
+    visible.retain(|part| !part.is_empty());
+    Some((thoughts, visible))
+}
+
+/// Whether a text has the end of a thought within a line, and no beginning of one before it: it is a word of the text.
+fn mentions_the_end(content: &str) -> bool {
+    let is_line_end = |letter: Option<char>| letter.is_none_or(|letter| matches!(letter, '\n' | '\r'));
+    content.split_once(THINK[1]).is_some_and(|(before, behind)| {
+        !before.contains(THINK[0]) && !is_line_end(before.chars().next_back()) && !is_line_end(behind.chars().next())
+    })
+}
+
+/// Whether a text has at most one thought, at its beginning: templates for training keep no other one.
+fn thinks_once(content: &str) -> bool {
+    let mut parts = content.split(THINK[1]);
+    let thought = parts.next().unwrap_or_default();
+    let inner = thought.strip_prefix(THINK[0]).unwrap_or(thought);
+    !inner.contains(THINK[0]) && parts.count() < 2 && !mentions_the_end(content)
+}
+
+/// The words of a text in small letters, each with where it begins.
+fn words(text: &str) -> impl Iterator<Item = (usize, String)> {
+    let mut at = 0;
+    let pieces = text.split_inclusive(|letter: char| !letter.is_alphanumeric()).map(move |piece| {
+        at += piece.len();
+        (at - piece.len(), piece.trim_end_matches(|letter: char| !letter.is_alphanumeric()).to_lowercase())
+    });
+    pieces.filter(|(_, word)| !word.is_empty())
+}
+
+/// The rest of a text from its first word on that another one does not hold in its place, in any case of letters. None:
+/// it holds all of them.
+fn lost<'t>(said: &str, text: &'t str) -> Option<&'t str> {
+    let mut written = words(said).map(|(_, word)| word);
+    let missing = words(text).find(|(_, word)| !written.any(|other| other == *word));
+    missing.map(|(at, _)| &text[at..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_thought_is_told_from_what_is_said() {
+        let told = |content: &'static str| thinking(content).unwrap();
+        assert_eq!(thinking("plain < text"), None);
+        assert_eq!(told("<think>\na\n</think>\n\nx"), (vec!["a"], vec!["x"]));
+        assert_eq!(told("a</think>x"), (vec!["a"], vec!["x"]));
+        assert_eq!(told("w<think>a</think>x<think>b</think>y"), (vec!["a", "b"], vec!["w", "x", "y"]));
+        assert_eq!(told("<think>a</think>x</think>y"), (vec!["a"], vec!["x", "y"]));
+        assert_eq!(told("<think>a</think>"), (vec!["a"], vec![]));
+    }
+
+    #[test]
+    fn the_end_of_a_thought_is_told_from_the_word_for_it() {
+        for (content, is_word, once) in [
+            ("Use the tag `</think>` to end.", true, false),
+            ("hm\n</think>\n\nx", false, true),
+            ("hm</think>\nx", false, true),
+            ("<think>hm</think>x", false, true),
+            ("pre <think>hm</think> post", false, false),
+            ("<think>a</think>x<think>b</think>y", false, false),
+            ("plain", false, true),
+        ] {
+            assert_eq!((mentions_the_end(content), thinks_once(content)), (is_word, once), "{content}");
+        }
+    }
+
+    #[test]
+    fn words_that_a_text_lacks_are_lost_and_other_signs_are_not() {
+        for (said, text) in
+            [("Title Case.", "title case"), ("a&lt;b &amp; c", "a<b & c"), ("a b c", "a\nb\n\nc"), ("x", "!")]
+        {
+            assert_eq!(lost(said, text), None, "{text}");
+        }
+        assert_eq!(lost("a long <|im_end|>", "a long ### answer to it"), Some("answer to it"));
+        assert_eq!(lost("x<|im_end|>", "x###d"), Some("d"));
+        assert_eq!(lost("b a", "a b"), Some("b"));
+    }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// Every key that has a meaning in some format.
-pub(super) const KNOWN_KEYS: [&str; 21] = [
+pub(super) const KNOWN_KEYS: [&str; 22] = [
     "messages",
     "conversations",
     "prompt",
@@ -25,6 +25,25 @@ pub(super) const KNOWN_KEYS: [&str; 21] = [
     "loss_mask",
     "completion_mask",
     "assistant_masks",
+    "assistant_mask",
+];
+
+/// Keys under which one JSON object holds all rows, or those of one part.
+pub(super) const ROWS_UNDER: [&str; 14] = [
+    "train",
+    "data",
+    "rows",
+    "examples",
+    "instances",
+    "items",
+    "records",
+    "samples",
+    "validation",
+    "valid",
+    "val",
+    "dev",
+    "eval",
+    "test",
 ];
 
 /// Meaning of a row that is not "learn what the assistant says".
@@ -135,14 +154,56 @@ pub(super) fn compares(key: &str) -> bool {
             && words.iter().all(|word| is_preferred(word) || ANSWER.contains(&&word[..])))
 }
 
-/// The first key of a row that gives it another meaning than "learn what the assistant says", and what to do.
-pub(super) fn of_other_meaning(row: &Map<String, Value>) -> Option<(&str, &'static str)> {
-    let said = row.iter().filter(|(_, value)| !is_empty(value));
+/// Whether a key is `label`: of an answer it says whether it is good, of a text it is the class.
+pub(super) fn is_label(key: &str) -> bool {
+    words(key) == ["label"]
+}
+
+/// The words of a key with `_` between them.
+fn joined(key: &str) -> String {
+    words(key).join("_")
+}
+
+/// Whether a key names what a conversation begins with, as no format here calls it: `system_prompt`.
+pub(super) fn is_system(key: &str) -> bool {
+    SYSTEM.contains(&joined(key).as_str())
+}
+
+/// Whether a key names what a question is about, as no format here calls it: `context`.
+pub(super) fn is_context(key: &str) -> bool {
+    CONTEXT.contains(&joined(key).as_str())
+}
+
+const SYSTEM: [&str; 9] = [
+    "system_prompt",
+    "system_message",
+    "system_instruction",
+    "system_instructions",
+    "system_content",
+    "system_text",
+    "system_msg",
+    "sys_prompt",
+    "sys",
+];
+// A `knowledge` is mostly what an answer takes to know, not a text.
+const CONTEXT: [&str; 4] = ["context", "contexts", "passage", "background"];
+
+/// The first key of a row that gives it another meaning than "learn what the assistant says", and what to do. In a text
+/// with a class (`has_class`), a `label` is that class.
+pub(super) fn of_other_meaning(row: &Map<String, Value>, has_class: bool) -> Option<(&str, &'static str)> {
+    let said = row.iter().filter(|(key, value)| !(is_empty(value) || has_class && is_label(key)));
     said.map(|(key, value)| (key.as_str(), value)).find_map(|(key, value)| {
         // The address of a page's picture is no part of the page's text.
         let is_beside = Meaning::of(key) == Some(Meaning::Media) && words(key).len() > 1 && row.contains_key("text");
         Some((key, other_meaning(key, value).filter(|_| !is_beside)?))
     })
+}
+
+/// The first key of a part of a content by which it refers to something that is no text, and what to do.
+pub(super) fn media(part: &Map<String, Value>) -> Option<(&str, &'static str)> {
+    let is_shown = |key: &str| Meaning::of(key) == Some(Meaning::Media);
+    let mut said = part.iter().filter(|(key, value)| !is_empty(value) && is_shown(key));
+    said.find_map(|(key, value)| Some((key.as_str(), other_meaning(key, value)?)))
 }
 
 fn other_meaning(key: &str, value: &Value) -> Option<&'static str> {
@@ -209,7 +270,7 @@ mod tests {
 
     #[test]
     fn what_is_said_of_a_picture_is_none() {
-        let refused = |row: Value| of_other_meaning(row.as_object().unwrap()).map(|(key, _)| key.to_owned());
+        let refused = |row: Value| of_other_meaning(row.as_object().unwrap(), false).map(|(key, _)| key.to_owned());
         for row in
             [json!({"prompt": "a", "image": false}), json!({"text": "a", "videos": 3, "image_url": "http://a/b"})]
         {
@@ -217,5 +278,8 @@ mod tests {
         }
         assert_eq!(refused(json!({"prompt": "a", "image_url": "http://a/b"})).unwrap(), "image_url");
         assert_eq!(refused(json!({"text": "a", "image": "a.png"})).unwrap(), "image");
+        let class = |row: Value| of_other_meaning(row.as_object().unwrap(), true).map(|(key, _)| key.to_owned());
+        assert_eq!(class(json!({"text": "a", "label": 1})), None);
+        assert_eq!(class(json!({"text": "a", "label": 1, "kto_tag": true})).unwrap(), "kto_tag");
     }
 }

@@ -6,13 +6,35 @@ use minijinja::Value as Jinja;
 use serde_json::{Map, Value};
 
 use super::json;
-use super::keys::{is_empty, of_other_meaning};
+use super::keys::{is_empty, media, of_other_meaning, words};
 use super::notes::{KeyOf, Note};
-use super::{tools, unused, weight};
+use super::{tools, typed_parts, unused, weight};
 
 const ROLES: &str = "system, developer, user, assistant or tool";
 /// Names of what an assistant thinks before it answers, the first that is there wins.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+/// Further names of it, which templates do not know.
+const THOUGHTS: [&str; 11] = [
+    "thought",
+    "thoughts",
+    "think",
+    "thought_process",
+    "thinking_content",
+    "reasoning_text",
+    "reasoning_details",
+    "reasoning_summary",
+    "chain_of_thought",
+    "cot",
+    "rationale",
+];
+/// Names of the calls of a turn: the one that templates know, OpenAI's older one, and others.
+const CALLS: [&str; 5] = ["tool_calls", "function_call", "function_calls", "tool_use", "tool_call"];
+/// Roles of turns whose content is a call, or a list of them.
+pub(super) const CALLERS: [&str; 4] = ["function_call", "tool_call", "tool_calls", "function-call"];
+/// Around what is thought in a content.
+pub(super) const THINK: [&str; 2] = ["<think>", "</think>"];
+/// Keys of a part that hold its text.
+const TEXTS: [&str; 3] = ["text", "content", "value"];
 /// Keys of turns that are read here or that templates know.
 const TURN_KEYS: [&str; 10] = [
     "role",
@@ -42,6 +64,8 @@ pub struct Message {
     pub weight: f32,
     /// Byte ranges of the content with weights of their own, which multiply the turn's.
     details: Option<Vec<(Range<usize>, f32)>>,
+    /// Tool definitions of a system turn, which stand for those of its row.
+    tools: Vec<Value>,
     fields: Map<String, Value>,
 }
 
@@ -67,7 +91,8 @@ impl Message {
         fields.insert("role".into(), role.into());
         fields.insert("content".into(), content.into());
         let supervised = role == "assistant";
-        Self { role: role.into(), content: Some(content.into()), supervised, weight: 1.0, details: None, fields }
+        let content = Some(content.into());
+        Self { role: role.into(), content, supervised, weight: 1.0, details: None, tools: Vec::new(), fields }
     }
 
     pub fn is_assistant(&self) -> bool {
@@ -101,8 +126,29 @@ impl Message {
         self.details.as_deref()
     }
 
+    /// Takes out the tool definitions that stand in the turn.
+    pub(super) fn take_tools(&mut self) -> Vec<Value> {
+        std::mem::take(&mut self.tools)
+    }
+
+    /// Adds the calls of a turn that does nothing but call, as long as both are the assistant's and weigh the same.
+    /// Else that turn comes back.
+    pub(super) fn join_calls(&mut self, other: Message) -> Option<Message> {
+        let is_plain = other.content.is_none() && other.reasoning().is_none();
+        let weigh_the_same = (self.supervised, self.weight) == (other.supervised, other.weight);
+        if !(is_plain && weigh_the_same && self.is_assistant() && self.details.is_none()) {
+            return Some(other);
+        }
+        match self.fields.get_mut(CALLS[0]) {
+            Some(Value::Array(calls)) => calls.extend_from_slice(other.calls()),
+            Some(_) => return Some(other),
+            None => drop(self.fields.insert(CALLS[0].to_owned(), other.calls().into())),
+        }
+        None
+    }
+
     pub(super) fn calls(&self) -> &[Value] {
-        self.fields.get("tool_calls").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+        self.fields.get(CALLS[0]).and_then(Value::as_array).map_or(&[], Vec::as_slice)
     }
 
     /// What the assistant thought, where the row has it apart from the content.
@@ -125,8 +171,22 @@ pub(super) fn turns(row: &Map<String, Value>, key: &str, notes: &mut Vec<Note>) 
             return Err(format!("`{key}` must be a non-empty array of {{\"role\", \"content\"}}, found {found}"));
         }
     };
-    let message = |(at, turn)| message(turn, notes).map_err(|why| format!("`{key}[{at}]`{why}"));
-    turns.iter().enumerate().map(message).collect()
+    let mut messages: Vec<Message> = Vec::with_capacity(turns.len());
+    for (at, turn) in turns.iter().enumerate() {
+        let message = message(turn, notes).map_err(|why| format!("`{key}[{at}]`{why}"))?;
+        // If the role says that a turn is a call, several calls at once are several turns in a row, and so are a text
+        // and its call.
+        let apart = match messages.last_mut() {
+            Some(last) if is_caller(turn) => last.join_calls(message),
+            _ => Some(message),
+        };
+        messages.extend(apart);
+    }
+    Ok(messages)
+}
+
+fn is_caller(turn: &Value) -> bool {
+    turn.get("role").and_then(Value::as_str).is_some_and(|role| CALLERS.contains(&role))
 }
 
 pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, String> {
@@ -136,10 +196,12 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
     let mut fields = map.clone();
     // Tables hold nulls where another row has a value, and templates ask whether a key is there.
     fields.retain(|_, value| !value.is_null());
+    let is_call = is_caller(turn);
     let role = match fields.get("role") {
         Some(Value::String(role)) => match role.as_str() {
             "system" | "developer" | "user" | "assistant" | "tool" => role.clone(),
-            "function" | "ipython" => "tool".to_owned(),
+            "function" | "ipython" | "observation" | "function_response" | "tool_response" => "tool".to_owned(),
+            _ if is_call => "assistant".to_owned(),
             _ => return Err(format!(".role is {}; expected {ROLES}", json::describe(&fields["role"]))),
         },
         Some(other) => return Err(format!(".role is {}; expected {ROLES}", json::describe(other))),
@@ -150,10 +212,15 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
                     .into(),
             );
         }
-        None => return Err(format!(" has no `role`; found the keys {}", json::keys(map))),
+        None => {
+            let found = json::keys(map);
+            return Err(format!(
+                " has no `role`; found the keys {found}; `role_key` and `content_key` name other ones"
+            ));
+        }
     };
     fields.insert("role".into(), role.clone().into());
-    if let Some((key, why)) = of_other_meaning(&fields) {
+    if let Some((key, why)) = of_other_meaning(&fields, false) {
         return Err(format!(".{key}: {why}"));
     }
     if let (Some(Value::String(content)), Some(Value::String(value))) = (fields.get("content"), fields.get("value"))
@@ -161,7 +228,15 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
     {
         return Err(" has `content` and `value`, which differ; keep one of the two".into());
     }
-    tool_calls(&mut fields, &role)?;
+    let tools = defined_tools(&mut fields, &role)?;
+    match role.as_str() {
+        _ if is_call => called(&mut fields)?,
+        "assistant" => typed_parts::split(&mut fields)?,
+        "tool" => returned(&mut fields),
+        _ => {}
+    }
+    let named = |why: String| if is_call { why.replacen(".tool_calls", ".content", 1) } else { why };
+    tool_calls(&mut fields, &role, notes).map_err(named)?;
     let (content, mut details) = match fields.get("content") {
         Some(Value::String(text)) => (Some(text.clone()), None),
         Some(Value::Array(parts)) => {
@@ -174,6 +249,13 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
                 ".content is {}; expected a string or a list of {{\"type\": \"text\", \"text\": …}}",
                 json::describe(other)
             ));
+        }
+        None if fields.get("refusal").is_some_and(|said| !is_empty(said)) => {
+            return Err(
+                " has no `content`, and a `refusal`, which is not learned: write what it says as `content`, or leave the row \
+                 out"
+                .into(),
+            );
         }
         None if map.contains_key("content") => {
             return Err(".content is null; expected a string or a list of {\"type\": \"text\", \"text\": …}".into());
@@ -200,29 +282,110 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
     }
     let others = fields.iter().filter(|(key, _)| !TURN_KEYS.contains(&key.as_str()));
     let known = || TURN_KEYS.iter().chain(&weight::KEYS).chain([&weight::DETAIL]).copied();
-    notes.extend(others.map(|(key, value)| unused::note(KeyOf::Turn, key, value, role == "assistant", known())));
+    notes.extend(others.map(|(key, value)| {
+        let thought = unread_thought(key, value, &fields).filter(|_| role == "assistant");
+        thought.unwrap_or_else(|| unused::note(KeyOf::Turn, key, value, role == "assistant", known()))
+    }));
     let weight = weight.unwrap_or(1.0);
-    Ok(Message { role, content, supervised, weight, details: details.filter(|_| supervised), fields })
+    let details = details.filter(|_| supervised);
+    Ok(Message { role, content, supervised, weight, details, tools, fields })
 }
 
-/// Checks the calls of a turn, and makes those of the older form (`function_call`) such.
-fn tool_calls(fields: &mut Map<String, Value>, role: &str) -> Result<(), String> {
-    let older = fields.shift_remove("function_call").filter(|call| !is_empty(call));
-    let calls = fields.shift_remove("tool_calls").filter(|calls| !is_empty(calls));
-    let (key, calls) = match (calls, older) {
-        (None, None) => return Ok(()),
-        (Some(_), Some(_)) => return Err(" has `tool_calls` and `function_call`; keep one of the two".into()),
-        (Some(calls), None) => ("tool_calls", calls),
-        (None, Some(call)) => ("function_call", call),
+/// Takes the tool definitions out of a turn of the system. Those of other turns are refused: no template writes them.
+fn defined_tools(fields: &mut Map<String, Value>, role: &str) -> Result<Vec<Value>, String> {
+    let is_system = matches!(role, "system" | "developer");
+    let tools = match tools::of_row(fields) {
+        Ok(tools) => tools,
+        // The names of tools that a turn used, for example.
+        Err(_) if !is_system => return Ok(Vec::new()),
+        Err(why) => return Err(format!(": {why}")),
     };
+    if !tools.is_empty() && !is_system {
+        return Err(format!(
+            " has `tools`, and the role is {role}: tools are defined by the row, or by a turn of the system; move them there"
+        ));
+    }
+    ["tools", "functions"].iter().for_each(|key| drop(fields.shift_remove(*key)));
+    Ok(tools)
+}
+
+/// Makes the content of a turn that is a call the calls of the assistant, and what is thought before the call its
+/// reasoning.
+fn called(fields: &mut Map<String, Value>) -> Result<(), String> {
+    let content = fields.shift_remove("content").unwrap_or_default();
+    if is_empty(&content) {
+        return Err(".content is empty; expected the call, a JSON text of {\"name\", \"arguments\"}".into());
+    }
+    if let Some(key) = CALLS.iter().find(|key| fields.get(**key).is_some_and(|calls| !is_empty(calls))) {
+        return Err(format!(" has `{key}` beside its content, which is a call; keep one of the two"));
+    }
+    let opened = content.as_str().and_then(|text| text.trim_start().strip_prefix(THINK[0])?.split_once(THINK[1]));
+    let call = match opened.map(|(thought, call)| (thought.trim().to_owned(), call.trim().to_owned())) {
+        None => content,
+        Some((thought, call)) => {
+            if let Some(key) = REASONING.iter().find(|key| fields.get(**key).is_some_and(|said| !is_empty(said))) {
+                return Err(format!(" has `{key}`, and what is thought before the call as well; keep one of the two"));
+            }
+            if !thought.is_empty() {
+                fields.insert(REASONING[0].to_owned(), thought.into());
+            }
+            call.into()
+        }
+    };
+    fields.insert(CALLS[0].to_owned(), call);
+    Ok(())
+}
+
+/// Makes a result that is an object, and no part of a content, the text that Python's JSON writes of it.
+fn returned(fields: &mut Map<String, Value>) {
+    if let Some(result @ Value::Object(map)) = fields.get("content")
+        && !map.contains_key("type")
+    {
+        let text = tools::spaced(result);
+        fields.insert("content".to_owned(), text.into());
+    }
+}
+
+/// Checks the calls of a turn, and gives those under another name the one that templates know.
+fn tool_calls(fields: &mut Map<String, Value>, role: &str, notes: &mut Vec<Note>) -> Result<(), String> {
+    let mut found: Option<(&str, Value)> = None;
+    for (at, key) in CALLS.into_iter().enumerate() {
+        // Turns of others may tell which call they answer, and a flag is none.
+        let is_read = |value: &Value| {
+            at < 2 || role == "assistant" && (value.is_object() || value.is_array() || value.is_string())
+        };
+        if !fields.get(key).is_some_and(is_read) {
+            continue;
+        }
+        let Some(calls) = fields.shift_remove(key).filter(|calls| !is_empty(calls)) else { continue };
+        if let Some((other, _)) = found {
+            return Err(format!(" has `{other}` and `{key}`; keep one of the two"));
+        }
+        found = Some((key, calls));
+    }
+    let Some((key, calls)) = found else { return Ok(()) };
     if role != "assistant" {
         return Err(format!(".{key}: only the assistant calls tools, the role is {role}"));
     }
-    let calls = tools::calls(&calls).map_err(|why| format!(".{key}{why}"))?;
+    let calls = tools::calls(&calls, notes).map_err(|why| format!(".{key}{why}"))?;
     if !calls.is_empty() {
-        fields.insert("tool_calls".into(), Value::Array(calls));
+        fields.insert(CALLS[0].into(), Value::Array(calls));
     }
     Ok(())
+}
+
+/// A remark about a key that looks like what the assistant thinks, and that no template writes.
+fn unread_thought(key: &str, value: &Value, fields: &Map<String, Value>) -> Option<Note> {
+    let spelled = words(key).join("_");
+    // The details of a reasoning say it once more.
+    let again = spelled == "reasoning_details" && fields.contains_key(REASONING[0]);
+    let holds = !is_empty(value) && matches!(value, Value::String(_) | Value::Array(_) | Value::Object(_));
+    (THOUGHTS.contains(&spelled.as_str()) && holds && !again).then(|| {
+        Note::Said(format!(
+            "a turn of the assistant has the key `{key}`, which is left out: what it thinks is read from `reasoning_content`, \
+             `thinking` or `reasoning`"
+        ))
+    })
 }
 
 /// Gives what the assistant thought the names that templates know, as transformers does.
@@ -268,8 +431,14 @@ fn join_parts(parts: &[Value], of_assistant: bool, notes: &mut Vec<Note>) -> Res
             }
             Some(_) => return Err(expected()),
         }
-        let piece = ["text", "content", "value"].iter().find_map(|key| map.get(*key).and_then(Value::as_str));
-        let piece = piece.ok_or_else(expected)?;
+        if let Some((key, why)) = media(map) {
+            return Err(format!(".content[{at}].{key}: {why}"));
+        }
+        let texts = TEXTS.iter().filter_map(|key| Some((*key, map.get(*key)?.as_str()?)));
+        let (first, piece) = texts.clone().next().ok_or_else(expected)?;
+        if let Some((other, _)) = texts.into_iter().find(|(_, text)| !text.is_empty() && *text != piece) {
+            return Err(format!(".content[{at}] has `{first}` and `{other}`, which differ; keep one of the two"));
+        }
         let weight = weight::of(map).map_err(|why| format!(".content[{at}]{why}"))?;
         marked |= weight.is_some();
         let range = text.len()..text.len() + piece.len();

@@ -18,6 +18,8 @@ pub enum KeyOf {
     Row,
     Turn,
     Part,
+    /// A call of a tool
+    Call,
 }
 
 impl KeyOf {
@@ -26,6 +28,7 @@ impl KeyOf {
             KeyOf::Row => "rows",
             KeyOf::Turn => "turns",
             KeyOf::Part => "parts of turns",
+            KeyOf::Call => "tool calls",
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Rows of a Parquet file, of its known columns only: a table's other columns cost nothing and may hold anything.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -8,6 +9,7 @@ use parquet::basic::{ConvertedType, Type as PhysicalType};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::statistics::Statistics;
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
@@ -20,6 +22,7 @@ use super::guard;
 use super::keys::{THERE, is_of_other_meaning};
 use super::parquet_claims;
 use super::rows::{MAX_TEXT_VALUES, SUPPORTED};
+use super::unused::list_columns;
 use crate::error::{Context, Error, Result};
 use crate::refuse;
 
@@ -37,14 +40,17 @@ pub(super) fn read_rows(path: &Path, file: File, columns: &Columns, each: EachOf
     let bytes = file.metadata().map_or(0, |metadata| metadata.len());
     let mut budget = Budget::new();
     budget.allow(bytes);
-    let (mut rows, expected) = guarded(path, || open(path, file, columns, &budget))??;
+    let Opened { mut rows, expected, unread } = guarded(path, || open(path, file, columns, &budget))??;
     let mut number = 0;
     while let Some(row) = guarded(path, || rows.next())? {
         number += 1;
         let row = row.map_err(|error| damaged(path, &error))?;
         let mut left = MAX_VALUES;
-        let row = object(&row, true, &mut left);
+        let mut row = object(&row, Some(columns), &mut left);
         budget.spend_row(&row).usage_context(|| name.to_string())?;
+        if let (1, Ok(Value::Object(row))) = (number, &mut row) {
+            list_columns(row, unread.iter().cloned());
+        }
         each(number, row)?;
     }
     if i64::try_from(number) != Ok(expected) {
@@ -65,8 +71,18 @@ pub(super) fn claimed_rows(path: &Path, mut file: File) -> Result<Option<u64>> {
     Ok(Some(u64::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0)))
 }
 
-/// The rows with their known columns, and how many the file says it has.
-fn open(path: &Path, mut file: File, columns: &Columns, budget: &Budget) -> Result<(RowIter<'static>, i64)> {
+/// A file that was opened.
+struct Opened {
+    /// Rows with their known columns
+    rows: RowIter<'static>,
+    /// How many the file says it has
+    expected: i64,
+    /// Columns that are not read and hold something
+    unread: Vec<String>,
+}
+
+/// Opens a file for its known columns, once what it claims to hold is checked.
+fn open(path: &Path, mut file: File, columns: &Columns, budget: &Budget) -> Result<Opened> {
     let name = path.display();
     let header = |why: String| damaged(path, &ParquetError::General(why));
     parquet_claims::check_footer(&mut file).map_err(header)?;
@@ -120,22 +136,45 @@ fn open(path: &Path, mut file: File, columns: &Columns, budget: &Budget) -> Resu
             Columns::guess_names(&names)
         );
     }
+    let holds_something = |chunk: &&ColumnChunkMetaData| {
+        let nulls = chunk.statistics().and_then(Statistics::null_count_opt);
+        nulls.is_none_or(|nulls| i64::try_from(nulls) != Ok(chunk.num_values()))
+    };
+    let chunks = reader.metadata().row_groups().iter().flat_map(|group| group.columns()).filter(holds_something);
+    let roots: BTreeSet<&str> =
+        chunks.filter_map(|chunk| Some(chunk.column_path().parts().first()?.as_str())).collect();
+    let unread = schema.get_fields().iter().filter(|field| !is_read(field, columns) && roots.contains(field.name()));
+    let unread = unread.map(|field| field.name().to_owned()).collect();
     let projection = Type::group_type_builder(schema.name()).with_fields(known).build();
     let rows = projection.and_then(|projection| RowIter::from_file_into(Box::new(reader)).project(Some(projection)));
-    Ok((rows.map_err(|error| damaged(path, &error))?, expected))
+    Ok(Opened { rows: rows.map_err(|error| damaged(path, &error))?, expected, unread })
 }
 
-/// Known columns, and plain numbers and truth values that are warned of.
+/// Known columns, and those that may be flags which are warned of.
 fn is_read(field: &Type, columns: &Columns) -> bool {
-    use PhysicalType::{BOOLEAN, DOUBLE, FLOAT, INT32, INT64};
-    let is_plain = || {
-        let info = field.get_basic_info();
-        field.is_primitive()
-            && info.logical_type_ref().is_none()
-            && info.converted_type() == ConvertedType::NONE
-            && matches!(field.get_physical_type(), BOOLEAN | INT32 | INT64 | FLOAT | DOUBLE)
+    columns.reads(field.name()) || columns.warns_of(field.name()) && may_be_flags(field)
+}
+
+/// Whether a column is of plain numbers, truth values or texts, or of lists of such.
+fn may_be_flags(field: &Type) -> bool {
+    use ConvertedType::{INT_8, INT_16, INT_32, INT_64, LIST, NONE, UINT_8, UINT_16, UINT_32, UINT_64, UTF8};
+    use PhysicalType::{BOOLEAN, BYTE_ARRAY, DOUBLE, FLOAT, INT32, INT64};
+    let info = field.get_basic_info();
+    let Type::PrimitiveType { physical_type, .. } = field else {
+        let mut of_list = field;
+        while let Type::GroupType { fields, .. } = of_list
+            && let [one] = &fields[..]
+        {
+            of_list = one;
+        }
+        return info.converted_type() == LIST && of_list.is_primitive() && may_be_flags(of_list);
     };
-    columns.reads(field.name()) || columns.warns_of(field.name()) && is_plain()
+    match (physical_type, info.converted_type()) {
+        (BOOLEAN | INT32 | INT64 | FLOAT | DOUBLE, NONE) => info.logical_type_ref().is_none(),
+        (INT32 | INT64, INT_8 | INT_16 | INT_32 | INT_64 | UINT_8 | UINT_16 | UINT_32 | UINT_64) => true,
+        (BYTE_ARRAY, UTF8) => true,
+        _ => false,
+    }
 }
 
 fn damaged(path: &Path, error: &ParquetError) -> Error {
@@ -155,10 +194,11 @@ fn guarded<T>(path: &Path, work: impl FnOnce() -> T) -> Result<T> {
     })
 }
 
-/// The row, or a struct in it, which may have `left` more values. Keys of structs that are null are left out: a struct
-/// has every key of every row.
-fn object(row: &Row, whole: bool, left: &mut usize) -> Result<Value, String> {
+/// The row, with its `columns`, or a struct in it, which may have `left` more values. Keys of structs that are null are
+/// left out: a struct has every key of every row.
+fn object(row: &Row, columns: Option<&Columns>, left: &mut usize) -> Result<Value, String> {
     let mut map = Map::new();
+    let whole = columns.is_some();
     for (key, field) in row.get_column_iter() {
         if !whole && matches!(field, Field::Null) {
             continue;
@@ -171,6 +211,13 @@ fn object(row: &Row, whole: bool, left: &mut usize) -> Result<Value, String> {
                 _ => true,
             };
             map.insert(key.clone(), if there { Value::from(THERE) } else { Value::Null });
+            continue;
+        }
+        if let (Some(columns), Field::ListInternal(list)) = (columns, field)
+            && columns.warns_of(key)
+        {
+            // Its length says enough.
+            map.insert(key.clone(), if list.len() > 0 { Value::from(vec![THERE]) } else { Value::Null });
             continue;
         }
         if whole && is_time(field) {
@@ -226,7 +273,7 @@ fn value(field: &Field, left: &mut usize) -> Result<Value, String> {
             Ok(text) => Value::String(text.to_owned()),
             Err(error) => return Err(format!(" is not UTF-8 (byte {})", error.valid_up_to() + 1)),
         },
-        Field::Group(row) => object(row, false, left).map_err(|why| format!(".{why}"))?,
+        Field::Group(row) => object(row, None, left).map_err(|why| format!(".{why}"))?,
         Field::ListInternal(list) => Value::Array(
             list.elements()
                 .iter()

@@ -1,10 +1,10 @@
-//! Reads the rows of a data file one by one, each with the line it starts on, or its number in a Parquet file (both
-//! counted from 1).
+//! Reads the rows of a data file one by one, each with the line it starts on, or its number in a table and in an array
+//! whose rows share a line (both counted from 1).
 //!
 //! What a file is, is told by its first bytes and not by its name: data sets in JSON Lines often end in `.json`. Only
 //! CSV is told by its name. JSON Lines are read line by line, a JSON array row by row, Parquet page by page, Arrow
-//! batch by batch; an object that holds all rows is read whole. A file compressed by gzip or Zstandard is read as what
-//! it holds.
+//! batch by batch; an object that holds all rows ([`super::held_rows`]) is read whole. A file compressed by gzip or
+//! Zstandard is read as what it holds.
 //!
 //! A file is opened once, and its hash is of what was read.
 
@@ -16,17 +16,16 @@ use flate2::bufread::MultiGzDecoder;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use super::budget::{Counted, Expanded};
 use super::columns::Columns;
-use super::each::EachOf;
+use super::held_rows::{Held, begins_with_list, held_rows};
 use super::json_stream::{Between, JsonStream, Text};
 use super::{arrow, csv, json, parquet};
 use crate::error::{Context, Error, Result};
 use crate::files::hash::{HashingReader, hash_of};
-use crate::files::json::UniqueMap;
 use crate::refuse;
+use crate::report::status;
 
 /// Longer lines are refused, so that a file without line breaks does not fill the memory: parsed, a line of numbers
 /// takes some twenty times its room.
@@ -41,8 +40,8 @@ const PLAIN_TEXT: &str = "this looks like plain text: make it JSON Lines with on
                           learned from its first token to its end";
 const GZIP: [u8; 2] = [0x1F, 0x8B];
 const ZSTANDARD: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
-/// Keys under which one JSON object holds all rows.
-const ROWS_UNDER: [&str; 6] = ["train", "data", "rows", "examples", "instances", "items"];
+/// What follows the first byte of a frame that decoders skip, 0x50 to 0x5F: some programs put one before the others.
+const SKIPPED: [u8; 3] = [0x2A, 0x4D, 0x18];
 
 /// What counts the rows of a file in messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,19 +82,24 @@ pub(super) fn read_rows(path: &Path, columns: &Columns, each: Each) -> Result<St
     }
     if head.starts_with(&GZIP) {
         let (counted, input) = Counted::new(&mut reader);
-        read_compressed(path, "gzip", Expanded::new(MultiGzDecoder::new(counted), input), each)?;
-    } else if head.starts_with(&ZSTANDARD) {
+        read_compressed(path, "gzip", Expanded::new(MultiGzDecoder::new(counted), input), columns, each)?;
+    } else if is_zstandard(head) {
         let (counted, input) = Counted::new(&mut reader);
         let decoder = zstd::stream::read::Decoder::with_buffer(counted);
         let decoder = decoder.usage_context(|| format!("{name}: cannot read"))?;
-        read_compressed(path, "Zstandard", Expanded::new(decoder, input), each)?;
+        read_compressed(path, "Zstandard", Expanded::new(decoder, input), columns, each)?;
     } else if head.starts_with(arrow::FILE_MAGIC) || head.starts_with(&arrow::CONTINUATION) {
         arrow::read_rows(path, &mut reader, columns, &mut |number, row| each(Unit::Row, number, row))?;
     } else {
-        read_text_rows(path, &mut reader, each)?;
+        read_text_rows(path, &mut reader, columns, each)?;
     }
     std::io::copy(&mut reader, &mut std::io::sink()).usage_context(|| format!("{name}: cannot read"))?;
     Ok(reader.into_inner().finish())
+}
+
+fn is_zstandard(head: &[u8]) -> bool {
+    let skipped = matches!(head, [0x50..=0x5F, rest @ ..] if rest.starts_with(&SKIPPED));
+    head.starts_with(&ZSTANDARD) || skipped
 }
 
 /// Parquet is read from its end, in pieces, so its bytes are hashed by themselves. Refused: it is a pipe, or was
@@ -118,14 +122,14 @@ fn read_parquet(path: &Path, mut file: File, columns: &Columns, each: Each) -> R
     Ok(hash)
 }
 
-fn read_compressed(path: &Path, by: &str, reader: impl Read, each: Each) -> Result<()> {
+fn read_compressed(path: &Path, by: &str, reader: impl Read, columns: &Columns, each: Each) -> Result<()> {
     let mut reader = BufReader::with_capacity(1 << 16, reader);
     reader.fill_buf().usage_context(|| format!("{}: is compressed by {by}, and damaged or cut off", path.display()))?;
-    read_text_rows(path, reader, each)
+    read_text_rows(path, reader, columns, each)
 }
 
 /// Rows of JSON or CSV.
-fn read_text_rows(path: &Path, mut reader: impl BufRead, each: Each) -> Result<()> {
+fn read_text_rows(path: &Path, mut reader: impl BufRead, columns: &Columns, each: Each) -> Result<()> {
     let name = path.display();
     let head = reader.fill_buf().usage_context(|| format!("{name}: cannot read"))?;
     if let Some(kind) = other_kind(head) {
@@ -137,10 +141,11 @@ fn read_text_rows(path: &Path, mut reader: impl BufRead, each: Each) -> Result<(
     if !matches!(first, Some(b'[' | b'{'))
         && let Some(delimiter) = csv::delimiter(path)
     {
+        let head = reader.fill_buf().usage_context(|| format!("{name}: cannot read"))?;
+        let delimiter = csv::delimiter_of(head, delimiter);
         return csv::read_rows(path, reader, delimiter, &mut |number, row| each(Unit::Row, number, row));
     }
-    let each = &mut |line, row| each(Unit::Line, line, row);
-    if first == Some(b'[') { read_array(path, reader, 1, each) } else { read_lines(path, reader, each) }
+    if first == Some(b'[') { read_array(path, reader, 1, each) } else { read_lines(path, reader, columns, each) }
 }
 
 /// A file of another kind, by its first bytes.
@@ -162,10 +167,12 @@ fn other_kind(head: &[u8]) -> Option<&'static str> {
     kinds.into_iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, kind)| kind)
 }
 
-fn read_lines(path: &Path, mut reader: impl BufRead, each: EachOf) -> Result<()> {
+fn read_lines(path: &Path, mut reader: impl BufRead, columns: &Columns, each: Each) -> Result<()> {
     let name = path.display();
-    let (mut bytes, mut first) = (Vec::new(), true);
-    for line in 1.. {
+    let (mut bytes, mut first, mut next) = (Vec::new(), true, 1);
+    loop {
+        let line = next;
+        next += 1;
         bytes.clear();
         let count = (&mut reader)
             .take(MAX_LINE_BYTES + 1)
@@ -175,12 +182,15 @@ fn read_lines(path: &Path, mut reader: impl BufRead, each: EachOf) -> Result<()>
             break;
         }
         if count as u64 > MAX_LINE_BYTES {
+            if first && begins_with_list(&bytes) {
+                return read_values(path, bytes.as_slice().chain(reader), line, columns, each);
+            }
             refuse!("{name}: line {line}: longer than {} MiB; expected one row a line", MAX_LINE_BYTES >> 20);
         }
         let text = match std::str::from_utf8(&bytes) {
             Ok(text) => text.trim(),
             Err(error) => {
-                each(line, Err(format!("not UTF-8 (byte {} of the line)", error.valid_up_to() + 1)))?;
+                each(Unit::Line, line, Err(format!("not UTF-8 (byte {} of the line)", error.valid_up_to() + 1)))?;
                 continue;
             }
         };
@@ -188,19 +198,47 @@ fn read_lines(path: &Path, mut reader: impl BufRead, each: EachOf) -> Result<()>
             continue;
         }
         let first = std::mem::take(&mut first);
+        let held = if first && text.starts_with('{') { held_rows(text, columns) } else { Held::Row };
+        if !matches!(held, Held::Row) {
+            let mut rest = JsonStream::new(&mut reader, next);
+            let is_alone = rest.peek().usage_context(|| format!("{name}: line {next}: cannot read"))?.is_none();
+            next = rest.line();
+            if is_alone {
+                return give_held(path, line, text, held, each);
+            }
+        }
         match json::parse(text) {
-            Ok(row) => each(line, Ok(row))?,
+            Ok(row) => each(Unit::Line, line, Ok(row))?,
             // The first of objects that are printed over several lines.
-            Err(_) if first && text == "{" => {
-                return read_values(path, bytes.as_slice().chain(reader), line, each);
+            Err(error) if first && error.is_eof() && goes_on(text) => {
+                return read_values(path, bytes.as_slice().chain(reader), line, columns, each);
             }
             Err(error) => {
                 let hint = if first && is_plain_text(text) { PLAIN_TEXT } else { SUPPORTED };
-                each(line, Err(format!("{}; {hint}", without_line(&error))))?;
+                each(Unit::Line, line, Err(format!("{}; {hint}", without_line(&error))))?;
             }
         }
     }
     Ok(())
+}
+
+/// Whether a line is the beginning of an object that is printed over several lines, and not a row that is cut off.
+fn goes_on(line: &str) -> bool {
+    line.starts_with('{') && line.ends_with(['{', '[', ',', ':'])
+}
+
+/// The rows that one object holds, which begins on a line.
+fn give_held(path: &Path, line: usize, text: &str, held: Held, each: Each) -> Result<()> {
+    match held {
+        Held::Row => give(line, text, each),
+        Held::Several(why) => each(Unit::Line, line, Err(why)),
+        Held::Rows { key, rows, others } => {
+            let beside = if others.is_empty() { String::new() } else { format!("; not used beside it: {others}") };
+            status!("{}: one object, whose rows are the list under `{key}`{beside}", path.display());
+            let begins = rows.as_ptr() as usize - text.as_ptr() as usize;
+            read_array(path, rows.as_bytes(), line + text[..begins].matches('\n').count(), each)
+        }
+    }
 }
 
 /// A line that is words, and no JSON with a fault in it.
@@ -223,55 +261,32 @@ fn checked(path: &Path, text: Text, most: usize) -> Result<(usize, Result<String
 }
 
 /// Parses a row that begins on `line`.
-fn give(line: usize, text: &str, each: EachOf) -> Result<()> {
+fn give(line: usize, text: &str, each: Each) -> Result<()> {
     match json::parse(text) {
-        Ok(row) => each(line, Ok(row)),
-        Err(error) => each(line + error.line().max(1) - 1, Err(without_line(&error))),
+        Ok(row) => each(Unit::Line, line, Ok(row)),
+        Err(error) => each(Unit::Line, line + error.line().max(1) - 1, Err(without_line(&error))),
     }
 }
 
 /// Objects printed over several lines, one behind the other, from the given line on. One object may hold all rows.
-fn read_values(path: &Path, reader: impl BufRead, first: usize, each: EachOf) -> Result<()> {
+fn read_values(path: &Path, reader: impl BufRead, first: usize, columns: &Columns, each: Each) -> Result<()> {
     let cannot = || format!("{}: cannot read", path.display());
     let mut stream = JsonStream::new(reader, first);
     let mut most = MAX_OBJECT_BYTES;
     while stream.peek().usage_context(cannot)?.is_some() {
         let text = stream.value(Between::Blanks, most).usage_context(cannot)?;
         match checked(path, text, most)? {
-            (line, Ok(text)) => match rows_within(&text) {
-                Some(rows) => {
-                    let begins = rows.as_ptr() as usize - text.as_ptr() as usize;
-                    let line = line + text[..begins].matches('\n').count();
-                    read_array(path, rows.as_bytes(), line, each)?;
-                }
-                None => give(line, &text, each)?,
-            },
-            (line, Err(why)) => each(line, Err(why))?,
+            (line, Ok(text)) => give_held(path, line, &text, held_rows(&text, columns), each)?,
+            (line, Err(why)) => each(Unit::Line, line, Err(why))?,
         }
         most = MAX_LINE_BYTES as usize;
     }
     Ok(())
 }
 
-/// The array of an object that holds nothing but rows.
-fn rows_within(object: &str) -> Option<&str> {
-    let entries: UniqueMap<&RawValue> = serde_json::from_str(object).ok()?;
-    let [(key, rows)] = &entries.0[..] else { return None };
-    let rows = rows.get();
-    let mut stream =
-        JsonStream::new(rows.strip_prefix('[').filter(|_| ROWS_UNDER.contains(&key.as_str()))?.as_bytes(), 1);
-    while stream.peek().ok()?? == b'{' {
-        stream.value(Between::Commas, usize::MAX).ok()?;
-        match stream.peek().ok()?? {
-            b',' => stream.take(1),
-            _ => return Some(rows),
-        }
-    }
-    None
-}
-
-/// Rows of an array that begins on `first`, each parsed as it is read.
-fn read_array(path: &Path, reader: impl BufRead, first: usize, each: EachOf) -> Result<()> {
+/// Rows of an array that begins on `first`, each parsed as it is read. Where the first two share a line, rows are told
+/// apart by their numbers: most programs write an array on one line.
+fn read_array(path: &Path, reader: impl BufRead, first: usize, each: Each) -> Result<()> {
     let name = path.display();
     let cannot = || format!("{name}: cannot read");
     let mut stream = JsonStream::new(reader, first);
@@ -281,20 +296,30 @@ fn read_array(path: &Path, reader: impl BufRead, first: usize, each: EachOf) -> 
     stream.peek().usage_context(cannot)?;
     stream.take(1);
     let mut next = stream.peek().usage_context(cannot)?;
+    let (mut number, mut unit) = (0, None);
     while next != Some(b']') {
         let text = stream.value(Between::Commas, MAX_LINE_BYTES as usize).usage_context(cannot)?;
-        match checked(path, text, MAX_LINE_BYTES as usize)? {
-            (line, Ok(text)) => give(line, text.trim_end(), each)?,
-            (line, Err(why)) => each(line, Err(why))?,
+        let (line, text) = checked(path, text, MAX_LINE_BYTES as usize)?;
+        let separator = stream.peek().usage_context(cannot)?;
+        if separator == Some(b',') {
+            stream.take(1);
+            next = stream.peek().usage_context(cannot)?;
         }
-        match stream.peek().usage_context(cannot)? {
-            Some(b',') => stream.take(1),
+        number += 1;
+        let shares_line = separator == Some(b',') && stream.line() == line;
+        match (unit.get_or_insert(if shares_line { Unit::Row } else { Unit::Line }), text) {
+            (Unit::Line, Ok(text)) => give(line, text.trim_end(), each)?,
+            (Unit::Line, Err(why)) => each(Unit::Line, line, Err(why))?,
+            (Unit::Row, text) => {
+                let row = text.and_then(|text| json::parse(text.trim_end()).map_err(|error| without_line(&error)));
+                each(Unit::Row, number, row)?;
+            }
+        }
+        match separator {
+            Some(b',') if next == Some(b']') => return broken(stream.line(), "trailing comma"),
+            Some(b',') => {}
             Some(b']') => break,
             _ => return broken(stream.line(), "expected `,` or `]`"),
-        }
-        next = stream.peek().usage_context(cannot)?;
-        if next == Some(b']') {
-            return broken(stream.line(), "trailing comma");
         }
     }
     stream.take(1);

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 /// Masks and weights of tokens in tokenized rows: 0 is not learned.
-pub(super) const MASKS: [&str; 5] = ["weight", "loss_weight", "loss_mask", "completion_mask", "assistant_masks"];
+pub(super) const MASKS: [&str; 6] =
+    ["weight", "loss_weight", "loss_mask", "completion_mask", "assistant_masks", "assistant_mask"];
 
 /// The format of a row. The rows of one file may differ in it; they are counted by format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -12,7 +13,7 @@ pub enum RowKind {
     Messages,
     /// `conversations`: the same with `from` / `value`.
     ShareGpt,
-    /// `prompt` + `completion`: two texts, or two lists of turns.
+    /// `prompt` + `completion`: two texts (with `history`: those of earlier turns), or two lists of turns.
     PromptCompletion,
     /// `instruction`, `output`, optional `input`, `system`, `history`: a conversation.
     Alpaca,
@@ -71,10 +72,12 @@ impl RowKind {
     pub(super) fn optional_keys(self) -> &'static [&'static str] {
         match self {
             RowKind::Messages | RowKind::ShareGpt => &["system", "tools", "functions", "chat_template_kwargs"],
-            RowKind::PromptCompletion => &["system", "tools", "functions", "chat_template_kwargs"],
+            RowKind::PromptCompletion => &["system", "history", "tools", "functions", "chat_template_kwargs"],
             RowKind::Alpaca => &["input", "system", "history", "tools", "functions", "chat_template_kwargs"],
             RowKind::Text => &["tools", "functions"],
-            RowKind::Tokenized => &["labels", "attention_mask", "position_ids", "token_type_ids", MASKS[3], MASKS[4]],
+            RowKind::Tokenized => {
+                &["labels", "attention_mask", "position_ids", "token_type_ids", MASKS[3], MASKS[4], MASKS[5]]
+            }
         }
     }
 }

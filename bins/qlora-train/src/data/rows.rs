@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::columns::Columns;
-use super::keys::{KNOWN_KEYS, is_empty, of_other_meaning};
+use super::keys::{KNOWN_KEYS, ROWS_UNDER, is_empty, is_label, of_other_meaning};
 use super::labeled::LabeledIds;
 use super::notes::{KeyOf, Note};
 use super::row_kind::{MASKS, RowKind};
@@ -13,17 +13,68 @@ use super::{json, unused, weight};
 pub(super) fn check_keys(
     map: &Map<String, Value>,
     kind: RowKind,
+    columns: &Columns,
     task: &'static str,
     notes: &mut Vec<Note>,
 ) -> Result<(), String> {
-    if let Some((key, why)) = of_other_meaning(map) {
-        return Err(format!("`{key}`: {why}"));
+    let has_class = kind == RowKind::Text && columns.name_text();
+    if let Some((key, why)) = of_other_meaning(map, has_class) {
+        return Err(not_learned_here(map, key, why));
+    }
+    if kind == RowKind::Text {
+        check_no_turn(map)?;
     }
     let used = |key: &str| kind.keys().contains(&key) || kind.optional_keys().contains(&key) || key == task;
     let others = map.iter().filter(|(key, value)| !used(key) && !weight::is_of_row(key, value) && !is_empty(value));
     let known = || kind.keys().iter().chain(kind.optional_keys()).chain(&weight::KEYS).chain([&task]);
-    notes.extend(others.map(|(key, value)| unused::note(KeyOf::Row, key, value, true, known().copied())));
+    let read = || map.iter().filter(|(key, _)| used(key)).map(|(_, value)| value);
+    let mut left = MAX_LOOKED_FOR;
+    notes.extend(others.map(|(key, value)| {
+        let lost =
+            unused::lost(kind, key, value, read(), &mut left).or_else(|| unused::of_tokens(kind, key, value, map));
+        lost.unwrap_or_else(|| unused::note(KeyOf::Row, key, value, true, known().copied()))
+    }));
     Ok(())
+}
+
+/// Texts that nothing reads and that are looked for among those that are read: each costs a search of the row.
+const MAX_LOOKED_FOR: usize = 16;
+
+/// Why a row with a key of another meaning is refused.
+fn not_learned_here(map: &Map<String, Value>, key: &str, why: &str) -> String {
+    let mut texts = map.iter().filter(|(name, value)| value.is_string() && *name != key).map(|(name, _)| name.as_str());
+    let text = match (texts.next(), texts.next()) {
+        _ if map.get("text").is_some_and(Value::is_string) => Some("text"),
+        (Some(only), None) if !KNOWN_KEYS.contains(&only) => Some(only),
+        _ => None,
+    };
+    match text.filter(|_| is_label(key)) {
+        Some(text) => format!(
+            "`{key}`: {why}; is it the class of a text that is learned whole, name the text's column (`--text-column {}`)",
+            unused::quoted(text)
+        ),
+        None => format!("`{key}`: {why}"),
+    }
+}
+
+/// Roles of those who speak in a conversation.
+const SPEAKERS: [&str; 8] = ["prompter", "assistant", "user", "human", "gpt", "system", "bot", "chatbot"];
+
+/// Refuses a text that is one turn of a conversation, like each row of a chat tree: by itself it answers nothing.
+fn check_no_turn(map: &Map<String, Value>) -> Result<(), String> {
+    let speaks = |role: &&str| SPEAKERS.contains(&role.trim().to_lowercase().as_str());
+    let found = match map.get("role").and_then(Value::as_str).filter(speaks) {
+        Some(role) => format!("`role` ({})", json::shorten(role)),
+        None if ["message_id", "parent_id"].iter().all(|key| map.contains_key(*key)) => {
+            "`message_id` and `parent_id`".to_owned()
+        }
+        None => return Ok(()),
+    };
+    Err(format!(
+        "the row has {found}, so its text is one turn of a conversation, which would be learned as plain text: make \
+         conversations (`messages`) of the turns, those of a chat tree along their `parent_id`, or leave these keys out to \
+         learn each text by itself"
+    ))
 }
 
 pub(super) const SUPPORTED: &str = "supported are `messages` (role/content), `conversations` (from/value), `prompt` + \
@@ -103,8 +154,8 @@ pub(super) fn detect(row: &Value, meant: &[RowKind]) -> Result<RowKind, String> 
             two.flags()
         )),
         (None, _) => {
-            if let Some((key, why)) = of_other_meaning(map) {
-                return Err(format!("`{key}`: {why}"));
+            if let Some((key, why)) = of_other_meaning(map, false) {
+                return Err(not_learned_here(map, key, why));
             }
             let half = RowKind::ALL.into_iter().find(|kind| kind.keys().iter().any(has));
             if let Some((half, missing)) = half.and_then(|kind| Some((kind, kind.keys().iter().find(|key| !has(key))?)))
@@ -120,6 +171,10 @@ pub(super) fn detect(row: &Value, meant: &[RowKind]) -> Result<RowKind, String> 
             }
             if let Some(null) = KNOWN_KEYS.iter().find(|key| map.get(**key).is_some_and(Value::is_null)) {
                 return Err(format!("unknown kind of row: `{null}` is null; {SUPPORTED}"));
+            }
+            let is_no_row = |key: &&&str| map.get(**key).and_then(Value::as_array).is_some_and(Vec::is_empty);
+            if let Some(list) = ROWS_UNDER.iter().find(is_no_row) {
+                return Err(format!("the list under `{list}` is empty; expected the rows in it; {SUPPORTED}"));
             }
             Err(format!("unknown kind of row: found {}; {SUPPORTED}{}", json::describe(row), Columns::guess(map)))
         }

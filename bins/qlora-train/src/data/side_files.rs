@@ -2,10 +2,11 @@
 //! (`special_tokens_map.json`) and the tokens that were added to the vocabulary (`added_tokens.json`).
 //!
 //! They count as in transformers: where `tokenizer_config.json` has no `added_tokens_decoder`, and then win over it.
+//! Where it has one, its flags (`lstrip`, `rstrip`, `single_word`, `normalized`) win over those of `tokenizer.json`.
 //! Special tokens by name (`additional_special_tokens`, `extra_special_tokens`, `…_token`) become added tokens too,
 //! with the id that the vocabulary has for them, else the next free one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -21,6 +22,7 @@ use crate::refuse;
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const ADDED_TOKENS: &str = "added_tokens.json";
 const DECODER: &str = "added_tokens_decoder";
+const SPLIT: &str = "split_special_tokens";
 const MAX_BYTES: u64 = 64 << 20;
 
 /// Puts the special tokens of `special_tokens_map.json` into the settings of the tokenizer, where they count.
@@ -41,14 +43,25 @@ pub(super) struct AddedTokens {
     path: PathBuf,
     /// By id.
     tokens: Vec<(u32, AddedToken)>,
+    /// Whether the flags of `tokens` win over those of `tokenizer.json`.
+    flags_win: bool,
     /// Tokens of the vocabulary that the settings make special, such as `eos_token`.
     named: Vec<AddedToken>,
     /// Special tokens without a name of their own, in their order.
     extra: Vec<AddedToken>,
 }
 
-/// Those of `added_tokens_decoder`, else of `added_tokens.json`.
+/// Those of `added_tokens_decoder`, else of `added_tokens.json`. Refused: settings by which texts of special tokens are
+/// no tokens, those that a chat template writes among them.
 pub(super) fn added_tokens(dir: &Path, config: &Map<String, Value>) -> Result<AddedTokens> {
+    if config.get(SPLIT).and_then(Value::as_bool) == Some(true) {
+        refuse!(
+            "{}: `{SPLIT}` is true: by it the texts of special tokens are split into ordinary tokens, and so are those \
+             that the chat template writes, which no model is trained on; set it to false there",
+            dir.join("tokenizer_config.json").display()
+        );
+    }
+    let flags_win = matches!(config.get(DECODER), Some(Value::Object(_)));
     let (path, mut tokens) = match config.get(DECODER) {
         Some(Value::Object(entries)) => {
             let path = dir.join("tokenizer_config.json");
@@ -76,7 +89,7 @@ pub(super) fn added_tokens(dir: &Path, config: &Map<String, Value>) -> Result<Ad
     tokens.retain(|(_, token)| !token.content.is_empty());
     tokens.sort_by_key(|(id, _)| *id);
     let named = config.iter().filter(|(name, _)| name.ends_with("_token")).filter_map(|(_, value)| special(value));
-    Ok(AddedTokens { path, tokens, named: named.collect(), extra: extra(dir, config)? })
+    Ok(AddedTokens { path, tokens, flags_win, named: named.collect(), extra: extra(dir, config)? })
 }
 
 /// The tokens of `extra_special_tokens`, a list or an object of names, else of `additional_special_tokens`.
@@ -123,7 +136,8 @@ struct Numbered {
 }
 
 impl AddedTokens {
-    /// `tokenizer.json` (its bytes, and the tokenizer that they make) with the tokens that it lacks. None: it has all.
+    /// `tokenizer.json` (its bytes, and the tokenizer that they make) with the tokens that it lacks, and the flags that
+    /// win over its own. None: it has all.
     pub fn merged(&self, tokenizer: &Tokenizer, path: &Path, bytes: &[u8]) -> Result<Option<Vec<u8>>> {
         let lacks = |token: &AddedToken| tokenizer.token_to_id(&token.content).is_none();
         let decoder = tokenizer.get_added_tokens_decoder();
@@ -146,7 +160,14 @@ impl AddedTokens {
                 missing.push((id, token));
             }
         }
-        if missing.is_empty() {
+        let listed: BTreeMap<&str, &AddedToken> =
+            decoder.values().map(|token| (token.content.as_str(), token)).collect();
+        let differs = |token: &&AddedToken| {
+            listed.get(token.content.as_str()).is_some_and(|listed| flags(listed) != flags(token))
+        };
+        let winning = self.tokens.iter().map(|(_, token)| token).filter(|token| self.flags_win && differs(token));
+        let others: BTreeMap<&str, &AddedToken> = winning.map(|token| (token.content.as_str(), token)).collect();
+        if missing.is_empty() && others.is_empty() {
             return Ok(None);
         }
         let name = || path.display().to_string();
@@ -154,6 +175,12 @@ impl AddedTokens {
         let Some(Value::Array(listed)) = whole.get_mut("added_tokens") else {
             refuse!("{}: `added_tokens` is missing; expected a list", path.display())
         };
+        for entry in listed.iter_mut() {
+            let token = entry.get("content").and_then(Value::as_str).and_then(|content| others.get(content));
+            for (name, set) in token.map(|token| flags(token)).into_iter().flatten() {
+                entry[name] = set.into();
+            }
+        }
         for (id, token) in missing {
             let mut entry = serde_json::to_value(token).usage_context(name)?;
             entry["id"] = id.into();
@@ -183,6 +210,16 @@ impl AddedTokens {
         }
         Ok(())
     }
+}
+
+/// How a token is found in a text, by the names in `tokenizer.json`.
+fn flags(token: &AddedToken) -> [(&'static str, bool); 4] {
+    [
+        ("lstrip", token.lstrip),
+        ("rstrip", token.rstrip),
+        ("single_word", token.single_word),
+        ("normalized", token.normalized),
+    ]
 }
 
 /// Whether a setting names this token: a string, an object with `content`, or a list of these.

@@ -21,9 +21,10 @@ use std::ops::Range;
 use minijinja::Value;
 
 use super::habits::{Habits, Header};
-use super::messages::Message;
+use super::messages::{Message, THINK};
 use super::template::{ChatTemplate, Surroundings};
 use super::tokenizer::ChatTokenizer;
+use super::tools::Leaf;
 
 /// Contents that differ in their first and in their last character.
 pub(super) const PROBES: [&str; 2] = ["Alpha probe of onE", "Beta probe of twO"];
@@ -219,19 +220,47 @@ impl Rendered<'_> {
         let closing = if last { &habits.closing } else { &habits.inner };
         let whole = behind.starts_with(closing.as_str())
             && (!last || habits.header == Header::Always || behind.len() == closing.len());
-        let closed = if last { self.closing_of_turn(habits) } else { closing.len() };
-        whole.then_some(start..content.end + closed)
+        if whole {
+            let closed = if last { self.closing_of_turn(habits) } else { closing.len() };
+            return Some(start..content.end + closed);
+        }
+        // A template may write more behind the last turn, by what else the row has. Nothing of that is the turn's.
+        let end = self.ends(habits).find(|end| last && behind.starts_with(*end))?;
+        Some(start..content.end + end.len())
+    }
+
+    /// The texts that end a turn with a token: that of the last one, and that of the others.
+    fn ends<'h>(&self, habits: &'h Habits) -> impl Iterator<Item = &'h str> {
+        let ends = [&habits.closing[..self.closing_of_turn(habits)], habits.inner.as_str()];
+        ends.into_iter().map(str::trim_end).filter(move |end| self.tokenizer.ends_turn(Some(self.template), end))
     }
 
     fn closing_of_turn(&self, habits: &Habits) -> usize {
         habits.closing_of_turn(|text| self.tokenizer.ends_with_added_token(text))
     }
 
-    /// Where the last turn ends, which ends the text.
-    fn end_of_last(&self) -> usize {
-        let habits = self.tokenizer.habits(self.template);
-        let behind = habits.filter(|habits| self.text.ends_with(&habits.closing));
-        self.text.len() - behind.map_or(0, |habits| habits.closing.len() - self.closing_of_turn(habits))
+    /// The end of the last turn, which begins at `start`: behind what it says, the first of the texts that end turns. A
+    /// turn that says nothing that is found ends as the text does.
+    fn end_of_last(&self, start: usize) -> usize {
+        let (text, Some(habits)) = (&self.text, self.tokenizer.habits(self.template)) else { return self.text.len() };
+        let is_plain = text.ends_with(&habits.closing);
+        let whole = text.len() - if is_plain { habits.closing.len() - self.closing_of_turn(habits) } else { 0 };
+        let (Some(message), Some(rest)) = (self.messages.last(), text.get(start..)) else { return whole };
+        let content = message.content.as_deref().unwrap_or_default().trim();
+        let answer = content.rsplit_once(THINK[1]).map_or(content, |(_, answer)| answer.trim());
+        let mut said = [content, answer].into_iter().filter(|said| !said.is_empty());
+        // What is thought may hold what is said.
+        let thought = message.reasoning().map(str::trim).filter(|thought| !thought.is_empty());
+        let behind = thought.and_then(|thought| rest.find(thought).map(|at| at + thought.len())).unwrap_or(0);
+        let found = said.find_map(|said| rest[behind..].find(said).map(|at| behind + at + said.len()));
+        // Calls are written in pieces, each of which may end with a token.
+        if is_plain && (found.is_none() || !message.calls().is_empty()) {
+            return whole;
+        }
+        let called = Leaf::of(message.calls()).iter().filter_map(|(leaf, _)| leaf.end_of_first(rest)).max();
+        let from = found.max(called).unwrap_or(0);
+        let end = self.ends(habits).filter_map(|end| rest[from..].find(end).map(|at| at + end.len())).min();
+        end.map_or(whole, |end| start + from + end)
     }
 
     /// The answer by renderings of its own.
@@ -248,7 +277,7 @@ impl Rendered<'_> {
         }
         let after = match at + 1 == self.turns.len() {
             _ if always => None,
-            true => Some(self.end_of_last()),
+            true => before.map(|start| self.end_of_last(start)),
             false => prefix(render(&self.turns[..=at], false)),
         };
         let (start, end) = match (before, after) {
@@ -257,6 +286,7 @@ impl Rendered<'_> {
                 let (content_start, content_end) = self.probe(at)?;
                 let end = match (after, habits) {
                     (Some(end), _) => end,
+                    (None, _) if at + 1 == self.turns.len() && !always => self.end_of_last(content_start),
                     (None, Some(habits)) if always && self.text[content_end..].starts_with(&habits.inner) => {
                         content_end + habits.inner.len()
                     }
@@ -347,7 +377,7 @@ impl Rendered<'_> {
     /// that ends the turn.
     fn without_tail(&self, span: Range<usize>) -> Range<usize> {
         let trimmed = self.text[span.clone()].trim_end();
-        match self.tokenizer.ends_with_added_token(trimmed) {
+        match self.tokenizer.ends_turn(Some(self.template), trimmed) {
             true => span.start..span.start + trimmed.len(),
             false => span,
         }

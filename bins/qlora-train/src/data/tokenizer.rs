@@ -17,7 +17,7 @@ use tokenizers::PostProcessorWrapper;
 use super::cuts;
 use super::growth;
 use super::guard::guarded;
-use super::habits::{Habits, OwnTokens};
+use super::habits::{Habits, OwnTokens, TURN_ENDS};
 use super::json;
 use super::messages::{Conversation, Message};
 use super::patterns::{Tokenizer, checked, may_cut};
@@ -413,6 +413,22 @@ impl ChatTokenizer {
     /// Whether the text ends with a token of its own, like an end-of-turn or end-of-text mark.
     pub(super) fn ends_with_added_token(&self, text: &str) -> bool {
         self.added.iter().any(|token| text.ends_with(token.as_str()))
+    }
+
+    /// Whether the text ends with a token that ends a text or a turn: the EOS, one that the template closes turns with,
+    /// or one that models are known to stop at. A template that is not understood may close turns with any added token.
+    pub(super) fn ends_turn(&self, template: Option<&ChatTemplate>, text: &str) -> bool {
+        let last = |text: &str| {
+            self.added.iter().filter(|token| text.ends_with(token.as_str())).max_by_key(|token| token.len())
+        };
+        let Some(token) = last(text) else { return false };
+        if self.ends.contains(token) || TURN_ENDS.contains(&token.as_str()) {
+            return true;
+        }
+        template.is_some_and(|template| match self.habits(template) {
+            None => true,
+            Some(habits) => [&habits.closing, &habits.inner].iter().any(|end| last(end.trim_end()) == Some(token)),
+        })
     }
 
     /// Ids of all added tokens: special ones, and those that end turns.

@@ -3,7 +3,17 @@
 use serde_json::{Map, Value, json};
 
 use super::json as words;
+use super::keys::is_empty;
+use super::notes::{KeyOf, Note};
 use super::template::python_float;
+use super::unused;
+
+/// Keys under which a call has its arguments: OpenAI's, LangChain's, Llama's, Anthropic's, and that of ReAct.
+const ARGUMENTS: [&str; 5] = ["arguments", "args", "parameters", "input", "action_input"];
+/// Keys of a call that are read here or that templates know.
+const CALL_KEYS: [&str; 6] = ["type", "function", "id", "index", "call_id", "tool_call_id"];
+/// Keys of the function that is called.
+const FUNCTION_KEYS: [&str; 2] = ["name", ARGUMENTS[0]];
 
 /// The tools of a row: a list of objects, or a JSON text of one; `""`, `"[]"`, null and an empty list are none. The
 /// bare `functions` of OpenAI's older rows stand for tools of that type.
@@ -53,9 +63,20 @@ pub(super) fn name(tool: &Value) -> Option<&str> {
     tool.get("function").unwrap_or(tool).get("name").and_then(Value::as_str)
 }
 
+/// Whether a definition is a bare function, which templates that read `tool.function` do not know.
+pub(super) fn is_bare(tool: &Value) -> bool {
+    tool.get("function").is_none() && tool.get("type").and_then(Value::as_str) != Some("function")
+}
+
+/// Bare functions as tools of that type; other definitions stay as they are.
+pub(super) fn wrapped(tools: Vec<Value>) -> Vec<Value> {
+    let wrap = |tool| if is_bare(&tool) { json!({"type": "function", "function": tool}) } else { tool };
+    tools.into_iter().map(wrap).collect()
+}
+
 /// Checks `tool_calls` and gives each the form that templates are written for: `{"type": "function", "function":
 /// {"name", "arguments"}}` with arguments as an object, which OpenAI's own rows hold as a JSON text.
-pub(super) fn calls(value: &Value) -> Result<Vec<Value>, String> {
+pub(super) fn calls(value: &Value, notes: &mut Vec<Note>) -> Result<Vec<Value>, String> {
     let parsed;
     let items = match value {
         Value::Array(items) => &items[..],
@@ -63,50 +84,83 @@ pub(super) fn calls(value: &Value) -> Result<Vec<Value>, String> {
         Value::String(text) => match words::parse(text) {
             Ok(value @ (Value::Array(_) | Value::Object(_))) => {
                 parsed = value;
-                return calls(&parsed);
+                return calls(&parsed, notes);
             }
             _ => return Err(format!(" is {}; expected a list of calls", words::describe(value))),
         },
         other => return Err(format!(" is {}; expected a list of calls", words::describe(other))),
     };
-    items.iter().enumerate().map(|(at, item)| call(item).map_err(|why| format!("[{at}]{why}"))).collect()
+    items.iter().enumerate().map(|(at, item)| call(item, notes).map_err(|why| format!("[{at}]{why}"))).collect()
 }
 
-fn call(item: &Value) -> Result<Value, String> {
+fn call(item: &Value, notes: &mut Vec<Note>) -> Result<Value, String> {
     let expected = "expected {\"function\": {\"name\": …, \"arguments\": …}}";
     let Value::Object(map) = item else { return Err(format!(" is {}; {expected}", words::describe(item))) };
     let mut map = map.clone();
     map.retain(|_, value| !value.is_null());
-    if map.get("function").is_none_or(|function| !function.is_object()) {
-        // The bare form: name and arguments beside the id.
-        let mut function = Map::new();
-        for key in ["name", "arguments", "parameters"] {
-            if let Some(value) = map.shift_remove(key) {
-                function.insert(if key == "parameters" { "arguments" } else { key }.to_owned(), value);
-            }
+    let mut function = match map.get("function") {
+        None => Map::new(),
+        Some(Value::Object(function)) => function.clone(),
+        Some(name @ Value::String(_)) => Map::from_iter([("name".to_owned(), name.clone())]),
+        Some(other) => return Err(format!(".function is {}; {expected}", words::describe(other))),
+    };
+    function.retain(|_, value| !value.is_null());
+    // The bare form has name and arguments beside the id. Its type may be any ("tool_call", "tool_use").
+    if map.get("function").is_none_or(|function| !function.is_object()) && map.contains_key("type") {
+        map.insert("type".to_owned(), "function".into());
+    }
+    for key in [FUNCTION_KEYS[0]].into_iter().chain(ARGUMENTS) {
+        let Some(value) = map.shift_remove(key) else { continue };
+        match function.get(key) {
+            Some(other) if *other != value => return Err(format!(" has two `{key}` that differ; keep one of the two")),
+            Some(_) => {}
+            None => drop(function.insert(key.to_owned(), value)),
         }
-        map.insert("function".to_owned(), Value::Object(function));
     }
     if !map.contains_key("type") {
         map.shift_insert(0, "type".to_owned(), "function".into());
     }
-    let Some(Value::Object(function)) = map.get_mut("function") else { unreachable!("an object was put there") };
     if !function.get("name").is_some_and(Value::is_string) {
         return Err(format!(" has no name of a function; {expected}"));
     }
-    let arguments = match function.get("arguments") {
-        None | Some(Value::Null) => json!({}),
-        Some(Value::String(text)) if text.trim().is_empty() => json!({}),
-        Some(Value::String(text)) => match words::parse(text) {
-            Ok(object @ Value::Object(_)) => object,
-            // Not JSON: the template gets the text as it is.
-            _ => Value::String(text.clone()),
-        },
-        Some(other) => other.clone(),
+    let arguments = arguments(&function)?;
+    ARGUMENTS[1..].iter().for_each(|key| drop(function.shift_remove(*key)));
+    function.insert(ARGUMENTS[0].to_owned(), arguments);
+    let mut tell = |map: &Map<String, Value>, known: &[&'static str]| {
+        let others = map.iter().filter(|(key, value)| !known.contains(&key.as_str()) && !is_empty(value));
+        let known = || known.iter().chain(&FUNCTION_KEYS).copied();
+        notes.extend(others.map(|(key, value)| unused::note(KeyOf::Call, key, value, true, known())));
     };
-    check_numbers(&arguments)?;
-    function.insert("arguments".to_owned(), arguments);
+    tell(&map, &CALL_KEYS);
+    tell(&function, &FUNCTION_KEYS);
+    map.insert("function".to_owned(), Value::Object(function));
     Ok(Value::Object(map))
+}
+
+/// The arguments of a call under whichever key, an empty object where it has none. Refused: two that differ.
+fn arguments(function: &Map<String, Value>) -> Result<Value, String> {
+    let mut found: Option<(&str, Value)> = None;
+    for (key, value) in ARGUMENTS.into_iter().filter_map(|key| Some((key, function.get(key)?))) {
+        let value = match value {
+            Value::String(text) if text.trim().is_empty() => json!({}),
+            Value::String(text) => match words::parse(text) {
+                Ok(object @ Value::Object(_)) => object,
+                // Not JSON: the template gets the text as it is.
+                _ => Value::String(text.clone()),
+            },
+            other => other.clone(),
+        };
+        match &found {
+            Some((other, before)) if *before != value => {
+                return Err(format!(" has `{other}` and `{key}`, which differ; keep one of the two"));
+            }
+            Some(_) => {}
+            None => found = Some((key, value)),
+        }
+    }
+    let arguments = found.map_or_else(|| json!({}), |(_, arguments)| arguments);
+    check_numbers(&arguments)?;
+    Ok(arguments)
 }
 
 /// A value of a call that its rendering must hold: the function's name, or a text, number or truth value among its
@@ -139,6 +193,11 @@ impl Leaf {
 
     pub fn shown(&self) -> &str {
         &self.forms[0]
+    }
+
+    /// The end of the first place in a text that holds it.
+    pub fn end_of_first(&self, text: &str) -> Option<usize> {
+        self.forms.iter().filter_map(|form| text.find(form.as_str()).map(|at| at + form.len())).min()
     }
 
     /// How often a text holds it.
@@ -175,6 +234,19 @@ fn collect(value: &Value, out: &mut Vec<Leaf>) {
         Value::Array(items) => items.iter().for_each(|item| collect(item, out)),
         Value::Object(map) => map.values().for_each(|value| collect(value, out)),
         Value::Null => {}
+    }
+}
+
+/// A value as Python's JSON writes it: with a blank behind each comma and colon.
+pub(super) fn spaced(value: &Value) -> String {
+    match value {
+        Value::Array(items) => format!("[{}]", items.iter().map(spaced).collect::<Vec<_>>().join(", ")),
+        Value::Object(map) => {
+            let entry = |(key, value): (&String, &Value)| format!("{}: {}", Value::from(key.as_str()), spaced(value));
+            format!("{{{}}}", map.iter().map(entry).collect::<Vec<_>>().join(", "))
+        }
+        Value::Number(number) if number.is_f64() => number.as_f64().map_or_else(|| number.to_string(), python_float),
+        other => other.to_string(),
     }
 }
 

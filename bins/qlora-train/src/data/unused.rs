@@ -1,15 +1,17 @@
 //! Keys that nothing reads: listed, and warned of where they look like one that says what is learned, or like a known
 //! key in other letters.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::keys::{is_empty, words};
+use super::json;
+use super::keys::{ADAPTER, KNOWN_KEYS, TASK, THERE, is_context, is_empty, is_system, words};
 use super::notes::{KeyOf, Note};
+use super::row_kind::RowKind;
 use super::weight;
 
 /// Keys that other programs have for what is not learned, each with the value that says "learned". None: both values
 /// are found with both meanings.
-const FLAGS: [(&str, Option<bool>); 17] = [
+const FLAGS: [(&str, Option<bool>); 19] = [
     ("masked", Some(false)),
     ("is_masked", Some(false)),
     ("mask", None),
@@ -27,7 +29,51 @@ const FLAGS: [(&str, Option<bool>); 17] = [
     ("skip_loss", Some(false)),
     ("compute_loss", Some(true)),
     ("loss_scale", Some(true)),
+    ("loss_weights", Some(true)),
+    ("weights", Some(true)),
 ];
+
+/// Words of further such keys: of those that say "learned", of those that say "not", and of those that say nothing.
+const LEARN: [&str; 9] =
+    ["train", "trained", "training", "trainable", "learn", "learned", "learnable", "supervised", "loss"];
+const LEAVE_OUT: [&str; 8] = ["mask", "masked", "ignore", "ignored", "skip", "skipped", "exclude", "excluded"];
+const NOT: [&str; 4] = ["not", "no", "dont", "without"];
+const BESIDE: [&str; 24] = [
+    "is",
+    "be",
+    "should",
+    "to",
+    "do",
+    "does",
+    "for",
+    "from",
+    "in",
+    "on",
+    "use",
+    "used",
+    "with",
+    "compute",
+    "calculate",
+    "include",
+    "included",
+    "only",
+    "last",
+    "history",
+    "this",
+    "turn",
+    "message",
+    "answer",
+];
+
+/// The value under a key of such words that says "learned": `do_not_train` false, `useForTraining` true.
+fn learned_by_words(words: &[String]) -> Option<bool> {
+    let is_of = |list: &[&str], word: &String| list.contains(&word.as_str());
+    let known = |word: &String| is_of(&LEARN, word) || is_of(&LEAVE_OUT, word);
+    let told = words.iter().filter(|word| !is_of(&BESIDE, word) && !is_of(&NOT, word));
+    let (all, any) = told.fold((true, false), |(all, any), word| (all && known(word), any || known(word)));
+    let leaves_out = words.iter().any(|word| is_of(&LEAVE_OUT, word) || is_of(&NOT, word));
+    (all && any).then_some(!leaves_out)
+}
 
 /// What is said of a key that nothing reads, beside the keys that are `known` there. Where nothing is learned anyway, a
 /// flag changes nothing.
@@ -42,30 +88,194 @@ pub(super) fn note<'k>(
         KeyOf::Row => "the row",
         KeyOf::Turn => "a turn",
         KeyOf::Part => "a part of a turn",
+        KeyOf::Call => "a tool call",
     };
+    let shown = json::shorten(key);
     let spelled = words(key).join("_");
     let small = key.to_lowercase();
     let meant = known.into_iter().find(|&name| key != name && (small == name || spelled == name));
-    if let Some(meant) = meant.filter(|&name| says_something(of, name, value, is_learned)) {
-        return Note::Said(format!("{whose} has the key `{key}`, which nothing reads; `{meant}` is read"));
+    let meant = meant.or_else(|| misspelled(&spelled));
+    if let Some(meant) = meant {
+        if says_something(of, meant, value, is_learned) {
+            return Note::Said(format!("{whose} has the key `{shown}`, which nothing reads; `{meant}` is read"));
+        }
+        // By the known key it says "learned", whatever its words say.
+        if weight::KEYS.contains(&meant) {
+            return Note::UnusedKey(of, key.to_owned());
+        }
     }
     let flag = FLAGS.iter().find(|(name, _)| spelled == *name);
-    if let Some((_, learned)) = flag.filter(|_| is_learned)
-        && let Some(given) = number(value)
-        && learned.is_none_or(|learned| given.is_none_or(|given| given != f64::from(u8::from(learned))))
-    {
+    let by_words = || Some((learned_by_words(&words(key))?, truth(value)?));
+    let by_name = flag.and_then(|(_, learned)| {
+        let given = number(value)?;
+        Some(learned.is_none_or(|learned| given.is_none_or(|given| given != f64::from(u8::from(learned)))))
+    });
+    let says_not = by_name.or_else(|| by_words().map(|(learned, given)| learned != given)).unwrap_or(false);
+    if is_learned && says_not {
         return Note::Said(format!(
-            "{whose} has the key `{key}`, which nothing reads; `train: false` says that something is not learned, `weight` \
+            "{whose} has the key `{shown}`, which nothing reads; `train: false` says that something is not learned, `weight` \
              how much it counts"
         ));
     }
     Note::UnusedKey(of, key.to_owned())
 }
 
-/// Whether a key that nothing reads may say what is learned, by its name.
-pub(super) fn may_be_flag(key: &str) -> bool {
-    let spelled = words(key).join("_");
-    FLAGS.iter().any(|(name, _)| spelled == *name) || weight::KEYS.contains(&spelled.as_str())
+/// Whether a key that nothing reads may be warned of, by its name: it may say what is learned, is a known one in other
+/// letters, or may hold a part of what is asked.
+pub(super) fn may_be_meant(key: &str) -> bool {
+    let (spelled, small) = (words(key).join("_"), key.to_lowercase());
+    let known = || KNOWN_KEYS.iter().chain(&weight::KEYS).chain(&[TASK, ADAPTER]);
+    let is_flag = FLAGS.iter().any(|(name, _)| spelled == *name) || learned_by_words(&words(key)).is_some();
+    // Beside a text it may say whose turn that is.
+    let is_flag = is_flag || misspelled(&spelled).is_some() || counts_a_prompt(key) || key == "role";
+    is_flag || is_system(key) || is_context(key) || known().any(|name| small == *name || spelled == *name)
+}
+
+/// The key for what is learned that a key differs from in one letter, or in two that are swapped.
+fn misspelled(key: &str) -> Option<&'static str> {
+    if FLAGS.iter().any(|(name, _)| key == *name) || weight::KEYS.contains(&key) {
+        return None;
+    }
+    // A height is no weight.
+    let is_meant = |name: &&str| name.len() > 5 && name.chars().next() == key.chars().next();
+    weight::KEYS.into_iter().filter(is_meant).find(|name| strsim::osa_distance(name, key) == 1)
+}
+
+/// Whether a key says how long the prompt among the tokens of a row is: `prompt_length`, `source_len`.
+fn counts_a_prompt(key: &str) -> bool {
+    let words = words(key);
+    let has = |names: &[&str]| words.iter().any(|word| names.contains(&word.as_str()));
+    has(&["prompt", "source", "src", "input", "context", "query", "question", "instruction"])
+        && has(&["length", "len", "lengths", "lens", "end"])
+}
+
+/// A remark about a key of a tokenized row that seems to tell what is learned, and that nothing reads. None: it seems
+/// to tell something else, or the row is none of tokens.
+pub(super) fn of_tokens(kind: RowKind, key: &str, value: &Value, row: &Map<String, Value>) -> Option<Note> {
+    let shown = json::shorten(key);
+    let is_there = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
+    let tokens = row.get("input_ids").and_then(Value::as_array).filter(|_| kind == RowKind::Tokenized)?;
+    if counts_a_prompt(key) && !is_there("labels") && value.as_u64() != Some(tokens.len() as u64) {
+        return Some(Note::Said(format!(
+            "the row has the key `{shown}`, which nothing reads: every token is learned that `labels` or `loss_mask` does \
+             not leave out"
+        )));
+    }
+    let entries = value.as_array().filter(|entries| entries.len() == tokens.len())?;
+    // Tokenizers list their special tokens so.
+    let is_mask = key != "special_tokens_mask" && entries.iter().all(|entry| truth(entry).is_some());
+    is_mask.then(|| {
+        Note::Said(format!(
+            "the row has the key `{shown}`, an entry of 0 or 1 for each token, which nothing reads; `loss_mask`, \
+             `completion_mask` and `assistant_masks` are read"
+        ))
+    })
+}
+
+/// What is said of a text in a row that nothing reads, although it is a part of what is asked in other formats. None:
+/// it is none, or `others`, which are read, hold it. Only so many of a row's are looked for as `left` counts.
+pub(super) fn lost<'v>(
+    kind: RowKind,
+    key: &str,
+    value: &Value,
+    others: impl IntoIterator<Item = &'v Value>,
+    left: &mut usize,
+) -> Option<Note> {
+    let is_text = matches!(value, Value::String(_) | Value::Array(_) | Value::Object(_)) && !is_empty(value);
+    let known = ["system", "input", "instruction", "history"].contains(&key);
+    if !is_text || kind == RowKind::Tokenized || !(known || is_system(key) || is_context(key)) {
+        return None;
+    }
+    *left = left.checked_sub(1)?;
+    if let Value::String(text) = value
+        && others.into_iter().any(|other| holds(other, text.trim()))
+    {
+        return None;
+    }
+    let turns = matches!(kind, RowKind::Messages | RowKind::ShareGpt);
+    let what_to_do = match kind {
+        RowKind::Text => "write it into the text, or leave the key out".to_owned(),
+        _ if is_system(key) => format!("`--system-column {}` makes it the system turn", quoted(key)),
+        RowKind::PromptCompletion if key != "history" => format!(
+            "`--prompt-column prompt --completion-column completion --input-column {}` puts it behind the prompt",
+            quoted(key)
+        ),
+        RowKind::Alpaca if key != "history" => {
+            format!("`--input-column {}` puts it behind the instruction", quoted(key))
+        }
+        _ if turns => "write it into the turns, or leave the key out".to_owned(),
+        _ => "leave the key out".to_owned(),
+    };
+    Some(Note::Said(format!(
+        "the row has the key `{}`, which nothing reads in a row of {}: what it says is not seen; {what_to_do}",
+        json::shorten(key),
+        kind.name()
+    )))
+}
+
+/// A value under a known key whose place a column takes that is named for it.
+pub(super) struct Replaced {
+    pub column: String,
+    pub key: &'static str,
+    pub value: Value,
+}
+
+/// A remark about a part of what is asked that a named column replaces. None: it is none, or a text that is read
+/// holds it.
+pub(super) fn replaced(of: &Replaced, kind: RowKind, row: &Value) -> Option<Note> {
+    let setting = match of.key {
+        "prompt" | "instruction" => "prompt",
+        "input" | "system" => of.key,
+        _ => return None,
+    };
+    let text = of.value.as_str().filter(|_| !is_empty(&of.value))?.trim();
+    let mut read = kind.keys().iter().chain(kind.optional_keys()).filter_map(|key| row.get(*key));
+    if read.any(|value| holds(value, text)) {
+        return None;
+    }
+    Some(Note::Said(format!(
+        "the row has the key `{}`, which nothing reads, because `--{setting}-column {}` names another column for it: what \
+         it says is not seen; leave the key or the setting out",
+        of.key,
+        quoted(&of.column)
+    )))
+}
+
+/// A key as an argument of a command.
+pub(super) fn quoted(key: &str) -> String {
+    let key = json::shorten(key);
+    let is_plain = key.chars().all(|c| c.is_alphanumeric() || "_-.".contains(c));
+    if is_plain { key } else { format!("'{key}'") }
+}
+
+/// Bytes of a text that does not stand within a word of another one by chance.
+const COPY_BYTES: usize = 16;
+
+/// Whether a text holds another one; a short one has to be whole words of it.
+fn holds_text(own: &str, text: &str) -> bool {
+    if text.len() >= COPY_BYTES {
+        return own.contains(text);
+    }
+    let is_outside = |letter: Option<char>| letter.is_none_or(|letter| !letter.is_alphanumeric());
+    own.match_indices(text)
+        .any(|(at, _)| is_outside(own[..at].chars().next_back()) && is_outside(own[at + text.len()..].chars().next()))
+}
+
+/// Whether a value has a text, or holds it in a longer one.
+fn holds(value: &Value, text: &str) -> bool {
+    match value {
+        Value::String(own) => own.trim() == text || holds_text(own, text),
+        Value::Array(items) => items.iter().any(|item| holds(item, text)),
+        Value::Object(map) => map.values().any(|item| holds(item, text)),
+        _ => false,
+    }
+}
+
+/// Adds the columns of a table that are not read to its first row, so that they are listed.
+pub(super) fn list_columns(row: &mut Map<String, Value>, unread: impl IntoIterator<Item = String>) {
+    for name in unread {
+        row.entry(name).or_insert_with(|| Value::from(THERE));
+    }
 }
 
 /// Whether the value changes anything under the known key: a flag that says "learned" does not.
@@ -84,6 +294,16 @@ fn says_something(of: KeyOf, name: &str, value: &Value, is_learned: bool) -> boo
 
 /// Known keys that say nothing about what is learned.
 const MEANINGLESS: [&str; 2] = ["id", "cache_control"];
+
+/// The truth value that a flag has. None: a measured number, or no flag at all.
+fn truth(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(set) => Some(*set),
+        Value::Number(number) => number.as_u64().filter(|number| *number < 2).map(|number| number == 1),
+        Value::String(text) => text.trim().to_lowercase().parse().ok(),
+        _ => None,
+    }
+}
 
 /// The number that a flag has, Some(None) where it has one for each token. None: the value is no flag.
 fn number(value: &Value) -> Option<Option<f64>> {

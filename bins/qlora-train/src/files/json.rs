@@ -40,7 +40,7 @@ pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
 /// A JSON value as an error message shows it: at most 60 characters.
 pub(crate) fn shown(value: &Value) -> String {
     let text = value.to_string();
-    if text.chars().count() <= 60 { text } else { text.chars().take(57).chain("...".chars()).collect() }
+    if text.chars().count() <= 60 { text } else { text.chars().take(59).chain(['…']).collect() }
 }
 
 /// The shortest decimal that reads back as the same f32: 1e-5, not 9.999999747378752e-6.
@@ -159,4 +159,17 @@ impl UniqueKeys {
 /// Names the key whose value could not be read.
 pub(crate) fn at_key<E: de::Error>(key: &str, cause: E) -> E {
     E::custom(format!("`{key}`: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_long_value_is_shortened_to_sixty_characters() {
+        let whole = shown(&json!("a".repeat(58)));
+        assert_eq!(whole, format!("\"{}\"", "a".repeat(58)));
+        assert_eq!(shown(&json!("a".repeat(59))), format!("\"{}…", "a".repeat(58)));
+    }
 }

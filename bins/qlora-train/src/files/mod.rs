@@ -6,6 +6,7 @@ pub mod failpoint;
 pub(crate) mod hash;
 pub mod home;
 pub(crate) mod json;
+pub(crate) mod memory_file;
 pub mod random;
 pub(crate) mod regular;
 pub(crate) mod safetensors;

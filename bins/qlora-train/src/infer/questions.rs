@@ -14,6 +14,7 @@ use crate::files::json::read_bounded;
 use crate::model::generate::{Sampling, generate_in};
 use crate::model::{Llama, Prompts};
 use crate::refuse;
+use crate::report::status;
 use crate::session::Loaded;
 use crate::session::training_data::data_options;
 use qlora_kernels::rope::RopeScaling;
@@ -106,6 +107,9 @@ impl Questions {
             refuse!("`answer_match`: {:?} is found in no reference, expected it in some", pattern.as_str());
         }
         let stop = Stop::of_model(loaded.checkpoint.dir(), arch, tokenizer, tokenizer.template().is_some())?;
+        if let Some(note) = stop.note() {
+            status!("{note}");
+        }
         let questions = Self { all, of_user, stop, max_new_tokens: settings.eval_max_new_tokens, pattern };
         check_lengths(&questions.prompts(), arch)?;
         Ok(questions)

@@ -42,11 +42,25 @@ impl Stop {
         Ok(Self { tokens: all.into_iter().collect(), texts })
     }
 
-    /// Answers that end before these texts too.
+    /// Answers that end before these texts, which stand in for those of the model, as in transformers; none: no change.
     #[must_use]
-    pub fn and_before(mut self, texts: &[String]) -> Self {
-        self.texts.extend(texts.iter().map(|text| StopText { text: text.clone(), is_kept: false }));
+    pub fn or_before(mut self, texts: &[String]) -> Self {
+        if !texts.is_empty() {
+            self.texts = texts.iter().map(|text| StopText { text: text.clone(), is_kept: false }).collect();
+        }
         self
+    }
+
+    /// The texts of the model that end answers, in words. None: it has none.
+    pub fn note(&self) -> Option<String> {
+        const SHOWN: usize = 4;
+        let mut shown: Vec<String> =
+            self.texts.iter().filter(|stop| stop.is_kept).map(|stop| format!("{:?}", stop.text)).collect();
+        let more = shown.len() > SHOWN;
+        shown.truncate(SHOWN);
+        let more = if more { " and others" } else { "" };
+        (!shown.is_empty())
+            .then(|| format!("answers end with {}{more} too: `stop_strings` of {FILE}", shown.join(" or ")))
     }
 
     pub fn has_texts(&self) -> bool {
@@ -180,11 +194,22 @@ mod tests {
         for (texts, found) in [(r#""</a>""#, 1), (r#"["</a>", "b"]"#, 2), ("[]", 0), ("null", 0)] {
             assert_eq!(of(&format!("{{\"stop_strings\": {texts}}}")).unwrap().texts().count(), found, "{texts}");
         }
-        let stop = of(r#"{"stop_strings": ["</a>"]}"#).unwrap().and_before(&["END".to_owned()]);
-        for (text, expected) in
-            [("x</a>y END", "x</a>"), ("x END </a>", "x "), ("nothing", "nothing"), ("</a></a>", "</a>"), ("END", "")]
-        {
-            assert_eq!(cut(&stop.texts, text), expected);
+        let own = of(r#"{"stop_strings": ["</a>", "b"]}"#).unwrap();
+        for (text, expected) in [("x</a>y", "x</a>"), ("xb</a>", "xb"), ("nothing", "nothing"), ("</a></a>", "</a>")] {
+            assert_eq!(cut(&own.texts, text), expected);
         }
+        assert_eq!(
+            own.note().unwrap(),
+            r#"answers end with "</a>" or "b" too: `stop_strings` of generation_config.json"#
+        );
+        assert_eq!(own.clone().or_before(&[]), own);
+        // Those of the user stand in for the model's.
+        let users = own.or_before(&["END".to_owned(), "ND".to_owned()]);
+        for (text, expected) in [("x</a>y END", "x</a>y "), ("END", ""), ("</a>", "</a>"), ("aND", "a")] {
+            assert_eq!(cut(&users.texts, text), expected);
+        }
+        assert_eq!(users.note(), None);
+        let many = of(r#"{"stop_strings": ["1", "2", "3", "4", "5"]}"#).unwrap().note().unwrap();
+        assert!(many.contains(r#""4" and others"#) && !many.contains("\"5\""), "{many}");
     }
 }

@@ -101,6 +101,21 @@ mod tests {
         assert_eq!(time_left(seconds(10), 0, 300, 300), seconds(0));
     }
 
+    /// Right after going on nothing is known of the speed; a step later it is that of this process.
+    #[test]
+    fn the_bar_of_a_resumed_run_tells_the_time_that_is_left() {
+        let mut bars = Bars::resumed("training", 1000, 900);
+        assert_eq!((bars.bar.position(), bars.bar.eta()), (900, Duration::ZERO));
+        std::thread::sleep(Duration::from_millis(200));
+        let before = bars.start.elapsed();
+        bars.set(910, String::new());
+        let left = bars.bar.eta();
+        let after = bars.start.elapsed();
+        // 90 steps at the speed of 10, and not at that of 910.
+        let (least, most) = (before.mul_f64(8.5), after.mul_f64(12.0));
+        assert!((least..most).contains(&left), "{left:?} of {least:?} to {most:?}");
+    }
+
     #[test]
     fn durations_are_short() {
         let of = |s| duration(Duration::from_secs(s));

@@ -61,6 +61,17 @@ pub(crate) fn print(verbosity: Verbosity, prefix: &str, text: fmt::Arguments) {
     }
 }
 
+/// Says several lines. One that begins as a warning is one, which `-q` leaves with the indented lines behind it.
+pub(crate) fn print_status(lines: impl IntoIterator<Item = String>) {
+    let mut verbosity = Verbosity::Normal;
+    for line in lines {
+        if !line.starts_with("  ") {
+            verbosity = if line.starts_with("warning: ") { Verbosity::Quiet } else { Verbosity::Normal };
+        }
+        print(verbosity, "", format_args!("{line}"));
+    }
+}
+
 fn print_line(prefix: &str, text: fmt::Arguments) {
     let text = format!("{prefix}{text}");
     let text = in_part(&text);
@@ -166,9 +177,7 @@ macro_rules! status {
 /// Says several lines.
 macro_rules! status_lines {
     ($lines:expr) => {
-        for line in $lines {
-            $crate::report::status!("{line}");
-        }
+        $crate::report::print_status($lines)
     };
 }
 

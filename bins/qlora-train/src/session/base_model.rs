@@ -3,11 +3,11 @@
 use super::Device;
 use super::chat_template::open_tokenizer;
 use crate::adapter::{is_adapter, recorded_base, recorded_setting};
-use crate::base::{Checkpoint, resolve_model_by};
+use crate::base::{Checkpoint, resolve_description, resolve_model_by};
 use crate::config::{PromptCompletion, Settings};
 use crate::data::ChatTokenizer;
 use crate::error::Result;
-use crate::hub::Environment;
+use crate::hub::{Environment, HubId};
 use crate::refuse;
 use crate::report::{status, warning};
 use jiff::Timestamp;
@@ -128,11 +128,32 @@ impl Loaded {
     }
 }
 
+/// Directory of a model of the hub whose weights the cache lacks, and which has its description. None: the weights are
+/// there or have to be, as those of a directory.
+pub fn description_alone(settings: &Settings) -> Result<Option<PathBuf>> {
+    let model = settings.model_path()?;
+    let Some(name) = model.to_str().filter(|name| HubId::parse(name).is_some()) else { return Ok(None) };
+    if model.exists() {
+        return Ok(None);
+    }
+    let dir = resolve_description(name, settings.revision.as_deref())?;
+    let has_weights = ["model.safetensors", "model.safetensors.index.json"].iter().any(|file| dir.join(file).exists());
+    Ok((!has_weights).then_some(dir))
+}
+
 /// Puts the base of an adapter in its place where `model` names the adapter's directory, and the run begins with it; or
 /// where the run begins with an adapter and no model is named. What a run begins with an adapter for is read in the
 /// adapter's form, unless another one is chosen.
 pub fn replace_adapter_by_base(settings: &mut Settings) -> Result<()> {
     if let Some(adapter) = settings.model.clone().map(PathBuf::from).filter(|model| is_adapter(model)) {
+        if let Some(other) = settings.init_adapter.as_ref().filter(|other| **other != adapter) {
+            refuse!(
+                "`model`: {} is an adapter, with whose weights the run would begin, and `init_adapter` is {}: give one of \
+                 them, and the base of it as `model`",
+                adapter.display(),
+                other.display()
+            );
+        }
         let base = recorded_base(&adapter, settings.revision.as_deref())?;
         status!("{} is an adapter: the run begins with its weights, on its base {base}", adapter.display());
         settings.model = Some(base);

@@ -1,7 +1,7 @@
 //! The chat template of a model with adapters, and the files that keep it beside what was trained.
 //!
-//! An adapter is used with the template that it was trained with: the one of its own directory, if the model's own has
-//! another hash than the adapter's record.
+//! An adapter is used with the template that stands beside it, which is the one that it was trained with if its hash is
+//! the recorded one. Without any there, the model's own is used; where that has another hash, it is said.
 
 use crate::adapter::{ADAPTER_MODEL, add_tokenizer_files, metadata};
 use crate::base::Checkpoint;
@@ -9,6 +9,7 @@ use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::files::atomic::AtomicFiles;
 use crate::files::json::read_object;
+use crate::files::regular;
 use crate::files::safetensors::TensorFile;
 use crate::refuse;
 use crate::report::warning;
@@ -18,8 +19,8 @@ use std::path::{Path, PathBuf};
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 
-/// The base's tokenizer with the template that `chat_template` chooses, else the one that the adapters were trained
-/// with, else the base's own. Refused: adapters that were trained with different templates.
+/// The base's tokenizer with the template that `chat_template` chooses, else the one that stands beside the adapters,
+/// else the base's own. Refused: adapters that were trained with different templates.
 pub fn open_tokenizer(
     chat_template: Option<&str>,
     checkpoint: &Checkpoint,
@@ -29,29 +30,41 @@ pub fn open_tokenizer(
     let chosen = tokenizer.template_is_chosen();
     let mut used: Option<&PathBuf> = None;
     for adapter in adapters {
-        let Some(trained) = trained_with(checkpoint.dir(), adapter)? else { continue };
-        let (own, hash) = (tokenizer.template_hash(), trained.hash);
-        if own.as_ref() == Some(&hash) {
-            used = Some(adapter);
-            continue;
-        }
-        let Some(theirs) = trained.tokenizer else {
-            warning!(
-                "{}: was trained with another chat template (SHA-256 {}) than the one in use ({}), and does not \
-                 hold it: its answers may differ from what it learned",
-                adapter.display(),
-                short(&hash),
-                tokenizer.template_origin()
-            );
+        let Some(Trained { recorded, tokenizer: beside }) = trained_with(checkpoint.dir(), adapter)? else { continue };
+        let own = tokenizer.template_hash();
+        let held = beside.as_ref().and_then(ChatTokenizer::template_hash);
+        let Some(theirs) = beside.filter(|_| !chosen) else {
+            match recorded.or(held.clone()) {
+                hash if hash == own => used = Some(adapter),
+                _ if held.is_some() => warning!(
+                    "{}: was trained with another chat template than the one chosen; leave chat_template out to use it",
+                    adapter.display()
+                ),
+                hash => warning!(
+                    "{}: was trained with another chat template (SHA-256 {}) than the one in use ({}), and does not \
+                     hold it: its answers may differ from what it learned",
+                    adapter.display(),
+                    short(&hash.unwrap_or_default()),
+                    tokenizer.template_origin()
+                ),
+            }
             continue;
         };
-        if chosen {
+        // Who changes the file beside an adapter wants it used; every other program uses it too.
+        if let Some(recorded) = recorded.filter(|recorded| held.as_ref() != Some(recorded)) {
             warning!(
-                "{}: was trained with another chat template ({}) than the one chosen; leave chat_template out to \
-                 use it",
-                adapter.display(),
-                theirs.template_origin()
+                "{}: is not the chat template that this adapter was trained with (SHA-256 {}): it was changed since, and \
+                 is used as it is now, so that answers may differ from what was learned; {}",
+                theirs.template_origin(),
+                short(&recorded),
+                match own == Some(recorded.clone()) {
+                    true => "without it there, that of the model is used, which is the one of the training",
+                    false => "put the one of the training back there",
+                }
             );
+        }
+        if own == held {
+            used = Some(adapter);
             continue;
         }
         if let Some(other) = used {
@@ -72,29 +85,24 @@ fn short(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
 }
 
+/// What an adapter says of its chat template.
 struct Trained {
-    hash: String,
-    /// With the template that the adapter's directory holds. None: it holds none, or another than it was trained with.
+    /// Hash of the one that it was trained with. None: it is another program's, and does not say.
+    recorded: Option<String>,
+    /// With the template that stands beside it. None: there is none.
     tokenizer: Option<ChatTokenizer>,
 }
 
 /// What an adapter was trained with. None: it does not say, and holds no template.
 fn trained_with(base: &Path, adapter: &Path) -> Result<Option<Trained>> {
-    let recorded = match adapter.join(ADAPTER_MODEL) {
-        file if file.is_file() => TensorFile::open(&file)?.metadata.get(metadata::CHAT_TEMPLATE_SHA256).cloned(),
-        _ => None,
+    let file = adapter.join(ADAPTER_MODEL);
+    let recorded = match regular::is_there(&file)? {
+        true => TensorFile::open(&file)?.metadata.get(metadata::CHAT_TEMPLATE_SHA256).cloned(),
+        false => None,
     };
     let tokenizer = ChatTokenizer::open_with_template_of(base, adapter)?;
-    let held = tokenizer.as_ref().and_then(ChatTokenizer::template_hash);
-    Ok(match (recorded, held) {
-        (None, None) => None,
-        // Another program's adapter: what it holds is what it was trained with.
-        (None, Some(hash)) => Some(Trained { hash, tokenizer }),
-        (Some(hash), held) => {
-            let tokenizer = tokenizer.filter(|_| held.as_ref() == Some(&hash));
-            Some(Trained { hash, tokenizer })
-        }
-    })
+    let says = recorded.is_some() || tokenizer.is_some();
+    Ok(says.then_some(Trained { recorded, tokenizer }))
 }
 
 /// Adds the tokenizer of the base to what is trained, with the chat template that was trained with.

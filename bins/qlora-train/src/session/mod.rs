@@ -1,5 +1,6 @@
 //! The parts that train, infer and bench share: device, memory plan, base model, rows, weights.
 
+mod adalora;
 pub mod advice;
 mod base_model;
 mod cgroup;
@@ -7,6 +8,7 @@ pub mod chat_template;
 mod device;
 pub mod disk;
 pub mod host;
+pub mod host_copy;
 pub mod interruption;
 mod linear;
 pub mod lint_facts;
@@ -18,7 +20,7 @@ pub mod training_data;
 pub mod untrained_tokens;
 pub mod weights;
 
-pub use base_model::{Loaded, replace_adapter_by_base};
+pub use base_model::{Loaded, description_alone, replace_adapter_by_base};
 pub use device::{Budget, CUDA_BUILD, Device, DeviceJob};
 pub use interruption::Interruption;
 pub use linear::Linear;

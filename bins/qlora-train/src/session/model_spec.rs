@@ -1,5 +1,6 @@
 //! The model that the settings describe, and how a base's weights are quantized.
 
+use super::adalora;
 use crate::adapter::{Patterns, Recipe};
 use crate::arch::{Arch, Projection, Wrapper};
 use crate::backend::{Quantization, StateFormat};
@@ -9,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::lora::{LoraKind, LoraSpec};
 use crate::model::{ModelSpec, Prompts};
 use crate::refuse;
+use fancy_regex::Regex;
 use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,6 +60,48 @@ fn check_targets(settings: &Settings, arch: &Arch) -> Result<()> {
     );
 }
 
+/// Leaves the terms of modules whose whole path a regular expression matches, as PEFT does: in the model, or in the
+/// larger one around a text model. Refused: it matches none of them, or a module that gets no adapter here.
+fn keep_matching(lora: &mut LoraSpec, arch: &Arch, pattern: &str) -> Result<()> {
+    let regex = match Regex::new(&format!(r"\A(?:{pattern})\z")) {
+        Ok(regex) => regex,
+        Err(error) => refuse!("`lora_target_modules`: `{pattern}` is no regular expression: {error}"),
+    };
+    let matches = |module: &str| {
+        let whole = arch.wrapper.is_some().then(|| Wrapper::path(module));
+        let found = std::iter::once(module).chain(whole.as_deref()).map(|path| regex.is_match(path).ok());
+        found.collect::<Option<Vec<_>>>().map(|found| found.contains(&true))
+    };
+    let costly = |module: &str| {
+        format!(
+            "found the regular expression `{pattern}`, which takes too many steps for {module}, expected one without \
+             repetitions inside of repetitions"
+        )
+    };
+    for module in ["lm_head", "model.embed_tokens"] {
+        if matches(module).ok_or_else(|| wrong("lora_target_modules", costly(module)))? {
+            refuse!(
+                "`lora_target_modules`: found `{pattern}`, which matches {module} too; expected linear layers of blocks, such \
+                 as `.*_proj`; `modules_to_save` trains {module} whole"
+            );
+        }
+    }
+    let modules: Vec<String> = lora.terms.keys().cloned().collect();
+    let example = modules.first().cloned().unwrap_or_default();
+    for module in modules {
+        if !matches(&module).ok_or_else(|| wrong("lora_target_modules", costly(&module)))? {
+            lora.terms.retain(|other, _| *other != module);
+        }
+    }
+    if lora.terms.is_empty() {
+        refuse!(
+            "`lora_target_modules`: found `{pattern}`, which matches no linear layer; expected a regular expression for whole \
+             paths such as {example}"
+        );
+    }
+    Ok(())
+}
+
 /// The low-rank terms that the settings ask for. Refused: targets, layers or patterns of modules that the model does
 /// not have.
 pub fn lora_spec(settings: &Settings, arch: &Arch) -> Result<LoraSpec> {
@@ -69,6 +113,9 @@ pub fn lora_spec(settings: &Settings, arch: &Arch) -> Result<LoraSpec> {
     let uniform = LoraSpec::uniform(arch, &targets, settings.lora_r, settings.lora_alpha, settings.lora_dropout);
     let (rslora, init) = (settings.use_rslora, settings.init_lora_weights);
     let mut lora = LoraSpec { rslora, init, ..uniform };
+    if let Some(pattern) = settings.lora_target_modules.pattern() {
+        keep_matching(&mut lora, arch, pattern)?;
+    }
     let layers = &settings.layers_to_transform.0;
     if let Some(layer) = layers.iter().find(|&&layer| layer >= arch.num_layers) {
         refuse!(
@@ -90,6 +137,7 @@ pub fn lora_spec(settings: &Settings, arch: &Arch) -> Result<LoraSpec> {
         }
     }
     check_dora(settings)?;
+    lora.adalora = adalora::settings_of(settings)?;
     if init.changes_base() {
         let too_large = lora.terms.iter().find_map(|(module, term)| {
             let (n, k) = arch.find(module)?.1.shape(arch);
@@ -244,6 +292,15 @@ pub fn model_spec_of(
         prompts: Prompts::default(),
         seed: settings.seed,
     })
+}
+
+/// The model of a run of `steps` steps, by which ranks are cut where they are. Refused: too few for that.
+pub fn of_steps(mut spec: ModelSpec, steps: u64) -> Result<ModelSpec> {
+    if let Some(adalora) = &mut spec.lora.adalora {
+        adalora.total_steps = Some(steps);
+        adalora::check_steps(adalora, steps)?;
+    }
+    Ok(spec)
 }
 
 /// Quantization of the frozen linear weights: as a quantized checkpoint stores them, else as the settings say.

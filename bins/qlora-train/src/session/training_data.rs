@@ -222,7 +222,8 @@ pub fn columns(settings: &Settings) -> Columns {
         settings.system_column.as_deref(),
         settings.messages_column.as_deref(),
         settings.text_column.as_deref(),
-    );
+    )
+    .turn_keys(settings.role_key.as_deref(), settings.content_key.as_deref());
     // The template of Alpaca rows says what they are, beside the texts that others made of them.
     match settings.chat_template.as_deref() {
         Some("alpaca") => columns.meaning(RowKind::Alpaca),

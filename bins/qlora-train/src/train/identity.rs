@@ -14,6 +14,7 @@ use crate::data::ChatTokenizer;
 use crate::error::{Context, Result};
 use crate::files::hash::{file_hash, hex};
 use crate::files::json::{read_bounded, shown};
+use crate::files::regular;
 use crate::hub::HubCommit;
 use crate::infer::questions::Questions;
 use crate::refuse;
@@ -93,7 +94,8 @@ impl Identity {
 
     fn difference_but_for(&self, earlier: &Self, uncounted: &[&str]) -> Option<String> {
         let names = self.settings.keys().chain(earlier.settings.keys());
-        for name in names.filter(|name| !uncounted.contains(&name.as_str())) {
+        let says_nothing = |name: &str| self.tokens == earlier.tokens && OF_ROWS.contains(&name);
+        for name in names.filter(|name| !uncounted.contains(&name.as_str()) && !says_nothing(name)) {
             let (here, there) = (self.settings.get(name), earlier.settings.get(name));
             if here != there && name == ARITHMETIC {
                 let of = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or("f32 on the CPU").to_owned();
@@ -246,7 +248,7 @@ pub fn micro_batches_of_step(
     };
     let began_with = |record: &Value| {
         let of_run = record.pointer("/identity/settings")?.as_object()?;
-        let same = are_alike(of_run, result_settings, &[&[NAME][..], &LENGTHS].concat());
+        let same = are_alike(of_run, result_settings, &[&[NAME][..], &LENGTHS, &OF_ROWS].concat());
         let all = of_run.get(NAME)?.as_u64()?;
         let each = record.get(PER_PROCESS).and_then(Value::as_u64).unwrap_or(all);
         (same && each == asked as u64).then_some(all as usize)
@@ -282,9 +284,13 @@ pub fn recorded_sums(settings: &Settings, output: &Path, result_settings: &Map<S
         Resume::No | Resume::Latest => read_record(&output.join(RUN_FILE)),
     }?;
     let of_run = recorded.pointer("/identity/settings")?.as_object()?;
-    let same = are_alike(of_run, result_settings, &LENGTHS);
+    let same = are_alike(of_run, result_settings, &[&LENGTHS[..], &OF_ROWS].concat());
     Some(recorded.pointer("/identity/sums")?.as_str()?.to_owned()).filter(|_| same)
 }
+
+/// Settings that decide nothing but the tokens that rows come to, which count themselves. Another version of this
+/// program may understand in another way what a file of another trainer says of them.
+const OF_ROWS: [&str; 4] = ["messages_column", "role_key", "content_key", "too_long"];
 
 /// Settings of a run's length, which one that goes on may change.
 const LENGTHS: [&str; 2] = ["num_train_epochs", "max_steps"];
@@ -299,7 +305,7 @@ fn adapter_hash(adapter: &Path) -> Result<String> {
     check_adapter(adapter).usage_context(|| "`init_adapter`".to_owned())?;
     let mut hashes = Vec::new();
     for path in [ADAPTER_CONFIG, ADAPTER_MODEL].map(|name| adapter.join(name)) {
-        if !path.is_file() {
+        if !regular::is_there(&path).usage_context(|| "`init_adapter`".to_owned())? {
             refuse!("`init_adapter`: {}: found no such file, expected that of an adapter", path.display());
         }
         hashes.push(file_hash(&path)?);
@@ -393,6 +399,15 @@ mod tests {
             assert!(difference.starts_with("arithmetic (`compute`, `linear`, `device`) was "), "{difference}");
             assert!(difference.contains(words), "{difference:?} lacks {words:?}");
         }
+        // How rows are read is told where other tokens come of it.
+        let read = |by: &str, tokens: &str| Identity {
+            settings: json!({"lora_r": 4, "seed": 1, "role_key": by}).as_object().unwrap().clone(),
+            tokens: tokens.to_owned(),
+            ..one.clone()
+        };
+        assert_eq!(one.difference(&read("from", "t")), None);
+        let difference = read("role", "t").difference(&read("from", "u")).unwrap();
+        assert_eq!(difference, "`role_key` was \"from\" and is \"role\" now");
         // A run in one process may go on in several, and the other way round.
         let summed = |sums: &str| Identity { sums: Some(sums.to_owned()), ..one.clone() };
         assert!(one.difference(&summed("by NCCL")).is_none() && summed("by NCCL").difference(&one).is_none());

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The adapter that a run begins with, with the run's alphas. Refused: other ranks or layers than the run's.
-pub(super) fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) -> Result<Adapter> {
+pub(crate) fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) -> Result<Adapter> {
     let what = || path.display().to_string();
     let mut adapter = Adapter::load(path)?;
     adapter.check_shapes(loaded.checkpoint.arch(), loaded.checkpoint.base_name()).context(what)?;

@@ -94,7 +94,7 @@ pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result
             dir.display()
         );
     }
-    let written = [ADAPTER_CONFIG, ADAPTER_MODEL].iter().all(|name| dir.join(name).is_file());
+    let written = [ADAPTER_CONFIG, ADAPTER_MODEL].iter().all(|name| dir.join(name).symlink_metadata().is_ok());
     match run.get("finished").map(RunSummary::deserialize) {
         Some(Ok(finished)) if written => {
             check_finished(dir)?;

@@ -186,7 +186,7 @@ fn keys_that_change_nothing_load() {
         rope.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         with(json!({ "rope_scaling": rope }))
     };
-    for extra in [json!({ "finetuned": true }), json!({ "attn_factor": 0.88 })] {
+    for extra in [json!({ "finetuned": true }), json!({ "attn_factor": 1.0 })] {
         assert_eq!(rope(extra.clone()), rope(json!({})), "{extra}");
     }
 }
@@ -209,6 +209,10 @@ fn what_is_not_supported_or_makes_no_sense_is_refused_by_key() {
             &["rope_scaling", "`rope_type`", "\"dynamic\"", "yarn", "longrope"],
         ),
         (rope(json!({ "rope_type": "yarn", "factor": -4 })), &["rope_scaling", "`factor`", "above 0"]),
+        (
+            rope(json!({ "rope_type": "yarn", "factor": 4, "attn_factor": 0.88 })),
+            &["rope_scaling", "`attn_factor`", "0.88", "vLLM", "`attention_factor`"],
+        ),
         (
             rope(json!({ "rope_type": "yarn", "factor": 4, "beta_fast": 1, "beta_slow": 2 })),
             &["`beta_fast`", "beta_slow (2)"],

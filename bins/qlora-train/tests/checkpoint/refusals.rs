@@ -207,6 +207,44 @@ fn harmless_extra_tensors_are_noted_and_not_part_of_the_model() {
     refused(&dir, &["lm_head.weight", "[64, 96]", "[96, 64]"]);
 }
 
+/// What `LlamaModel` saves, which has no output layer: transformers reads it as the whole model.
+#[test]
+fn names_without_their_prefix_are_read_as_those_of_the_whole_model() {
+    let bare = |name: &str| name.strip_prefix("model.").unwrap_or(name).to_owned();
+    for shards in [1, 3] {
+        for tied in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let config = Arch { tie_word_embeddings: tied, ..tiny_arch() };
+            Synthetic { shards, ..Synthetic::new(config, 1) }.write(dir.path()).unwrap();
+            let whole = Checkpoint::open(dir.path()).unwrap().fingerprint().unwrap();
+            let files =
+                if shards == 1 { vec![SINGLE.to_owned()] } else { (1..=shards).map(|i| shard(i, shards)).collect() };
+            for file in files {
+                let rename = |tensors: &mut BTreeMap<String, Raw>| {
+                    *tensors = std::mem::take(tensors).into_iter().map(|(name, raw)| (bare(&name), raw)).collect();
+                };
+                edit(dir.path().join(file), rename);
+            }
+            if shards > 1 {
+                edit_index(&dir, |map| {
+                    *map = std::mem::take(map).into_iter().map(|(name, file)| (bare(&name), file)).collect();
+                });
+            }
+            let checkpoint = Checkpoint::open(dir.path()).unwrap();
+            assert_eq!(checkpoint.fingerprint().unwrap(), whole, "{shards} {tied}");
+            let notes = checkpoint.notes().join("; ");
+            assert!(checkpoint.notes().len() == 1 && notes.contains("no `model.`"), "{notes}");
+        }
+    }
+    // Only some of them: something else is wrong.
+    let dir = model(1);
+    edit(dir.path().join(SINGLE), |tensors| {
+        let norm = tensors.remove("model.norm.weight").unwrap();
+        tensors.insert("norm.weight".into(), norm);
+    });
+    refused(&dir, &["`model.norm.weight`", "found nothing"]);
+}
+
 #[test]
 fn an_output_layer_of_its_own_is_used_though_config_json_ties_it() {
     let tied = Arch { tie_word_embeddings: true, ..tiny_arch() };

@@ -132,8 +132,12 @@ fn answers_end_with_the_texts_that_a_model_says() {
     for texts in [json!([stop]), json!(stop), json!(["no such text", stop])] {
         sandbox.write("model/generation_config.json", &json!({"stop_strings": texts}).to_string());
         assert_eq!(answer(&sandbox, &more), whole[..end], "{whole:?} {texts}");
-        // A text of the user's ends it before.
+        // It is told, once.
+        let said = sandbox.run(&format!("generate --model model --prompt hello --max-new-tokens 2 {more}")).ok().stderr;
+        assert_eq!(said.matches("`stop_strings` of generation_config.json").count(), 1, "{said}");
+        // A text of the user's ends it before, and stands in for the model's.
         assert_eq!(answer(&sandbox, &format!("{more} --stop={stop}")), whole[..end - stop.len()], "{whole:?} {texts}");
+        assert_eq!(answer(&sandbox, &format!("{more} --stop=no-such-text")), whole, "{texts}");
     }
     for texts in [json!([]), Value::Null, json!(["no such text"])] {
         sandbox.write("model/generation_config.json", &json!({"stop_strings": texts}).to_string());

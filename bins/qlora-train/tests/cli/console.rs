@@ -79,3 +79,20 @@ fn a_run_in_a_pipe_has_sections_and_a_line_for_each_logged_loss() {
     let quiet = sandbox.run(&train("--max-steps 1 --output-dir quiet -q")).ok().stderr;
     assert_eq!(quiet, "");
 }
+
+/// What is lost of a row is no remark among others.
+#[test]
+fn warnings_about_rows_are_said_under_quiet_too() {
+    let sandbox = Sandbox::chat();
+    let row = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "score": 3, "context": "lost"}"#;
+    sandbox.write("beside.jsonl", row);
+    let preview = "preview --model model --data beside.jsonl";
+    let (plain, quiet) = (sandbox.run(preview).ok().stderr, sandbox.run(&format!("{preview} -q")).ok().stderr);
+    let warning = "warning: beside.jsonl: in 1 row (line 1) the row has the key `context`, which nothing reads";
+    assert!(plain.contains(warning) && plain.contains("not used: `score` of rows"), "{plain}");
+    assert!(quiet.contains(warning) && !quiet.contains("not used"), "{quiet}");
+    // A row that is skipped is named with its reason.
+    sandbox.write("bad.jsonl", &format!("{}{{\"text\": 7}}\n", format!("{row}\n").repeat(12)));
+    let quiet = sandbox.run("preview --model model --data bad.jsonl --on-bad-row skip -q").ok().stderr;
+    assert!(quiet.contains("warning: 1 row skipped") && quiet.contains("\n  bad.jsonl: line 13: "), "{quiet}");
+}

@@ -288,6 +288,36 @@ fn the_loss_before_the_first_step_is_that_of_the_base() {
     assert!(!done.stderr.contains("validation after"), "{}", done.stderr);
 }
 
+/// The validation rows that a folder brings are evaluated where the settings say, those of other trainers too.
+#[test]
+fn rows_that_a_folder_brings_are_evaluated_on_the_way() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("folder")).unwrap();
+    sandbox.write("folder/train.jsonl", &sandbox.read("rows.jsonl"));
+    sandbox.write_rows("folder/valid.jsonl", 4, 9);
+    let evaluated = |out: &str| eval_losses(&sandbox, out).iter().map(|(step, _)| *step).collect::<Vec<_>>();
+    for (out, more) in [("one", ""), ("two", "--early-stopping-patience 9")] {
+        sandbox.train_into(out, &format!("--data folder --eval-steps 2 {more}")).ok();
+        assert_eq!(evaluated(out), [2, 4, 6], "{more}");
+    }
+    let mlx = "model: model\ndata: folder\niters: 6\nsteps_per_eval: 3\nmax_seq_length: 64\nnum_layers: -1\n\
+               lora_parameters: {rank: 4, scale: 2.0}\nmask_prompt: true\n";
+    sandbox.write("mlx.yaml", mlx);
+    let trained = |out: &str| sandbox.run(&format!("train mlx.yaml --allow all --output-dir {out}")).ok().stderr;
+    trained("three");
+    assert_eq!(evaluated("three"), [3, 6]);
+    // A folder that has none: told, and refused where something goes by them.
+    std::fs::remove_file(sandbox.path("folder/valid.jsonl")).unwrap();
+    let said = trained("four");
+    assert!(said.contains("eval_steps: the data has no rows to validate on"), "{said}");
+    assert_eq!(evaluated("four"), [0u64; 0]);
+    sandbox
+        .train_into("five", "--data folder --eval-steps 2 --early-stopping-patience 9")
+        .ended(2, &["`eval_steps` needs rows to evaluate on"]);
+    // A file brings none, which is known without a look at it.
+    sandbox.train_into("six", "--eval-steps 2").ended(2, &["`eval_steps` needs rows to evaluate on"]);
+}
+
 #[test]
 fn the_base_stands_beside_its_adapters() {
     let sandbox = Sandbox::new();

@@ -40,9 +40,20 @@ fn a_new_run_begins_with_an_adapter() {
     assert!(done.stderr.contains("model: model, the base of first"), "{done:#?}");
     let end = "--data rows.jsonl --max-steps 1 --output-dir six";
     sandbox.run(&format!("train --init-adapter nothing {end}")).ended(2, &["nothing"]);
+    // Two adapters to begin with, of which one would not be used.
+    let two = format!("train --model first --init-adapter one {end}");
+    sandbox.run(&two).ended(2, &["first", "`init_adapter` is one", "give one of them"]);
     sandbox
         .train_into("four", "--max-steps 1 --lora-r 3 --init-adapter first")
         .ended(2, &["`init_adapter`", "rank", "lora_r"]);
+    // A plan refuses what a run would.
+    let plan = "plan --data rows.jsonl --max-length 64";
+    sandbox.run(&format!("{plan} --lora-r 4 --model first")).ok();
+    sandbox.refused(&format!("{plan} --lora-r 3 --model first"), &["`init_adapter`", "rank", "lora_r"]);
+    sandbox.refused(&format!("{plan} --model model --init-adapter nothing"), &["`init_adapter`", "nothing"]);
+    for gpu in ["t4", "24GB", "a100-40gb"] {
+        sandbox.refused(&format!("{plan} --model model --gpu {gpu}"), &[gpu, "--device-memory"]);
+    }
 }
 
 /// What is written is folded: a run with rsLoRA begins with an adapter of one all the same, and computes what it did.
@@ -156,6 +167,15 @@ fn a_run_that_begins_with_an_adapter_uses_its_template_and_form() {
     let chosen = sandbox.train_into("four", &format!("{run} --init-adapter first --chat-template chatml")).ok();
     assert!(chosen.stderr.contains("first: was trained with another chat template"), "{chosen:#?}");
     assert_ne!(hash("four"), hash("first"));
+
+    // The file beside the adapter is the one that is used, also where it was changed: that is said, under -q too.
+    let edited = sandbox.read("template.jinja").replacen('[', "<", 1);
+    sandbox.write("first/chat_template.jinja", &edited);
+    let done = sandbox.run("preview --model first --data turns.jsonl --json -q").ok();
+    let words =
+        ["warning: first/chat_template.jinja: is not the chat template", "was changed since", "used as it is now"];
+    assert!(words.iter().all(|word| done.stderr.contains(word)), "{done:#?}");
+    assert_eq!(done.json()["chat_template"]["source"], edited);
 
     sandbox.write("pairs.jsonl", r#"{"prompt": "q", "completion": "a"}"#);
     let run = "--max-steps 1 --data pairs.jsonl";

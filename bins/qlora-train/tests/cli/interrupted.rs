@@ -34,12 +34,13 @@ fn a_full_disk_ends_the_run() {
 }
 
 #[test]
-fn an_adapter_that_cannot_be_put_in_place_ends_the_run() {
+fn a_directory_in_the_place_of_an_adapter_is_left_alone_and_told() {
     let sandbox = Sandbox::new();
     sandbox.train("").ok();
     std::fs::remove_file(sandbox.path("out/adapter_config.json")).unwrap();
     std::fs::create_dir_all(sandbox.path("out/adapter_config.json/taken")).unwrap();
-    sandbox.train("").ended(1, &["out/adapter_config.json: cannot be put in place"]);
+    sandbox.train("").ended(2, &["out/adapter_config.json: found a directory, expected a file", "remove"]);
+    assert!(sandbox.path("out/adapter_config.json/taken").is_dir());
 }
 
 #[test]

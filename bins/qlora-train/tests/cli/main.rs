@@ -1,5 +1,6 @@
 //! The binary from end to end, on tiny random models: what it writes, what it says, and what it refuses.
 
+mod adalora;
 mod answers;
 mod arithmetic;
 mod asked;
@@ -13,6 +14,7 @@ mod check;
 mod console;
 mod directory;
 mod disk;
+mod doctor;
 mod evaluation;
 mod export;
 mod families;
@@ -31,6 +33,7 @@ mod loopback;
 mod loopback_upload;
 mod memory;
 mod merge;
+mod merge_several;
 mod methods;
 mod mixing;
 mod mpirun;

@@ -21,7 +21,7 @@ fn every_key_of_every_tool_passes_where_it_asks_for_nothing() {
         }
     }
     assert!(refused.is_empty(), "{}", refused.join("\n"));
-    assert_eq!(tools.len(), 7, "{tools:?}");
+    assert_eq!(tools.len(), 9, "{tools:?}");
     assert!(tools.values().all(|keys| *keys >= 10), "{tools:?}");
 }
 
@@ -75,6 +75,7 @@ fn data_sets_of_axolotl_say_where_rows_are_and_what_their_columns_are() {
          message_property_mappings: {role: from, content: value}, roles_to_train: [assistant], train_on_eos: turn}]",
     );
     assert_eq!((settings.data.len(), settings.messages_column.as_deref()), (1, Some("talk")));
+    assert_eq!((settings.role_key.as_deref(), settings.content_key.as_deref()), (Some("from"), Some("value")));
     assert_eq!(settings.chat_template, None);
 }
 
@@ -192,7 +193,7 @@ fn what_a_file_leaves_out_is_as_in_its_own_tool() {
                 ("packing", "false"),
                 ("optim", "adamw_torch"),
                 ("quantization", "none"),
-                ("too_long", "truncate"),
+                ("too_long", "proportional"),
             ],
         ),
         (
@@ -404,49 +405,57 @@ fn all_faults_of_a_data_set_are_told_at_their_lines() {
 }
 
 #[test]
-fn names_of_role_and_content_are_those_of_one_form() {
-    for taken in [
-        "message_field_role: role, message_field_content: content",
-        "message_field_role: from, message_field_content: value",
-        "message_field_role: from, message_property_mappings: {content: value}",
-        "message_property_mappings: {role: from, content: value}",
-        "message_property_mappings: {content: content}",
-        "message_field_content: null",
-    ] {
-        assert_eq!(noting(&format!("datasets: [{{path: a.jsonl, {taken}}}]")).0.data.len(), 1, "{taken}");
-    }
-    for (mixed, words) in [
-        ("message_field_content: value", ["`message_field_content: value`", "`role` and `value`"]),
-        ("message_field_role: from", ["`message_field_role: from`", "`from` and `content`"]),
-        ("message_property_mappings: {content: value}", ["`content: value`", "`role` and `value`"]),
-        ("message_property_mappings: {role: from, content: content}", ["`role: from`", "`from` and `content`"]),
-        ("message_field_role: role, message_field_content: value", ["`message_field_content: value`", "rename"]),
+fn names_of_role_and_content_are_the_keys_of_turns() {
+    for (taken, role, content) in [
+        ("message_field_role: role, message_field_content: content", Some("role"), Some("content")),
+        ("message_field_role: from, message_field_content: value", Some("from"), Some("value")),
+        ("message_field_role: from, message_property_mappings: {content: value}", Some("from"), Some("value")),
+        ("message_property_mappings: {role: from, content: value}", Some("from"), Some("value")),
         (
-            "message_field_role: role, message_property_mappings: {role: from, content: value}",
-            ["`role: from`", "`role` and `from`"],
+            "message_property_mappings: {role: speaker, content: text, tool_calls: tool_calls}",
+            Some("speaker"),
+            Some("text"),
         ),
+        ("message_property_mappings: {content: value}", None, Some("value")),
+        ("message_field_content: null", None, None),
+        ("message_property_mappings: {role: null}", None, None),
     ] {
-        refused(&format!("datasets:\n  - {{path: a.jsonl, {mixed}}}"), &["line 2: `datasets`", words[0], words[1]]);
-        refused(&format!("test_datasets: [{{path: a.jsonl, {mixed}}}]"), &words);
+        for list in ["datasets", "test_datasets"] {
+            let settings = noting(&format!("{list}: [{{path: a.jsonl, {taken}}}]")).0;
+            assert_eq!((settings.role_key.as_deref(), settings.content_key.as_deref()), (role, content), "{taken}");
+        }
     }
+    for (wrong, words) in [
+        ("message_property_mappings: {tool_calls: calls}", ["tool_calls: calls`", "only role and content"]),
+        ("message_field_role: role, message_property_mappings: {role: from}", ["`role_key`", "keep one of them"]),
+    ] {
+        refused(&format!("datasets:\n  - {{path: a.jsonl, {wrong}}}"), &["`datasets`", words[0], words[1]]);
+    }
+    // All data sets are read by one pair of names.
+    let two = "datasets: [{path: a.jsonl, message_field_role: from}, {path: b.jsonl, message_field_role: role}]";
+    refused(two, &["`role_key`", "keep one of them"]);
 }
 
 /// Quotes are closed, and nothing is described that can be shown.
 #[test]
 fn values_of_a_data_set_are_shown_as_the_file_has_them() {
     for (entry, shown) in [
-        ("roles: {user: [human]}", "`roles: {user: [human]}` of a data set"),
+        ("roles: {user: [gpt]}", "`roles: {user: [gpt]}` of a data set"),
         (
-            "roles: {user: [human, user], assistant: gpt}",
-            "`roles: {user: [human, user], assistant: gpt}` of a data set",
+            "roles: {user: [human, guest], assistant: gpt}",
+            "`roles: {user: [human, guest], assistant: gpt}` of a data set",
         ),
         ("split_thinking: {a: {b: 1}}", "`split_thinking: {a: {b: 1}}` of a data set"),
         ("message_property_mappings: {role: {a: 1}}", "`message_property_mappings.role: {a: 1}` of a data set"),
     ] {
         refused(&format!("datasets: [{{path: a.jsonl, {entry}}}]"), &[shown]);
     }
-    let long = format!("datasets: [{{path: a.jsonl, roles: {{user: [{}]}}}}]", vec!["human"; 40].join(", "));
-    refused(&long, &["`roles: {user: [human, human,", "…` of a data set"]);
+    let long = format!("datasets: [{{path: a.jsonl, roles: {{user: [{}]}}}}]", vec!["guest"; 40].join(", "));
+    refused(&long, &["`roles: {user: [guest, guest,", "…` of a data set"]);
+    // Roles that are read so anyway.
+    for roles in ["{user: [human, user], assistant: [gpt, assistant]}", "{assistant: gpt, tool: [ipython]}", "{}"] {
+        assert_eq!(noting(&format!("datasets: [{{path: a.jsonl, roles: {roles}}}]")).0.data.len(), 1, "{roles}");
+    }
 }
 
 #[test]
@@ -503,8 +512,6 @@ fn data_sets_name_the_chat_template_too() {
     let (settings, _) = noting("datasets: [{path: a.jsonl, type: sharegpt, conversation: chatml}]");
     assert_eq!(settings.chat_template.as_deref(), Some("chatml"));
     refused("datasets: [{path: a.jsonl, conversation: vicuna_v1.1}]", &["`conversation: vicuna_v1.1`"]);
-    let (settings, _) = noting("datasets: [{path: a.jsonl, message_property_mappings: {role: from, content: value}}]");
-    assert_eq!(settings.messages_column.as_deref(), Some("messages"));
 }
 
 /// Names under which another trainer writes another text than a built-in template.
@@ -542,6 +549,45 @@ fn keys_that_name_another_tokenizer_or_turn_thoughts_off_are_refused() {
     Settings::from_yaml("enable_thinking: false", "cfg.yaml", &flag).unwrap();
     refused("chat_template_kwargs: {enable_thinking: false}", &["`chat_template_kwargs`"]);
     noting("chat_template_kwargs: {}");
+    // The JSON of a section is one.
+    noting("chat_template_kwargs: '{}'");
+    let given = r#"chat_template_kwargs: '{"enable_thinking": false}'"#;
+    refused(given, &["`chat_template_kwargs`", "a section with the key `enable_thinking`"]);
+}
+
+#[test]
+fn arguments_that_change_nothing_in_rows_of_turns_pass() {
+    for nothing in ["{skip_prepare_dataset: false}", "'{\"skip_prepare_dataset\": false}'", "{}"] {
+        assert!(noting(&format!("dataset_kwargs: {nothing}")).1.is_empty(), "{nothing}");
+    }
+    let (settings, notes) = noting("dataset_kwargs: {add_special_tokens: false, append_concat_token: false}");
+    assert_eq!(settings, Settings::default());
+    assert!(notes.len() == 1 && notes[0].starts_with("cfg.yaml line 1: `dataset_kwargs`: the chat"), "{notes:?}");
+    for asks in ["{skip_prepare_dataset: true}", "{add_special_tokens: true}", "{append_concat_token: false, a: 0}"] {
+        refused(&format!("dataset_kwargs: {asks}"), &["`dataset_kwargs`", "not supported yet"]);
+    }
+}
+
+#[test]
+fn the_default_revision_of_a_directory_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().display();
+    let (settings, notes) = noting(&format!("base_model: {model}\nrevision_of_model: main"));
+    assert_eq!((settings.model, settings.revision), (Some(model.to_string()), None));
+    assert_eq!(notes, [format!("{model}: a directory has no revisions, so `revision: main` is left out")]);
+    let (settings, notes) = noting(&format!("base_model: {model}\nrevision_of_model: v1"));
+    assert!(settings.revision.as_deref() == Some("v1") && notes.is_empty(), "{notes:?}");
+    assert_eq!(noting("base_model: org/name\nrevision_of_model: main").0.revision.as_deref(), Some("main"));
+}
+
+#[test]
+fn roles_of_other_names_are_refused_with_the_names_that_are_read() {
+    refused(
+        "datasets: [{path: a.jsonl, roles: {user: [human, client], assistant: [agent]}}]",
+        &["by which turns are read: `user`, `human`; call `client` so in the rows", "leave `roles` out"],
+    );
+    refused("datasets: [{path: a.jsonl, roles: {judge: [a]}}]", &["names of `user`, `assistant`, `system`, `tool`"]);
+    refused("datasets: [{path: a.jsonl, roles: user}]", &["`roles: user` of a data set", "a section"]);
 }
 
 #[test]

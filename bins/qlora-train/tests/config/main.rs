@@ -1,6 +1,7 @@
 //! The meaning of a settings file and flags: known answers.
 
 mod foreign;
+mod other_tools;
 
 use std::path::PathBuf;
 

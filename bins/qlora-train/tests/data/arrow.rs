@@ -117,16 +117,21 @@ fn texts_of_every_layout_are_the_same_text() {
 #[test]
 fn columns_that_look_like_flags_are_warned_of() {
     let tokenizer = chat_tokenizer(CHATML);
-    let flags: [(&str, ArrayRef); 4] = [
+    let truths = DictionaryArray::<Int32Type>::from_iter(["true", "false"]);
+    let flags: [(&str, ArrayRef); 6] = [
+        ("is_masked", text(&[Some("true"), Some("false")])),
+        ("no_loss", Arc::new(truths)),
         ("masked", Arc::new(BooleanArray::from(vec![true, false]))),
         ("learn", Arc::new(Int64Array::from(vec![1, 0]))),
         ("lossScale", Arc::new(Float64Array::from(vec![0.5, 1.0]))),
         ("Train", Arc::new(BooleanArray::from(vec![false, true]))),
     ];
-    let others: [(&str, ArrayRef); 3] = [
+    let others: [(&str, ArrayRef); 5] = [
         ("masked", text(&[Some("a word"), None])),
         ("mask", Arc::new(BinaryArray::from(vec![&b"\xFF"[..], b"\xFE"]))),
         ("ignored", Arc::new(TimestampSecondArray::from(vec![1, 2]))),
+        ("thumbnail", Arc::new(BinaryArray::from(vec![&b"\xFF"[..], b"\xFE"]))),
+        ("id", Arc::new(Int64Array::from(vec![7, 8]))),
     ];
     let texts = || ("text", text(&[Some("a"), Some("b")]));
     let remarks = |column: (&str, ArrayRef)| {
@@ -139,10 +144,31 @@ fn columns_that_look_like_flags_are_warned_of() {
         assert_eq!(said[0], format!("not used: `{name}` of rows"));
         assert_says(&said[1], &["warning: in 1 row", &format!("`{name}`"), "nothing reads"]);
     }
+    let said = remarks(("mask", list(Arc::new(Int64Array::from(vec![0, 1])), &[0, 2], None)));
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_says(&said[0], &["warning: in 1 row (row 2) the row has the key `mask`"]);
+    let said = remarks(("Tools", text(&[Some("x"), None])));
+    assert_says(&said[0], &["warning: in 1 row (row 1) the row has the key `Tools`", "`tools` is read"]);
+    // Other columns are listed, unless they are empty.
     for other in others {
         let name = other.0;
-        assert_eq!(remarks(other), [""; 0], "{name}");
+        assert_eq!(remarks(other), [format!("not used: `{name}` of rows")]);
     }
+    for nothing in [text(&[None, None]), Arc::new(NullArray::new(2)) as ArrayRef] {
+        assert_eq!(remarks(("id", nothing)), [""; 0]);
+    }
+}
+
+#[test]
+fn a_table_of_the_turns_of_chat_trees_is_refused() {
+    let rows = batch(vec![
+        ("message_id", text(&[Some("m"), Some("n")])),
+        ("parent_id", text(&[None, Some("m")])),
+        ("text", text(&[Some("Hi"), Some("Hello")])),
+        ("role", text(&[Some("prompter"), Some("assistant")])),
+    ]);
+    let why = refusal(load_one(write(Form::File, None, &[rows]), Some(&chat_tokenizer(CHATML))));
+    assert_says(&why, &["row 1", "`role` (prompter)", "one turn of a conversation", "`parent_id`"]);
 }
 
 #[test]

@@ -40,7 +40,9 @@ fn rows_in_every_wrapping_are_the_same_rows() {
     let lines = format!("{}\n{}\n", rows[0], rows[1]);
     let pretty = |value: &Value| serde_json::to_string_pretty(value).unwrap();
     let zstd = |content: &[u8]| zstd::encode_all(content, 3).unwrap();
-    let wrapped: [(&str, Vec<u8>); 12] = [
+    // A frame of four bytes that decoders skip.
+    let skipped = |number: u8| [&[0x50 + number, 0x2A, 0x4D, 0x18, 4, 0, 0, 0][..], b"skip"].concat();
+    let wrapped: [(&str, Vec<u8>); 20] = [
         ("Zstandard", zstd(lines.as_bytes())),
         ("Zstandard of an array", zstd(json!(rows).to_string().as_bytes())),
         (
@@ -58,12 +60,50 @@ fn rows_in_every_wrapping_are_the_same_rows() {
         ("pretty rows", format!("{}\n{}", pretty(&rows[0]), pretty(&rows[1])).into()),
         ("object of rows", pretty(&json!({"train": rows})).into()),
         ("object of data", pretty(&json!({"data": rows})).into()),
+        ("object of data on one line", json!({"data": rows}).to_string().into()),
+        ("object of data on one line, with blank lines", format!("\n{}\n \n", json!({"data": rows})).into()),
+        ("object with other keys", json!({"version": "1", "data": rows, "n": 2}).to_string().into()),
+        ("object with a type", pretty(&json!({"type": "conversation", "instances": rows})).into()),
+        ("object that goes on", format!("{{\"data\": [\n{},\n{}\n]}}\n", rows[0], rows[1]).into()),
+        (
+            "rows that begin on the line of their braces",
+            format!("{}\n{}", pretty(&rows[0]).replacen("{\n", "{ ", 1), pretty(&rows[1]).replacen("{\n", "{ ", 1))
+                .into(),
+        ),
+        ("a Zstandard frame that is skipped", [skipped(0), zstd(lines.as_bytes())].concat()),
+        ("skipped frames before and behind", [skipped(15), zstd(lines.as_bytes()), skipped(7)].concat()),
         ("CRLF", lines.replace('\n', "\r\n").into()),
     ];
     for (name, content) in wrapped {
         let got: Vec<Vec<u32>> = read("rows.json", content).rows.into_iter().map(|row| row.input_ids).collect();
         assert_eq!(got, expected, "{name}");
     }
+}
+
+/// Which of several lists is meant is for the user to say; what only looks like a list of rows is a row.
+#[test]
+fn an_object_of_several_lists_and_a_row_with_a_list_are_told() {
+    let rows = [chat("one"), chat("two")];
+    let several = json!({"train": rows, "validation": [chat("three")]});
+    for text in [several.to_string(), serde_json::to_string_pretty(&several).unwrap()] {
+        let message = refusal(load_named("a.json", text, &options()));
+        assert_says(&message, &["line 1", "several lists of rows", "`train` (2), `validation` (1)", "`val_data`"]);
+    }
+    // One of several rows is no file in one object.
+    let row = json!({"data": rows});
+    let message = refusal(load_named("a.jsonl", format!("{row}\n\n{row}\n"), &options()));
+    assert_says(&message, &["line 1", "unknown kind of row", "`data`, give that list alone"]);
+    let turns = json!({"items": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]});
+    let message = refusal(load_named("a.json", turns.to_string(), &options()));
+    assert_says(&message, &["unknown kind of row", "`--messages-column items`"]);
+    let columns = Columns::new(None, None, None, None, Some("items"), None);
+    assert_eq!(load_named("a.json", turns.to_string(), &DataOptions { columns, ..options() }).unwrap().rows.len(), 1);
+    // Lines are counted behind the blank ones too, and a row that is cut off is one row.
+    let bad = format!("{}\n\n\n{{\"text\": 7}}\n", chat("a"));
+    assert_says(&refusal(load_named("a.jsonl", bad, &options())), &["line 4", "`text` is the number 7"]);
+    let skip = DataOptions { on_bad_row: BadRow::Skip, ..options() };
+    let cut = format!("{{\"messages\": [{{\"role\": \"us\n{}", format!("{}\n", chat("a")).repeat(20));
+    assert_eq!(load_named("a.jsonl", cut, &skip).unwrap().rows.len(), 20);
 }
 
 #[test]
@@ -118,6 +158,26 @@ fn tables_of_text_are_read_by_their_header() {
         ("a,b\n1,2\n", ["unknown kind of row", "`a`"]),
     ] {
         assert_says(&refusal(load_named("a.csv", content, &options())), &parts);
+    }
+}
+
+/// Cells of CSV files, read as pandas does, and `datasets` by it.
+#[test]
+fn cells_that_say_nothing_are_null() {
+    let expected = read("a.csv", "instruction,input,output\ni,,o\n").rows[0].input_ids.clone();
+    for nothing in [
+        "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+        "NULL", "NaN", "None", "n/a", "nan", "null", "\"NaN\"",
+    ] {
+        let table = format!("instruction,input,output\ni,{nothing},o\n");
+        assert_eq!(read("a.csv", table).rows[0].input_ids, expected, "{nothing}");
+        let answer = refusal(load_named("a.csv", format!("prompt,completion\nq,{nothing}\n"), &options()));
+        assert_says(&answer, &["row 1", "`completion` is null", "in CSV an empty cell is null", "as JSON Lines"]);
+    }
+    // Longer texts, and those in other letters, are texts.
+    for text in ["none", "NAN", "Null", "NaN.", " NA", "not applicable"] {
+        let table = format!("instruction,input,output\ni,{text},o\n");
+        assert_ne!(read("a.csv", table).rows[0].input_ids, expected, "{text}");
     }
 }
 
@@ -312,6 +372,16 @@ fn folders_and_patterns_stand_for_their_files() {
     touch(dir, "parts/notes.txt");
     assert_eq!(find(&[&dir.join("parts/*.jsonl")]).unwrap().training, [a.clone(), b]);
     assert_says(&refusal(find(&[&dir.join("parts/*.csv")])), &["*.csv", "no file matches"]);
+    // Older copies that notebooks and editors keep are no rows, where the pattern does not mean them.
+    let copy = touch(dir, "parts/.ipynb_checkpoints/a-checkpoint.jsonl");
+    let hidden = touch(dir, "parts/.b.jsonl");
+    for pattern in ["parts/*.jsonl", "parts/**/*.jsonl", "**/*.jsonl"] {
+        let found = find(&[&dir.join(pattern)]).unwrap().training;
+        assert_eq!(found, [dir.join("parts/a.jsonl"), dir.join("parts/b.jsonl")], "{pattern}");
+    }
+    assert_eq!(find(&[&dir.join("parts/.*.jsonl")]).unwrap().training, [hidden]);
+    assert_eq!(find(&[&dir.join("parts/.ipynb_checkpoints/*.jsonl")]).unwrap().training, [copy]);
+    assert_says(&refusal(find(&[&dir.join("parts/*_checkpoints/*")])), &["no file matches"]);
     assert_says(&refusal(find(&[&dir.join("parts")])), &["parts", "without files of rows for training", "train.jsonl"]);
     // A file whose own name looks like a pattern.
     let odd = touch(dir, "odd[1].jsonl");
@@ -349,6 +419,62 @@ fn share_gpt_turns_may_stand_under_messages_where_it_is_named() {
     assert_eq!(named.rows[0].input_ids, read("a.jsonl", chat("a").to_string()).rows[0].input_ids);
 }
 
+/// Turns are learned by the keys that are named, whatever else they hold.
+#[test]
+fn turns_are_read_by_the_keys_that_are_named() {
+    let expected = read("a.jsonl", chat("a").to_string()).rows[0].input_ids.clone();
+    let keyed = |role: &str, content: &str| {
+        let columns = Columns::default().turn_keys(Some(role), Some(content));
+        DataOptions { columns, ..options() }
+    };
+    for (role, content, roles) in [
+        ("from", "value", ["human", "gpt"]),
+        ("speaker", "text", ["user", "assistant"]),
+        ("role", "value", ["user", "gpt"]),
+    ] {
+        let turn = |who: &str, text: &str| {
+            let mut turn = json!({"content": "other", "role": "system", "from": "system"});
+            (turn[role], turn[content]) = (who.into(), text.into());
+            turn
+        };
+        for list in ["messages", "conversations"] {
+            let row = json!({list: [turn(roles[0], "q"), turn(roles[1], "a")]}).to_string();
+            let data = load_named("a.jsonl", &row, &keyed(role, content)).unwrap();
+            assert_eq!(data.rows[0].input_ids, expected, "{role} {content} {list}");
+        }
+    }
+    let first = chat("a").to_string();
+    let message = refusal(load_named("a.jsonl", &first, &keyed("from", "value")));
+    assert_says(&message, &["line 1", "`messages[0]` has no `from`", "`role`, `content`"]);
+    // Rows without turns have none of these keys.
+    let plain = r#"{"instruction": "q", "output": "a"}"#;
+    assert_eq!(load_named("a.jsonl", plain, &keyed("from", "value")).unwrap().rows[0].input_ids, expected);
+}
+
+/// A row that has the known column instead of the one that is named is not read by it.
+#[test]
+fn a_row_without_the_named_column_is_refused_by_its_line() {
+    let of = |prompt, completion, messages| Columns::new(prompt, completion, None, None, messages, None);
+    let turns = r#"[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]"#;
+    for (columns, row, words) in [
+        (of(None, None, Some("conversations")), format!(r#"{{"messages": {turns}}}"#), "`conversations` is missing"),
+        (
+            of(None, None, Some("talk")),
+            format!(r#"{{"messages": {turns}, "talk": null}}"#),
+            "the column `talk` is null",
+        ),
+        (
+            of(Some("prompt"), Some("completion"), None),
+            r#"{"instruction": "q", "output": "a"}"#.to_owned(),
+            "`prompt` is missing",
+        ),
+        (of(None, Some("reply"), None), format!(r#"{{"messages": {turns}, "reply": "r"}}"#), "expected one of"),
+    ] {
+        let message = refusal(load_named("a.jsonl", &row, &DataOptions { columns, ..options() }));
+        assert_says(&message, &["a.jsonl: line 1: ", words]);
+    }
+}
+
 #[test]
 fn a_column_without_a_name_is_called_so() {
     let data = read("a.csv", ",prompt,completion\n0,q,a\n");
@@ -362,6 +488,32 @@ fn addresses_are_refused_with_a_reason() {
     for address in ["https://example.org/rows.jsonl", "s3://bucket/rows.jsonl", "hf://datasets/a/b"] {
         assert_says(&refusal(find(&[Path::new(address)])), &[address, "an address", "download it first"]);
     }
+    for name in ["identity", "identity,alpaca_en_demo"] {
+        let said = ["found no such file", "dataset_info.json", "several as a list", "org/name"];
+        assert_says(&refusal(find(&[Path::new(name)])), &[&[name][..], &said].concat());
+    }
+}
+
+/// Tables of spreadsheets, and turns as texts of JSON.
+#[test]
+fn tables_are_read_as_programs_write_them() {
+    let expected = read("a.csv", "prompt,completion\n\"q, r\",a\n").rows[0].input_ids.clone();
+    for (name, table) in [
+        ("a.csv", "prompt;completion\n\"q, r\";a\n"),
+        ("a.csv", "prompt\tcompletion\r\n\"q, r\"\ta\r\n"),
+        ("a.tsv", "prompt\tcompletion\nq, r\ta\n"),
+        ("a.csv", "prompt|completion|id\nq, r|a|7\n"),
+        ("a.csv", "completion,prompt\na,\"q, r\"\n"),
+    ] {
+        assert_eq!(read(name, table).rows[0].input_ids, expected, "{table:?}");
+    }
+    let turns = chat("a")["messages"].to_string();
+    for list in ["messages", "conversations"] {
+        let row = json!({list: turns}).to_string();
+        assert_eq!(read("a.jsonl", row).rows[0].input_ids, read("a.jsonl", chat("a").to_string()).rows[0].input_ids);
+    }
+    let message = refusal(load_named("a.jsonl", json!({"messages": "[broken"}).to_string(), &options()));
+    assert_says(&message, &["`messages` must be a non-empty array", "the string \"[broken\""]);
 }
 
 #[test]

@@ -182,7 +182,7 @@ fn wrong_text_rows_are_refused_with_their_line_and_what_was_expected() {
         (json!({"conversations": [{"value": "a"}]}), &["`conversations[0]` has no `from`"]),
         (json!({"messages": []}), &["`messages` must be a non-empty array"]),
         (json!({"messages": [{"role": "user", "content": null}]}), &["`messages[0]`.content is null"]),
-        (json!({"text": "a", "tools": [{"name": "f"}]}), &["`tools` is an array", "plain text"]),
+        (json!({"text": "a", "tools": [{"name": "f"}]}), &["tool definitions (`tools`)", "plain text"]),
         (json!({"messages": [{"role": "user", "content": "a"}], "conversations": []}), &["both `messages` and"]),
         (
             json!({"system": "a", "conversations": [{"from": "system", "value": "b"}]}),

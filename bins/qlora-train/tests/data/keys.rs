@@ -317,6 +317,35 @@ fn keys_that_look_like_flags_are_warned_of() {
             assert_says(&said[0], &["warning: in 1 row (line 1)", place, &format!("`{key}`"), "`train: false`"]);
             assert_eq!(remarks(&row(place, key, &on)), [format!("not used: `{key}` of {listed}")]);
         }
+        // By their words.
+        for (key, off) in [
+            ("do_not_train", json!(true)),
+            ("doNotTrain", json!(1)),
+            ("is_trainable", json!(false)),
+            ("useForTraining", json!("False")),
+            ("should-train", json!(0)),
+            ("mask_loss", json!(true)),
+            ("exclude_from_loss", json!(true)),
+            ("skip", json!(true)),
+            ("with_loss", json!(false)),
+            ("mask_history", json!(true)),
+            ("loss_weights", json!(0)),
+        ] {
+            let said = remarks(&row(place, key, &off));
+            assert_says(&said[0], &["warning: ", place, &format!("`{key}`"), "`train: false`"]);
+            let on = if key == "loss_weights" { json!(1) } else { json!(off != json!(true) && off != json!(1)) };
+            assert_eq!(remarks(&row(place, key, &on)), [format!("not used: `{key}` of {listed}")], "{key}: {on}");
+        }
+        for (key, value) in [
+            ("train_loss", json!(0.0)),
+            ("ignore_case", json!(true)),
+            ("training_steps", json!(0)),
+            ("skip_reason", json!("long")),
+            ("history_only", json!(true)),
+            ("no", json!(true)),
+        ] {
+            assert_eq!(remarks(&row(place, key, &value)), [format!("not used: `{key}` of {listed}")]);
+        }
         // Both values are found with both meanings.
         for value in [json!(true), json!(false), json!(0), json!([0, 1])] {
             assert_says(&remarks(&row(place, "mask", &value))[0], &["warning: ", place, "`mask`"]);

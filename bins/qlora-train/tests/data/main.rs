@@ -1,7 +1,9 @@
 //! Data files, chat templates, loss masks and batches, with tokenizers and templates made by the tests.
 
 mod arrow;
+mod beside;
 mod builtin;
+mod calls;
 mod chat;
 mod files;
 mod formats;

@@ -113,17 +113,40 @@ fn columns_that_look_like_flags_are_warned_of() {
         data.report.files[0].notes.lines("row")
     };
     let numbers = |values: Vec<i64>| Column::Integers(values, vec![1, 1], vec![0, 0]);
-    for (name, values) in [("masked", vec![0, 1]), ("learn", vec![1, 0]), ("Train", vec![0, 1])] {
-        let said = remarks(&format!("optional int64 {name};"), numbers(values));
+    let texts = |values: Vec<&'static str>| Column::Text(values, vec![1, 1], vec![0, 0]);
+    let list = "(LIST) { repeated group list { optional int64 element; } }";
+    for (name, schema, column) in [
+        ("masked", "optional int64 masked;".to_owned(), numbers(vec![0, 1])),
+        ("learn", "optional int64 learn;".to_owned(), numbers(vec![1, 0])),
+        ("Train", "optional int64 Train;".to_owned(), numbers(vec![0, 1])),
+        // Small numbers have a type of their own.
+        ("ignore", "optional int64 ignore (UINT_64);".to_owned(), numbers(vec![0, 1])),
+        ("isMasked", "optional binary isMasked (UTF8);".to_owned(), texts(vec!["True", "False"])),
+    ] {
+        let said = remarks(&schema, column);
         // The other value says that the row is learned, as it is.
         assert_eq!(said[0], format!("not used: `{name}` of rows"));
         assert_says(&said[1], &["warning: in 1 row", &format!("`{name}`"), "nothing reads"]);
     }
-    // What is no plain number is not read.
-    let none = [""; 0];
-    assert_eq!(remarks("optional int64 ignored (TIMESTAMP_MILLIS);", numbers(vec![1, 2])), none);
-    let bytes = Column::Bytes(vec![&[0xFF], &[0xFE]], vec![1, 1], vec![0, 0]);
-    assert_eq!(remarks("optional binary mask;", bytes), none);
+    let tokens = Column::Integers(vec![0, 1], vec![3, 3, 0], vec![0, 1, 0]);
+    let said = remarks(&format!("optional group mask {list}"), tokens);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_says(&said[0], &["warning: in 1 row (row 1) the row has the key `mask`"]);
+    // A known key in other letters.
+    let said = remarks("optional binary Tools (UTF8);", Column::Text(vec!["x"], vec![0, 1], vec![0, 0]));
+    assert_says(&said[0], &["warning: in 1 row (row 2) the row has the key `Tools`", "`tools` is read"]);
+    // Other columns are not read, but listed, unless they are empty.
+    let bytes = || Column::Bytes(vec![&[0xFF], &[0xFE]], vec![1, 1], vec![0, 0]);
+    for (name, schema, column) in [
+        ("ignored", "optional int64 ignored (TIMESTAMP_MILLIS);", numbers(vec![1, 2])),
+        ("mask", "optional binary mask;", bytes()),
+        ("thumbnail", "optional binary thumbnail;", bytes()),
+        ("id", "optional binary id (UTF8);", texts(vec!["a", "b"])),
+    ] {
+        assert_eq!(remarks(schema, column), [format!("not used: `{name}` of rows")]);
+    }
+    let nothing = Column::Text(Vec::new(), vec![0, 0], vec![0, 0]);
+    assert_eq!(remarks("optional binary id (UTF8);", nothing), [""; 0]);
 }
 
 #[test]

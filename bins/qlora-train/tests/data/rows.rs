@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use qlora_train::config::TooLong;
-use qlora_train::data::{DataOptions, RowPlace, describe, load, load_once};
+use qlora_train::data::{DataOptions, RowPlace, Unit, describe, load, load_once};
 use serde_json::json;
 
 use trainer_lab::fixture::*;
@@ -30,12 +30,36 @@ fn byte_order_mark_windows_line_ends_and_blank_lines_are_read() {
 
 #[test]
 fn an_array_is_read_with_the_line_of_each_row() {
-    let content = "\n[\n  {\"input_ids\": [1, 2]}, {\"input_ids\":\n[3, 4]},\n\n {\"input_ids\": [5, 6]}\n]\n";
+    let content = "\n[\n  {\"input_ids\": [1, 2]},\n {\"input_ids\":\n[3, 4]},\n\n {\"input_ids\": [5, 6]}\n]\n";
     for name in ["rows.json", "rows.jsonl"] {
         let file = file(name, content);
         let data = load(std::slice::from_ref(&file.path), None, &options()).unwrap();
-        assert_eq!(data.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [3, 3, 6]);
+        assert_eq!(data.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [3, 4, 7]);
+        assert_eq!(data.report.files[0].unit, Unit::Line);
         assert_eq!(data.rows[2].input_ids, [5, 6]);
+    }
+}
+
+/// An array as `json.dump` writes it: a line would name all of its rows.
+#[test]
+fn rows_that_share_a_line_are_told_apart_by_their_numbers() {
+    let tokenizer = chat_tokenizer(CHATML);
+    let row = |train: bool| {
+        let asked = json!({"role": "user", "content": "q", "train": train});
+        json!({"messages": [asked, {"role": "assistant", "content": "a"}]})
+    };
+    let rows = json!([row(true), row(false), row(true)]).to_string();
+    for content in [rows.clone(), format!("\n[\n{}", &rows[1..]), format!("{{\n\"data\": {rows}}}")] {
+        let data = load_one(&content, Some(&tokenizer)).unwrap();
+        assert_eq!(data.report.files[0].unit, Unit::Row, "{content}");
+        assert_eq!(data.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_says(&data.report.to_string(), &["in 2 rows (row 1, 3) a user turn is marked to be learned"]);
+    }
+    for (broken, why) in [
+        ("[{\"input_ids\": [1]}, {\"input_ids\": [1 2]}]", "broken JSON"),
+        ("[{\"input_ids\": [1]}, 3]", "expected a row"),
+    ] {
+        assert_says(&refusal(load_one(broken, None)), &["rows.jsonl: row 2: ", why]);
     }
 }
 
@@ -154,6 +178,21 @@ fn too_long_rows_are_truncated_and_skipped_when_nothing_supervised_is_left() {
     assert_eq!((data.report.dropped, data.report.truncated, data.report.unsupervised), (0, 2, 1));
     assert_eq!(data.report.unsupervised_rows, [RowPlace { file: 0, line: 3 }]);
     assert_says(&data.report.to_string(), &["2 rows cut to max_length 4", "1 row left out: no supervised token"]);
+}
+
+/// One long prompt with a long answer: both are cut, and what is learned is the answer's beginning.
+#[test]
+fn too_long_rows_are_cut_in_prompt_and_answer_in_proportion() {
+    let data = lengths(TooLong::Proportional).unwrap();
+    assert_eq!(data.lengths(), [3, 4, 4, 4]);
+    // A text is cut at its end; of four tokens asked and two answered, the answer has a third.
+    assert_eq!(data.rows[1].input_ids, [1, 2, 3, 4]);
+    assert_eq!(
+        (&data.rows[2].input_ids[..], &data.rows[2].labels[..]),
+        (&[1, 2, 3, 5][..], &[-100, -100, -100, 5][..])
+    );
+    assert_eq!((data.report.dropped, data.report.truncated, data.report.unsupervised), (0, 2, 0));
+    assert_says(&data.report.to_string(), &["2 rows cut to max_length 4", "of the prompt and of the answer"]);
 }
 
 #[test]

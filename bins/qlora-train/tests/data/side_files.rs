@@ -198,3 +198,60 @@ fn additional_special_tokens_are_tokens_of_their_own() {
     write_json(dir.path(), "special_tokens_map.json", &json!({"additional_special_tokens": [7]}));
     assert_says(&refusal(ChatTokenizer::open(dir.path(), None)), &["additional_special_tokens", "list of tokens"]);
 }
+
+/// In transformers too, `added_tokens_decoder` says how a token is found in a text, whatever `tokenizer.json` says.
+#[test]
+fn flags_of_the_decoder_win_over_those_of_the_tokenizer() {
+    let of = |own: Value, decoder: Option<Value>| {
+        let dir = model_dir(Some(CHATML));
+        let mut file = tokenizer_json();
+        let tokens = file["added_tokens"].as_array_mut().unwrap();
+        let token = tokens.iter_mut().find(|token| token["content"] == "<|im_end|>").unwrap();
+        token.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
+        write_json(dir.path(), "tokenizer.json", &file);
+        let mut config = tokenizer_config(Some(CHATML));
+        if let Some(flags) = decoder {
+            let mut entry = json!({"content": "<|im_end|>", "special": true});
+            entry.as_object_mut().unwrap().extend(flags.as_object().unwrap().clone());
+            config["added_tokens_decoder"] = json!({ "262": entry });
+        }
+        write_json(dir.path(), "tokenizer_config.json", &config);
+        open(dir.path())
+    };
+    let none = json!({});
+    for (flag, text) in [("lstrip", "a <|im_end|>b"), ("rstrip", "a<|im_end|> b")] {
+        let set = json!({flag: true});
+        let plain = of(none.clone(), None).encode(text).unwrap();
+        assert!(plain.len() > 3 && plain.contains(&262), "{plain:?}");
+        let stripped = [97, 262, 98];
+        assert_eq!(of(none.clone(), Some(set.clone())).encode(text).unwrap(), stripped, "{flag}");
+        assert_eq!(of(set.clone(), None).encode(text).unwrap(), stripped, "{flag}");
+        // A flag that the decoder leaves out is off.
+        assert_eq!(of(set, Some(none.clone())).encode(text).unwrap(), plain, "{flag}");
+    }
+    let word = of(none.clone(), Some(json!({"single_word": true})));
+    assert!(!word.encode("a<|im_end|>b").unwrap().contains(&262));
+    assert!(word.encode("a <|im_end|> b").unwrap().contains(&262));
+    // The older file has no flags.
+    let dir = model_dir(Some(CHATML));
+    let mut file = tokenizer_json();
+    for token in file["added_tokens"].as_array_mut().unwrap() {
+        token["lstrip"] = (token["content"] == "<|im_end|>").into();
+    }
+    write_json(dir.path(), "tokenizer.json", &file);
+    write_json(dir.path(), "added_tokens.json", &json!({"<|im_end|>": 262}));
+    assert_eq!(open(dir.path()).encode("a <|im_end|>b").unwrap(), [97, 262, 98]);
+}
+
+#[test]
+fn a_tokenizer_that_splits_special_tokens_is_refused() {
+    let dir = model_dir(Some(CHATML));
+    let mut config = tokenizer_config(Some(CHATML));
+    config["split_special_tokens"] = json!(false);
+    write_json(dir.path(), "tokenizer_config.json", &config);
+    assert_eq!(open(dir.path()).encode("<|im_end|>").unwrap(), [262]);
+    config["split_special_tokens"] = json!(true);
+    write_json(dir.path(), "tokenizer_config.json", &config);
+    let words = ["tokenizer_config.json", "`split_special_tokens` is true", "set it to false"];
+    assert_says(&refusal(ChatTokenizer::open(dir.path(), None)), &words);
+}

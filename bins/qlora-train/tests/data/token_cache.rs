@@ -144,7 +144,7 @@ fn origin(read: &TokenizedRows) -> Origin {
 
 #[test]
 fn rows_of_every_kind_and_all_that_is_said_of_them_are_the_same_from_a_file() {
-    for too_long in [TooLong::Drop, TooLong::Truncate, TooLong::Chunk] {
+    for too_long in [TooLong::Drop, TooLong::Truncate, TooLong::Proportional, TooLong::Chunk] {
         for deduplicate in [false, true] {
             let place = Place::new(&ROWS);
             let options = DataOptions { too_long, deduplicate, ..everything() };

@@ -59,6 +59,35 @@ fn calls_in_every_form_are_written_and_learned_alike() {
     }
 }
 
+/// Parts as newer data sets of LLaMA-Factory have them.
+#[test]
+fn parts_that_are_thoughts_and_calls_stand_for_the_keys_of_turns() {
+    let call = json!({"name": "f", "arguments": {"x": "Oslo"}});
+    let turn = |content: Value| calling(json!({"role": "assistant", "content": content}));
+    for (thought, called) in [
+        (json!({"type": "reasoning", "value": "hm"}), json!({"type": "tool_call", "value": call.to_string()})),
+        (json!({"type": "thinking", "thinking": "hm"}), json!({"type": "tool_call", "value": call})),
+        (json!({"type": "reasoning", "text": "hm"}), json!({"type": "tool_call", "value": json!([call]).to_string()})),
+    ] {
+        let (_, supervised) = texts(&turn(json!([thought, called])), WHOLE);
+        assert_eq!(supervised, format!("[hm]{CALL}three<|im_end|>"));
+        let said = json!({"type": "text", "value": "so "});
+        let (_, supervised) = texts(&turn(json!([thought, said, called])), WHOLE);
+        assert_eq!(supervised, format!("[hm]so {CALL}three<|im_end|>"));
+        for (parts, words) in [
+            (json!([called, thought]), ["content[1]", "behind a part of another type"]),
+            (json!([{"type": "reasoning"}, said]), ["content[0]", "expected what it holds"]),
+            (json!([{"type": "tool_call", "value": "{"}]), ["content[0]", "expected what it holds"]),
+            (json!([{"type": "reasoning", "value": "hm", "train": false}]), ["content[0]", "weight of its own"]),
+        ] {
+            assert_says(&refusal(load_row(&turn(parts), WHOLE)), &["`messages[1]`.", words[0], words[1]]);
+        }
+    }
+    let twice =
+        json!({"role": "assistant", "content": [{"type": "reasoning", "value": "hm"}], "reasoning_content": "so"});
+    assert_says(&refusal(load_row(&calling(twice), WHOLE)), &["`messages[1]` has `reasoning_content` and parts"]);
+}
+
 #[test]
 fn calls_that_are_none_are_refused() {
     for (turn, parts) in [

@@ -181,6 +181,11 @@ pub fn heap_peak() -> u64 {
     u64::try_from(MOST.load(Ordering::Relaxed)).unwrap_or(0)
 }
 
+/// Counts the heap's largest size from now on: what reading the command line took is gone when rows are read.
+pub fn begin_heap_peak() {
+    MOST.store(HELD.load(Ordering::Relaxed), Ordering::Relaxed);
+}
+
 /// Gives the system's memory back that the heap has freed and kept: what is left is what is held, whatever was freed
 /// before, in whatever order threads worked.
 pub fn trim_heap() {

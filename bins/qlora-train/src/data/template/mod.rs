@@ -21,7 +21,7 @@ use minijinja::value::Rest;
 use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, State, Value};
 
 use super::habits::{Habits, OwnTokens};
-pub use allocations::{heap_peak, trim_heap};
+pub use allocations::{begin_heap_peak, heap_peak, trim_heap};
 pub use builtin::Builtin;
 pub(super) use builtin::Vocabulary;
 pub(super) use python::python_float;

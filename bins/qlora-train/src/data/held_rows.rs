@@ -1,0 +1,138 @@
+//! Rows that one JSON object holds: `{"data": [{…}, {…}]}`.
+
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::columns::{Columns, holds_turns};
+use super::json;
+use super::json_stream::{Between, JsonStream};
+use super::keys::ROWS_UNDER;
+use crate::files::json::UniqueMap;
+
+/// What an object is among rows.
+pub(super) enum Held<'t> {
+    /// A row by itself
+    Row,
+    /// One that holds the rows as a list
+    Rows {
+        key: String,
+        /// Text of the list, a part of the object's
+        rows: &'t str,
+        /// The other keys, in backticks
+        others: String,
+    },
+    /// One that holds several lists of rows; what to do, in words.
+    Several(String),
+}
+
+/// Whether an object begins with a list under a key that rows are held by.
+pub(super) fn begins_with_list(text: &[u8]) -> bool {
+    let behind = |text: &[u8], mark: u8| text.trim_ascii_start().strip_prefix(&[mark]).map(<[u8]>::to_vec);
+    // The key is among the first bytes.
+    let head = &text[..text.len().min(1 << 10)];
+    let Some(key) = behind(head, b'{').and_then(|rest| behind(&rest, b'"')) else { return false };
+    let Some(end) = key.iter().position(|&byte| byte == b'"') else { return false };
+    let is_list = behind(&key[end + 1..], b':').and_then(|rest| behind(&rest, b'[')).is_some();
+    is_list && ROWS_UNDER.iter().any(|name| name.as_bytes() == &key[..end])
+}
+
+/// Rows within an object. One that has a key of a row, by its own name or by that of a column, is a row.
+pub(super) fn held_rows<'t>(object: &'t str, columns: &Columns) -> Held<'t> {
+    let Ok(entries) = serde_json::from_str::<UniqueMap<&'t RawValue>>(object) else { return Held::Row };
+    let entries = entries.0;
+    if entries.iter().any(|(key, _)| columns.makes_rows(key)) {
+        return Held::Row;
+    }
+    let named = entries.iter().filter(|(key, _)| ROWS_UNDER.contains(&key.as_str()));
+    let lists: Vec<(&str, &'t str, usize)> =
+        named.filter_map(|(key, value)| Some((key.as_str(), value.get(), objects_of(value.get())?))).collect();
+    match lists[..] {
+        [] => Held::Row,
+        [(key, rows, _)] => {
+            let others = entries.iter().map(|(key, _)| key.as_str()).filter(|other| *other != key);
+            let others: Vec<String> = others.map(|key| format!("`{key}`")).collect();
+            Held::Rows { key: key.to_owned(), rows, others: others.join(", ") }
+        }
+        _ => {
+            let found: Vec<String> = lists.iter().map(|(key, _, count)| format!("`{key}` ({count})")).collect();
+            Held::Several(format!(
+                "the object holds several lists of rows: {}; make each a file of its own, and name those to train on by \
+                 `data`, those to validate on by `val_data`",
+                found.join(", ")
+            ))
+        }
+    }
+}
+
+/// How many objects a list is of. None: it is empty, or holds something else, or is a conversation.
+fn objects_of(list: &str) -> Option<usize> {
+    let mut stream = JsonStream::new(list.strip_prefix('[')?.as_bytes(), 1);
+    let mut count = 0;
+    while stream.peek().ok()?? == b'{' {
+        let object = stream.value(Between::Commas, usize::MAX).ok()?;
+        if count == 0 {
+            // Within what a row may have.
+            let first = json::parse(std::str::from_utf8(&object.bytes).ok()?).ok()?;
+            if holds_turns(&Value::Array(vec![first])) {
+                return None;
+            }
+        }
+        count += 1;
+        match stream.peek().ok()?? {
+            b',' => stream.take(1),
+            _ => return Some(count),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_that_holds_rows_is_told_from_a_row() {
+        let of = |text: &str, columns: &Columns| match held_rows(text, columns) {
+            Held::Row => "row".to_owned(),
+            Held::Rows { key, rows, others } => format!("{key} {rows} {others}"),
+            Held::Several(why) => why,
+        };
+        let plain = Columns::default();
+        assert_eq!(of(r#"{"data": [{"text": "a"}]}"#, &plain), r#"data [{"text": "a"}] "#);
+        let more = r#"{"version": "1", "n": 3, "instances":[{"input": "a"}, {"input": "b"}], "tags": ["x"]}"#;
+        assert_eq!(of(more, &plain), r#"instances [{"input": "a"}, {"input": "b"}] `version`, `n`, `tags`"#);
+        let several = of(r#"{"train": [{"a": 1}, {"a": 2}], "validation": [{"a": 1}]}"#, &plain);
+        assert!(several.contains("`train` (2), `validation` (1)") && several.contains("`val_data`"), "{several}");
+        for row in [
+            r#"{"messages": [{"role": "user", "content": "a"}]}"#,
+            r#"{"data": [{"role": "user", "content": "a"}]}"#,
+            r#"{"data": [{"from": "human", "value": "a"}], "id": 1}"#,
+            r#"{"text": "a", "data": [{"x": 1}]}"#,
+            r#"{"talk": [{"speaker": "user", "text": "a"}]}"#,
+            r#"{"data": []}"#,
+            r#"{"data": [1]}"#,
+            r#"{"data": [{"x": 1}, 2]}"#,
+            r#"{"data": "#,
+            "[]",
+        ] {
+            assert_eq!(of(row, &plain), "row", "{row}");
+        }
+        let named = Columns::new(None, None, None, None, Some("data"), None);
+        assert_eq!(of(r#"{"data": [{"speaker": "user", "text": "a"}]}"#, &named), "row");
+    }
+
+    #[test]
+    fn a_list_at_the_beginning_is_seen_without_the_rest() {
+        for (text, is) in [
+            (r#"{"data": [{"text""#, true),
+            (r#" {  "train"  :[ "#, true),
+            (r#"{"text": ["#, false),
+            (r#"{"data": {"#, false),
+            (r#"{"data"#, false),
+            ("[", false),
+            ("", false),
+        ] {
+            assert_eq!(begins_with_list(text.as_bytes()), is, "{text}");
+        }
+    }
+}
