@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """A Llama of random weights in NF4, as bitsandbytes stores it, from a seed: for runs on shapes whose models are not at hand.
 
-    python3 benches/streaming/checkpoint.py llama-3-8b DIRECTORY [--layers N] [--seed 1]
+    python3 benches/streaming/checkpoint.py llama-3-8b DIRECTORY [--layers N] [--seed 1] [--bf16]
     python3 benches/streaming/checkpoint.py --verify DIRECTORY
 
 Codes and scales are random bytes, with a standard deviation of the weights of about 0.02, so that activations stay finite;
-embedding and output layer are bf16. A tensor depends on the seed and its own name: with fewer layers the others are the
+embedding and output layer are bf16, and with --bf16 the linear layers too. A tensor depends on the seed and its own name: with fewer layers the others are the
 same. SHA256SUMS beside the weights has the hash of every file; --verify reads them again and compares, and makes the first
 tensor anew from the seed. The same seed gives the same bytes on every machine. llama-3-8b takes 5.7 GB, llama-3-70b 39 GB.
 Standard library only.
@@ -33,9 +33,9 @@ NF4 = [
 ]
 
 
-def config(shape, layers):
+def config(shape, layers, bf16=False):
     hidden, intermediate, all_layers, heads = SHAPES[shape]
-    return {
+    made = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "torch_dtype": "bfloat16",
         "vocab_size": TINY_VOCABULARY if shape == "tiny" else VOCABULARY, "hidden_size": hidden,
         "intermediate_size": intermediate, "num_hidden_layers": layers or all_layers, "num_attention_heads": heads,
@@ -46,6 +46,9 @@ def config(shape, layers):
             "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8",
         },
     }
+    if bf16:
+        del made["quantization_config"]
+    return made
 
 
 def bytes_of(seed, name, count):
@@ -79,6 +82,13 @@ def dense(seed, name, shape):
     return [(name, "BF16", shape, lambda: bf16_of(seed, name, count))]
 
 
+def matrices(c):
+    """Rows and columns of the linear layers of a block, by the ends of their names."""
+    h, i, kv = c["hidden_size"], c["intermediate_size"], c["num_key_value_heads"] * c["head_dim"]
+    return {"self_attn.q_proj": (h, h), "self_attn.k_proj": (kv, h), "self_attn.v_proj": (kv, h), "self_attn.o_proj": (h, h),
+            "mlp.gate_proj": (i, h), "mlp.up_proj": (i, h), "mlp.down_proj": (h, i)}
+
+
 def linear(seed, name, rows, columns):
     blocks = rows * columns // BLOCK
     nested = -(-blocks // NESTED_BLOCK)
@@ -100,14 +110,13 @@ def linear(seed, name, rows, columns):
 
 def shards(c, seed):
     """The tensors of each file: one of a layer, and one of all else."""
-    h, i, kv = c["hidden_size"], c["intermediate_size"], c["num_key_value_heads"] * c["head_dim"]
+    h = c["hidden_size"]
     for layer in range(c["num_hidden_layers"]):
         at = f"model.layers.{layer}."
-        matrices = {"self_attn.q_proj": (h, h), "self_attn.k_proj": (kv, h), "self_attn.v_proj": (kv, h),
-                    "self_attn.o_proj": (h, h), "mlp.gate_proj": (i, h), "mlp.up_proj": (i, h), "mlp.down_proj": (h, i)}
         tensors = []
-        for name, shape in matrices.items():
-            tensors += linear(seed, f"{at}{name}.weight", *shape)
+        for name, shape in matrices(c).items():
+            name = f"{at}{name}.weight"
+            tensors += linear(seed, name, *shape) if "quantization_config" in c else dense(seed, name, list(shape))
         for name in ["input_layernorm", "post_attention_layernorm"]:
             tensors += dense(seed, f"{at}{name}.weight", [h])
         yield tensors
@@ -144,9 +153,9 @@ def write_shard(path, tensors):
     return digest.hexdigest()
 
 
-def make(shape, directory, layers=None, seed=1):
+def make(shape, directory, layers=None, seed=1, bf16=False):
     """Writes the checkpoint; returns its size in bytes."""
-    c = config(shape, layers)
+    c = config(shape, layers, bf16)
     files = list(shards(c, seed))
     total = sum(size(tensor) for tensors in files for tensor in tensors)
     directory.mkdir(parents=True)
@@ -199,6 +208,7 @@ def main():
     parser.add_argument("directory", type=pathlib.Path)
     parser.add_argument("--layers", type=int)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true", help="the linear layers in bf16 instead of NF4")
     parser.add_argument("--verify", action="store_true")
     args = parser.parse_args()
     if args.verify:
@@ -210,7 +220,7 @@ def main():
     elif args.layers is not None and not 1 <= args.layers <= SHAPES[args.shape][2]:
         parser.error(f"--layers: found {args.layers}, expected a number from 1 to {SHAPES[args.shape][2]}")
     else:
-        total = make(args.shape, args.directory, args.layers, args.seed)
+        total = make(args.shape, args.directory, args.layers, args.seed, args.bf16)
         print(f"{total / 1e9:.2f} GB in {args.directory}")
     print(f"SHA-256 of SHA256SUMS: {sum_of(args.directory)}")
 

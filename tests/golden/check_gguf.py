@@ -1,9 +1,9 @@
 """Files of `export gguf` in llama.cpp: they load, read the same tokens, and answer alike.
 
-    pip install -r tests/golden/requirements.txt llama-cpp-python==0.3.36
+    pip install -r tests/golden/requirements.txt llama-cpp-python==0.3.36 cmake sentencepiece
     python3 tests/golden/check_gguf.py --binary target/release/qlora-train --work SOME_FOLDER [--only PART]
 
-Five parts, each an entry of gguf.json, which is written when all of them ran:
+Six parts, each an entry of gguf.json, which is written when all of them ran, or for one part where the versions are the recorded:
 
 families    tiny random models of every family that is written, made with transformers, and an adapter on each: the
             logits of llama.cpp for the base, the merged model and the base with the adapter, against transformers and
@@ -14,6 +14,8 @@ deep        a random model of 80 layers: the bytes of Q8_0 and Q4_K_M against ll
 fused       the same bytes of a random Phi-3, which has fused tensors
 model       SmolLM2-135M-Instruct (`cargo xtask setup`) with an adapter that is trained for it: greedy text of llama.cpp
             against `generate`, for the merged model and for the adapter on the base; the bytes as of `deep`
+perplexity  the same model and adapter on the text of llama_cpp_source.py: what llama-perplexity finds in each file against
+            `eval` in f32 on the same tokens, of which both count the second half of every 512
 
 Status 1 if anything differs that should be the same.
 """
@@ -36,6 +38,7 @@ import tokenizers
 import torch
 import transformers
 
+import llama_cpp_source
 from tiny import COMMON, byte_tokenizer
 
 HERE = pathlib.Path(__file__).parent
@@ -149,7 +152,8 @@ def gelu_of_table(x):
 
 def table_effect(model, ids, logits):
     """How far that table moves the logits of transformers; 0 for a model without gelu."""
-    layers = [layer.mlp.act_fn for layer in model.model.layers if getattr(layer.mlp, "act_fn", None).__class__.__name__.startswith("GELU")]
+    functions = [getattr(layer.mlp, "act_fn", None) for layer in model.model.layers if hasattr(layer, "mlp")]
+    layers = [function for function in functions if type(function).__name__.startswith("GELU")]
     for layer in layers:
         layer.forward = gelu_of_table
     moved = model(ids).logits[0] if layers else logits
@@ -295,12 +299,18 @@ def tensors(path):
     return {t.name: (t.tensor_type.name, bytes(t.data.tobytes())) for t in gguf.GGUFReader(str(path)).tensors}
 
 
-def quantized(kind, ours, f32, target):
-    """A file of ours beside llama.cpp's quantization of the F32 file."""
+def quantize(f32, kind, target):
+    """llama.cpp's quantization of the F32 file."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = QUANTIZED[kind][0], 2
     if llama_cpp.llama_model_quantize(str(f32).encode(), str(target).encode(), ctypes.byref(params)) != 0:
         sys.exit("llama_model_quantize failed")
+    return target
+
+
+def quantized(kind, ours, f32, target):
+    """A file of ours beside llama.cpp's quantization of the F32 file."""
+    quantize(f32, kind, target)
     ours, theirs = tensors(ours), tensors(target)
     target.unlink()
     types = {name: (ours[name][0], theirs[name][0]) for name in theirs if ours[name][0] != theirs[name][0]}
@@ -369,9 +379,63 @@ def model(args):
     return found | {"same": good and not different}
 
 
+# Relative differences of a perplexity. A weight and an input are rounded to 11 bits in F16, to 8 in BF16 and to steps
+# of about 2.4/127 of their deviation in Q8_0 (the largest of 32 normal numbers is 2.4 deviations): relative errors e of
+# 2.8e-4, 2.3e-3 and 5.5e-3. With logits that spread over 3 nats, and errors of layers that come to twice that of one, a
+# logit is off by d = 6 * sqrt(2) * e. The mean over n tokens then moves by d/sqrt(n) either way, and by d*d/2 upwards:
+# for n = 1785, four deviations and twice that are 0.02 %, 0.2 % and 0.7 %. F32 differs in the order of sums alone.
+LIMITS = {"f32": 1e-4, "f16": 1e-3, "bf16": 2.5e-3, "q8_0": 1e-2}
+
+
+def perplexity(args):
+    adapter, work = trained(args), args.work / "perplexity"
+    work.mkdir(exist_ok=True)
+    programs, text = llama_cpp_source.Programs(args.work / "llama.cpp"), llama_cpp_source.wiki_text(args.work / "llama.cpp")
+    merged = work / "merged"
+    shutil.rmtree(merged, ignore_errors=True)
+    run(args, "merge", "--json", "--model", args.model, "--adapter", adapter, "--output-dir", merged)
+    ids = tokenizers.Tokenizer.from_file(str(args.model / "tokenizer.json")).encode(text.read_text(), add_special_tokens=False).ids
+    rows, data = llama_cpp_source.rows(ids), work / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluated = {}
+    for name, line in {"base": [args.model], "attached": [args.model, "--adapter", adapter], "merged": [merged]}.items():
+        done = run(args, "eval", "--json", "--data", data, "--device", "cpu", "--compute", "f32", "--quantization", "none", "--model", *line)
+        evaluated[name] = done["perplexity"]
+    with_adapter = ("--adapter", adapter)
+    files = {"base, f16": export(args, args.model, work / "base-f16", "--type", "f16"), "base, f32": export(args, args.model, work / "base-f32", "--type", "f32")}
+    same_tokens = load(files["base, f32"]).tokenize(text.read_bytes(), add_bos=False, special=False) == ids
+    for kind in ("f16", "bf16", "q8_0", "q4_k_m"):
+        files[f"merged, {kind}"] = export(args, args.model, work / kind, *with_adapter, "--type", kind)
+    lora = export(args, args.model, work / "lora", *with_adapter, "--lora")
+    theirs = programs.convert(merged, work / "theirs-f32.gguf")
+    files["merged, llama.cpp's conversion and quantization, q4_k_m"] = quantize(theirs, "q4_k_m", work / "theirs.gguf")
+    print(f"{len(rows)} chunks of 512, eval {evaluated}", flush=True)
+    found = {name: programs.perplexity(path, text) for name, path in files.items()}
+    for kind in ("f32", "f16"):
+        found[f"adapter on the base, {kind}"] = programs.perplexity(files[f"base, {kind}"], text, lora)
+    # The file of BF16 holds the weights of the merged directory; the others are rounded once, from the sum.
+    expected = {name: evaluated["base" if name.startswith("base") else "merged" if name.endswith("bf16") else "attached"] for name in found}
+    cases = {}
+    for name, value in found.items():
+        kind = name.rsplit(" ", 1)[-1]
+        off = value / expected[name] - 1
+        cases[name] = {"llama-perplexity": value, "eval": expected[name], "off": off} | ({"limit": LIMITS[kind]} if kind in LIMITS else {})
+    q4, own = (cases[name] for name in cases if name.endswith("q4_k_m"))
+    # llama.cpp's own begins from weights that were rounded to bf16.
+    q4["limit"] = abs(own["off"]) + LIMITS["bf16"]
+    for name, case in cases.items():
+        case["same"] = abs(case["off"]) <= case["limit"] if "limit" in case else True
+        print(f"{name}: {case}", flush=True)
+    effect = evaluated["attached"] / evaluated["base"] - 1
+    rounding = evaluated["merged"] / evaluated["attached"] - 1
+    good = same_tokens and all(case["same"] for case in cases.values()) and abs(rounding) <= LIMITS["bf16"] and abs(effect) > 2 * LIMITS["q8_0"]
+    counts = {"tokens": 512 * len(rows), "chunks": len(rows), "predicted": 255 * len(rows), "same tokens": same_tokens}
+    return {"text": counts, "eval": evaluated, "effect of the adapter": effect, "rounding of merging": rounding, "files": cases, "same": good}
+
+
 # The number of llama.cpp, and the share of the bytes that may differ.
 QUANTIZED = {"q8_0": (llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, 0.0), "q4_k_m": (llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M, 0.0)}
-PARTS = {"families": families, "tokenizers": all_tokenizers, "deep": deep, "fused": fused, "model": model}
+PARTS = {"families": families, "tokenizers": all_tokenizers, "deep": deep, "fused": fused, "model": model, "perplexity": perplexity}
 
 
 def main():
@@ -385,10 +449,14 @@ def main():
     torch.set_grad_enabled(False)
     found = {name: part(args) for name, part in PARTS.items() if args.only in (None, name)}
     cases = [entry for name in ("families", "tokenizers") for entry in found.get(name, {}).values()]
-    good = all(entry["same"] for entry in cases + [found[name] for name in ("deep", "fused", "model") if name in found])
-    if args.only is None:
-        versions = {m.__name__: m.__version__ for m in (llama_cpp, transformers, peft, tokenizers, torch)}
-        (HERE / "gguf.json").write_text(json.dumps({"versions": versions, **found}, indent=1, ensure_ascii=False) + "\n")
+    good = all(entry["same"] for entry in cases + [found[name] for name in ("deep", "fused", "model", "perplexity") if name in found])
+    record = HERE / "gguf.json"
+    recorded = {} if args.only is None else json.loads(record.read_text())
+    versions = {m.__name__: m.__version__ for m in (llama_cpp, transformers, peft, tokenizers, torch)}
+    if recorded.get("versions", versions) == versions:
+        record.write_text(json.dumps({"versions": versions} | recorded | found, indent=1, ensure_ascii=False) + "\n")
+    else:
+        print(f"not recorded: {versions}, recorded {recorded['versions']}")
     print("all the same" if good else "DIFFERENT")
     sys.exit(0 if good else 1)
 

@@ -7,13 +7,13 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
-use super::card::{CURVE, MARK, Training, model_card};
+use super::card::{CURVE, MARK, Training, model_card, plain_card};
 use super::fold::multiply_b;
 use super::kind::{ADAPTER_CONFIG, ADAPTER_MODEL, check_adapter};
 use super::{Adapter, AdapterConfig};
 use crate::arch::Wrapper;
 use crate::error::{Context, Result};
-use crate::files::atomic::AtomicFiles;
+use crate::files::atomic::{AtomicFiles, SUMS, find_change};
 use crate::files::dir::Kind;
 use crate::files::json::read_object;
 use crate::files::regular;
@@ -40,11 +40,15 @@ pub(crate) const TOKENIZER_FILES: [&str; 6] = [
 impl Adapter {
     /// Writes the three files, rsLoRA folded; equal adapters give equal bytes. Each file is complete or absent, and
     /// `adapter_config.json`, without which no program takes the directory for an adapter, comes last. A README.md that
-    /// somebody else wrote is kept. Failed: an adapter that does not fit together or holds NaN, or a disk error;
-    /// nothing is replaced then.
+    /// somebody else wrote is kept. A `SHA256SUMS` that is there gets the sums of what was written. Failed: an adapter
+    /// that does not fit together or holds NaN, or a disk error; nothing is replaced then.
     pub fn save(&self, dir: &Path) -> Result<()> {
         let mut files = AtomicFiles::new(dir)?;
         self.add_to(&mut files)?;
+        let sums = files.dir().kind(SUMS).context(|| dir.join(SUMS).display().to_string())?;
+        if matches!(sums, Some(Kind::File)) {
+            files.update_sums()?;
+        }
         files.commit_with_last(ADAPTER_CONFIG)
     }
 
@@ -58,7 +62,8 @@ impl Adapter {
     }
 
     /// Adds the three files of an adapter whose tensors are not in memory: `values` gives each by its key, in the order
-    /// of the keys, and only one of them is held.
+    /// of the keys, and only one of them is held. A tokenizer that was added before is named by the card as the
+    /// adapter's.
     pub(crate) fn add_streamed<'a>(
         &self,
         files: &mut AtomicFiles,
@@ -90,7 +95,10 @@ impl Adapter {
         })?;
         let folded = Self { config, tensors: BTreeMap::new(), metadata };
         match is_ours(files, CARD)? {
-            true => files.add(CARD, |to| to.write_all(model_card(&folded, None).as_bytes()))?,
+            true => {
+                let card = plain_card(&folded, files.holds(TOKENIZER_FILES[0]));
+                files.add(CARD, |to| to.write_all(card.as_bytes()))?;
+            }
             false => {
                 let path = files.dir().join(CARD);
                 crate::report::warning!("{}: not replaced: it was not written by this program", path.display());
@@ -120,15 +128,17 @@ impl Adapter {
     }
 
     /// Reads an adapter of this or another program; bf16 and f16 tensors are widened. Everything wrong with it is
-    /// a refusal: [`Error`](crate::error::Error).
+    /// a refusal: [`Error`](crate::error::Error), and so are tensors that are not those that `SHA256SUMS` beside them
+    /// names.
     pub fn load(dir: &Path) -> Result<Self> {
         let (config_path, model_path) = (dir.join(ADAPTER_CONFIG), dir.join(ADAPTER_MODEL));
         check_adapter(dir)?;
-        if model_path.symlink_metadata().is_err() {
+        if !regular::is_there(&model_path)? {
             let pickle = dir.join("adapter_model.bin").exists();
             let hint = if pickle { ": adapter_model.bin is a pickle, save the adapter again with PEFT" } else { "" };
             refuse!("{}: found no such file, expected the adapter's tensors{hint}", model_path.display());
         }
+        check_unchanged(dir)?;
         let mut config = AdapterConfig::from_json(&config_path, &read_object(&config_path)?)?;
         let file = TensorFile::open(&model_path)?;
         // Written again, it is for the class that it was for.
@@ -148,6 +158,18 @@ impl Adapter {
         let adapter = Self { config, tensors, metadata };
         adapter.pairs(&model_path.display().to_string())?;
         Ok(adapter)
+    }
+}
+
+/// Refuses tensors of which `SHA256SUMS`, where it lies beside them, says that they were others. `adapter_config.json`
+/// is edited by hand, as for a base that was moved, and is not compared.
+pub(crate) fn check_unchanged(dir: &Path) -> Result<()> {
+    match find_change(dir, ADAPTER_MODEL)? {
+        None => Ok(()),
+        Some(damage) => refuse!(
+            "{damage}; take another copy of the adapter, or train it anew; if the change is meant, remove {}",
+            dir.join(SUMS).display()
+        ),
     }
 }
 

@@ -28,7 +28,7 @@ use crate::lora::ParamId;
 
 pub(crate) use card::{CURVE, TrainedFile, Training};
 pub use config::{AdapterConfig, TargetModules};
-pub(crate) use files::{CARD, TOKENIZER_FILES, add_tokenizer_files, served_key};
+pub(crate) use files::{CARD, TOKENIZER_FILES, add_tokenizer_files, check_unchanged, served_key};
 pub use files::{copy_tokenizer_files, tokenizer_bytes};
 pub use kind::{ADAPTER_CONFIG, ADAPTER_MODEL, check_adapter};
 pub use locate::{is_adapter, recorded_base, recorded_setting};

@@ -2,13 +2,17 @@
 
 use super::answer::Answer;
 use super::cpu_only::CpuOnly;
+use super::model_args::recorded_recipe;
 use crate::adapter::recorded_base;
 use crate::arch::Arch;
-use crate::base::resolve_description;
+use crate::base::{Checkpoint, resolve_description, resolve_model};
+use crate::config::{Purpose, Settings};
 use crate::error::Result;
-use crate::export::{Engine, Subject, Verdict};
+use crate::export::{Engine, LogitChange, Subject, Verdict, logit_change};
 use crate::hub::HubId;
 use crate::report::{printable, status};
+use crate::session::Device;
+use crate::session::host::set_threads;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -27,6 +31,16 @@ pub struct CheckArgs {
     /// Engines that are to serve it, separated by commas [default: all]
     #[arg(long = "for", value_name = "ENGINES", value_delimiter = ',')]
     engines: Vec<EngineArg>,
+    /// Compute a short prompt with the adapter on its base and without: its logits have to move. The base's weights are
+    /// read for it, and held as the adapter was trained
+    #[arg(long)]
+    logits: bool,
+    /// Compute it on a base with other weights than the adapter was trained on
+    #[arg(long, requires = "logits")]
+    allow_other_base: bool,
+    /// Host memory that may be used for it, such as 8GiB
+    #[arg(long, requires = "logits")]
+    host_memory: Option<String>,
     #[command(flatten)]
     device: CpuOnly,
 }
@@ -65,20 +79,53 @@ pub fn run(args: &CheckArgs) -> Result<Answer> {
     let arch = Arch::from_file(&dir.join("config.json"))?;
     // Engines take a revision elsewhere.
     let id = HubId::parse(&model).filter(|_| !Path::new(&model).exists());
-    let model = id.map_or(model, |id| id.name);
-    let subject = Subject::read(&args.adapter, &model, &dir, &arch)?;
+    let name = id.map_or(model.clone(), |id| id.name);
+    let mut subject = Subject::read(&args.adapter, &name, &dir, &arch)?;
+    let change = match args.logits && subject.is_sound() {
+        true => Some(logits(args, &model)?),
+        false => None,
+    };
+    if let Some(change) = &change {
+        subject.take_logits(change);
+    }
     let asked: Vec<Engine> = args.engines.iter().map(|&engine| engine.into()).collect();
     let engines = Engine::ALL.into_iter().filter(|engine| asked.is_empty() || asked.contains(engine));
     let verdicts: Vec<Verdict> = engines.map(|engine| subject.verdict(engine)).collect();
+    let told = change.iter().map(LogitChange::line);
     Ok(Answer {
-        text: verdicts.iter().flat_map(lines).collect::<Vec<_>>().join("\n"),
+        text: told.chain(verdicts.iter().flat_map(lines)).collect::<Vec<_>>().join("\n"),
         json: json!({
             "adapter": args.adapter.display().to_string(),
-            "base": model,
+            "base": name,
+            "logits": change.as_ref().map(LogitChange::to_json),
             "accepts": verdicts.iter().all(Verdict::accepts),
             "engines": verdicts.iter().map(Verdict::to_json).collect::<Vec<_>>(),
         }),
     })
+}
+
+/// Change of the logits of a short prompt by the adapter, in f32 on the CPU.
+fn logits(args: &CheckArgs, model: &str) -> Result<LogitChange> {
+    let texts = [
+        ("model", Some(model.to_owned())),
+        ("revision", args.revision.clone()),
+        ("device", Some("cpu".to_owned())),
+        ("compute", Some("f32".to_owned())),
+        ("host_memory", args.host_memory.clone()),
+        ("allow_other_base", args.allow_other_base.then(|| "true".to_owned())),
+    ];
+    let mut given: Vec<(String, String)> =
+        texts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
+    given.extend(recorded_recipe(std::slice::from_ref(&args.adapter))?);
+    let settings = Settings::load(None, &given)?;
+    settings.validate(Purpose::Plan)?;
+    set_threads(settings.threads)?;
+    let device = Device::choose(&settings)?;
+    let checkpoint = Checkpoint::open(&resolve_model(model, args.revision.as_deref())?)?;
+    for note in checkpoint.notes() {
+        status!("{note}");
+    }
+    logit_change(&settings, &checkpoint, &args.adapter, &device)
 }
 
 fn lines(verdict: &Verdict) -> Vec<String> {

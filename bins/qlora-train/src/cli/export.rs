@@ -7,7 +7,7 @@ use crate::adapter::engines::not_plain;
 use crate::adapter::{Adapter, recorded_base};
 use crate::base::{Checkpoint, resolve_model};
 use crate::error::{Error, Result};
-use crate::export::{Exported, GgufType, ToMerge, export_adapter, export_model, export_uniform};
+use crate::export::{Exported, GgufType, Part, ToMerge, export_adapter, export_model, export_uniform};
 use crate::files::units::format_bytes;
 use crate::refuse;
 use crate::report::{Bars, printable, status, warning};
@@ -161,8 +161,8 @@ fn gguf(args: &GgufArgs) -> Result<Answer> {
         }
         _ => {
             let kind = args.kind.map_or_else(|| GgufType::as_stored(&checkpoint), GgufType::from);
-            let base =
-                merge_base(args.base, &checkpoint, adapter.as_ref().map(|(adapter, dir)| (adapter, dir.as_path())))?;
+            let parts: Vec<Part> = adapter.iter().map(|(adapter, dir)| Part::whole(adapter, dir)).collect();
+            let base = merge_base(args.base, &checkpoint, &parts)?;
             let merged = adapter.as_ref().map(|(adapter, dir)| ToMerge {
                 adapter,
                 dir,

@@ -2,34 +2,40 @@
 
 use super::answer::Answer;
 use super::cpu_only::check_cpu_only;
-use crate::adapter::{Adapter, Recipe, recorded_base, recorded_setting};
+use super::model_args::recorded_form;
+use crate::adapter::{Adapter, recorded_base};
 use crate::base::{Checkpoint, resolve_model};
 use crate::config::{Purpose, Settings};
 use crate::data;
 use crate::error::{Error, Result};
-use crate::export::{Measurements, MergeBase, MergeOptions, Merged, measure, merge, trained_options};
+use crate::export::{
+    Measurements, MergeBase, MergeMemory, MergeOptions, Merged, Part, measure, merge, merge_memory, trained_on,
+    trained_options,
+};
 use crate::files::units::{format_bytes, parse_bytes};
+use crate::infer::Adapters;
 use crate::refuse;
 use crate::report::{Bars, count, printable, status, status_lines, warning};
-use crate::session::host::set_threads;
+use crate::session::host::{host_budget, set_threads};
 use crate::session::training_data::{data_options, find_files, training_options};
 use crate::session::{Device, Interruption, Loaded};
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct MergeArgs {
-    /// Base model: a Hugging Face directory, or a hub id (org/name@revision); without it, the one that the adapter was
-    /// trained on
+    /// Base model: a Hugging Face directory, or a hub id (org/name@revision); without it, the one that the first
+    /// adapter was trained on
     #[arg(long)]
     model: Option<String>,
     /// Revision of a hub id
     #[arg(long)]
     revision: Option<String>,
-    /// Adapter directory
-    #[arg(long)]
-    adapter: PathBuf,
+    /// Adapter directory; repeated, their changes to the weights are added up. DIR:WEIGHT gives one a weight, which is
+    /// 1 without it, and NAME=DIR a name in the answer
+    #[arg(long, required = true, value_name = "[NAME=]DIR[:WEIGHT]")]
+    adapter: Vec<PathBuf>,
     /// Directory to write; it must not exist, or be empty
     #[arg(long, visible_alias = "output")]
     output_dir: PathBuf,
@@ -57,8 +63,8 @@ pub struct MergeArgs {
     /// What the CPU computes in: auto, f32 or bf16
     #[arg(long, requires = "data")]
     compute: Option<String>,
-    /// Host memory that may be used to measure, such as 8GiB
-    #[arg(long, requires = "data")]
+    /// Host memory that may be used, such as 8GiB
+    #[arg(long)]
     host_memory: Option<String>,
     /// Worker threads
     #[arg(long, requires = "data")]
@@ -71,23 +77,17 @@ pub(super) enum BaseWeights {
     Nf4,
 }
 
-/// Weights that an adapter is added to. Without an adapter they are those that the checkpoint holds. Refused: the
-/// 16-bit ones of a checkpoint in NF4.
-pub(super) fn merge_base(
-    chosen: Option<BaseWeights>,
-    checkpoint: &Checkpoint,
-    adapter: Option<(&Adapter, &Path)>,
-) -> Result<MergeBase> {
-    Ok(match (chosen, checkpoint.quantization(), adapter) {
-        (Some(BaseWeights::Bf16), Some(_), _) => refuse!(
+/// Weights that adapters are added to. Without an adapter they are those that the checkpoint holds. Refused: the 16-bit
+/// ones of a checkpoint in NF4.
+pub(super) fn merge_base(chosen: Option<BaseWeights>, checkpoint: &Checkpoint, parts: &[Part]) -> Result<MergeBase> {
+    Ok(match (chosen, checkpoint.quantization()) {
+        (Some(BaseWeights::Bf16), Some(_)) => refuse!(
             "--base bf16: {} is in NF4: give the 16-bit model that it was made from with --model, or --base nf4",
             checkpoint.dir().display()
         ),
-        (_, Some(options), _) => MergeBase::Nf4(options),
-        (Some(BaseWeights::Nf4), None, Some((adapter, dir))) => {
-            MergeBase::Nf4(trained_options(adapter, &dir.display().to_string())?)
-        }
-        (_, None, _) => MergeBase::Original,
+        (_, Some(options)) => MergeBase::Nf4(options),
+        (Some(BaseWeights::Nf4), None) if !parts.is_empty() => MergeBase::Nf4(trained_options(parts)?),
+        (_, None) => MergeBase::Original,
     })
 }
 
@@ -98,11 +98,18 @@ pub fn run(args: &MergeArgs) -> Result<Answer> {
     let Some(max_shard_bytes) = parse_bytes(&args.max_shard_size) else {
         refuse!("--max-shard-size: found {:?}, expected a size such as 5GB or 500MiB", args.max_shard_size);
     };
+    let host_memory = Settings::load(None, &given([("host_memory", args.host_memory.clone())]))?.host_memory;
+    let adapters = Adapters::parse(&args.adapter)?.added_up();
+    if adapters.weights().iter().all(|&weight| weight == 0.0) {
+        refuse!(
+            "--adapter: found weights that are all 0, by which the merged model would be the base; expected another"
+        );
+    }
     let model = match &args.model {
         Some(model) => model.clone(),
         None => {
-            let base = recorded_base(&args.adapter, args.revision.as_deref())?;
-            status!("base: {base}, as {} records", args.adapter.display());
+            let base = recorded_base(&adapters.dirs[0], args.revision.as_deref())?;
+            status!("base: {base}, as {} records", adapters.dirs[0].display());
             base
         }
     };
@@ -110,22 +117,26 @@ pub fn run(args: &MergeArgs) -> Result<Answer> {
     for note in checkpoint.notes() {
         status!("{note}");
     }
-    let adapter = Adapter::load(&args.adapter)?;
-    let base = merge_base(args.base, &checkpoint, Some((&adapter, &args.adapter)))?;
+    let loaded = adapters.dirs.iter().map(|dir| Adapter::load(dir)).collect::<Result<Vec<_>>>()?;
+    let of_each = loaded.iter().zip(&adapters.dirs).zip(adapters.weights());
+    let parts: Vec<Part> = of_each.map(|((adapter, dir), &weight)| Part { adapter, dir, weight }).collect();
+    let base = merge_base(args.base, &checkpoint, &parts)?;
+    let options = MergeOptions { base, max_shard_bytes, allow_other_base: args.allow_other_base };
+    let memory = merge_memory(&checkpoint, &parts, &options)?;
+    say_memory(&memory, parts.len(), host_budget(host_memory.map(|bytes| bytes.0)))?;
     let measured = match args.data.is_empty() {
         true => None,
-        false => Some(measure_on_rows(args, &model, &adapter, base)?),
+        false => Some(measure_on_rows(args, &model, &parts, &adapters, base)?),
     };
-    let options = MergeOptions { base, max_shard_bytes, allow_other_base: args.allow_other_base };
     let mut bar = Bars::new("merging", checkpoint.arch().tensors().len() as u64);
     let interruption = Interruption::watch("stopping after the current tensor; nothing is kept")?;
-    let done = merge(&checkpoint, &adapter, &args.adapter, &args.output_dir, &options, &mut |done| {
+    let done = merge(&checkpoint, &parts, &args.output_dir, &options, &mut |done| {
         bar.set(done as u64, String::new());
         interruption.signal().map_or(Ok(()), |signal| Err(Error::Interrupted(signal)))
     })?;
     bar.finish();
     done.warnings.iter().for_each(|text| warning!("{text}"));
-    let mut answer = answer(args, &checkpoint, &options, &done);
+    let mut answer = answer(args, &checkpoint, &adapters, &options, &memory, &done);
     if let Some(measured) = measured {
         answer.text = format!("{}\n{}", measured.lines().join("\n"), answer.text);
         answer.json["measured"] = measured.to_json();
@@ -133,10 +144,39 @@ pub fn run(args: &MergeArgs) -> Result<Answer> {
     Ok(answer)
 }
 
+/// Those of the settings that have a value.
+fn given<const N: usize>(texts: [(&str, Option<String>); N]) -> Vec<(String, String)> {
+    texts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+}
+
+/// Says how much memory is taken at most by merging so many adapters. Refused: there is less.
+fn say_memory(memory: &MergeMemory, count: usize, budget: u64) -> Result<()> {
+    let MergeMemory { adapters, largest, largest_bytes } = memory;
+    let (bytes, adapters, tensor) = (memory.bytes(), format_bytes(*adapters), format_bytes(*largest_bytes));
+    let (named, take) = if count == 1 { ("adapter", "takes") } else { ("adapters", "take") };
+    status!("memory: {} at most, of which the {named} {take} {adapters}, and {largest} {tensor}", format_bytes(bytes));
+    if bytes > budget {
+        refuse!(
+            "merging takes up to {} of memory, {adapters} of it for the {named} and {tensor} for {largest}: found {} \
+             that may be used: free memory, or give more with --host-memory",
+            format_bytes(bytes),
+            format_bytes(budget)
+        );
+    }
+    Ok(())
+}
+
 /// Measures on the rows of `--data` what merging changes.
-fn measure_on_rows(args: &MergeArgs, model: &str, adapter: &Adapter, base: MergeBase) -> Result<Measurements> {
+fn measure_on_rows(
+    args: &MergeArgs,
+    model: &str,
+    parts: &[Part],
+    adapters: &Adapters,
+    base: MergeBase,
+) -> Result<Measurements> {
+    let trained = trained_on(parts)?;
     let data = args.data.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(",");
-    let texts = [
+    let mut texts = given([
         ("model", Some(model.to_owned())),
         ("revision", args.revision.clone()),
         ("data", Some(data)),
@@ -146,43 +186,53 @@ fn measure_on_rows(args: &MergeArgs, model: &str, adapter: &Adapter, base: Merge
         ("host_memory", args.host_memory.clone()),
         ("threads", args.threads.clone()),
         ("allow_other_base", args.allow_other_base.then(|| "true".to_owned())),
-        ("prompt_completion", recorded_setting(&args.adapter, "prompt_completion")),
-    ];
-    let given: Vec<(String, String)> =
-        texts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
-    let mut settings = Settings::load(None, &given)?;
+    ]);
+    texts.extend(recorded_form(&adapters.dirs)?);
+    let mut settings = Settings::load(None, &texts)?;
     settings.validate(Purpose::Plan)?;
     settings.data = args.data.clone();
     find_files(&mut settings)?;
     set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
-    let loaded = Loaded::open_for(&settings, std::slice::from_ref(&args.adapter))?;
+    let loaded = Loaded::open_for(&settings, &adapters.dirs)?;
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     let options = training_options(&settings, data_options(&settings, &loaded));
     let dataset = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
     status_lines!(dataset.report.lines());
-    let trained = match adapter.recipe(&args.adapter.display().to_string())? {
-        Some(recipe) if recipe == Recipe::NONE => None,
-        _ => Some(trained_options(adapter, &args.adapter.display().to_string())?),
-    };
-    let measured =
-        measure(&settings, &loaded.checkpoint, adapter, &args.adapter, base, trained, &dataset.rows, &device)?;
+    let measured = measure(&settings, &loaded.checkpoint, parts, adapters, base, trained, &dataset.rows, &device)?;
     if let Some(text) = measured.warning() {
         warning!("{text}");
     }
     Ok(measured)
 }
 
-fn answer(args: &MergeArgs, checkpoint: &Checkpoint, options: &MergeOptions, done: &Merged) -> Answer {
+fn answer(
+    args: &MergeArgs,
+    checkpoint: &Checkpoint,
+    adapters: &Adapters,
+    options: &MergeOptions,
+    memory: &MergeMemory,
+    done: &Merged,
+) -> Answer {
     let output = args.output_dir.display().to_string();
     let (name, what) = match options.base {
         MergeBase::Original => ("bf16", "as the model is stored"),
         MergeBase::Nf4(_) => ("nf4", "dequantized from NF4"),
     };
+    // One is called by its directory, several by their sum.
+    let named: String = match adapters.is_sum() {
+        true => adapters.passes().into_iter().flatten().collect(),
+        false => adapters.dirs[0].display().to_string(),
+    };
+    let each = |(index, dir): (usize, &PathBuf)| {
+        let dir = dir.display().to_string();
+        json!({"name": adapters.name(index), "directory": dir, "weight": adapters.weights()[index]})
+    };
     Answer {
         text: format!(
-            "{} linear weights changed by the adapter{}{}, the base {what}: {} in {}",
+            "{} linear weights changed by the adapter{}{}{}, the base {what}: {} in {}",
             done.changed,
+            if adapters.is_sum() { format!(" {}", printable(&named)) } else { String::new() },
             others(done.whole),
             match done.rows {
                 0 => String::new(),
@@ -198,7 +248,14 @@ fn answer(args: &MergeArgs, checkpoint: &Checkpoint, options: &MergeOptions, don
             "token_rows": done.rows,
             "base_weights": name,
             "base": {"name": checkpoint.base_name().name, "revision": checkpoint.base_name().revision},
-            "adapter": args.adapter.display().to_string(),
+            "adapter": named,
+            "adapters": adapters.dirs.iter().enumerate().map(each).collect::<Vec<_>>(),
+            "memory": {
+                "bytes": memory.bytes(),
+                "adapters_bytes": memory.adapters,
+                "largest": memory.largest,
+                "largest_bytes": memory.largest_bytes,
+            },
             "files": done.written.files,
             "bytes": done.written.bytes,
             "warnings": done.warnings,

@@ -136,7 +136,7 @@ impl ModelArgs {
 }
 
 /// The form in which the runs of the adapters read texts under prompt and completion. Refused: they do not agree.
-fn recorded_form(adapters: &[PathBuf]) -> Result<Option<(String, String)>> {
+pub(super) fn recorded_form(adapters: &[PathBuf]) -> Result<Option<(String, String)>> {
     const NAME: &str = "prompt_completion";
     let mut recorded: Option<(&PathBuf, String)> = None;
     for path in adapters {
@@ -155,7 +155,7 @@ fn recorded_form(adapters: &[PathBuf]) -> Result<Option<(String, String)>> {
 }
 
 /// How the base was held when the adapters were trained. Refused: they do not agree.
-fn recorded_recipe(adapters: &[PathBuf]) -> Result<Vec<(String, String)>> {
+pub(super) fn recorded_recipe(adapters: &[PathBuf]) -> Result<Vec<(String, String)>> {
     let mut recorded: Option<(&PathBuf, Recipe)> = None;
     for path in adapters {
         let file = path.join(ADAPTER_MODEL);

@@ -1,15 +1,16 @@
 //! Whether other programs take an adapter as it lies on the disk, why not, and the command that serves it.
 //!
-//! Only config.json and the tokenizer of the base are read, and no weights. What the engines take is as in PEFT 0.21,
-//! vLLM 0.33, SGLang 0.5 and llama.cpp of 2026.
+//! Only config.json and the tokenizer of the base are read here, and no weights. What the engines take is as in PEFT
+//! 0.21, vLLM 0.33, SGLang 0.5 and llama.cpp of 2026.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::logits::LogitChange;
 use crate::adapter::engines::{VLLM_RANKS, vllm_rank_flag};
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, read_tokens};
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, check_unchanged, read_tokens};
 use crate::arch::{Arch, Wrapper};
 use crate::data::ChatTokenizer;
 use crate::error::Result;
@@ -79,7 +80,8 @@ pub struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// Refused: no adapter_config.json or adapter_model.safetensors there, or one that cannot be read at all.
+    /// Refused: no adapter_config.json or adapter_model.safetensors there, or one that cannot be read at all, or
+    /// whose tensors were changed after they were written.
     pub fn read(dir: &'a Path, base: &'a str, base_dir: &'a Path, arch: &'a Arch) -> Result<Self> {
         let own = Adapter::load(dir);
         let (config_path, model_path) = (dir.join(ADAPTER_CONFIG), dir.join(ADAPTER_MODEL));
@@ -87,12 +89,28 @@ impl<'a> Subject<'a> {
             own?;
             crate::refuse!("{}: found no adapter, expected {ADAPTER_CONFIG} and {ADAPTER_MODEL}", dir.display());
         }
+        check_unchanged(dir)?;
         let (config, file) = (read_object(&config_path)?, TensorFile::open(&model_path)?);
         let mut subject =
             Self { dir, base, base_dir, arch, config, faults: Vec::new(), ranks: BTreeSet::new(), own, template: None };
         subject.check_tensors(&file)?;
         subject.check_tokenizer()?;
         Ok(subject)
+    }
+
+    /// Whether the adapter can be put on a base of these shapes: nothing that was read is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.own.is_ok() && self.faults.is_empty()
+    }
+
+    /// Takes in what the logits of a prompt say: where none moves, every engine serves the base.
+    pub fn take_logits(&mut self, change: &LogitChange) {
+        if change.largest_change == 0.0 {
+            let tokens = change.tokens;
+            self.faults.push(format!(
+                "the logits of a prompt of {tokens} tokens are those of the base: the adapter changes nothing"
+            ));
+        }
     }
 
     /// Every key has to be of a module that the base's class has, with its shape, and something has to change.

@@ -1,11 +1,10 @@
 //! Measurements of what merging changes: the loss on rows, and how far the next tokens are from those of the model that
 //! was trained.
 
-use std::path::Path;
 use std::rc::Rc;
 
 use super::merge::{MergeBase, Merging};
-use crate::adapter::Adapter;
+use super::parts::Part;
 use crate::backend::{Backend, Batch};
 use crate::base::{Checkpoint, Rewrite};
 use crate::config::{Quantization, Settings};
@@ -101,14 +100,15 @@ impl Measurements {
     }
 }
 
-/// Measures the models that merging `adapter` into the checkpoint is about, one after the other, on as many rows as
-/// their probabilities have room for. `base` is what is merged into, `trained` what the adapter was trained on (`None`:
-/// 16 bits). `settings` are those of the model, its device and its memory.
+/// Measures the models that merging `parts` into the checkpoint is about, one after the other, on as many rows as their
+/// probabilities have room for. `adapters` says how the same are put on the base. `base` is what is merged into,
+/// `trained` what the adapters were trained on (`None`: 16 bits). `settings` are those of the model, its device and its
+/// memory.
 pub fn measure(
     settings: &Settings,
     checkpoint: &Checkpoint,
-    adapter: &Adapter,
-    dir: &Path,
+    parts: &[Part],
+    adapters: &Adapters,
     base: MergeBase,
     trained: Option<Nf4Options>,
     rows: &[Row],
@@ -144,9 +144,10 @@ pub fn measure(
         (settings.nf4_block_size, settings.double_quant) = (nf4.block_size, nf4.double_quant);
         let mut merging = match weights {
             Weights::Attached(_) => None,
-            Weights::Merged(base) => Some(Merging::new(checkpoint, adapter, dir, base, settings.allow_other_base)?),
+            Weights::Merged(base) => Some(Merging::new(checkpoint, parts, base, settings.allow_other_base)?),
         };
-        let adapters = if matches!(weights, Weights::Attached(true)) { vec![dir.to_owned()] } else { Vec::new() };
+        let attached = matches!(weights, Weights::Attached(true));
+        let adapters = if attached { adapters.clone() } else { Adapters::default() };
         let (rewrite, reference_now) = (merging.as_mut().map(|merging| merging as &mut dyn Rewrite), reference.clone());
         let job =
             Probabilities { settings, checkpoint, adapters, rewrite, rows: &rows, reference: reference_now, device };
@@ -185,7 +186,7 @@ struct Found {
 struct Probabilities<'a> {
     settings: Settings,
     checkpoint: &'a Checkpoint,
-    adapters: Vec<std::path::PathBuf>,
+    adapters: Adapters,
     rewrite: Option<&'a mut dyn Rewrite>,
     rows: &'a [Row],
     /// Those of the model that was trained; `None`: this one.
@@ -202,7 +203,7 @@ impl DeviceJob for Probabilities<'_> {
         let mut loaded = InferenceModel::load_rewritten(
             &settings,
             checkpoint,
-            &Adapters::one_by_one(adapters),
+            &adapters,
             rewrite,
             InferenceJob::Loss,
             longest,

@@ -14,8 +14,9 @@ pub fn export_uniform(adapter: &Adapter, dir: &Path, output: &Path) -> Result<Ad
     let uniform = adapter.uniform().context(|| dir.display().to_string())?;
     let partial = Partial::new(output)?;
     let mut files = AtomicFiles::new(&partial.path)?;
-    uniform.add_to(&mut files)?;
+    // First: the card says whose tokenizer it is.
     add_tokenizer_files(dir, &mut files, &[])?;
+    uniform.add_to(&mut files)?;
     files.add_sums()?;
     files.commit_with_last(ADAPTER_CONFIG)?;
     partial.commit(output)?;

@@ -11,6 +11,7 @@ use super::dir::{Dir, unique};
 use super::failpoint;
 use super::hash::hex;
 use super::json::read_bounded;
+use super::regular::{in_place_of, is_there};
 use crate::error::{Context, Result};
 
 /// SHA-256 of files beside it, as `sha256sum` writes and checks them.
@@ -82,6 +83,11 @@ impl AtomicFiles {
         Ok(())
     }
 
+    /// Whether a file of this name is among those so far.
+    pub fn holds(&self, name: &str) -> bool {
+        self.pending.iter().any(|file| file.name == name)
+    }
+
     /// Adds `SHA256SUMS`, a line for each of the files so far.
     pub fn add_sums(&mut self) -> Result<()> {
         let sums: String = self.pending.iter().map(|file| format!("{}  {}\n", file.hash, file.name)).collect();
@@ -93,8 +99,7 @@ impl AtomicFiles {
         let mut earlier = String::new();
         let read = self.dir.open_file(SUMS).and_then(|file| file.take(MAX_SUMS_BYTES).read_to_string(&mut earlier));
         read.context(|| format!("{}: cannot be read", self.dir.join(SUMS).display()))?;
-        let is_new = |name: &str| self.pending.iter().any(|file| file.name == name);
-        let kept = parse_sums(&earlier).into_iter().filter(|&(_, name)| !is_new(name));
+        let kept = parse_sums(&earlier).into_iter().filter(|&(_, name)| !self.holds(name));
         let new = self.pending.iter().map(|file| (file.hash.as_str(), file.name.as_str()));
         let sums: String = kept.chain(new).map(|(hash, name)| format!("{hash}  {name}\n")).collect();
         self.add(SUMS, |to| to.write_all(sums.as_bytes()))
@@ -173,6 +178,8 @@ pub(crate) enum Damage {
     /// It has no line of this name.
     NoLine(PathBuf, String),
     Missing(PathBuf),
+    /// Something else is in its place.
+    NoFile(PathBuf, &'static str),
     Changed {
         file: PathBuf,
         found: String,
@@ -186,6 +193,7 @@ impl std::fmt::Display for Damage {
             Damage::NoSums(path) => write!(f, "{}: cannot be read", path.display()),
             Damage::NoLine(path, name) => write!(f, "{}: found no line of {name}", path.display()),
             Damage::Missing(file) => write!(f, "{}: found no such file", file.display()),
+            Damage::NoFile(file, found) => write!(f, "{}: found {found}, expected a file", file.display()),
             Damage::Changed { file, found, expected } => write!(
                 f,
                 "{}: found a SHA-256 of {found}, expected {expected}, the file changed after it was written",
@@ -212,6 +220,9 @@ pub(crate) fn find_damage(dir: &Path, required: &[&str], unchecked: &[&str]) -> 
             continue;
         }
         let file = dir.join(name);
+        if let Some(found) = in_place_of(&file) {
+            return Ok(Some(Damage::NoFile(file, found)));
+        }
         if !file.is_file() {
             return Ok(Some(Damage::Missing(file)));
         }
@@ -221,6 +232,23 @@ pub(crate) fn find_damage(dir: &Path, required: &[&str], unchecked: &[&str]) -> 
         }
     }
     Ok(None)
+}
+
+/// Compares one file with `SHA256SUMS`, if that is there and names it. None: it is as it was written, or nothing says
+/// how that was. Refused: something that is no file in the place of `SHA256SUMS`.
+pub(crate) fn find_change(dir: &Path, name: &str) -> Result<Option<Damage>> {
+    let path = dir.join(SUMS);
+    if !is_there(&path)? {
+        return Ok(None);
+    }
+    let bytes = read_bounded(&path, MAX_SUMS_BYTES)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let Some((expected, _)) = parse_sums(&text).into_iter().find(|&(_, summed)| summed == name) else {
+        return Ok(None);
+    };
+    let file = dir.join(name);
+    let found = super::hash::file_hash(&file)?;
+    Ok((!found.eq_ignore_ascii_case(expected)).then(|| Damage::Changed { file, found, expected: expected.to_owned() }))
 }
 
 #[cfg(test)]

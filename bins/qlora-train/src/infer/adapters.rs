@@ -43,6 +43,9 @@ impl Given {
             _ => (None, text),
         };
         let (dir, weight) = match rest.rsplit_once(':') {
+            Some((dir, "")) if !Path::new(rest).exists() => {
+                refuse!("--adapter {text}: found no weight after the colon, expected {dir} or a number as in {dir}:0.5")
+            }
             Some((dir, weight)) if !Path::new(rest).exists() => match weight.parse::<f64>() {
                 Ok(weight) if !weight.is_finite() => {
                     refuse!("--adapter {text}: found a weight of {weight}, expected a finite number")
@@ -64,7 +67,7 @@ impl Adapters {
     }
 
     /// Adapters as they were given. Where one has a weight they are added up, those without one with weight 1. Refused:
-    /// a weight that is not finite.
+    /// a weight that is missing after its colon or not finite, a name that another has.
     pub fn parse<'a>(given: impl IntoIterator<Item = &'a PathBuf>) -> Result<Self> {
         let mut adapters = Self::default();
         for given in given {
@@ -76,6 +79,8 @@ impl Adapters {
             adapters.names.push(name);
             adapters.weights.push(weight.unwrap_or(1.0));
         }
+        // One directory may be named twice, as in a sum.
+        adapters.check_names(|one, other| adapters.names[one].is_some() || adapters.names[other].is_some())?;
         Ok(adapters)
     }
 
@@ -88,11 +93,25 @@ impl Adapters {
         if self.together == Together::Sum {
             refuse!("--adapter-by-row: found an adapter with a weight, expected none: weights add adapters up to one");
         }
-        let names: Vec<String> = (0..self.dirs.len()).map(|index| self.name(index)).collect();
-        if let Some(name) = names.iter().enumerate().find_map(|(at, name)| names[..at].contains(name).then_some(name)) {
-            refuse!("--adapter: found {name:?} twice, expected a name of its own for each: --adapter NAME=DIR");
-        }
+        self.check_names(|_, _| true)?;
         Ok(Self { together: Together::ByRow, ..self })
+    }
+
+    /// Refuses a name that two have which may not share it.
+    fn check_names(&self, differ: impl Fn(usize, usize) -> bool) -> Result<()> {
+        for other in 0..self.dirs.len() {
+            let name = self.name(other);
+            if (0..other).any(|one| self.name(one) == name && differ(one, other)) {
+                refuse!("--adapter: found {name:?} twice, expected a name of its own for each: --adapter NAME=DIR");
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes them one, their weighted sum. A single one of weight 1 stays as it is.
+    pub fn added_up(self) -> Self {
+        let as_it_is = self.weights.iter().all(|&weight| weight == 1.0) && self.dirs.len() < 2;
+        Self { together: if as_it_is { Together::OneByOne } else { Together::Sum }, ..self }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -101,6 +120,10 @@ impl Adapters {
 
     pub fn together(&self) -> Together {
         self.together
+    }
+
+    pub fn is_sum(&self) -> bool {
+        self.together == Together::Sum
     }
 
     pub fn is_by_row(&self) -> bool {
@@ -170,13 +193,37 @@ mod tests {
         for whole in ["no/x=y", "=no", "no/a:b"] {
             assert_eq!(parsed(&[whole]).unwrap().dirs, [Path::new(whole)], "{whole}");
         }
-        assert!(parsed(&["a:inf"]).unwrap_err().to_string().contains("finite"));
+        for (given, words) in [
+            (&["no/a:inf"][..], "finite"),
+            (&["x=no/a:"][..], "found no weight after the colon, expected no/a or a number as in no/a:0.5"),
+            (&["x=no/a", "x=no/b"][..], "\"x\" twice"),
+            (&["x=no/a:2", "x=no/b:3"][..], "\"x\" twice"),
+            (&["x", "x=no/b"][..], "\"x\" twice"),
+        ] {
+            let error = parsed(given).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        assert_eq!(parsed(&["no/a:0.5", "no/a:0.5"]).unwrap().weights(), [0.5, 0.5]);
         assert_eq!(Adapters::default().passes(), [None]);
         let dir = tempfile::tempdir().unwrap();
         let there = dir.path().join("r=8:0.5");
         std::fs::create_dir(&there).unwrap();
         let found = Adapters::parse([&there]).unwrap();
         assert_eq!((&found.dirs[..], found.together()), (&[there][..], Together::OneByOne));
+    }
+
+    #[test]
+    fn several_become_their_sum_and_one_stays() {
+        let of = |given: &[&str]| parsed(given).unwrap().added_up();
+        for (given, together) in [
+            (&["no/a"][..], Together::OneByOne),
+            (&["no/a:1"][..], Together::OneByOne),
+            (&["no/a:0.5"][..], Together::Sum),
+            (&["no/a", "no/b"][..], Together::Sum),
+        ] {
+            assert_eq!(of(given).together(), together, "{given:?}");
+        }
+        assert_eq!(of(&["x=no/a", "no/b:2"]).passes(), [Some("x:1 + no/b:2".to_owned())]);
     }
 
     #[test]
@@ -194,7 +241,7 @@ mod tests {
         for (given, words) in
             [(none, "no adapter"), (&["a:1"][..], "weight"), (&["x=a", "x=b"][..], "twice"), (&["a", "a"][..], "twice")]
         {
-            let error = parsed(given).unwrap().by_row().unwrap_err().to_string();
+            let error = parsed(given).and_then(Adapters::by_row).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
     }

@@ -1,6 +1,9 @@
 //! `check`: engines that take an adapter, and why others do not.
 
 use qlora_train::adapter::Adapter;
+use qlora_train::arch::Arch;
+use qlora_train::base::Checkpoint;
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::lora::ParamId;
 use serde_json::{Value, json};
 
@@ -110,9 +113,88 @@ fn what_hits_no_module_or_changes_nothing_is_refused_by_every_engine() {
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(sandbox.path("out/adapter_model.safetensors"), bytes).unwrap();
+    std::fs::remove_file(sandbox.path("out/SHA256SUMS")).unwrap();
     all_say("out", "NaN");
     sandbox.refused("check none --model model", &["none", "adapter_config.json"]);
     sandbox.refused("check out --model nowhere", &["nowhere"]);
+}
+
+/// One bit of a number, which stays finite: only the sum beside the adapter tells.
+#[test]
+fn an_adapter_that_its_own_sums_call_damaged_is_refused_by_whoever_reads_it() {
+    let sandbox = trained();
+    let (file, sums) = (sandbox.path("out/adapter_model.safetensors"), sandbox.path("out/SHA256SUMS"));
+    // Saved by this program, the sums are those of what was saved.
+    let mut adapter = Adapter::load(&sandbox.path("out")).unwrap();
+    adapter.tensors.values_mut().for_each(|(_, values)| values[0] = 0.5);
+    adapter.save(&sandbox.path("out")).unwrap();
+    assert_eq!(Adapter::load(&sandbox.path("out")).unwrap().tensors, adapter.tensors);
+    let mut bytes = sandbox.bytes("out/adapter_model.safetensors");
+    let last = bytes.len() - 4;
+    bytes[last] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    let lines = [
+        "check out --model model",
+        "merge --model model --adapter out --output x",
+        "export uniform --adapter out --output-dir x",
+        "export gguf --model model --adapter out --output x",
+        "generate --model model --adapter out --prompt hi",
+    ];
+    let words = ["safetensors: found a SHA-256 of", "the file changed after it was written", "remove out/SHA256SUMS"];
+    for line in lines {
+        sandbox.refused(line, &words);
+    }
+    std::fs::remove_file(&sums).unwrap();
+    sandbox.run(lines[0]).ok();
+    // Without a line of the tensors nothing is known of them.
+    sandbox.write("out/SHA256SUMS", "00  other\n");
+    sandbox.run(lines[0]).ok();
+    std::fs::remove_file(&sums).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&sums).status().unwrap().success());
+    let refused = Adapter::load(&sandbox.path("out")).unwrap_err().to_string();
+    assert!(refused.contains("SHA256SUMS: found a pipe, expected a file"), "{refused}");
+}
+
+#[test]
+fn with_the_base_at_hand_the_logits_have_to_move() {
+    let sandbox = trained();
+    let answer = sandbox.run("check out --json --model model --logits").json();
+    let logits = &answer["logits"];
+    let of = |key: &str| logits[key].as_f64().unwrap();
+    assert!(of("largest_change") > 0.1 && of("largest") > 0.0 && of("tokens") == 8.0, "{logits}");
+    let told = sandbox.run("check out --model model --for peft --logits").ok().stdout;
+    let line = format!("logits: of a prompt of 8 tokens moved by up to {:.4}", of("largest_change"));
+    assert!(told.starts_with(&line) && told.contains("\npeft: accepts it"), "{told}");
+    assert!(sandbox.run("check out --json --model model").json()["logits"].is_null());
+
+    // A thousandth of the change moves them less.
+    let mut half = Adapter::load(&sandbox.path("out")).unwrap();
+    half.config.lora_alpha *= 1e-3;
+    half.save(&sandbox.path("small")).unwrap();
+    let small = sandbox.run("check small --json --model model --logits").json()["logits"]["largest_change"].clone();
+    let small = small.as_f64().unwrap();
+    assert!(small > 0.0 && small < of("largest_change") / 20.0, "{small} {logits}");
+
+    // A change that is lost beside the weights' own outputs.
+    half.config.lora_alpha = 1e-30;
+    half.save(&sandbox.path("lost")).unwrap();
+    let (status, engines) = check(&sandbox, "lost --model model --logits");
+    assert_eq!(status, Some(1));
+    for (name, reasons) in engines {
+        assert!(reasons.iter().any(|reason| reason.contains("are those of the base")), "{name}: {reasons:?}");
+    }
+    assert_eq!(check(&sandbox, "lost --model model").0, Some(0));
+
+    // Rows of single tokens count, which the prompt has.
+    sandbox.train_into("rows", "--learning-rate 0.02 --trainable-token-indices 5 --lora-target-modules q_proj").ok();
+    let tokens = sandbox.run("check rows --json --model model --logits --for peft").json()["logits"]["tokens"].clone();
+    assert_eq!(tokens, 9);
+
+    let other = Arch { vocab_size: Checkpoint::open(&sandbox.path("model")).unwrap().arch().vocab_size, ..tiny_arch() };
+    Synthetic::new(other, 2).write(&sandbox.path("other")).unwrap();
+    sandbox.refused("check out --model other --logits", &["fingerprint", "--allow-other-base"]);
+    sandbox.run("check out --model other --logits --allow-other-base").ok();
+    sandbox.refused("check out --model model --logits --host-memory 1MiB", &["memory"]);
 }
 
 fn id_of_layer_0(id: &ParamId) -> ParamId {

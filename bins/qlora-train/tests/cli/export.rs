@@ -358,6 +358,7 @@ fn what_cannot_be_exported_is_refused_and_nothing_is_left() {
     let end = file.len();
     file[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(sandbox.path("out/adapter_model.safetensors"), file).unwrap();
+    std::fs::remove_file(sandbox.path("out/SHA256SUMS")).unwrap();
     sandbox.refused(&format!("{EXPORT} --output y"), &["NaN", "finite"]);
     adapter.tensors.insert(key, (vec![shape[0], 2 * shape[1]], vec![0.0; 2 * shape[0] * shape[1]]));
     adapter.save(&sandbox.path("wide")).unwrap();

@@ -235,5 +235,6 @@ fn what_cannot_be_merged_is_refused_and_nothing_is_left() {
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(sandbox.path("out/adapter_model.safetensors"), bytes).unwrap();
+    std::fs::remove_file(sandbox.path("out/SHA256SUMS")).unwrap();
     sandbox.refused(&format!("{MERGE} --output new"), &["NaN", "finite"]);
 }

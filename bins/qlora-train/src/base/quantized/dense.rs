@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::files::failpoint;
 use crate::files::tensor::{HostTensor, StoredType};
 use crate::refuse;
+use serde_json::Value;
 
 /// What happens to the tensors of a checkpoint between reading and writing.
 pub trait Rewrite {
@@ -23,6 +24,9 @@ pub trait Rewrite {
     /// Called when all tensors were read, before the directory is put in place. An error ends the work, and nothing is
     /// left.
     fn check_base(&mut self, fingerprint: &BaseFingerprint) -> Result<()>;
+
+    /// Name and content of a file that says what the checkpoint is made of, after [`check_base`](Self::check_base).
+    fn record(&self) -> Result<Option<(&'static str, Value)>>;
 }
 
 /// Result of [`write_dense`].
@@ -95,6 +99,9 @@ pub fn write_dense(
     write_json(&partial.path.join("config.json"), &config)?;
     copy_side_files(checkpoint.dir(), &partial.path)?;
     side_files.iter().try_for_each(|path| copy_side_file(path, &partial.path))?;
+    if let Some((name, record)) = rewrite.record()? {
+        write_json(&partial.path.join(name), &record)?;
+    }
     // What is to be put in place has to be what this program reads.
     Checkpoint::open(&partial.path)?;
     partial.commit(output)?;

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 pub use adapter::export_adapter;
 
 use super::merge::{MergeBase, Merging};
+use super::parts::Part;
 use crate::adapter::Adapter;
 use crate::arch::{Arch, Projection};
 use crate::base::{Checkpoint, Fingerprint, Partial, Rewrite};
@@ -171,7 +172,7 @@ pub fn export_model(
     let plan = Plan::new(family, checkpoint, kind, entries);
     let mut work = match merged {
         Some(ToMerge { adapter, dir, allow_other_base }) => {
-            Merging::new(checkpoint, adapter, dir, base, allow_other_base)?
+            Merging::new(checkpoint, &[Part::whole(adapter, dir)], base, allow_other_base)?
         }
         None => Merging::without_adapter(checkpoint, base),
     };
