@@ -6,7 +6,8 @@ usage() {
 usage: ./run [--output DIR] [--quick] [--stages LIST] [--limit STAGE=SECONDS]... [--filter TEXT] [--model DIR]
   --output DIR     where logs, the summary and the record go (default: ./output)
   --quick          fewer shapes in the benches, fewer cases in the suite
-  --stages LIST    of doctor,twins,suite,training,nccl,memcheck,racecheck,stepcheck,steps,bench (default: all, in this order)
+  --stages LIST    of calibrate,doctor,twins,contraction,suite,training,nccl,memcheck,racecheck,stepcheck,steps,bench
+                   (default: all, in this order)
   --limit S=N      stage S is stopped after N seconds
   --filter TEXT    the benches measure only what has this in its name
   --model DIR      one stage more, curve: the demo's run of this model on the GPU, twice, and on the CPU
@@ -15,11 +16,11 @@ END
 }
 
 here=$(cd "$(dirname "$0")" && pwd) || exit 2
-output=./output stages=doctor,twins,suite,training,nccl,memcheck,racecheck,stepcheck,steps,bench quick= filter= model=
-limit_doctor=60 limit_twins=60 limit_suite=300 limit_training=120 limit_nccl=120
+output=./output stages=calibrate,doctor,twins,contraction,suite,training,nccl,memcheck,racecheck,stepcheck,steps,bench quick= filter= model=
+limit_calibrate=60 limit_doctor=60 limit_twins=60 limit_contraction=60 limit_suite=300 limit_training=120 limit_nccl=120
 limit_memcheck=300 limit_racecheck=300 limit_stepcheck=300 limit_steps=540 limit_bench=540 limit_curve=540
 
-is_stage() { case $1 in doctor | twins | suite | training | nccl | memcheck | racecheck | stepcheck | steps | bench | curve) ;; *) return 1 ;; esac; }
+is_stage() { case $1 in calibrate | doctor | twins | contraction | suite | training | nccl | memcheck | racecheck | stepcheck | steps | bench | curve) ;; *) return 1 ;; esac; }
 wrong() { echo "run: $1" >&2; usage >&2; exit 2; }
 
 while [ $# -gt 0 ]; do
@@ -111,7 +112,7 @@ run_stage() {
 
 # The line in which a tool sums itself up, else its last.
 closing() {
-    line=$(grep -E '^(test result: |[0-9]+ rows in |=+ (ERROR|RACECHECK) SUMMARY|error: )' "$1" | tail -n 2 | tr '\n' ' ')
+    line=$(grep -E '^(test result: |dX over |[0-9]+ rows in |.*: [0-9]+ figures at |=+ (ERROR|RACECHECK) SUMMARY|error: )' "$1" | tail -n 2 | tr '\n' ' ')
     [ -n "$line" ] || line=$(tail -n 1 "$1")
     echo "$line" | cut -c 1-300
 }
@@ -164,8 +165,12 @@ END
 
 for stage in $(echo "$stages" | tr , ' '); do
     case $stage in
+    # First on a card that nothing has warmed yet: cycles of single instructions, for `cargo xtask predict --calibrate`.
+    calibrate) run_stage calibrate "$here/bin/calibrate" --record "$output/records/calibration" ;;
     doctor) run_stage doctor "$here/bin/qlora-train" doctor ;;
     twins) run_stage twins "$here/bin/suite" twins:: --nocapture ;;
+    # Before the rest of the suite: what the emulation cannot show.
+    contraction) run_stage contraction "$here/bin/suite" long_contraction:: --nocapture ;;
     suite)
         if [ -n "$quick" ]; then PROPTEST_CASES=8; else PROPTEST_CASES=256; fi
         export PROPTEST_CASES

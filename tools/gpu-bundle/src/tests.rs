@@ -8,7 +8,7 @@ fn bundle(programs: &[(&str, &str)]) -> tempfile::TempDir {
     fs::create_dir_all(dir.path().join("bin")).unwrap();
     fs::write(dir.path().join("built.json"), "{\"commit\": \"abc\"}\n").unwrap();
     write_script(dir.path()).unwrap();
-    for (_, name) in KERNELS.into_iter().chain(TRAINER).chain([("", "compute-sanitizer")]) {
+    for (_, name) in KERNELS.into_iter().chain(TRAINER).chain([("", CALIBRATE), ("", "compute-sanitizer")]) {
         let body =
             programs.iter().find(|(program, _)| *program == name).map_or("echo test result: ok", |(_, body)| body);
         let path = dir.path().join("bin").join(name);
@@ -42,8 +42,10 @@ fn all_stages_run_in_order_and_pass() {
     let places: Vec<_> = [
         "A GPU",
         "abc",
+        "calibrate",
         "doctor",
         "twins",
+        "contraction",
         "suite",
         "training",
         "nccl",
@@ -64,7 +66,7 @@ fn all_stages_run_in_order_and_pass() {
 
 #[test]
 fn a_failing_stage_stops_no_other_and_the_run_fails() {
-    let suite = "case $1 in twins::) echo wrong twin; exit 101;; *) sleep 20;; esac";
+    let suite = "case $1 in twins::) echo wrong twin; exit 101;; long*) echo fine;; *) sleep 20;; esac";
     let sanitizer = "[ \"$2\" = racecheck ] && { echo ========= RACECHECK SUMMARY: 1 hazard; exit 86; }; echo \"cases $PROPTEST_CASES\"";
     let bundle = bundle(&[("suite", suite), ("compute-sanitizer", sanitizer), ("bench", "echo facts")]);
     let (status, text, summary) = run_with(&bundle, &["--limit", "suite=1"]);
@@ -103,6 +105,25 @@ fn steps_are_measured_one_by_one() {
         .collect();
     assert_eq!(files.len(), 2, "{files:?}");
     assert!(files.iter().all(|text| text.contains("--device cuda --shape llama-3-8b") && text.contains("--steps 3")));
+}
+
+/// The card's constants come first, into a folder of their own; of the suite, what no emulation shows.
+#[test]
+fn instructions_are_timed_before_all_and_the_long_sum_before_the_suite() {
+    let programs = [
+        ("calibrate", "mkdir -p \"$2\"; echo \"{}\" >\"$2/r.json\"; echo \"$1 and 11 figures\""),
+        ("suite", "echo \"dX over 4096: $1\"; [ \"$1\" != long_contraction:: ]"),
+        ("bench", "echo facts"),
+    ];
+    let bundle = bundle(&programs);
+    let (status, text, summary) = run_with(&bundle, &["--stages", "calibrate,contraction,suite"]);
+    assert_eq!(status, 1, "{text}");
+    let is_stage = |line: &&str| line.starts_with("passed ") || line.starts_with("FAILED ");
+    let lines: Vec<&str> = summary.lines().map(str::trim_end).filter(is_stage).collect();
+    assert!(lines[0].starts_with("passed   calibrate") && lines[0].ends_with("--record and 11 figures"), "{summary}");
+    assert!(lines[1].starts_with("FAILED   contraction") && lines[1].ends_with("long_contraction::"), "{summary}");
+    assert!(lines[2].starts_with("passed   suite") && lines[2].ends_with("--nocapture"), "{summary}");
+    assert!(bundle.path().join("output/records/calibration/r.json").is_file());
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::thread::ScopedJoinHandle;
 use tools_support::artifacts;
+use tools_support::calibration;
 use tools_support::cuda::{self, ARCHS, Toolkit};
 use tools_support::workspace::Workspace;
 
@@ -37,9 +38,21 @@ impl Library {
         let built = artifacts::build(workspace, &arguments, &[("QLORA_CUDA_ARCHS", &cuda::archs_variable())])?;
         let path = built.kernels_out_dir()?.join("libqlora_kernels_cuda.a");
         ensure!(path.is_file(), "the build script left no {}", path.display());
+        Self::at(workspace, toolkit, path, "kernel-listings")
+    }
+
+    /// The micro-kernels of `benches/calibration` in place of the library.
+    pub fn of_calibration(workspace: &Workspace) -> Result<Self> {
+        let toolkit = cuda::toolkit(workspace)?;
+        let path = calibration::compile(workspace, &toolkit)?;
+        Self::at(workspace, toolkit, path, "calibration-listings")
+    }
+
+    /// A built library or object, with the folder of its listings in the target directory.
+    fn at(workspace: &Workspace, toolkit: Toolkit, path: PathBuf, folder: &str) -> Result<Self> {
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let hash: String = Sha256::digest(bytes)[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        let all = workspace.target.join("kernel-listings");
+        let all = workspace.target.join(folder);
         let listings = all.join(&hash);
         if !listings.is_dir() {
             // Those of an older library are of no use to anyone.

@@ -2,6 +2,7 @@
 
 #![deny(unsafe_code)]
 
+mod calibration;
 mod launches;
 mod ptx;
 mod table;
@@ -37,13 +38,15 @@ fn check_machine_code(workspace: &Workspace) -> Result<String> {
     println!("{}", table::shown(&rows));
     let mut findings = table::findings(&rows, &table::HOT);
     findings.extend(launches::findings(&rows));
+    findings.extend(calibration::findings(&Library::of_calibration(workspace)?.machine_code()?)?);
     ensure!(findings.is_empty(), "{} findings:\n  {}", findings.len(), findings.join("\n  "));
     let kernels = rows.len() / ARCHS.len();
     let (hot, most) = (table::HOT.len(), rows.iter().filter_map(|row| row.dynamic).max().unwrap_or_default());
     let archs = ARCHS.join(", ");
+    let (micro, limit) = (calibration::MICRO_KERNELS.len(), launches::LIMIT);
     Ok(format!(
-        "{kernels} kernels for {archs} and PTX, {hot} of them hot, without spills; {most} of {} bytes of shared memory in the largest launch",
-        launches::LIMIT
+        "{kernels} kernels for {archs} and PTX, {hot} of them hot, without spills; {most} of {limit} bytes of shared memory in the largest launch; \
+         {micro} micro-kernels time what they say"
     ))
 }
 

@@ -31,7 +31,7 @@ const fn memory_bound(name: &'static str) -> Hot {
     Hot { name, copies: false, is_tensor_core: false, known_spills: 0 }
 }
 
-pub const HOT: [Hot; 119] = [
+pub const HOT: [Hot; 121] = [
     tensor_core("linear_forward<Config<128, 8, 3, false, true>>", true),
     tensor_core("linear_forward<Config<64, 4, 3, false, true>>", true),
     tensor_core("linear_forward<Config<64, 4, 3, false, false>>", true),
@@ -158,6 +158,8 @@ pub const HOT: [Hot; 119] = [
     memory_bound("swiglu<8, true, 0>"),
     memory_bound("embedding<8>"),
     memory_bound("embedding_backward<8>"),
+    memory_bound("replace_rows<8>"),
+    memory_bound("pick_columns"),
 ];
 
 /// One kernel of one architecture.

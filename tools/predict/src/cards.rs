@@ -1,6 +1,9 @@
 //! The cards, and every constant that a prediction rests on: measured, documented or assumed, and by whom.
 
+use crate::constants::{self, MeasuredConstant};
+use anyhow::{Result, ensure};
 use std::fmt;
+use std::sync::LazyLock;
 
 /// Where a constant comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +42,10 @@ const fn assumed(value: f64, source: &'static str) -> Constant {
 }
 
 /// What the cards of one architecture share. Cycles are those of the multiprocessor's clock.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Architecture {
+    /// That of the cards
+    pub name: &'static str,
     /// That of the machine code which runs there
     pub code: &'static str,
     /// Cycles from one floating-point instruction of a scheduler to the next
@@ -69,7 +74,7 @@ pub struct Architecture {
 }
 
 /// One card.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Card {
     pub name: &'static str,
     /// Its name in records, or a part of that
@@ -90,6 +95,9 @@ pub struct Card {
     /// TFLOP/s of a library's dense bf16 product, for dequantize + cuBLASLt
     pub library_tflops: Constant,
 }
+
+/// Bytes of a wavefront: 32 banks of 4.
+const WAVEFRONT_BYTES: f64 = 128.0;
 
 impl Card {
     pub fn hz(&self) -> f64 {
@@ -121,6 +129,11 @@ impl Card {
 }
 
 impl Architecture {
+    /// Cycles of a wavefront of all 32 banks.
+    pub fn wavefront_cycles(&self) -> f64 {
+        WAVEFRONT_BYTES / self.shared_bytes.value
+    }
+
     pub fn constants(&self) -> [(&'static str, &Constant); 16] {
         [
             ("FFMA interval", &self.float_interval),
@@ -163,6 +176,7 @@ const HOPPER_STUDY: &str =
     "about as Luo et al., Benchmarking and Dissecting the Nvidia Hopper GPU Architecture, 2024; not looked up";
 
 const SM_80: Architecture = Architecture {
+    name: "sm_80",
     code: "sm_80",
     float_interval: documented(2.0, GUIDE),
     integer_multiply_interval: documented(2.0, GUIDE),
@@ -183,6 +197,7 @@ const SM_80: Architecture = Architecture {
 };
 
 const SM_86: Architecture = Architecture {
+    name: "sm_86",
     float_interval: documented(1.0, GUIDE),
     l2_latency: assumed(230.0, "as on an A100, further away at a higher clock"),
     dram_latency: assumed(520.0, "as on an A100, at a higher clock"),
@@ -194,6 +209,7 @@ const SM_86: Architecture = Architecture {
 };
 
 const SM_89: Architecture = Architecture {
+    name: "sm_89",
     l2_latency: assumed(270.0, "a larger L2 at a higher clock than GA102's"),
     dram_latency: assumed(600.0, "GA102's at a higher clock"),
     max_blocks: documented(24.0, FEATURES),
@@ -201,6 +217,7 @@ const SM_89: Architecture = Architecture {
 };
 
 const SM_90: Architecture = Architecture {
+    name: "sm_90",
     code: "sm_90",
     float_interval: documented(1.0, GUIDE),
     shared_latency: assumed(29.0, HOPPER_STUDY),
@@ -214,6 +231,7 @@ const SM_90: Architecture = Architecture {
 };
 
 const SM_120: Architecture = Architecture {
+    name: "sm_120",
     code: "sm_120",
     integer_multiply_interval: assumed(1.0, "whitepaper: integer rate doubled over Ada's"),
     l2_latency: assumed(300.0, "a larger L2 than Ada's"),
@@ -223,7 +241,8 @@ const SM_120: Architecture = Architecture {
 
 const COPY: &str = "a plain copy's share on cards that published such figures";
 
-pub const CARDS: [Card; 6] = [
+/// All cards as they are written here, whatever has been measured.
+pub static WRITTEN: [Card; 6] = [
     Card {
         name: "A100",
         in_records: "A100",
@@ -307,6 +326,67 @@ pub const CARDS: [Card; 6] = [
     },
 ];
 
+/// All cards, with what has been measured in place of what is written in [`WRITTEN`].
+pub static CARDS: LazyLock<[Card; 6]> = LazyLock::new(|| {
+    let measured = constants::parse(constants::MEASURED).and_then(|measured| with_measured(&WRITTEN, &measured));
+    measured.unwrap_or_else(|error| panic!("{}: {error:#}", constants::FILE))
+});
+
+impl Card {
+    /// The constant of this name that a calibration measures.
+    fn measurable(&mut self, name: &str) -> Option<&mut Constant> {
+        (name == "matrix_interval").then_some(&mut self.matrix_interval)
+    }
+}
+
+impl Architecture {
+    /// The constant of this name that a calibration measures.
+    fn measurable(&mut self, name: &str) -> Option<&mut Constant> {
+        Some(match name {
+            "shared_bytes" => &mut self.shared_bytes,
+            "memory_interval" => &mut self.memory_interval,
+            "shared_latency" => &mut self.shared_latency,
+            "matrix_load_latency" => &mut self.matrix_load_latency,
+            "l2_latency" => &mut self.l2_latency,
+            "l2_bytes" => &mut self.l2_bytes,
+            "branch_penalty" => &mut self.branch_penalty,
+            "barrier_latency" => &mut self.barrier_latency,
+            _ => return None,
+        })
+    }
+}
+
+/// These cards with measured constants.
+///
+/// # Errors
+///
+/// A constant is of no card and no architecture here, or none that a calibration measures.
+pub fn with_measured(cards: &[Card; 6], measured: &[MeasuredConstant]) -> Result<[Card; 6]> {
+    let mut cards = cards.clone();
+    for MeasuredConstant { of, constant, value, source } in measured {
+        // Cards live as long as the program, and so does what they refer to.
+        let found = Constant { value: *value, mark: Mark::Measured, source: source.clone().leak() };
+        let mut is_known = false;
+        for card in &mut cards {
+            let mut architecture = card.architecture.clone();
+            if architecture.name == of.as_str()
+                && let Some(place) = architecture.measurable(constant)
+            {
+                *place = found;
+                card.architecture = Box::leak(Box::new(architecture));
+                is_known = true;
+            } else if card.name == of.as_str()
+                && let Some(place) = card.measurable(constant)
+            {
+                *place = found;
+                is_known = true;
+            }
+        }
+        ensure!(is_known, "{of} has no constant {constant} that is measured");
+    }
+    Ok(cards)
+}
+
 /// The card of this name.
 pub fn card(name: &str) -> Option<&'static Card> {
     CARDS.iter().find(|card| card.name == name)
@@ -334,8 +414,38 @@ mod tests {
     }
 
     #[test]
+    fn a_measured_constant_takes_the_place_of_the_assumed_one() {
+        let measured = |of: &str, constant: &str, value| MeasuredConstant {
+            of: of.to_owned(),
+            constant: constant.to_owned(),
+            value,
+            source: "a record".to_owned(),
+        };
+        let entries = [measured("sm_89", "branch_penalty", 14.5), measured("4090", "matrix_interval", 32.25)];
+        let cards = with_measured(&WRITTEN, &entries).unwrap();
+        for (card, written) in cards.iter().zip(&WRITTEN) {
+            let (found, before) = (card.architecture.branch_penalty, written.architecture.branch_penalty);
+            match card.architecture.name {
+                "sm_89" => {
+                    assert_eq!((found.value, found.mark, found.source), (14.5, Mark::Measured, "a record"));
+                }
+                _ => assert_eq!((found.value, found.mark), (before.value, before.mark), "{}", card.name),
+            }
+            let (found, before) = (card.matrix_interval, written.matrix_interval);
+            match card.name {
+                "4090" => assert_eq!((found.value, found.mark), (32.25, Mark::Measured)),
+                _ => assert_eq!((found.value, found.mark), (before.value, before.mark), "{}", card.name),
+            }
+        }
+        for (of, constant) in [("sm_75", "branch_penalty"), ("sm_89", "matrix_interval"), ("4090", "dram")] {
+            let error = with_measured(&WRITTEN, &[measured(of, constant, 1.0)]).unwrap_err().to_string();
+            assert_eq!(error, format!("{of} has no constant {constant} that is measured"));
+        }
+    }
+
+    #[test]
     fn every_constant_has_a_source_and_is_above_zero() {
-        for card in &CARDS {
+        for card in CARDS.iter() {
             for (what, constant) in card.constants().iter().chain(&card.architecture.constants()) {
                 assert!(constant.value > 0.0 && !constant.source.is_empty(), "{} {what}", card.name);
             }

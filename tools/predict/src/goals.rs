@@ -3,7 +3,7 @@
 
 use crate::cards::{Card, card};
 use crate::launches::{Kernels, Launch, predict};
-use crate::operations::{NF4_BYTES, Operation, adamw};
+use crate::operations::{Operation, adamw, dequantize};
 use crate::steps::{PlannedStep, Products, step};
 use anyhow::{Context, Result};
 
@@ -106,10 +106,7 @@ pub fn judged(kernels: &Kernels, steps: &[PlannedStep]) -> Result<Vec<Judged>> {
         let share = |launch: Launch| -> Result<f64> {
             Ok(launch.bytes / predict(kernels, &launch, card)?.seconds / card.copy_bandwidth())
         };
-        let weights = 28672.0 * 8192.0;
-        let blocks = (weights / 8.0 / 256.0) as usize;
-        let dequantize = Launch::moving("dequantize<__nv_bfloat16>", 256, blocks, weights * (2.0 + NF4_BYTES));
-        add(DEQUANTIZE, share(dequantize)?, Bound::AtLeast(0.85));
+        add(DEQUANTIZE, share(dequantize(28672.0 * 8192.0))?, Bound::AtLeast(0.85));
         add(ADAMW, share(adamw(card, 207.1e6))?, Bound::AtLeast(0.85));
     }
     for (goal, shape, name, least) in STEPS {

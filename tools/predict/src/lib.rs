@@ -3,7 +3,9 @@
 
 #![deny(unsafe_code)]
 
+pub mod calibration;
 pub mod cards;
+pub mod constants;
 pub mod goals;
 pub mod launches;
 pub mod limits;

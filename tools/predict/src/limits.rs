@@ -51,7 +51,7 @@ impl Bounds {
         Self {
             tensor: multiply_adds / 2048.0 * card.matrix_interval.value * warps / 4.0,
             issue: steps.len() as f64 * warps / 4.0,
-            shared: sum(&|step| f64::from(step.wavefronts)) * warps,
+            shared: sum(&|step| f64::from(step.wavefronts)) * warps * card.architecture.wavefront_cycles(),
             memory: bytes * warps / memory.bytes_per_cycle,
         }
     }

@@ -1,11 +1,13 @@
-//! Prints the predicted speed of the kernels, writes it to `docs/predicted.md`, or checks that page and the goals.
+//! Prints the predicted speed of the kernels, writes it to `docs/predicted.md`, or checks that page and the goals;
+//! takes the constants of a calibration.
 
 #![deny(unsafe_code)]
 
 use anyhow::{Context, Result, bail, ensure};
 use kernel_inspect::library::Library;
 use predict::launches::Kernels;
-use predict::{goals, measured, page, rates, steps};
+use predict::{calibration, constants, goals, measured, page, rates, steps};
+use records::calibration::Calibration;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,6 +15,7 @@ use tools_support::command::finish;
 use tools_support::workspace::Workspace;
 
 const PAGE: &str = "docs/predicted.md";
+const CALIBRATIONS: &str = "benches/records/calibration";
 const RATES: &str = "bins/qlora-train/src/session/predicted.json";
 
 fn main() -> ExitCode {
@@ -22,12 +25,15 @@ fn main() -> ExitCode {
         [] => of_workspace(print),
         ["write"] => of_workspace(write),
         ["check"] => of_workspace(check),
+        ["calibrate", file] => {
+            Workspace::locate().and_then(|workspace| calibrate(Path::new(file), &workspace.root.join(constants::FILE)))
+        }
         _ => bail_usage(),
     })
 }
 
 fn bail_usage() -> Result<String> {
-    bail!("usage: predict [write | check]")
+    bail!("usage: predict [write | check | calibrate FILE]")
 }
 
 /// What the machine code says.
@@ -47,8 +53,10 @@ fn predicted(workspace: &Workspace) -> Result<Predicted> {
     let judged = goals::judged(&kernels, &steps)?;
     let records = records::read(&workspace.root.join("benches/records"))?;
     let compared = measured::compared(&kernels, &records)?;
+    let calibrations = records::calibration::read(&workspace.root.join(CALIBRATIONS))?;
+    let calibrated = calibrations.iter().map(calibration::calibrated).collect::<Result<Vec<_>>>()?;
     let compiler = library.compiler()?;
-    let page = page::page(&compiler, &kernels, &steps, &judged, &compared)?;
+    let page = page::page(&compiler, &kernels, &steps, &judged, &compared, &calibrated)?;
     let rates = rates::file(&kernels, &steps)?;
     Ok(Predicted { compiler, page, rates, findings: goals::findings(&judged, goals::KNOWN_MISSES) })
 }
@@ -87,10 +95,70 @@ fn check(workspace: &Workspace) -> Result<String> {
     ))
 }
 
+/// Prints a calibration beside the constants that are taken without it, and writes those that it measured to the file
+/// at `to`.
+fn calibrate(from: &Path, to: &Path) -> Result<String> {
+    let calibration = Calibration::read(from)?;
+    let calibrated = calibration::calibrated(&calibration).with_context(|| from.display().to_string())?;
+    let measured = calibration::constants(&calibrated);
+    let (count, known) = (measured.len(), read(to)?);
+    let text = constants::merged(&known, measured).with_context(|| to.display().to_string())?;
+    println!("{}", calibration::tables(&[calibrated]));
+    fs::write(to, text).with_context(|| format!("cannot write {}", to.display()))?;
+    Ok(format!(
+        "{count} constants of {} are written to {}; `cargo xtask predict --write` predicts with them",
+        calibration.gpu,
+        to.display()
+    ))
+}
+
 fn refuse(findings: &[String]) -> Result<String> {
     bail!("{} findings:\n  {}", findings.len(), findings.join("\n  "))
 }
 
 fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RECORD: &str = r#"{
+  "date": "2025-01-31 23:59", "gpu": "NVIDIA GeForce RTX 4090", "compute_capability": "8.9", "multiprocessors": 128,
+  "clock_ghz": 2.5, "driver": null, "cuda": "13.0", "nvcc": "13.0.88",
+  "cycles": {
+    "hmma": 32.5, "lds_32": 2.0, "lds_32_one_scheduler": 4.0, "lds_128": 4.0, "lds_latency": 24.0, "ldsm": 4.0,
+    "ldsm_latency": 33.0, "ldgsts": 10.0, "ldgsts_latency": 300.0, "branch": 20.0, "barrier": 26.0
+  }
+}"#;
+
+    #[test]
+    fn the_constants_of_a_record_are_written_and_a_refused_one_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("record.json"), dir.path().join("measured.json"));
+        fs::write(&to, "[]\n").unwrap();
+        fs::write(&from, RECORD).unwrap();
+        let closing = calibrate(&from, &to).unwrap();
+        assert!(closing.starts_with("9 constants of NVIDIA GeForce RTX 4090 are written to "), "{closing}");
+        let written = fs::read_to_string(&to).unwrap();
+        let found = constants::parse(&written).unwrap();
+        let interval = found.iter().find(|constant| constant.constant == "matrix_interval").unwrap();
+        assert_eq!((interval.of.as_str(), interval.value), ("4090", 32.5));
+        assert!(found.iter().filter(|constant| constant.of == "sm_89").count() == 8);
+
+        for (figure, value, expected) in [
+            ("\"8.9\"", "\"9.0\"", "which is sm_89, and its compute capability is 9.0"),
+            ("32.5", "0.0", "cycles.hmma is 0"),
+            ("32.5", "nan", "is not a calibration"),
+        ] {
+            fs::write(&from, RECORD.replace(figure, value)).unwrap();
+            let error = format!("{:#}", calibrate(&from, &to).unwrap_err());
+            assert!(error.contains(expected) && error.contains("record.json"), "{error}");
+            assert_eq!(fs::read_to_string(&to).unwrap(), written);
+        }
+        fs::write(&from, RECORD).unwrap();
+        let missing = dir.path().join("missing.json");
+        assert!(calibrate(&from, &missing).unwrap_err().to_string().contains("cannot read"));
+    }
 }

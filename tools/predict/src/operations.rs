@@ -413,6 +413,12 @@ pub fn adamw(card: &Card, parameters: f64) -> Launch {
     Launch { work: Work::Strides { blocks }, shared: maps, ..Launch::moving("adamw_update", 256, blocks, bytes) }
 }
 
+/// So many weights in NF4 with double quantization to bf16.
+pub fn dequantize(weights: f64) -> Launch {
+    let blocks = (weights / 8.0 / 256.0) as usize;
+    Launch::moving("dequantize<__nv_bfloat16>", 256, blocks, weights * (2.0 + NF4_BYTES))
+}
+
 /// Bytes that AdamW in 8 bits moves for a parameter: gradient, value read and written, its working copy, two states.
 pub const ADAMW_BYTES: f64 = 18.0;
 

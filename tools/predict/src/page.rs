@@ -1,5 +1,6 @@
 //! `docs/predicted.md`.
 
+use crate::calibration::{self, Calibrated};
 use crate::cards::{BLOCK_START, CARDS, Card, Constant, LAUNCH_GAP, LAUNCH_RAMP};
 use crate::goals::{Bound, Judged};
 use crate::launches::{Kernels, predict};
@@ -88,6 +89,7 @@ pub fn page(
     steps: &[PlannedStep],
     judged: &[Judged],
     compared: &[Compared],
+    calibrated: &[Calibrated<'_>],
 ) -> Result<String> {
     let mut text = format!("{HEAD}\n{}", compiled_by(compiler));
     text += "\n## Steps\n\n";
@@ -109,6 +111,10 @@ pub fn page(
     shares_table(&mut text, kernels, steps)?;
     text += "\n## Beside measurements\n\n";
     text += &beside(compared);
+    text += "\n### Single instructions\n\n";
+    text += "Cycles of the bundle's micro-kernels, as the constants below that they are. `cargo xtask predict --calibrate FILE`\n\
+             writes those of a record into `tools/predict/measured.json`.\n\n";
+    text += &calibration::tables(calibrated);
     text += "\n## Constants\n\n";
     constants(&mut text);
     Ok(text)
@@ -122,8 +128,11 @@ pub fn beside(compared: &[Compared]) -> String {
     let mut text =
         "| card | work | predicted | measured | measured over predicted |\n|---|---|---|---|---|\n".to_owned();
     for Compared { card, work, predicted, measured } in compared {
-        let (ratio, ms) = (measured / predicted, [1e3 * predicted, 1e3 * measured]);
-        let _ = writeln!(text, "| {card} | {work} | {:.3} ms | {:.3} ms | {ratio:.2} |", ms[0], ms[1]);
+        let (expected, ratio) = match predicted {
+            Some(predicted) => (format!("{:.3} ms", 1e3 * predicted), format!("{:.2}", measured / predicted)),
+            None => ("not predicted".to_owned(), String::new()),
+        };
+        let _ = writeln!(text, "| {card} | {work} | {expected} | {:.3} ms | {ratio} |", 1e3 * measured);
     }
     text
 }
@@ -135,7 +144,7 @@ fn steps_table(text: &mut String, kernels: &Kernels, steps: &[PlannedStep], prod
     rows.dedup();
     for (shape, tokens) in rows {
         let _ = write!(text, "| {shape}, {tokens} |");
-        for card in &CARDS {
+        for card in CARDS.iter() {
             let planned = steps.iter().find(|step| {
                 step.shape == shape && step.tokens == tokens && step.memory == memory_of(card) && step.fits
             });
@@ -177,7 +186,7 @@ fn kernels_table(text: &mut String, kernels: &Kernels) -> Result<()> {
     text.push_str("|---|---|---|---|---|---|---|---|---|---|---|\n");
     let mut slow: Vec<String> = Vec::new();
     for (work, operation) in shown() {
-        for card in &CARDS {
+        for card in CARDS.iter() {
             let launches = operation.launches(kernels, card);
             for launch in launches.with_context(|| format!("no launches are known of {}", operation.name))? {
                 let found = predict(kernels, &launch, card)?;
@@ -271,7 +280,7 @@ fn constants(text: &mut String) {
     let mut row = |what: &str, of: &str, constant: &Constant| {
         let _ = writeln!(text, "| {what} | {of} | {} | {} | {} |", constant.value, constant.mark, constant.source);
     };
-    for card in &CARDS {
+    for card in CARDS.iter() {
         card.constants().iter().for_each(|(what, constant)| row(what, card.name, constant));
     }
     for card in CARDS.iter().filter(|card| card.name != "4090") {

@@ -370,7 +370,7 @@ impl Multiprocessor<'_> {
     fn in_banks(&mut self, scheduler: usize, clock: f64, wavefronts: f64) -> f64 {
         self.queue[scheduler] = clock + self.architecture.memory_interval.value;
         let start = self.banks.max(clock + 4.0);
-        self.banks = start + wavefronts;
+        self.banks = start + wavefronts * self.architecture.wavefront_cycles();
         start
     }
 

@@ -2,10 +2,12 @@
 //! each slowdown that is planted.
 
 use kernel_inspect::sass::{self, Code};
-use predict::cards::{Card, card};
+use predict::calibration::{calibrated, constants};
+use predict::cards::{Card, WRITTEN, with_measured};
 use predict::limits::{Limit, Round, Slowdowns};
 use predict::machine::walk::{MainLoop, Walk, walk};
 use predict::simulator::Memory;
+use records::calibration::{Calibration, Cycles};
 use std::fmt::Write;
 
 /// An instruction with what the scheduler is told: stall, write barrier, barriers to wait for.
@@ -40,14 +42,47 @@ fn plenty() -> Memory {
     Memory { bytes_per_cycle: 1e6, latency: 100.0 }
 }
 
+/// Without what has been measured, which changes what loops take.
 fn a6000() -> &'static Card {
-    card("A6000").unwrap()
+    WRITTEN.iter().find(|card| card.name == "A6000").unwrap()
 }
 
 fn round_of(before: &[Line], body: &[Line], memory: Memory) -> (Round, Walk) {
     let walk = walk(&code(before, body), 256, MainLoop::Matrices);
     (Round::of(walk.round(), a6000(), memory, 8, 1), walk)
 }
+
+/// An A6000 of which a calibration measured these cycles.
+fn measured_as(cycles: Cycles) -> Card {
+    let calibration = Calibration {
+        date: "2025-01-31 23:59".to_owned(),
+        gpu: "NVIDIA RTX A6000".to_owned(),
+        compute_capability: "8.6".to_owned(),
+        multiprocessors: 84,
+        clock_ghz: 1.6,
+        driver: None,
+        cuda: "13.0".to_owned(),
+        nvcc: "13.0.88".to_owned(),
+        cycles,
+    };
+    let measured = constants(&calibrated(&calibration).unwrap());
+    let cards = with_measured(&WRITTEN, &measured).unwrap();
+    cards.into_iter().find(|card| card.name == "A6000").unwrap()
+}
+
+const CYCLES: Cycles = Cycles {
+    hmma: 17.0,
+    lds_32: 2.0,
+    lds_32_one_scheduler: 4.0,
+    lds_128: 8.0,
+    lds_latency: 24.0,
+    ldsm: 8.0,
+    ldsm_latency: 36.0,
+    ldgsts: 10.0,
+    ldgsts_latency: 268.0,
+    branch: 20.0,
+    barrier: 26.0,
+};
 
 /// Within a hundredth, and a cycle for the loop's end.
 #[track_caller]
@@ -240,4 +275,55 @@ fn the_loop_of_a_grid_that_strides_is_the_widest_that_moves() {
     let walk = walk(&code(&before, &body), 256, MainLoop::Moves);
     let round: Vec<usize> = walk.round().iter().map(|step| step.index).collect();
     assert_eq!(round, [5, 6, 7]);
+}
+
+/// The constants that follow from a calibration give its cycles again, in the simulator, for the loops that it timed.
+#[test]
+fn the_constants_of_a_calibration_bring_back_its_cycles() {
+    let card = measured_as(Cycles { lds_128: 4.0, ..CYCLES });
+    let memory = Memory::of(&card, 0.0, 1.0);
+    let before = [LANE, Line("SHF.L.U32 R1, R0, 0x4, RZ", 1, None, 0)];
+    let cycles = |body: Vec<Line>, warps: usize| {
+        // Something that the loop is found by.
+        let body: Vec<Line> = body.into_iter().chain([Line(MATRIX, 1, None, 0)]).collect();
+        let walk = walk(&code(&before, &body), 32 * warps as u32, MainLoop::Matrices);
+        Round::of(walk.round(), &card, memory, warps, 1).run.cycles
+    };
+    let near = |what: &str, found: f64, expected: f64| {
+        // The loop's own branch is in it.
+        assert!((found - expected).abs() <= 0.01 * expected + 8.0, "{what}: {found}, expected {expected}");
+    };
+    let loads = repeated(|| Line("LDS R1, [R1]", 4, Some(0), 1), 64);
+    near("LDS", cycles(loads, 1), 64.0 * CYCLES.lds_latency);
+    let loads = repeated(|| Line("LDSM.16.M88.4 R4, [R4]", 4, Some(0), 1), 64);
+    near("LDSM", cycles(loads, 1), 64.0 * CYCLES.ldsm_latency);
+    let mut copies = Vec::new();
+    for _ in 0..16 {
+        copies.push(Line("LDGSTS.E.BYPASS.128 [R1], [R1.64]", 4, None, 0));
+        copies.push(Line("LDGDEPBAR", 1, None, 0));
+        copies.push(Line("DEPBAR.LE SB0, 0x0", 4, None, 0));
+    }
+    near("LDGSTS", cycles(copies, 1), 16.0 * CYCLES.ldgsts_latency);
+    // Each to the next instruction, behind the two before the loop.
+    let jump = |index: usize| Line(format!("BRA 0x{:x}", 16 * (index + 3)).leak(), 5, None, 0);
+    near("branch", cycles((0..96).map(jump).collect(), 1), 96.0 * CYCLES.branch);
+    let barriers = repeated(|| Line("BAR.SYNC 0x0", 6, None, 0), 256);
+    near("barrier", cycles(barriers, 8), 256.0 * CYCLES.barrier);
+    let matrices = repeated(|| Line(MATRIX, 1, None, 0), 63);
+    near("HMMA", cycles(matrices, 8), 64.0 * 2.0 * CYCLES.hmma);
+}
+
+#[test]
+fn shared_memory_that_was_measured_as_half_as_wide_takes_twice_as_long() {
+    let before = [LANE, Line("SHF.L.U32 R1, R0, 0x4, RZ", 1, None, 0)];
+    let mut body = repeated(|| Line("LDS.128 R32, [R1]", 1, Some(0), 0), 32);
+    body.push(Line(MATRIX, 1, None, 1));
+    let walk = walk(&code(&before, &body), 256, MainLoop::Matrices);
+    let round = |lds_128: f64| {
+        let card = measured_as(Cycles { lds_128, ..CYCLES });
+        Round::of(walk.round(), &card, plenty(), 8, 1)
+    };
+    let (whole, half) = (round(4.0), round(8.0));
+    assert_eq!((whole.bounds.shared, half.bounds.shared), (32.0 * 4.0 * 8.0, 2.0 * 32.0 * 4.0 * 8.0));
+    assert!(half.run.cycles > 1.7 * whole.run.cycles, "{} {}", half.run.cycles, whole.run.cycles);
 }

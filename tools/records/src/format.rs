@@ -67,33 +67,47 @@ pub struct Row {
     pub transient_bytes: Option<f64>,
 }
 
+/// The name of the file of a run on a GPU.
+pub(crate) fn file_name(date: &str, gpu: &str) -> String {
+    let words = gpu.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let gpu = words.map(str::to_ascii_lowercase).collect::<Vec<_>>().join("-");
+    format!("{}-{gpu}.json", date.replace(' ', "-").replace(':', ""))
+}
+
+/// An error if a date is none, or a name not that of a GPU.
+pub(crate) fn check_run(date: &str, gpu: &str) -> Result<(), String> {
+    let shape: String = date.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    if shape != "0000-00-00 00:00" {
+        return Err(format!("date is {date:?}, expected for example \"2025-01-31 23:59\""));
+    }
+    if gpu.is_empty() || gpu.contains("emulation") {
+        return Err(format!("gpu is {gpu:?}, expected the name of a GPU"));
+    }
+    Ok(())
+}
+
+pub(crate) fn positive(what: &str, value: f64) -> Result<(), String> {
+    match value.is_finite() && value > 0.0 {
+        true => Ok(()),
+        false => Err(format!("{what} is {value}, expected a number above 0")),
+    }
+}
+
 impl Record {
     /// The name of its file.
     pub fn file_name(&self) -> String {
-        let words = self.gpu.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
-        let gpu = words.map(str::to_ascii_lowercase).collect::<Vec<_>>().join("-");
-        format!("{}-{gpu}.json", self.date.replace(' ', "-").replace(':', ""))
+        file_name(&self.date, &self.gpu)
     }
 
     /// What is wrong with it, in a sentence.
     pub fn check(&self) -> Result<(), String> {
-        let shape: String = self.date.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
-        if shape != "0000-00-00 00:00" {
-            return Err(format!("date is {:?}, expected for example \"2025-01-31 23:59\"", self.date));
-        }
-        if self.gpu.is_empty() || self.gpu.contains("emulation") {
-            return Err(format!("gpu is {:?}, expected the name of a GPU", self.gpu));
-        }
+        check_run(&self.date, &self.gpu)?;
         if self.kernels_hash.len() != 64 || !self.kernels_hash.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(format!("kernels_hash is {:?}, expected 64 hexadecimal digits", self.kernels_hash));
         }
-        let positive = |what: String, value: f64| match value.is_finite() && value > 0.0 {
-            true => Ok(()),
-            false => Err(format!("{what} is {value}, expected a number above 0")),
-        };
-        positive("copy_gb_per_s".into(), self.copy_gb_per_s)?;
+        positive("copy_gb_per_s", self.copy_gb_per_s)?;
         for (index, row) in self.rows.iter().enumerate() {
-            positive(format!("rows[{index}].seconds"), row.seconds)?;
+            positive(&format!("rows[{index}].seconds"), row.seconds)?;
             let same = |other: &&Row| (&other.operation, &other.shape, other.m) == (&row.operation, &row.shape, row.m);
             if row.operation.is_empty() || self.rows[..index].iter().any(|other| same(&other)) {
                 let Row { operation, shape, m, .. } = row;

@@ -3,6 +3,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod calibration;
 pub mod format;
 mod goals;
 pub mod source;

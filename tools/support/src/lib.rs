@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod artifacts;
+pub mod calibration;
 pub mod command;
 // The build script's, which cannot use a crate that is not published.
 #[path = "../../../build/compile.rs"]
