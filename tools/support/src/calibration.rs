@@ -22,11 +22,10 @@ pub fn compile(workspace: &Workspace, toolkit: &Toolkit) -> Result<PathBuf> {
     objects.into_iter().next().with_context(|| format!("{SOURCE} has no object"))
 }
 
-/// The executable, which needs a driver and nothing else of CUDA, nor the C++ library of this machine.
+/// The executable, which needs a driver and nothing else of CUDA; libstdc++ is what the bundle's other programs need.
 pub fn link(toolkit: &Toolkit, object: &Path, to: &Path) -> Result<()> {
     let runtime = compile::cudart_dir(&toolkit.nvcc, env::consts::ARCH).map_err(Error::msg)?;
     let mut command = Command::new(&toolkit.nvcc);
     command.arg("-o").arg(to).arg(object).arg("-L").arg(runtime);
-    command.arg("-Xcompiler=-static-libstdc++,-static-libgcc");
     check(command)
 }
