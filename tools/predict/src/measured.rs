@@ -215,7 +215,7 @@ mod tests {
         assert_eq!((found.name.as_str(), found.tokens, found.heads), ("attention, backward", 2048, [64, 8, 128]));
         let found = one("loss", "2048 tokens, H 8192, vocabulary 128256, chunks of 1024", Some(2048));
         assert_eq!((found.k, found.vocab), (8192, 128_256));
-        // As a step of the trainer counts them: a norm of a sum reads and writes four rows of H, SwiGLU three of I.
+        // Counted as in a step of the trainer: a norm of a sum reads and writes four rows of H, SwiGLU three of I.
         assert_eq!(one("add + rms_norm", "2048×8192", None).values, 4 * 8192);
         let found = one("swiglu backward", "512×57344", None);
         assert_eq!((found.tokens, found.values, found.k), (512, 5 * 28672, 28672));

@@ -239,7 +239,7 @@ fn files_of_ms_swift_and_unsloth_are_followed() {
 #[test]
 fn a_file_of_torchtune_is_told_to_be_one() {
     let file = "model:\n  _component_: torchtune.models.llama3_2.qlora_llama3_2_1b\n  lora_rank: 64\ntokenizer:\n  \
-                path: /tmp/x\nloss: {_component_: x}\ncompile: False\n";
+                path: tokenizer/x\nloss: {_component_: x}\ncompile: False\n";
     refused(file, &["line 2: `_component_` is a call of torchtune", "`lora_r`", "qlora-train init"]);
     let error = Settings::from_yaml(file, "cfg.yaml", &[]).unwrap_err().to_string();
     assert!(!error.contains("\nerror: "), "{error}");

@@ -238,7 +238,7 @@ fn the_class_of_a_text_whose_column_is_named_is_passed_over() {
     }
     let pair = refusal(load_with(&json!({"prompt": "q", "completion": "a", "label": true}), Columns::default()));
     assert!(pair.contains("`label`: ") && !pair.contains("--text-column"), "{pair}");
-    // Of an answer it says whether it is good, and other keys say so of a text too.
+    // Beside an answer it says whether that is good, and other keys say so of a text too.
     for row in [json!({"prompt": "q", "completion": "a", "label": 1}), json!({"text": "a", "kto_tag": true})] {
         assert_says(&refusal(load_with(&row, text("text"))), &["line 1"]);
     }

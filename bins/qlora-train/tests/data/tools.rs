@@ -6,16 +6,16 @@ use serde_json::{Value, json};
 use trainer_lab::fixture::*;
 
 /// Writes everything that a turn may have.
-const WHOLE: &str = r"{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content %}{{ '[' + m.reasoning_content + ']' }}{% endif %}{{ m.content or '' }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+pub const WHOLE: &str = r"{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content %}{{ '[' + m.reasoning_content + ']' }}{% endif %}{{ m.content or '' }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-fn load_row(row: &Value, template: &str) -> qlora_train::error::Result<(Dataset, ChatTokenizer)> {
+pub fn load_row(row: &Value, template: &str) -> qlora_train::error::Result<(Dataset, ChatTokenizer)> {
     let tokenizer = chat_tokenizer(template);
     Ok((load_one(row.to_string(), Some(&tokenizer))?, tokenizer))
 }
 
 /// The whole text, and what of it is supervised.
 #[track_caller]
-fn texts(row: &Value, template: &str) -> (String, String) {
+pub fn texts(row: &Value, template: &str) -> (String, String) {
     let (data, tokenizer) = load_row(row, template).unwrap_or_else(|error| panic!("{row}: {error}"));
     let labels = data.rows[0].labels.iter().filter(|&&l| l != UNSUPERVISED).map(|&l| l as u32);
     let supervised: Vec<u32> = labels.collect();
