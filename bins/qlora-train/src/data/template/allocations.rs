@@ -181,19 +181,35 @@ pub fn heap_peak() -> u64 {
     u64::try_from(MOST.load(Ordering::Relaxed)).unwrap_or(0)
 }
 
-/// Counts the heap's largest size from now on: what reading the command line took is gone when rows are read.
+/// Counts the heap's largest size from now on: what reading the command line took is gone when rows are read. Until the
+/// heap is trimmed, large pieces go back to the system when they are freed, wherever they lie: the allocator would keep
+/// ever larger ones, in another order of threads others, and the process would hold more than the heap had.
 pub fn begin_heap_peak() {
     MOST.store(HELD.load(Ordering::Relaxed), Ordering::Relaxed);
+    keep_pieces_below(1 << 20);
+}
+
+/// Freed pieces of this many bytes and more are not kept.
+#[cfg_attr(not(all(target_os = "linux", target_env = "gnu")), expect(unused_variables))]
+fn keep_pieces_below(bytes: i32) {
+    // SAFETY: the calls set numbers of the allocator, under its locks.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, bytes);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 2 * bytes);
+    }
 }
 
 /// Gives the system's memory back that the heap has freed and kept: what is left is what is held, whatever was freed
-/// before, in whatever order threads worked.
+/// before, in whatever order threads worked. Freed pieces are kept from now on: each step of a run asks for the same.
 pub fn trim_heap() {
     // SAFETY: the call works on the allocator's own state, under its locks, and touches no piece in use.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     unsafe {
         libc::malloc_trim(0);
     }
+    // The most that the allocator takes, and comes to by itself.
+    keep_pieces_below(32 << 20);
 }
 
 impl Meter {
