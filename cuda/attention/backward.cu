@@ -19,6 +19,12 @@
 // dQ: a warp has 16 queries, Q and dO in registers; two stages of K, V [32, D]: 32 KB, preceded by Q and dO in the same
 // space. At D = 128 stand 2.9 instructions beside each matrix instruction (dQ: 2.5), 0.6 of them ldmatrix: the limit is
 // shared memory, then the tensor cores. With a soft cap, a kernel of its own, dS has the factor 1 - tanh^2.
+//
+// A block, exactly (tests/cuda/launch_counts.rs, D = 64 and 128), with the next step in flight under all products. dK,
+// dV: a barrier a step and one before; of each warp D matrix instructions, 5 D / 8 ldmatrix and 8 loads of 16 bytes a
+// step that sees its keys; 640 D + 256 bytes in flight at first, with K and V, then 128 D + 256. dQ: a barrier a step
+// and four before; 3 D / 4 matrix instructions and 3 D / 8 ldmatrix a step that the warp sees; 256 D bytes at most. By
+// shared memory sm_86 holds 1 and 3 blocks at D = 128 (dK and dV; dQ), sm_90 2 and 6.
 #include "attention/attention.cuh"
 
 namespace {

@@ -7,6 +7,11 @@
 // (64 KB at D = 128); the queries pass through it into registers. Limit: 4 D FLOPs a score on the tensor cores; beside
 // each matrix instruction stand 3.8 others (D = 128), most of them the softmax. Scores with a soft cap are a kernel of
 // their own, with an exponential and a reciprocal more a score.
+//
+// A block, exactly (tests/cuda/launch_counts.rs, D = 64 and 128): a barrier a step, and two for the queries; of each
+// warp D matrix instructions and D / 2 ldmatrix a step that it sees, with the next step's keys and values in flight
+// under all of them: one group, 256 D bytes. By shared memory sm_86 holds 1 block at D = 128 and 3 at D = 64, sm_90 3
+// and 6.
 #include "attention/attention.cuh"
 #include "common/abi.cuh"
 

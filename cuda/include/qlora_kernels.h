@@ -238,7 +238,8 @@ typedef struct qk_nf4_quantize_args {
 /* One trainable tensor of the optimizer. Its moments m and v are f32, or 8-bit codes with an absmax for every 256
  * elements: of the signed dynamic map for m, of the unsigned one for v, as bitsandbytes keeps them. Before the first
  * update all bytes of m, v and the absmax are 0, in either format. value, working, gradient, m and v are 16-byte
- * aligned. */
+ * aligned. Without moments (all four NULL) a gradient counts in qk_gradient_norm, and qk_adamw_update is an error: for
+ * moments that are brought to the device part by part. */
 typedef struct qk_adamw_tensor {
     uint32_t struct_size;  /* sizeof(struct qk_adamw_tensor) */
     uint32_t rate;         /* index into qk_adamw_args.rates: LoRA+ has one rate for every A and another for every B */

@@ -188,7 +188,7 @@ int blocks_for(int chunks) {
 
 extern "C" int qk_adamw_update(const qk_adamw_args *adamw, qk_stream stream) {
     AdamWView view;
-    int status = adamw_view(adamw, &view);
+    int status = adamw_view(adamw, true, &view);
     if (status != QK_OK) return status;
     size_t shared = view.quantized ? DynamicMap<true>::kBytes + DynamicMap<false>::kBytes : 0;
     return launch(adamw_update, dim3(unsigned(blocks_for(view.chunks))), dim3(kThreads), shared, stream, view);

@@ -24,5 +24,5 @@ struct AdamWView {
     const qk_gradient_state *gradient_state; // NULL: scale 1
 };
 
-// Checks everything and fills the view: QK_OK or the error.
-int adamw_view(const qk_adamw_args *adamw, AdamWView *view);
+// Checks everything and fills the view: QK_OK or the error. With `needs_states` each tensor has moments.
+int adamw_view(const qk_adamw_args *adamw, bool needs_states, AdamWView *view);

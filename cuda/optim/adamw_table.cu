@@ -11,8 +11,8 @@ static_assert(sizeof(AdamWEntry) == 80 && sizeof(qk_adamw_rate) == 32 && sizeof(
 
 namespace {
 
-// Checks the tensors; `chunks` gets the sum of those of valid ones.
-int check_tensors(const qk_adamw_tensor *tensors, uint32_t count, int *chunks, bool *quantized,
+// Checks the tensors; `chunks` gets the sum of those of valid ones. Without `needs_states` moments may be missing.
+int check_tensors(const qk_adamw_tensor *tensors, uint32_t count, bool needs_states, int *chunks, bool *quantized,
                   uint32_t *highest_rate) {
     if (tensors == nullptr) return QK_ERROR_NULL_POINTER;
     if (count < 1 || count > uint32_t(INT32_MAX)) return QK_ERROR_SHAPE;
@@ -23,9 +23,10 @@ int check_tensors(const qk_adamw_tensor *tensors, uint32_t count, int *chunks, b
         qk_adamw_tensor t;
         if (int error = read_element(tensors, i, &t)) return error;
         if (t.n < 1 || t.n > int64_t(INT32_MAX) * QK_ADAMW_CHUNK) return QK_ERROR_SHAPE;
-        if (t.value == nullptr || t.gradient == nullptr || t.m == nullptr || t.v == nullptr)
-            return QK_ERROR_NULL_POINTER;
+        if (t.value == nullptr || t.gradient == nullptr) return QK_ERROR_NULL_POINTER;
+        if ((t.m == nullptr) != (t.v == nullptr)) return QK_ERROR_NULL_POINTER;
         if ((t.m_absmax == nullptr) != (t.v_absmax == nullptr)) return QK_ERROR_NULL_POINTER;
+        if (t.m == nullptr && (needs_states || t.m_absmax != nullptr)) return QK_ERROR_NULL_POINTER;
         for (const void *base :
              {static_cast<const void *>(t.value), static_cast<const void *>(t.working),
               static_cast<const void *>(t.gradient), static_cast<const void *>(t.m), static_cast<const void *>(t.v)})
@@ -46,11 +47,12 @@ size_t table_bytes(uint32_t count, int chunks) {
 
 }  // namespace
 
-int adamw_view(const qk_adamw_args *caller, AdamWView *view) {
+int adamw_view(const qk_adamw_args *caller, bool needs_states, AdamWView *view) {
     qk_adamw_args own, *adamw = &own;
     uint32_t highest_rate = 0;
     if (int error = read_struct(caller, adamw)) return error;
-    if (int error = check_tensors(adamw->tensors, adamw->num_tensors, &view->chunks, &view->quantized, &highest_rate))
+    if (int error = check_tensors(adamw->tensors, adamw->num_tensors, needs_states, &view->chunks, &view->quantized,
+                                  &highest_rate))
         return error;
     if (adamw->table == nullptr || adamw->rates == nullptr) return QK_ERROR_NULL_POINTER;
     if (!is_aligned(adamw->table, 16) || !is_aligned(adamw->rates, 4) || !is_aligned(adamw->gradient_state, 8))
@@ -68,7 +70,7 @@ extern "C" int qk_adamw_table_size(const qk_adamw_tensor *tensors, uint32_t num_
     bool quantized;
     uint32_t highest_rate;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
-    int status = check_tensors(tensors, num_tensors, &chunks, &quantized, &highest_rate);
+    int status = check_tensors(tensors, num_tensors, false, &chunks, &quantized, &highest_rate);
     if (status == QK_OK) *bytes = table_bytes(num_tensors, chunks);
     return status;
 }
@@ -77,7 +79,7 @@ extern "C" int qk_adamw_table(const qk_adamw_tensor *tensors, uint32_t num_tenso
     int chunks;
     bool quantized;
     uint32_t highest_rate;
-    int status = check_tensors(tensors, num_tensors, &chunks, &quantized, &highest_rate);
+    int status = check_tensors(tensors, num_tensors, false, &chunks, &quantized, &highest_rate);
     if (status != QK_OK) return status;
     if (table == nullptr) return QK_ERROR_NULL_POINTER;
     if (!is_aligned(table, 8)) return QK_ERROR_ALIGNMENT;

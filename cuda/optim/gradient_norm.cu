@@ -83,7 +83,7 @@ size_t partial_bytes(const AdamWView &view) { return size_t(view.chunks) * sizeo
 extern "C" int qk_gradient_norm_workspace_size(const qk_adamw_args *adamw, size_t *bytes) {
     AdamWView view;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
-    int status = adamw_view(adamw, &view);
+    int status = adamw_view(adamw, false, &view);
     if (status == QK_OK) *bytes = partial_bytes(view);
     return status;
 }
@@ -91,7 +91,7 @@ extern "C" int qk_gradient_norm_workspace_size(const qk_adamw_args *adamw, size_
 extern "C" int qk_gradient_norm(const qk_adamw_args *adamw, double max_norm, qk_gradient_state *state, void *workspace,
                                 size_t workspace_bytes, qk_stream stream) {
     AdamWView view;
-    int status = adamw_view(adamw, &view);
+    int status = adamw_view(adamw, false, &view);
     if (status != QK_OK) return status;
     if (state == nullptr) return QK_ERROR_NULL_POINTER;
     if (!is_aligned(state, 8)) return QK_ERROR_ALIGNMENT;

@@ -2,7 +2,7 @@
 
 use super::buffer::{Memory, byte_len};
 use super::driver::Driver;
-use super::{Buffer, Device, Element, Implementation, OffsetAllocator, PeakUsage};
+use super::{Buffer, Device, Element, Implementation, MemoryEnd, OffsetAllocator, PeakUsage};
 use crate::error::{CudaError, Result};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -48,11 +48,16 @@ impl Arena {
         Self { memory: None, allocator: Rc::new(RefCell::new(OffsetAllocator::new(u64::MAX))) }
     }
 
-    /// `len` elements of any bits, counted under `name`. An error if no gap has room for them.
+    /// `len` elements of any bits at the low end, counted under `name`. An error if there is no room for them.
     pub fn alloc<T: Element>(&self, name: &'static str, len: usize) -> Result<Buffer<T>> {
+        self.alloc_at(MemoryEnd::Low, name, len)
+    }
+
+    /// Like [`alloc`](Self::alloc), at either end. No result depends on where a buffer lies.
+    pub fn alloc_at<T: Element>(&self, end: MemoryEnd, name: &'static str, len: usize) -> Result<Buffer<T>> {
         let too_large = |_| CudaError::Device(format!("{name} of {len} elements is too large"));
         let bytes = byte_len::<T>(len).map_err(too_large)?;
-        let Some(offset) = self.allocator.borrow_mut().alloc(name, bytes as u64) else {
+        let Some(offset) = self.allocator.borrow_mut().alloc_at(end, name, bytes as u64) else {
             let (used, capacity) = (self.used(), self.allocator.borrow().capacity());
             return Err(CudaError::Device(format!(
                 "no room for {bytes} bytes of {name}: {used} of the {capacity} bytes that were planned are in use"

@@ -19,8 +19,10 @@ mod nccl;
 mod offload;
 mod open;
 mod pinned;
+mod pinned_buffer;
 mod round_trip;
 mod shared;
+mod side;
 mod staging;
 mod stream;
 mod view;
@@ -31,6 +33,8 @@ mod absent;
 mod cuda;
 #[cfg(kernels = "emulated")]
 mod emulated;
+#[cfg(kernels = "emulated")]
+mod queues;
 
 /// The driver that this build calls.
 #[cfg(kernels = "absent")]
@@ -40,7 +44,7 @@ use cuda::Gpu as Implementation;
 #[cfg(kernels = "emulated")]
 use emulated::Emulated as Implementation;
 
-pub use alloc::{OffsetAllocator, PeakUsage};
+pub use alloc::{MemoryEnd, OffsetAllocator, PeakUsage};
 pub use arena::Arena;
 pub use bandwidth::TransferBandwidth;
 pub use buffer::Buffer;
@@ -52,9 +56,10 @@ pub use event::EventTimer;
 pub use nccl::{Nccl, Others};
 pub use offload::OffloadSlot;
 pub use open::{ARCHITECTURES, Device, KERNELS, Kernels, cuda_version, driver_version};
-pub use pinned::PinnedBuffer;
+pub use pinned_buffer::PinnedBuffer;
 pub use round_trip::RoundTrip;
 pub use shared::SharedPinned;
+pub use side::SideStream;
 pub use staging::{ReadbackStaging, UploadStaging};
 pub use stream::Stream;
 pub use view::{View, ViewMut};

@@ -52,6 +52,29 @@ impl<T: Element> OffloadSlot<T> {
         Ok(())
     }
 
+    /// Like [`wait_offload`](Self::wait_offload), and gives the buffer back.
+    ///
+    /// # Panics
+    ///
+    /// Before [`offload`](Self::offload).
+    pub fn take_offloaded(&mut self) -> Result<Buffer<T>> {
+        self.staging.precede_compute()?;
+        Ok(self.offloading.take().expect("a buffer was offloaded"))
+    }
+
+    /// What the slot holds: zeros at first. The host waits for the last copy.
+    pub fn held(&self) -> Result<&[T]> {
+        self.staging.wait()?;
+        Ok(self.staging.memory.first(self.staging.memory.len()))
+    }
+
+    /// Gives elements that the slot holds other values, from `first` on, after the last copy, for which the host waits.
+    pub fn set(&mut self, first: usize, data: &[T]) -> Result<()> {
+        self.staging.wait()?;
+        self.staging.memory.set_from(first, data);
+        Ok(())
+    }
+
     /// Begins to copy what was offloaded into `buffer`, after what is queued now.
     ///
     /// # Panics

@@ -3,7 +3,7 @@
 use super::buffer::byte_len;
 use super::driver::Driver;
 use super::element::bytes_of;
-use super::{Device, Element, Implementation, SharedPinned, View, ViewMut};
+use super::{Element, Implementation, SharedPinned};
 use crate::error::{CudaError, Result};
 use std::marker::PhantomData;
 use std::rc::Rc;
@@ -57,10 +57,16 @@ impl<T: Element> PinnedMemory<T> {
 
     /// Overwrites the first elements, of which no copy reads or writes any.
     pub fn set(&mut self, data: &[T]) {
-        assert!(data.len() <= self.len && !self.is_shared(), "pinned memory of its own has as many elements");
-        let bytes = bytes_of(data);
+        self.set_from(0, data);
+    }
+
+    /// Overwrites the elements from `first` on, of which no copy reads or writes any.
+    pub fn set_from(&mut self, first: usize, data: &[T]) {
+        let has_room = first <= self.len && data.len() <= self.len - first;
+        assert!(has_room && !self.is_shared(), "pinned memory of its own has as many elements");
+        let (bytes, to) = (bytes_of(data), self.address.wrapping_add(first * size_of::<T>()));
         // SAFETY: as many bytes, which `data`, a borrow from elsewhere, is no part of.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address, bytes.len()) };
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
     }
 }
 
@@ -69,47 +75,6 @@ impl<T: Element> Drop for PinnedMemory<T> {
         if !self.is_shared() && self.driver.bind().is_ok() {
             // SAFETY: given in `new`, freed once.
             unsafe { self.driver.free_pinned(self.address, self.len * size_of::<T>()) };
-        }
-    }
-}
-
-/// An array in pinned host memory that kernels read, and may write, in place.
-pub struct PinnedBuffer<T: Element>(PinnedMemory<T>);
-
-impl<T: Element> PinnedBuffer<T> {
-    pub fn new(device: &Device, data: &[T]) -> Result<Self> {
-        let mut memory = PinnedMemory::new(device.driver(), data.len())?;
-        memory.set(data);
-        Ok(Self(memory))
-    }
-
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    pub fn view(&self) -> View<'_, T> {
-        // SAFETY: the array lives for the view's lifetime, the host writes nothing to it, and the device sees it at
-        // this address. Before it is freed, what was queued on the device's stream is waited for.
-        unsafe { View::from_raw_parts(self.0.address().cast(), self.len()) }
-    }
-
-    pub fn view_mut(&mut self) -> ViewMut<'_, T> {
-        assert!(!self.0.is_shared(), "pinned memory of its own is written");
-        // SAFETY: as in `view`; the host does not read the array after `new` either, and work that is queued later on
-        // the device's stream runs later.
-        unsafe { ViewMut::from_raw_parts(self.0.address().cast(), self.len()) }
-    }
-}
-
-impl<T: Element> Drop for PinnedBuffer<T> {
-    fn drop(&mut self) {
-        // Queued work may still read it. An error would be that of an earlier call.
-        if self.0.driver.bind().is_ok() {
-            let _ = self.0.driver.synchronize();
         }
     }
 }

@@ -38,6 +38,12 @@ impl<T: Element> Staging<T> {
         self.copied.wait()
     }
 
+    /// The host waits for the work that is queued on the device's stream.
+    pub fn synchronize(&self) -> Result<()> {
+        self.driver.bind()?;
+        self.driver.synchronize()
+    }
+
     /// Work that is queued next on the device's stream comes after the last copy.
     pub fn precede_compute(&self) -> Result<()> {
         self.driver.bind()?;

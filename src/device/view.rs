@@ -110,3 +110,17 @@ impl<'a, T: Element> ViewMut<'a, T> {
         self.len == 0
     }
 }
+
+impl<'a> ViewMut<'a, u8> {
+    /// The array of `len` elements that the bytes begin with, and what follows it.
+    ///
+    /// # Panics
+    ///
+    /// If there are fewer bytes, or they are not aligned to `T`.
+    pub fn split_first<T: Element>(self, len: usize) -> (ViewMut<'a, T>, Self) {
+        let bytes = len * size_of::<T>();
+        let whole = bytes <= self.len && self.address.addr().is_multiple_of(align_of::<T>());
+        assert!(whole, "{} bytes at {:?} begin with no {len} elements of {}", self.len, self.address, size_of::<T>());
+        (ViewMut { address: self.address.cast(), len, memory: PhantomData }, self.skip(bytes))
+    }
+}

@@ -50,7 +50,7 @@ fn quantize_from<T>(
         pack(block, codes);
         absmax.push(max);
     }
-    let absmax = if options.double_quant { double_quantize(&absmax)? } else { Absmax::F32(absmax) };
+    let absmax = if options.double_quant { Absmax::double_quantized(&absmax)? } else { Absmax::F32(absmax) };
     Ok(Nf4Matrix::from_valid(rows, cols, block_size, codes, absmax))
 }
 
@@ -70,27 +70,31 @@ fn pack(normalized: &[f32], codes: &mut [u8]) {
     }
 }
 
-fn double_quantize(absmax: &[f32]) -> Result<Absmax, Nf4Error> {
-    let sum: f64 = absmax.iter().map(|&a| f64::from(a)).sum();
-    let offset = (sum / absmax.len().max(1) as f64) as f32;
-    let map = dynamic_map_signed();
-    let mut codes = Vec::with_capacity(absmax.len());
-    let mut nested_absmax = Vec::with_capacity(absmax.len().div_ceil(NESTED_BLOCK_SIZE));
-    for block in absmax.chunks(NESTED_BLOCK_SIZE) {
-        let mut block: Vec<f32> = block.iter().map(|a| a - offset).collect();
-        let max = max_magnitude(&block);
-        normalize(&mut block, max);
-        codes.extend(block.iter().map(|&x| dynamic_code(map, x)));
-        nested_absmax.push(max);
-    }
-    let nested_map = Box::new(*map);
-    let quantized =
-        Absmax::DoubleQuantized { codes, nested_absmax, nested_block_size: NESTED_BLOCK_SIZE, nested_map, offset };
-    for (block, &absmax) in absmax.iter().enumerate() {
-        let dequantized = quantized.at(block);
-        if !dequantized.is_finite() {
-            return Err(Nf4Error::AbsmaxOverflow { block, absmax, dequantized });
+impl Absmax {
+    /// The second level over the absmax `[blocks]` of the first, in f32, as [`Nf4Matrix::quantize`] stores it. Refused:
+    /// magnitudes near 3e38, which 8 bits cannot represent.
+    pub fn double_quantized(absmax: &[f32]) -> Result<Self, Nf4Error> {
+        let sum: f64 = absmax.iter().map(|&a| f64::from(a)).sum();
+        let offset = (sum / absmax.len().max(1) as f64) as f32;
+        let map = dynamic_map_signed();
+        let mut codes = Vec::with_capacity(absmax.len());
+        let mut nested_absmax = Vec::with_capacity(absmax.len().div_ceil(NESTED_BLOCK_SIZE));
+        for block in absmax.chunks(NESTED_BLOCK_SIZE) {
+            let mut block: Vec<f32> = block.iter().map(|a| a - offset).collect();
+            let max = max_magnitude(&block);
+            normalize(&mut block, max);
+            codes.extend(block.iter().map(|&x| dynamic_code(map, x)));
+            nested_absmax.push(max);
         }
+        let nested_map = Box::new(*map);
+        let quantized =
+            Self::DoubleQuantized { codes, nested_absmax, nested_block_size: NESTED_BLOCK_SIZE, nested_map, offset };
+        for (block, &absmax) in absmax.iter().enumerate() {
+            let dequantized = quantized.at(block);
+            if !dequantized.is_finite() {
+                return Err(Nf4Error::AbsmaxOverflow { block, absmax, dequantized });
+            }
+        }
+        Ok(quantized)
     }
-    Ok(quantized)
 }

@@ -9,6 +9,8 @@ use crate::sys;
 use half::bf16;
 use std::marker::PhantomData;
 
+/// Elements of a tensor that are updated together: parts that begin at its multiples give the bits of the whole.
+pub const CHUNK: usize = sys::QK_ADAMW_CHUNK as usize;
 /// u64 words of a [`GradientState`] in device memory.
 pub const STATE_LEN: usize = size_of::<sys::qk_gradient_state>() / 8;
 /// f32 values of one rate in device memory.
@@ -21,6 +23,8 @@ pub enum States<'a> {
     F32 { m: ViewMut<'a, f32>, v: ViewMut<'a, f32> },
     /// Codes `[n]` and scales `[ceil(n / 256)]`: [`crate::optim8bit`].
     Blockwise8 { m: ViewMut<'a, u8>, m_absmax: ViewMut<'a, f32>, v: ViewMut<'a, u8>, v_absmax: ViewMut<'a, f32> },
+    /// Not on the device: the gradient counts in the norm, and an update is refused.
+    Elsewhere,
 }
 
 /// One trainable tensor of n elements in device memory.
@@ -81,7 +85,7 @@ pub fn rates(settings: &[AdamW]) -> Vec<f32> {
 }
 
 fn chunks(lengths: impl Iterator<Item = usize>) -> usize {
-    lengths.map(|n| n.div_ceil(sys::QK_ADAMW_CHUNK as usize)).sum()
+    lengths.map(|n| n.div_ceil(CHUNK)).sum()
 }
 
 /// u64 words of the table of tensors of these lengths: 80 bytes a tensor, 4 a chunk.
@@ -142,6 +146,7 @@ impl<'a> Tensors<'a> {
                     (entry.m, entry.v) = (m.address().cast(), v.address().cast());
                     (entry.m_absmax, entry.v_absmax) = (m_absmax.address(), v_absmax.address());
                 }
+                States::Elsewhere => {}
             }
             rates = rates.max(tensor.rate + 1);
             described.push(entry);

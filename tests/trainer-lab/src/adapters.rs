@@ -45,6 +45,7 @@ impl Adapters {
             trainable: false,
             states: StateFormat::F32,
             activations: Vec::new(),
+            states_on_host: false,
             residency: Vec::new(),
             token_tile: None,
             tokens,

@@ -1,6 +1,7 @@
 //! Operations on ranges of a batch's tokens, on any backend.
 
 use crate::model::Documents;
+use qlora_kernels::device::MemoryEnd;
 use qlora_kernels::rng::{Dropout, Stream};
 use qlora_kernels::rope::{RopeScaling, RopeTable};
 use qlora_kernels::shape::AttentionShape;
@@ -38,6 +39,7 @@ pub fn spec() -> ModelSpec {
         trainable: true,
         states: StateFormat::F32,
         activations: Vec::new(),
+        states_on_host: false,
         residency: Vec::new(),
         token_tile: None,
         tokens: 800,
@@ -349,7 +351,7 @@ pub fn check_ranges<B: Backend>(b: &mut B) {
 
     let qkv = filled(b, 8, SHAPE.qkv());
     let mut out = b.alloc("attention", SHAPE.out()).unwrap();
-    let mut lse = b.alloc_f32("lse", SHAPE.heads).unwrap();
+    let mut lse = b.alloc_f32(MemoryEnd::Low, "lse", SHAPE.heads).unwrap();
     let part = Op::Attention { qkv: &qkv, shape: SHAPE, window: None, out: &mut out, lse: &mut lse };
     let error = b.run(0..256, part).unwrap_err().to_string();
     assert!(error.contains("operation attention") && error.contains("needs all of them"), "{error}");

@@ -2,6 +2,7 @@
 
 use super::{CheckedBatch, Memory, Op, Optimizer, Trace, Weights};
 use crate::error::Result;
+use qlora_kernels::shape::AttentionShape;
 use std::ops::Range;
 
 /// The operations of a device. The model calls [`Backend::run`](super::Backend::run).
@@ -14,6 +15,11 @@ pub trait Compute: Memory + Weights + Optimizer {
     fn rounded(&self, x: f32) -> f32;
     /// Workspace that `op` needs beside its operands; part of the dry run.
     fn reserve(&mut self, _op: &Op<'_, Self>) -> Result<()> {
+        Ok(())
+    }
+    /// Workspace that text of up to so many rows side by side needs beside operands, whatever the batches are: made
+    /// before what comes and goes, it takes the same memory in whichever order a run computes.
+    fn reserve_text(&mut self, _shape: AttentionShape, _rows: usize) -> Result<()> {
         Ok(())
     }
     /// Computes `op` for these tokens. Not called in a dry run.

@@ -2,6 +2,7 @@
 
 use super::Operands;
 use crate::error::Result;
+use qlora_kernels::device::MemoryEnd;
 
 /// One line of a memory plan: everything of one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,15 +33,19 @@ pub trait Memory: Operands {
     }
     /// A buffer for `tokens` tokens, from token 0 on until it is moved.
     fn alloc_tile(&mut self, name: &'static str, tokens: usize, width: usize) -> Result<Self::Buffer>;
-    /// Like [`alloc`](Self::alloc), for values that stay f32 whatever type activations have: the log-sum-exp of
-    /// attention.
-    fn alloc_f32(&mut self, name: &'static str, width: usize) -> Result<Self::Buffer> {
-        self.alloc(name, width)
+    /// Like [`alloc_tile`](Self::alloc_tile), from an end of the memory, where the device has memory of its own.
+    fn alloc_at(&mut self, _: MemoryEnd, name: &'static str, tokens: usize, width: usize) -> Result<Self::Buffer> {
+        self.alloc_tile(name, tokens, width)
+    }
+    /// Like [`alloc`](Self::alloc), from an end, for values that stay f32 whatever type activations have: the
+    /// log-sum-exp of attention.
+    fn alloc_f32(&mut self, end: MemoryEnd, name: &'static str, width: usize) -> Result<Self::Buffer> {
+        self.alloc_at(end, name, self.capacity(), width)
     }
     /// Copies a buffer to host memory, where the device has memory of its own, and gives it back.
     fn offload(&mut self, buffer: Self::Buffer) -> Result<Self::Offloaded>;
-    /// A buffer that stays where it is.
-    fn keep(&mut self, buffer: Self::Buffer) -> Self::Offloaded;
+    /// A buffer that stays where it is. One that was offloaded before it is given back.
+    fn keep(&mut self, buffer: Self::Buffer) -> Result<Self::Offloaded>;
     /// Begins to copy it back, before it is needed.
     fn prefetch(&mut self, offloaded: Self::Offloaded) -> Result<Self::Offloaded>;
     /// The buffer as it was.

@@ -32,9 +32,9 @@ pub use op::{Op, Output, Rotation};
 pub use op_work::OpWork;
 pub use operands::{BufferShape, MaybeTrained, Operands, TableShape};
 pub use optimizer::{Optimizer, ParamUpdate, clip};
-pub use optimizer_state::{OptimizerState, StateFormat};
+pub use optimizer_state::{OptimizerState, StateFormat, piece_bytes};
 pub use trace::{OpTime, Scope, Trace, TraceMode};
-pub use weights::{Quantization, Residency, WEIGHTS_ON_HOST, Weights, WeightsRead};
+pub use weights::{HEAD_ON_HOST, Quantization, ReadPieces, Residency, WEIGHTS_ON_HOST, Weights, WeightsRead};
 
 use crate::error::{Error, Result};
 use std::ops::Range;

@@ -88,7 +88,8 @@ impl OpWork {
             _ if self.vocab > 0 => self.k * self.vocab,
             _ => self.values,
         };
-        (self.tokens * of_token) as f64
+        // More than 64 bits hold where many rows of a micro-batch are as long as the model allows.
+        self.tokens as f64 * of_token as f64
     }
 
     /// Parameters that an update changes, of an operation that makes their gradients.

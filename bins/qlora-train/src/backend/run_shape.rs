@@ -28,6 +28,8 @@ pub struct RunShape {
     pub head_rows: usize,
     /// Code that linear layers are computed by, on a GPU
     pub linear: LinearRows,
+    /// Bytes of the pieces in which the optimizer's states come to a GPU from host memory; none: they are there.
+    pub states_piece: Option<usize>,
 }
 
 /// The choice of a row of the kernels' dispatch table.

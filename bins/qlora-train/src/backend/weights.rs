@@ -33,6 +33,9 @@ pub enum Residency {
 /// Name of the linear weights of layers that are [`Residency::Pinned`], in the plan's lines.
 pub const WEIGHTS_ON_HOST: &str = "layers' weights in host memory";
 
+/// Name of an output layer that waits in pinned host memory and is no embedding, in the plan's lines.
+pub const HEAD_ON_HOST: &str = "lm_head in host memory";
+
 /// What was read of weights that stay on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct WeightsRead {
@@ -42,6 +45,10 @@ pub struct WeightsRead {
     /// Seconds that the computation waited for it
     pub waited: f64,
 }
+
+/// Passes a weight on: as a whole, or one of 16 or 32 bits in order in pieces of
+/// [`PIECE`](crate::files::tensor::PIECE) elements, of which the last may have fewer.
+pub type ReadPieces<'a> = dyn FnMut(&mut dyn FnMut(WeightSource) -> Result<()>) -> Result<()> + 'a;
 
 /// Loads weights. `read` is called at most once, and not at all in a dry run.
 pub trait Weights: Operands {
@@ -56,6 +63,22 @@ pub trait Weights: Operands {
         stored: StoredType,
         read: &mut dyn FnMut() -> Result<WeightSource>,
     ) -> Result<Self::Weight>;
+    /// Whether the device quantizes weights that come in pieces.
+    fn quantizes(&self) -> bool {
+        false
+    }
+    /// A weight that is quantized as `options` say, unless it comes in NF4; only where the device
+    /// [quantizes](Self::quantizes). `read` is called once more where a value is not finite.
+    fn quantized(
+        &mut self,
+        name: &str,
+        _n: usize,
+        _k: usize,
+        _options: &Nf4Options,
+        _read: &mut ReadPieces<'_>,
+    ) -> Result<Self::Weight> {
+        Err(Error::Failed(format!("{name}: the device does not quantize")))
+    }
     /// A weight of `layer` that stays in its file, in NF4 as `quantization` describes it.
     fn weight_on_disk(
         &mut self,
@@ -72,6 +95,8 @@ pub trait Weights: Operands {
     fn weights_read(&self) -> Option<WeightsRead> {
         None
     }
+    /// The linear weights that are loaded next are those of a layer that has them there.
+    fn begin_layer(&mut self, _residency: Residency) {}
     /// Moves the weights of a layer's groups to pinned host memory, where the device has memory of its own.
     fn pin_weights(&mut self, _groups: [&mut LinearGroup<Self>; 4]) -> Result<()> {
         Ok(())
@@ -98,6 +123,26 @@ pub trait Weights: Operands {
         stored: StoredType,
         read: &mut dyn FnMut() -> Result<HostTensor>,
     ) -> Result<Self::Table>;
+    /// An output layer that waits in pinned host memory, where the device has memory of its own. Rows are read where
+    /// they are, if it is the embedding too; else processes of a machine may have one copy of it.
+    fn waiting_table(
+        &mut self,
+        name: &'static str,
+        vocab: usize,
+        hidden: usize,
+        _is_embedding: bool,
+        stored: StoredType,
+        read: &mut dyn FnMut() -> Result<HostTensor>,
+    ) -> Result<Self::Table> {
+        self.table(name, vocab, hidden, Residency::Pinned, stored, read)
+    }
+    /// Brings a table that waits in host memory to the device, where operations that are run next use it as output
+    /// layer.
+    fn wait_table(&mut self, _table: &Self::Table) -> Result<()> {
+        Ok(())
+    }
+    /// Gives up what [`wait_table`](Self::wait_table) has brought.
+    fn release_table(&mut self) {}
     fn vector(
         &mut self,
         name: &'static str,

@@ -72,7 +72,12 @@ pub fn resolve_model_by(arg: &str, revision: Option<&str>, environment: &Environ
 
 /// Like [`resolve_model`], of a model whose config, tokenizer and chat template are enough.
 pub fn resolve_description(arg: &str, revision: Option<&str>) -> Result<PathBuf> {
-    resolve_in(arg, revision, &Environment::read(), Need::Description)
+    resolve_description_by(arg, revision, &Environment::read())
+}
+
+/// Like [`resolve_description`], by the caches, the hub and the recorded commits of `environment`.
+pub fn resolve_description_by(arg: &str, revision: Option<&str>, environment: &Environment) -> Result<PathBuf> {
+    resolve_in(arg, revision, environment, Need::Description)
 }
 
 fn resolve_in(arg: &str, revision: Option<&str>, environment: &Environment, need: Need) -> Result<PathBuf> {

@@ -23,6 +23,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write};
+use std::sync::mpsc::sync_channel;
 
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -32,11 +33,13 @@ use sha2::{Digest, Sha256};
 use super::Nf4Entry;
 use super::quantized::OriginalBase;
 use super::{Checkpoint, Entry};
-use crate::error::{Error, Result};
-use crate::files::tensor::{HostTensor, WeightSource};
+use crate::error::{Context, Error, Result};
+use crate::files::tensor::{HostTensor, PIECE, WeightSource};
 use crate::refuse;
 
 const HEAD: &str = "qlora base fingerprint 1\n";
+/// Pieces of a weight that wait to be taken.
+const AHEAD: usize = 4;
 
 /// The digest of one tensor's stored bytes, with what else goes into the fingerprint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,6 +183,42 @@ impl Checkpoint {
                 Ok((WeightSource::Nf4(matrix), digest))
             }
         }
+    }
+
+    /// [`read`](Self::read) and digest in one pass over the file, in pieces of [`PIECE`] elements, of which the last
+    /// may have fewer: `take` gets them in order, while a thread reads a few ahead. An error of it ends the reading.
+    pub fn read_pieces_with_digest(
+        &self,
+        name: &str,
+        take: &mut dyn FnMut(HostTensor) -> Result<()>,
+    ) -> Result<TensorDigest> {
+        let Entry::Dense(file, info) = self.find(name)? else {
+            let (tensor, digest) = self.read_with_digest(name)?;
+            take(tensor)?;
+            return Ok(digest);
+        };
+        let (file, len) = (&self.files[*file], info.shape.iter().product::<usize>());
+        let (sender, pieces) = sync_channel(AHEAD);
+        std::thread::scope(|scope| {
+            let read = move || -> Result<TensorDigest> {
+                let mut hasher = Sha256::new();
+                for first in (0..len).step_by(PIECE) {
+                    let range = first..len.min(first + PIECE);
+                    let piece = file.read_range(name, info, range, |bytes| hasher.update(bytes))?;
+                    // Nobody takes it where the piece before was refused.
+                    if sender.send(piece).is_err() {
+                        break;
+                    }
+                }
+                Ok(TensorDigest::new(name, info.dtype, &info.shape, hasher))
+            };
+            let thread = std::thread::Builder::new().name("read-weights".to_owned());
+            let reader = thread
+                .spawn_scoped(scope, read)
+                .context(|| "a thread that reads weights cannot be started".to_owned())?;
+            pieces.into_iter().try_for_each(take)?;
+            reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// The digest of a weight that is stored in NF4, without keeping it. Refused: what reading it refuses.

@@ -27,7 +27,7 @@ use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::refuse;
 use quantized::Nf4Entry;
 
-pub use base_name::{BaseName, resolve_description, resolve_model, resolve_model_by};
+pub use base_name::{BaseName, resolve_description, resolve_description_by, resolve_model, resolve_model_by};
 pub use fingerprint::{BaseFingerprint, Fingerprint, TensorDigest};
 pub(crate) use quantized::Partial;
 pub use quantized::{Nf4OnDisk, OriginalBase, QuantizeOptions, Quantized, Rewrite, Written, quantize, write_dense};
@@ -191,8 +191,14 @@ impl Checkpoint {
 
     /// Refuses a NaN or infinity in a tensor that was read: it would spread to everything that is trained on it.
     pub fn check_finite(&self, name: &str, tensor: &HostTensor) -> Result<()> {
-        let Some((index, value)) = tensor.find_not_finite() else { return Ok(()) };
-        let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
+        self.check_piece(name, 0, tensor)
+    }
+
+    /// Like [`check_finite`](Self::check_finite), of the elements of a tensor from `first` on.
+    pub fn check_piece(&self, name: &str, first: usize, piece: &HostTensor) -> Result<()> {
+        let Some((index, value)) = piece.find_not_finite() else { return Ok(()) };
+        let columns = self.shape(name).and_then(|shape| shape.last().copied()).unwrap_or(1).max(1);
+        let index = first + index;
         refuse!(
             "{}: tensor `{name}`: found {value} at row {}, column {}, expected finite numbers: the file is damaged or \
              the model diverged when it was made; get it again",

@@ -59,6 +59,26 @@ choices! {
         Disk: "disk"
     } not yet {}
 
+    /// Place of the output layer while it is not used.
+    HeadResidency {
+        /// Where the predicted time is least of what fits
+        Auto: "auto",
+        /// In the memory of the device
+        Resident: "resident",
+        /// In pinned host memory, beside a GPU
+        Host: "host" | "pinned"
+    } not yet {}
+
+    /// Where the optimizer's states are between two updates.
+    StateResidency {
+        /// Where the predicted time is least of what fits
+        Auto: "auto",
+        /// In the memory of the device
+        Resident: "resident" | "device",
+        /// In pinned host memory, beside a GPU
+        Host: "host" | "pinned" | "paged"
+    } not yet {}
+
     /// Code that computes the linear layers on a GPU.
     LinearKernels {
         /// By the GPU and the tokens of a batch
@@ -121,7 +141,8 @@ choices! {
         Chat: "chat"
     } not yet {}
 
-    /// AdamW. The paged and fused ones of other stacks differ in speed and place, not in arithmetic.
+    /// AdamW. The paged and fused ones of other stacks differ in speed and place, not in arithmetic: a paged one leaves
+    /// the GPU where that has no room, as `optimizer_states: auto` does.
     Optim {
         /// Blockwise 8-bit states; f32 ones for tensors under 4,096 elements.
         Adamw8bit: "adamw_8bit" | "adamw_bnb_8bit" | "paged_adamw_8bit",

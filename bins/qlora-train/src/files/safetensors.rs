@@ -115,11 +115,25 @@ impl TensorFile {
 
     /// Elements `range` of a tensor in row-major order, widened to f32.
     pub fn read_range_f32(&self, name: &str, info: &TensorInfo, range: Range<usize>) -> Result<Vec<f32>> {
+        self.read_f32(name, &self.part(name, info, range)?, |_| ())
+    }
+
+    /// Elements `range` of a tensor in row-major order, as stored; `seen` gets their bytes in order.
+    pub fn read_range(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+        range: Range<usize>,
+        seen: impl FnMut(&[u8]),
+    ) -> Result<HostTensor> {
+        self.read(name, &self.part(name, info, range)?, seen)
+    }
+
+    fn part(&self, name: &str, info: &TensorInfo, range: Range<usize>) -> Result<TensorInfo> {
         let size = self.stored_type(name, info)?.size();
         let at = |element: usize| info.data_offsets.0 + element * size;
-        let part =
-            TensorInfo { dtype: info.dtype, shape: vec![range.len()], data_offsets: (at(range.start), at(range.end)) };
-        self.read_f32(name, &part, |_| ())
+        let data_offsets = (at(range.start), at(range.end));
+        Ok(TensorInfo { dtype: info.dtype, shape: vec![range.len()], data_offsets })
     }
 
     /// Passes a tensor's bytes through `seen` without keeping them.

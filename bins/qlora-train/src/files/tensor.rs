@@ -11,6 +11,12 @@ use safetensors::Dtype;
 // Stored bytes are little-endian and are read straight into place.
 const _: () = assert!(cfg!(target_endian = "little"), "only little-endian hosts are supported");
 
+/// Elements of a piece of a weight that is read in pieces: whole blocks of NF4, and whole parts of its norm.
+pub const PIECE: usize = 1 << 20;
+
+/// Elements whose squares are summed one after the other, for a norm.
+const SQUARES: usize = 1 << 16;
+
 /// The three types that weights are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoredType {
@@ -88,6 +94,24 @@ impl HostTensor {
         }
     }
 
+    /// The number of its elements.
+    pub(crate) fn elements(&self) -> usize {
+        match &self.data {
+            TensorData::Bf16(values) => values.len(),
+            TensorData::F16(values) => values.len(),
+            TensorData::F32(values) => values.len(),
+        }
+    }
+
+    /// Sums of the squares of its elements, of [`SQUARES`] each: those of all [pieces](PIECE) are those of the whole.
+    pub(crate) fn squares(&self) -> Vec<f64> {
+        match &self.data {
+            TensorData::Bf16(values) => values.par_chunks(SQUARES).map(|part| squares(part, bf16::to_f32)).collect(),
+            TensorData::F16(values) => values.par_chunks(SQUARES).map(|part| squares(part, f16::to_f32)).collect(),
+            TensorData::F32(values) => values.par_chunks(SQUARES).map(|part| squares(part, |value| value)).collect(),
+        }
+    }
+
     /// Exact: both 16-bit types are subsets of f32.
     pub fn to_f32(&self) -> Vec<f32> {
         match &self.data {
@@ -160,6 +184,17 @@ impl HostTensor {
     }
 }
 
+/// The sum of squares in lanes: one sum after the other would wait for each addition.
+fn squares<T: Copy>(values: &[T], widen: impl Fn(T) -> f32) -> f64 {
+    let square = |value: T| f64::from(widen(value)).powi(2);
+    let (chunks, rest) = values.as_chunks::<16>();
+    let mut sums = [0.0; 16];
+    for chunk in chunks {
+        sums.iter_mut().zip(chunk).for_each(|(sum, &value)| *sum += square(value));
+    }
+    sums.into_iter().chain(rest.iter().map(|&value| square(value))).sum()
+}
+
 /// A linear weight as its source gives it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WeightSource {
@@ -173,27 +208,8 @@ pub enum WeightSource {
 impl WeightSource {
     /// The root of the sum of squares; none of codes that are drawn later.
     pub fn frobenius_norm(&self) -> Option<f64> {
-        const CHUNK: usize = 1 << 16;
-        /// In lanes: one sum after the other would wait for each addition.
-        fn squares<T: Copy>(values: &[T], widen: impl Fn(T) -> f32) -> f64 {
-            let square = |value: T| f64::from(widen(value)).powi(2);
-            let (chunks, rest) = values.as_chunks::<16>();
-            let mut sums = [0.0; 16];
-            for chunk in chunks {
-                sums.iter_mut().zip(chunk).for_each(|(sum, &value)| *sum += square(value));
-            }
-            sums.into_iter().chain(rest.iter().map(|&value| square(value))).sum()
-        }
         let sums: Vec<f64> = match self {
-            Self::Tensor(HostTensor { data: TensorData::Bf16(values), .. }) => {
-                values.par_chunks(CHUNK).map(|part| squares(part, half::bf16::to_f32)).collect()
-            }
-            Self::Tensor(HostTensor { data: TensorData::F16(values), .. }) => {
-                values.par_chunks(CHUNK).map(|part| squares(part, half::f16::to_f32)).collect()
-            }
-            Self::Tensor(HostTensor { data: TensorData::F32(values), .. }) => {
-                values.par_chunks(CHUNK).map(|part| squares(part, |value| value)).collect()
-            }
+            Self::Tensor(tensor) => tensor.squares(),
             Self::Nf4(matrix) => (0..matrix.rows())
                 .into_par_iter()
                 .map(|row| {
@@ -246,6 +262,17 @@ impl Element for f32 {
 mod tests {
     use super::*;
     use half::{bf16, f16};
+
+    /// The norm of a weight that comes in pieces has the bits of the whole one's.
+    #[test]
+    fn squares_of_pieces_are_those_of_the_whole() {
+        let values: Vec<f32> = (0..PIECE + SQUARES + 37).map(|at| (at as f32 * 0.37).sin()).collect();
+        for stored in [StoredType::Bf16, StoredType::F16, StoredType::F32] {
+            let of = |values: &[f32]| HostTensor::from_f32(vec![values.len()], values.to_vec(), stored).squares();
+            let in_pieces: Vec<f64> = values.chunks(PIECE).flat_map(of).collect();
+            assert_eq!(in_pieces, of(&values), "{stored:?}");
+        }
+    }
 
     #[test]
     fn norms_are_the_roots_of_the_sums_of_squares_of_every_type() {

@@ -1,7 +1,7 @@
 //! A model for evaluation and text, with one adapter after another on the same base, or with several at once.
 
 use super::adapters::{Adapters, Together};
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Recipe};
 use crate::backend::{Backend, StateFormat};
 use crate::base::{Checkpoint, Rewrite};
 use crate::config::Settings;
@@ -51,15 +51,33 @@ impl<B: Backend> InferenceModel<B> {
         device: &Device,
         build: impl FnOnce(&ModelSpec, u64) -> Result<B>,
     ) -> Result<Self> {
-        Self::load_rewritten(settings, checkpoint, adapters, None, job, tokens, positions, device, build)
+        let held = recipe(settings, checkpoint);
+        Self::load_held(settings, checkpoint, adapters, None, Some(held), job, tokens, positions, device, build)
     }
 
-    /// Like [`load`](Self::load), with weights that `rewrite` changes on their way.
+    /// Like [`load`](Self::load), with weights that `rewrite` changes on their way, and without a word of how they are
+    /// held.
     pub fn load_rewritten(
         settings: &Settings,
         checkpoint: &Checkpoint,
         adapters: &Adapters,
         rewrite: Option<&mut dyn Rewrite>,
+        job: InferenceJob,
+        tokens: usize,
+        positions: usize,
+        device: &Device,
+        build: impl FnOnce(&ModelSpec, u64) -> Result<B>,
+    ) -> Result<Self> {
+        Self::load_held(settings, checkpoint, adapters, rewrite, None, job, tokens, positions, device, build)
+    }
+
+    /// Warns of an adapter that was trained on a base held otherwise than `held`.
+    fn load_held(
+        settings: &Settings,
+        checkpoint: &Checkpoint,
+        adapters: &Adapters,
+        rewrite: Option<&mut dyn Rewrite>,
+        held: Option<Recipe>,
         job: InferenceJob,
         tokens: usize,
         positions: usize,
@@ -72,25 +90,18 @@ impl<B: Backend> InferenceModel<B> {
         let adapters: Vec<_> = adapters.dirs.iter().map(load).collect::<Result<_>>()?;
         if adapters.is_empty() && !rewritten {
             check_quantization(settings, checkpoint)?;
+            let quantized = held.as_ref().filter(|held| **held != Recipe::NONE && checkpoint.quantization().is_none());
+            if let Some(held) = quantized {
+                status!(
+                    "the base is quantized as it is loaded ({held}); `--quantization none` takes it as it is stored"
+                );
+            }
         }
         let several = adapters.len() > 1;
         let warn = |path: &Path, warning: &str| match several {
             false => warning!("{warning}"),
             true => warning!("{}: {warning}", path.display()),
         };
-        let resident = recipe(settings, checkpoint);
-        for (path, adapter) in &adapters {
-            let trained = adapter.recipe(&path.display().to_string()).ok().flatten();
-            if let Some(trained) = trained.filter(|trained| checkpoint.quantization().is_some() && *trained != resident)
-            {
-                warn(
-                    path,
-                    &format!(
-                        "the adapter was trained on a base quantized as {trained}; this base is quantized as {resident}"
-                    ),
-                );
-            }
-        }
         checkpoint.arch().check_positions(positions)?;
         let budget = device.budget(settings)?;
         for (path, adapter) in &adapters {
@@ -117,6 +128,7 @@ impl<B: Backend> InferenceModel<B> {
                 trainable: false,
                 states: StateFormat::F32,
                 activations: Vec::new(),
+                states_on_host: false,
                 residency: Vec::new(),
                 token_tile: None,
                 tokens,
@@ -130,7 +142,9 @@ impl<B: Backend> InferenceModel<B> {
             true => &|name| StoredAs { dtype: checkpoint.dense_type(name), held: None },
             false => &plan::stored_in(checkpoint),
         };
-        let residencies = planner::residencies(device, &specs[0], settings.weights, stored)?;
+        // An adapter may bring an output layer of its own.
+        let strictest = specs.iter().find(|spec| !spec.head_may_wait()).unwrap_or(&specs[0]);
+        let residencies = planner::residencies(device, strictest, planner::Levers::of(settings), stored)?;
         let mut first = specs[0].clone();
         let plan = planner::first_that_fits(&mut first, &residencies, |first| {
             specs.iter_mut().for_each(|spec| spec.residency.clone_from(&first.residency));
@@ -142,7 +156,7 @@ impl<B: Backend> InferenceModel<B> {
         };
         plan::refuse_unless_it_fits(&plan, tokens, advice)?;
         let spec = specs.swap_remove(0);
-        if let Some(note) = spec.weights_note() {
+        for note in [spec.weights_note(), spec.head_note()].into_iter().flatten() {
             status!("{note}");
         }
 
@@ -154,15 +168,16 @@ impl<B: Backend> InferenceModel<B> {
             Together::ByRow => CheckpointSource::with_adapters_of_rows(checkpoint, each(), settings.seed)?,
         };
         let mut source = source.rewritten(rewrite);
-        let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
-        let mut progress = |layer| bar.set(layer as u64, String::new());
+        let (mut bar, bytes) = (Bars::new("loading", spec.arch.num_layers as u64), checkpoint.stored_bytes());
+        let mut progress = |layer| bar.set_read(layer as u64, bytes);
         let model = Llama::build(&mut backend, &mut source, spec, &mut progress)?;
         bar.finish();
         let fingerprint = source.finish()?;
         for (path, adapter) in &adapters {
             let (arch, name) = (checkpoint.arch(), checkpoint.base_name());
             let warnings = adapter.check_base(arch, &fingerprint, name, settings.allow_other_base);
-            for warning in warnings.context(|| path.display().to_string())? {
+            let of_recipe = held.as_ref().and_then(|held| adapter.check_recipe(Some(&fingerprint), held));
+            for warning in warnings.context(|| path.display().to_string())?.into_iter().chain(of_recipe) {
                 warn(path, &warning);
             }
         }

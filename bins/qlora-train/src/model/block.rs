@@ -6,6 +6,7 @@ use super::tiles::{tiles, tiles_of_dry_run};
 use crate::arch::Activation;
 use crate::backend::{Backend, BufferShape, LinearGroup, Op, Rotation};
 use crate::error::Result;
+use qlora_kernels::device::MemoryEnd;
 use qlora_kernels::rng::Dropout;
 use qlora_kernels::shape::AttentionShape;
 use std::ops::Range;
@@ -44,6 +45,9 @@ pub struct Pass {
     /// Whether the longest batch has more tokens than a tile
     pub tiled: bool,
     pub dry_run: bool,
+    /// End of the memory that a layer's activations come from: the low one, as the residual stream does, where they are
+    /// kept for the backward pass, else the other one
+    pub end: MemoryEnd,
     pub shape: AttentionShape,
     pub hidden: usize,
     pub intermediate: usize,
@@ -98,12 +102,13 @@ impl Pass {
 /// The buffer for all tokens in `buffer`, made when it is first needed.
 pub fn whole<'a, B: Backend>(
     b: &mut B,
+    end: MemoryEnd,
     buffer: &'a mut Option<B::Buffer>,
     name: &'static str,
     width: usize,
 ) -> Result<&'a mut B::Buffer> {
     if buffer.is_none() {
-        *buffer = Some(b.alloc(name, width)?);
+        *buffer = Some(b.alloc_at(end, name, b.capacity(), width)?);
     }
     Ok(buffer.as_mut().expect("it was made"))
 }
@@ -150,11 +155,16 @@ pub fn join<B: Backend>(
 }
 
 /// A buffer for S or T of one group; none without a low-rank term.
-pub fn low_rank<B: Backend>(b: &mut B, group: &LinearGroup<B>, tokens: usize) -> Result<Option<B::Buffer>> {
+pub fn low_rank<B: Backend>(
+    b: &mut B,
+    end: MemoryEnd,
+    group: &LinearGroup<B>,
+    tokens: usize,
+) -> Result<Option<B::Buffer>> {
     if group.r() == 0 {
         return Ok(None);
     }
-    b.alloc_tile("low-rank projections", tokens, b.low_rank_columns(group)).map(Some)
+    b.alloc_at(end, "low-rank projections", tokens, b.low_rank_columns(group)).map(Some)
 }
 
 /// S of one group's input.
@@ -212,7 +222,7 @@ pub fn attend<B: Backend>(
 ) -> Result<Attention<B>> {
     let (all, shape, window) = (|| pass.all(), pass.shape, layer.window);
     let capacity = b.capacity();
-    let mut s_qkv = low_rank(b, &layer.qkv, capacity)?;
+    let mut s_qkv = low_rank(b, pass.end, &layer.qkv, capacity)?;
     let mut qkv = None;
     let mut ready = normed;
     for tokens in pass.tiles() {
@@ -222,7 +232,7 @@ pub fn attend<B: Backend>(
         };
         let x = normed.as_ref().unwrap_or(input);
         project(b, pass, &tokens, x, &layer.qkv, s_qkv.as_mut())?;
-        let qkv = whole(b, &mut qkv, "qkv", layer.qkv.n())?;
+        let qkv = whole(b, pass.end, &mut qkv, "qkv", layer.qkv.n())?;
         linear(b, &tokens, x, s_qkv.as_ref(), &layer.qkv, qkv)?;
     }
     let mut qkv = qkv.expect("a batch has tokens");
@@ -231,8 +241,8 @@ pub fn attend<B: Backend>(
         rotate(b, layer, pass, &mut qkv, false)?;
     }
     let attended = normed_qkv.as_ref().unwrap_or(&qkv);
-    let mut out = b.alloc("attention output", shape.out())?;
-    let mut lse = b.alloc_f32("attention log-sum-exp", shape.heads)?;
+    let mut out = b.alloc_at(pass.end, "attention output", capacity, shape.out())?;
+    let mut lse = b.alloc_f32(pass.end, "attention log-sum-exp", shape.heads)?;
     let within_batch = cache.as_ref().is_none_or(|(_, view)| view.fresh);
     if let Some((cache, view)) = cache {
         let starts = view.starts;
@@ -246,23 +256,24 @@ pub fn attend<B: Backend>(
         b.run(all(), Op::Attention { qkv: attended, shape, window, out: &mut out, lse: &mut lse })?;
     }
     drop(normed_qkv);
-    let s_o = low_rank(b, &layer.o, capacity)?;
+    let s_o = low_rank(b, pass.end, &layer.o, capacity)?;
     Ok(Attention { qkv, s_qkv, out, lse, s_o })
 }
 
 impl<B: Backend> Mlp<B> {
     pub fn alloc(b: &mut B, layer: &Layer<B>, pass: &Pass, tokens: usize) -> Result<Self> {
         let (of_attention, of_mlp) = (&layer.attention_norms.output, &layer.mlp_norms.output);
+        let (end, width) = (pass.end, pass.hidden);
         let mut normalized =
-            |name, norm: &Option<B::Vector>| norm.as_ref().map(|_| b.alloc_tile(name, tokens, pass.hidden)).transpose();
+            |name, norm: &Option<B::Vector>| norm.as_ref().map(|_| b.alloc_at(end, name, tokens, width)).transpose();
         let (projected, output) = (normalized("projected attention", of_attention)?, normalized("MLP output", of_mlp)?);
         Ok(Self {
             projected,
             output,
-            middle: b.alloc_tile("residual stream", tokens, pass.hidden)?,
-            gate_up: b.alloc_tile("gate and up", tokens, layer.gate_up.n())?,
-            s_gate_up: low_rank(b, &layer.gate_up, tokens)?,
-            s_down: low_rank(b, &layer.down, tokens)?,
+            middle: b.alloc_at(end, "residual stream", tokens, width)?,
+            gate_up: b.alloc_at(end, "gate and up", tokens, layer.gate_up.n())?,
+            s_gate_up: low_rank(b, end, &layer.gate_up, tokens)?,
+            s_down: low_rank(b, end, &layer.down, tokens)?,
         })
     }
 

@@ -4,6 +4,7 @@ use super::Layer;
 use super::block::{Attention, Mlp, Pass, activate, low_rank, mlp_forward, norm_heads, norm_of, rotate, whole};
 use crate::backend::{Backend, BufferShape, LinearGroup, MaybeTrained, Op};
 use crate::error::Result;
+use qlora_kernels::device::MemoryEnd;
 use std::ops::Range;
 
 /// Where the gradient of an input goes.
@@ -46,7 +47,7 @@ fn linear_dx<B: Backend>(
     group: &LinearGroup<B>,
     dx: Dx<B>,
 ) -> Result<Option<B::Buffer>> {
-    let mut t = low_rank(b, group, pass.tile)?;
+    let mut t = low_rank(b, pass.end, group, pass.tile)?;
     if let Some(t) = &mut t {
         t.move_to(tokens.start);
         b.run(tokens.clone(), Op::LoraDyB { dy, group, t })?;
@@ -192,7 +193,7 @@ pub fn block_backward<B: Backend>(
         mlp_backward(b, layer, pass, &tokens, &mut mlp, activated, d_stream)?;
         let projected = mlp.projected.take();
         kept = Some(mlp).filter(|_| keeps && pass.tiled);
-        let d_attention = whole(b, &mut d_attention, "attention output", shape.out())?;
+        let d_attention = whole(b, MemoryEnd::Low, &mut d_attention, "attention output", shape.out())?;
         let norm = layer.attention_norms.output.as_mut();
         let d_projected = before_norm(b, pass, &tokens, d_stream, projected.as_ref(), norm)?;
         let (x, s, dy) = (&attention.out, attention.s_o.as_ref(), d_projected.as_ref().unwrap_or(d_stream));

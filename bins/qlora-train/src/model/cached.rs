@@ -3,6 +3,7 @@
 use super::Llama;
 use crate::backend::{Backend, Batch};
 use crate::error::Result;
+use qlora_kernels::device::MemoryEnd;
 
 /// Keys and values of every layer, a row for each token of the longest batch.
 pub struct KvCache<B: Backend> {
@@ -24,6 +25,12 @@ pub(super) struct View<'a> {
 }
 
 impl<B: Backend> Llama<B> {
+    /// Makes room for what text of up to so many rows side by side needs beside a cache: before that, and before what
+    /// the passes take and give back.
+    pub fn reserve_text(&self, b: &mut B, rows: usize) -> Result<()> {
+        b.reserve_text(self.attention, rows)
+    }
+
     /// An empty cache with as many rows as the longest batch has tokens.
     pub fn cache(&self, b: &mut B) -> Result<KvCache<B>> {
         self.cache_of(b, b.capacity())
@@ -32,7 +39,8 @@ impl<B: Backend> Llama<B> {
     /// An empty cache of so many rows.
     pub fn cache_of(&self, b: &mut B, rows: usize) -> Result<KvCache<B>> {
         let width = 2 * self.attention.kv_heads * self.attention.head_dim;
-        let layers = self.layers.iter().map(|_| b.alloc_tile("KV cache", rows, width)).collect::<Result<_>>()?;
+        let layers =
+            self.layers.iter().map(|_| b.alloc_at(MemoryEnd::High, "KV cache", rows, width)).collect::<Result<_>>()?;
         Ok(KvCache { layers })
     }
 

@@ -56,6 +56,7 @@ pub fn generate_by_row<B: Backend>(
     sampling: &Sampling,
     token: &mut dyn FnMut(usize, u32) -> Result<bool>,
 ) -> Result<Vec<Vec<u32>>> {
+    model.reserve_text(backend, prompts.len())?;
     let mut cache = model.cache(backend)?;
     generate_rows(backend, model, &mut cache, prompts, adapters, max_new_tokens, stop, sampling, token)
 }

@@ -24,13 +24,14 @@ use crate::arch::{Arch, BranchNorms, Input, Projection, Rope};
 use crate::backend::run_shape::{LinearRows, RunShape};
 use crate::backend::{
     Backend, LinearGroup, Lora, Magnitude, MaybeTrained, Quantization, RankFactors, Residency, Segment, SeveralPairs,
-    StateFormat,
+    StateFormat, piece_bytes,
 };
 use crate::base::Nf4OnDisk;
 use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::lora::adalora::Triplets;
 use crate::lora::{LoraKind, LoraSpec, ParamId};
+use qlora_kernels::nf4::Nf4Options;
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::AttentionShape;
 use std::sync::Arc;
@@ -45,10 +46,13 @@ pub struct ModelSpec {
     pub trainable: bool,
     /// How the optimizer keeps its moments, where the terms are trained.
     pub states: StateFormat,
+    /// Whether those wait in pinned host memory, beside a GPU, and come to it in pieces in each update.
+    pub states_on_host: bool,
     /// Activations of each layer; a layer beyond them keeps its activations.
     pub activations: Vec<Activations>,
-    /// Where each layer's linear weights are; a layer beyond them has its weights on the device. On disk stay those
-    /// that a source holds in NF4.
+    /// Where each layer's linear weights are, and after the last layer's where the output layer is; what is beyond them
+    /// is on the device. On disk stay weights that a source holds in NF4, pinned an output layer that
+    /// [may wait](Self::head_may_wait).
     pub residency: Vec<Residency>,
     /// Tokens that linear layers and MLP work on at one time: a multiple of
     /// [`TokenTile::STEP`](crate::config::TokenTile::STEP), at least its shortest. `None`: all of a batch.
@@ -96,6 +100,7 @@ impl ModelSpec {
             trains_head: self.trainable && (self.trains_head() || self.head_rows() > 0),
             head_rows: if self.trainable { self.head_rows() } else { 0 },
             linear: LinearRows::default(),
+            states_piece: self.paged_states().map(|(_, piece)| piece),
         }
     }
 
@@ -122,6 +127,13 @@ impl ModelSpec {
         (0..self.arch.num_layers).filter(|&layer| self.residency_of(layer) == Residency::Pinned).count()
     }
 
+    /// Bytes of the optimizer's states in host memory, and of the pieces in which they come; none: they are on the
+    /// device.
+    pub fn paged_states(&self) -> Option<(u64, usize)> {
+        let bytes: u64 = self.lora.lengths(&self.arch).map(|len| self.states.bytes(len)).sum();
+        (self.trainable && self.states_on_host).then(|| (bytes, piece_bytes(bytes)))
+    }
+
     /// What a user is told of weights that are not where they are computed with.
     pub fn weights_note(&self) -> Option<String> {
         let (pinned, layers) = (self.pinned_layers(), self.arch.num_layers);
@@ -131,6 +143,11 @@ impl ModelSpec {
             _ if pinned == layers => Some("the base weights wait in host memory, two layers on the GPU".to_owned()),
             _ => Some(format!("the base weights of {pinned} of {layers} layers wait in host memory")),
         }
+    }
+
+    /// Note for users on an output layer that waits in host memory.
+    pub fn head_note(&self) -> Option<String> {
+        self.head_waits().then(|| "lm_head waits in host memory, and is copied to the GPU where it is used".to_owned())
     }
 
     /// What a user is told of a batch that is cut into tiles.
@@ -174,6 +191,10 @@ pub trait Source {
     /// A linear weight, in NF4 where the source stores it so.
     fn read_weight(&mut self, name: &str) -> Result<WeightSource> {
         self.read(name).map(WeightSource::Tensor)
+    }
+    /// A linear weight that may come in pieces, as [`ReadPieces`](crate::backend::ReadPieces) has it.
+    fn read_in_pieces(&mut self, name: &str, take: &mut dyn FnMut(WeightSource) -> Result<()>) -> Result<()> {
+        take(self.read_weight(name)?)
     }
     /// A linear weight that stays in its file; asked only of one that is [held](Self::held) in NF4.
     fn on_disk(&mut self, name: &str) -> Result<Nf4OnDisk> {
@@ -264,6 +285,7 @@ impl<B: Backend> Llama<B> {
         let mut layers = Vec::with_capacity(c.num_layers);
         for layer in 0..c.num_layers {
             let table = c.layer(layer).rope.as_ref().and_then(table_of);
+            backend.begin_layer(spec.residency_of(layer));
             let mut built = build_layer(backend, source, &spec, layer, table)?;
             if spec.residency_of(layer) == Residency::Pinned {
                 backend.pin_weights(built.groups_mut())?;
@@ -283,6 +305,9 @@ impl<B: Backend> Llama<B> {
         source.all_read()?;
         backend.weights_loaded()?;
         model.refresh(backend)?;
+        // Now: a run that goes on from a checkpoint answers after steps, and one from the beginning before them.
+        let at_once = model.spec.prompts.most_at_once(backend.capacity());
+        model.reserve_text(backend, at_once)?;
         Ok(model)
     }
 
@@ -451,11 +476,17 @@ fn build_group<B: Backend>(
         let (n, k) = projection.shape(arch);
         let name = arch.weight_name(layer, projection);
         let stored = source.stored(&name);
-        let quantization = source.held(&name).unwrap_or(spec.quantization);
-        let held_in_nf4 = matches!(source.held(&name), Some(Quantization::Nf4 { .. }));
-        let weight = match spec.residency_of(layer) == Residency::Disk && held_in_nf4 {
-            true => backend.weight_on_disk(&name, n, k, quantization, layer, &mut || source.on_disk(&name))?,
-            false => backend.weight(&name, n, k, quantization, stored, &mut || source.read_weight(&name))?,
+        let held = source.held(&name);
+        let quantization = held.unwrap_or(spec.quantization);
+        let weight = match (held, quantization) {
+            (Some(Quantization::Nf4 { .. }), _) if spec.residency_of(layer) == Residency::Disk => {
+                backend.weight_on_disk(&name, n, k, quantization, layer, &mut || source.on_disk(&name))?
+            }
+            (None, Quantization::Nf4 { block_size, double_quant }) if backend.quantizes() => {
+                let options = Nf4Options { block_size, double_quant };
+                backend.quantized(&name, n, k, &options, &mut |take| source.read_in_pieces(&name, take))?
+            }
+            _ => backend.weight(&name, n, k, quantization, stored, &mut || source.read_weight(&name))?,
         };
         let bias = match arch.biases.contains(&projection) {
             true => {

@@ -45,8 +45,13 @@ impl Prompts {
         self.groups(capacity).iter().map(|group| self.tokens(group)).max().unwrap_or(0)
     }
 
+    /// The most prompts that are answered side by side.
+    pub fn most_at_once(&self, capacity: usize) -> usize {
+        self.groups(capacity).iter().map(|group| group.len()).max().unwrap_or(0)
+    }
+
     /// The groups that take more memory than those before them, in their order: of more prompts, or of more tokens in
-    /// them. What a device keeps of the first lies between what it gives to later ones, so that the order counts.
+    /// them.
     pub fn growing_groups(&self, capacity: usize) -> Vec<Range<usize>> {
         let (mut prompts, mut tokens) = (0, 0);
         let mut groups = self.groups(capacity);
@@ -68,7 +73,7 @@ mod tests {
     fn groups_hold_what_fits_and_the_cache_the_largest() {
         let prompts = Prompts { lengths: vec![3, 5, 30, 2, 2], max_new_tokens: 10 };
         assert_eq!(prompts.groups(40), [0..2, 2..3, 3..5]);
-        assert_eq!((prompts.longest(), prompts.cache_rows(40)), (40, 40));
+        assert_eq!((prompts.longest(), prompts.cache_rows(40), prompts.most_at_once(40)), (40, 40, 2));
         // One that is longer than the room is a group of its own.
         assert_eq!(prompts.groups(10).len(), 5);
         assert_eq!(prompts.growing_groups(40), [0..2, 2..3]);

@@ -8,6 +8,7 @@ use super::{Activations, Layer, Llama};
 use crate::arch::QkNorm;
 use crate::backend::{Backend, Batch, MaybeTrained, Op, Scope};
 use crate::error::Result;
+use qlora_kernels::device::MemoryEnd;
 
 /// Activations of one layer that are kept for its backward pass.
 struct Block<B: Backend> {
@@ -30,6 +31,7 @@ impl<B: Backend> Llama<B> {
             tile: self.spec.tile(),
             tiled: self.spec.tile() < self.spec.tokens,
             dry_run: b.is_dry_run(),
+            end: MemoryEnd::High,
             shape: self.attention,
             hidden: self.spec.arch.hidden_size,
             intermediate: self.spec.arch.intermediate_size,
@@ -71,10 +73,11 @@ impl<B: Backend> Llama<B> {
             let layer = waiting.len();
             // The last layer's input is needed at once.
             let away = self.spec.activations_of(layer) == Activations::Offload && layer + 1 < layers;
-            let input = if away { b.offload(input)? } else { b.keep(input) };
+            let input = if away { b.offload(input)? } else { b.keep(input)? };
             waiting.push(Waiting { input, block });
             Ok(())
         })?;
+        b.wait_table(self.head())?;
         // The loss is that of all tokens: it has logits of a chunk of the supervised ones at one time, and kernels take
         // another path for the few that may be left of a tile.
         let normed = self.final_norm_of(b, &pass, &stream, normed)?;
@@ -86,8 +89,9 @@ impl<B: Backend> Llama<B> {
             None => Op::CrossEntropy { x, head, weight, soft_cap, dx: Some(dx) },
         };
         b.run(pass.all(), loss)?;
+        b.release_table();
         drop(normed);
-        let mut d_stream = b.alloc("gradients", pass.hidden)?;
+        let mut d_stream = b.alloc_at(MemoryEnd::High, "gradients", b.capacity(), pass.hidden)?;
         norm_backward(b, &pass.all(), &d_normed, &stream, &mut self.final_norm, pass.eps, false, &mut d_stream)?;
         drop((d_normed, stream));
         let trains_input = self.spec.trainable && self.spec.lora.trains_input(&self.spec.arch);
@@ -122,8 +126,10 @@ impl<B: Backend> Llama<B> {
     /// The sum of the losses of the batch's supervised tokens.
     pub fn loss(&self, b: &mut B, batch: &Batch) -> Result<f64> {
         let normed = self.evaluate(b, batch, None)?;
+        b.wait_table(self.head())?;
         let (x, head, soft_cap) = (&normed, self.head(), self.spec.arch.logits_soft_cap);
         b.run(0..batch.tokens(), Op::CrossEntropy { x, head, weight: 1.0, soft_cap, dx: None })?;
+        b.release_table();
         drop(normed);
         b.loss_sum()
     }
@@ -148,7 +154,10 @@ impl<B: Backend> Llama<B> {
         tokens: &[usize],
     ) -> Result<Vec<Vec<f32>>> {
         let normed = self.evaluate(b, batch, past)?;
-        b.logits(&normed, self.head(), tokens, self.spec.arch.logits_soft_cap)
+        b.wait_table(self.head())?;
+        let logits = b.logits(&normed, self.head(), tokens, self.spec.arch.logits_soft_cap);
+        b.release_table();
+        logits
     }
 
     /// The final norm's output, with nothing kept for a backward pass.
@@ -194,6 +203,7 @@ impl<B: Backend> Llama<B> {
         for (index, layer) in self.layers.iter().enumerate() {
             self.use_weights(b, index, self.layers.get(index + 1))?;
             b.enter(Scope::Layer(index));
+            let pass = &Pass { end: if keeps(index) { MemoryEnd::Low } else { MemoryEnd::High }, ..*pass };
             let cache = past.as_mut().map(|past| (&mut past.layers[index], past.view));
             let mut attention = attend(b, layer, pass, &stream, normed.take(), cache)?;
             let output_norm = layer.mlp_norms.output.as_ref();
@@ -223,7 +233,7 @@ impl<B: Backend> Llama<B> {
                 }
                 drop(activated);
                 b.enter(after);
-                let next = whole(b, &mut next, "residual stream", pass.hidden)?;
+                let next = whole(b, MemoryEnd::Low, &mut next, "residual stream", pass.hidden)?;
                 let delta = mlp.output.as_ref().or(given.as_ref()).expect("one of them holds it");
                 let next_normed = join(b, pass, &tokens, &mlp.middle, delta, output_norm, next_norm, next)?;
                 normed = next_normed.filter(|_| !pass.tiled);

@@ -3,7 +3,7 @@
 
 use super::{Layer, Llama, ModelSpec, Source};
 use crate::arch::{Arch, NormWeight};
-use crate::backend::{Backend, LinearGroup, Operands, Residency};
+use crate::backend::{Backend, HEAD_ON_HOST, LinearGroup, Operands, Residency};
 use crate::error::{Error, Result};
 use crate::files::tensor::StoredType;
 use crate::lora::{LoraSpec, ParamId};
@@ -39,6 +39,24 @@ impl ModelSpec {
     fn head_is_embedding(&self) -> bool {
         self.arch.tie_word_embeddings && !self.lora.untied
     }
+
+    /// Whether the output layer may be [`Residency::Pinned`]: it is the base's alone, and nothing of it is trained.
+    pub fn head_may_wait(&self) -> bool {
+        let (lora, names) = (&self.lora, self.arch.names);
+        let is_own = |module: &str| lora.whole.contains(module) || lora.tokens.contains_key(module);
+        let is_tied = self.arch.tie_word_embeddings;
+        !(lora.untied || is_own(names.head_module()) || is_tied && is_own(names.embedding_module()))
+    }
+
+    /// Bytes of the output layer on a GPU.
+    pub fn head_bytes(&self) -> u64 {
+        2 * (self.arch.vocab_size * self.arch.hidden_size) as u64
+    }
+
+    /// Whether the output layer waits in host memory while it is not used.
+    pub fn head_waits(&self) -> bool {
+        self.residency_of(self.arch.num_layers) == Residency::Pinned && self.head_may_wait()
+    }
 }
 
 impl Arch {
@@ -55,6 +73,9 @@ impl Arch {
 
 impl ModelSpec {
     pub(super) fn embedding<B: Backend>(&self, b: &mut B, source: &mut dyn Source) -> Result<B::Table> {
+        if self.head_is_embedding() && self.head_waits() {
+            return self.waiting_table(b, source, "embedding", self.arch.names.embedding);
+        }
         // Its rows are only gathered, unless it is the output layer too.
         let residency = if self.arch.tie_word_embeddings { Residency::Device } else { Residency::Pinned };
         self.table(b, source, "embedding", self.arch.names.embedding, residency)
@@ -65,7 +86,22 @@ impl ModelSpec {
         if self.head_is_embedding() {
             return Ok(None);
         }
-        self.table(b, source, "lm_head", self.arch.names.head, Residency::Device).map(Some)
+        let name = self.arch.names.head;
+        match self.head_waits() {
+            true => self.waiting_table(b, source, HEAD_ON_HOST, name).map(Some),
+            false => self.table(b, source, "lm_head", name, Residency::Device).map(Some),
+        }
+    }
+
+    fn waiting_table<B: Backend>(
+        &self,
+        b: &mut B,
+        source: &mut dyn Source,
+        what: &'static str,
+        name: &str,
+    ) -> Result<B::Table> {
+        let (vocab, hidden, stored) = (self.arch.vocab_size, self.arch.hidden_size, source.stored(name));
+        b.waiting_table(what, vocab, hidden, self.head_is_embedding(), stored, &mut || source.read(name))
     }
 
     fn table<B: Backend>(

@@ -67,10 +67,20 @@ impl Bars {
         }
     }
 
+    /// `position` of the total is read, which has so many bytes, about the same in each: with the speed so far.
+    pub fn set_read(&mut self, position: u64, bytes: u64) {
+        self.set(position, speed(bytes as f64 * position as f64 / self.total.max(1) as f64, self.start.elapsed()));
+    }
+
     /// Leaves nothing on the screen: what came of it is said in a line.
     pub fn finish(self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// "2.41 GB/s"
+fn speed(bytes: f64, elapsed: Duration) -> String {
+    format!("{:.2} GB/s", bytes / elapsed.as_secs_f64().max(1e-9) / 1e9)
 }
 
 /// By what was done since `from`.
@@ -114,6 +124,12 @@ mod tests {
         // 90 steps at the speed of 10, and not at that of 910.
         let (least, most) = (before.mul_f64(8.5), after.mul_f64(12.0));
         assert!((least..most).contains(&left), "{left:?} of {least:?} to {most:?}");
+    }
+
+    #[test]
+    fn the_speed_of_reading_is_in_gigabytes() {
+        assert_eq!(speed(7.5e9, Duration::from_secs(3)), "2.50 GB/s");
+        assert!(speed(0.0, Duration::ZERO).starts_with("0.00 "));
     }
 
     #[test]

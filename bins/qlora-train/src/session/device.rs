@@ -13,7 +13,7 @@ use crate::data::{heap_peak, trim_heap};
 use crate::error::{Context, Error, Result};
 use crate::model::ModelSpec;
 use crate::report::{count, status};
-use qlora_kernels::device::{self, KERNELS, Kernels, MemInfo, Nccl, SharedPinned};
+use qlora_kernels::device::{self, KERNELS, Kernels, MemInfo, Nccl, SharedPinned, TransferBandwidth};
 use std::cell::RefCell;
 use std::fs::File;
 use std::path::Path;
@@ -117,8 +117,8 @@ impl Budget {
         // Pieces of pages that are in use in part differ from one process to the next, by the order of threads.
         let in_use = (own + own / 64 + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
         let most = most_while_reading();
-        // Freed pieces between those in use: up to a fourth of a small heap, an eighth and 8 MiB of a large one.
-        let freed = (most / 4).max((most * 3 / 8).saturating_sub(Self::STEP)).min(most / 8 + Self::LATER_ON_HOST);
+        // Freed pieces between those in use: up to a fourth of a small heap, an eighth of a large one.
+        let freed = (most / 4).min(most / 8 + Self::LATER_ON_HOST / 2);
         let read_bytes = while_reading.max(most + freed + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
         Self { limit, in_use, in_use_name: "rows, tokenizer and program", read_bytes, host_limit: 0, sharers: 1 }
     }
@@ -180,6 +180,16 @@ fn ensure_kernels(kernels: Kernels) -> Result<()> {
     if kernels == Kernels::Absent {
         crate::refuse!(
             "`device: cuda`: this build has no CUDA support; rebuild it with `{CUDA_BUILD}`, or use `--device cpu`"
+        );
+    }
+    Ok(())
+}
+
+/// Refuses arithmetic that a GPU does not have.
+fn ensure_bf16(settings: &Settings) -> Result<()> {
+    if matches!(settings.compute, Some(config::Compute::F32)) {
+        crate::refuse!(
+            "`compute`: found f32, expected bf16: a GPU holds activations in bf16; leave it out, or use `--device cpu`"
         );
     }
     Ok(())
@@ -274,11 +284,9 @@ impl Device {
     /// Refuses arithmetic that a GPU does not have. Chooses the code of its linear layers, and says so where it is not
     /// the fused kernels.
     fn computing(self, settings: &Settings) -> Result<Self> {
-        match (self, settings.compute) {
-            (Self::Cuda(_), Some(config::Compute::F32)) => crate::refuse!(
-                "`compute`: found f32, expected bf16: a GPU holds activations in bf16; leave it out, or use `--device cpu`"
-            ),
-            (Self::Cuda(gpu), _) => {
+        match self {
+            Self::Cuda(gpu) => {
+                ensure_bf16(settings)?;
                 let device = gpu.device()?;
                 let linear = Linear::on(&device, settings.linear)?;
                 if linear.may_dequantize() {
@@ -286,7 +294,7 @@ impl Device {
                 }
                 Ok(Self::Cuda(Gpu { linear, ..gpu }))
             }
-            (device, _) => Ok(device),
+            device => Ok(device),
         }
     }
 
@@ -460,6 +468,20 @@ impl Device {
         }
     }
 
+    /// Speed of copies between pinned host memory and the GPU; none without one, in the emulation, which copies within
+    /// the host's memory, and where there is no room for them.
+    pub fn transfer_bandwidth(&self) -> Option<TransferBandwidth> {
+        /// Bytes that are copied each way
+        const COPIED: usize = 256 << 20;
+        match self {
+            Self::Cuda(gpu) if KERNELS == Kernels::Cuda => {
+                let device = gpu.device().ok()?;
+                TransferBandwidth::measure(&device, COPIED).ok()
+            }
+            Self::Cuda(_) | Self::Cpu(_) => None,
+        }
+    }
+
     /// The GPU's name; none on the CPU and where none was opened.
     pub fn gpu(&self) -> Option<String> {
         match self {
@@ -468,14 +490,14 @@ impl Device {
         }
     }
 
-    /// The budget of a plan: sizes that the settings give may be those of another machine.
+    /// The budget of a plan: sizes that the settings give may be those of another machine, unless a GPU was opened.
     pub fn budget_of_plan(&self, settings: &Settings) -> Result<Budget> {
         match self {
             Self::Cpu(_) => {
                 let limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
                 Ok(Budget::of_host(limit))
             }
-            Self::Cuda(gpu) => match settings.device_memory {
+            Self::Cuda(gpu) => match settings.device_memory.filter(|_| gpu.device.is_none()) {
                 Some(limit) => {
                     let host_limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
                     Ok(Budget::of_another_gpu(limit.0, host_limit).with_library(&gpu.linear, false))
@@ -486,18 +508,25 @@ impl Device {
     }
 
     /// The device of a plan. With the size of its memory given, a GPU need not be there; `gpu` is its name, if one was
-    /// given.
+    /// given. Without a name it is the GPU that is here, as for a run, if that has so much memory.
     pub fn choose_for_plan(settings: &Settings, gpu: Option<&str>) -> Result<Self> {
-        let unopened = |ordinal| {
-            let linear = Linear::planned(gpu, settings.linear);
-            Ok(Self::Cuda(Gpu { ordinal, device: None, sums: Rc::default(), copy: Rc::default(), linear }))
-        };
-        match settings.device {
-            Some(config::Device::Cuda(ordinal)) if settings.device_memory.is_some() => unopened(ordinal),
+        let (ordinal, limit) = match (settings.device, settings.device_memory) {
+            (Some(config::Device::Cuda(ordinal)), Some(limit)) => (ordinal, limit.0),
             // Only a GPU has memory of that name.
-            None if settings.device_memory.is_some() => unopened(0),
-            _ => Self::choose(settings),
+            (None, Some(limit)) => (0, limit.0),
+            _ => return Self::choose(settings),
+        };
+        ensure_bf16(settings)?;
+        if gpu.is_none()
+            && let Ok(here) = Gpu::open(ordinal)
+        {
+            if here.device()?.mem_info()?.total >= limit {
+                return Self::said(here)?.computing(settings);
+            }
+            status!("device_memory: the GPU here has less, so that the plan is for another one");
         }
+        let linear = Linear::of_plan(gpu, ordinal, settings.linear);
+        Ok(Self::Cuda(Gpu { ordinal, device: None, sums: Rc::default(), copy: Rc::default(), linear }))
     }
 }
 

@@ -4,7 +4,7 @@ use crate::backend::run_shape::LinearRows;
 use crate::config::{LinearKernels, gpu_named};
 use crate::error::{Context, Result};
 use crate::report::{thousands, warning};
-use qlora_kernels::device::{Device, DeviceInfo};
+use qlora_kernels::device::{Device, DeviceInfo, KERNELS, Kernels};
 use qlora_kernels::ops::cublaslt::CublasLt;
 use qlora_kernels::ops::dispatch::{Card, FEW_TOKENS, MANY_TOKENS, Row};
 
@@ -59,9 +59,19 @@ impl Linear {
         Ok(linear)
     }
 
+    /// Those of a plan: of a GPU of this name, which is not there; without a name, those of the GPU of this number if
+    /// it is here.
+    pub fn of_plan(gpu: Option<&str>, here: usize, wanted: LinearKernels) -> Self {
+        let opened = || Device::open_at(here).ok().and_then(|device| Self::on(&device, wanted).ok());
+        match gpu {
+            None if KERNELS == Kernels::Cuda => opened().unwrap_or_else(|| Self::planned(None, wanted)),
+            gpu => Self::planned(gpu, wanted),
+        }
+    }
+
     /// Those of a GPU of this name, which is not there; of one without a name: as `wanted`, else the fused kernels.
-    pub fn planned(gpu: Option<&str>, wanted: LinearKernels) -> Self {
-        let is_hopper = gpu.and_then(gpu_named).is_some_and(|(name, _)| ["H100", "H200"].contains(&name));
+    fn planned(gpu: Option<&str>, wanted: LinearKernels) -> Self {
+        let is_hopper = gpu.and_then(gpu_named).is_some_and(|(name, _)| name.starts_with('H'));
         let card = if is_hopper { Card { compute_capability: (9, 0), has_cublaslt: true } } else { Card::default() };
         Self { rows: LinearRows { card, forced: forced(wanted) }, ..Self::default() }
     }

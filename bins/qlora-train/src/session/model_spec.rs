@@ -285,6 +285,7 @@ pub fn model_spec_of(
         trainable: true,
         states,
         activations: Vec::new(),
+        states_on_host: false,
         residency: Vec::new(),
         token_tile: None,
         tokens,

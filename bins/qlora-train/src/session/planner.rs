@@ -5,8 +5,9 @@ use super::device::{Budget, Device};
 use super::plan::{MemoryPlan, PlannedJob, StoredAs, plan};
 use super::predicted::Speed;
 use crate::backend::{Quantization, Residency};
-use crate::config::{Checkpointing, Settings, TokenTile, WeightResidency};
+use crate::config::{Checkpointing, HeadResidency, Settings, StateResidency, TokenTile, WeightResidency};
 use crate::error::Result;
+use crate::files::units::format_bytes;
 use crate::model::{Activations, ModelSpec};
 use crate::refuse;
 
@@ -24,18 +25,25 @@ const PARTS: usize = 2;
 pub struct Levers {
     pub checkpointing: Checkpointing,
     pub weights: WeightResidency,
+    pub head: HeadResidency,
+    pub states: StateResidency,
     pub token_tile: TokenTile,
 }
 
 impl Levers {
     pub fn of(settings: &Settings) -> Self {
-        let Settings { gradient_checkpointing: checkpointing, weights, token_tile, .. } = *settings;
-        Self { checkpointing, weights, token_tile }
+        let Settings { gradient_checkpointing: checkpointing, weights, lm_head: head, token_tile, .. } = *settings;
+        Self { checkpointing, weights, head, states: settings.optimizer_states, token_tile }
     }
 
     /// Everything left to the planner.
-    pub const AUTO: Self =
-        Self { checkpointing: Checkpointing::Auto, weights: WeightResidency::Auto, token_tile: TokenTile::Auto };
+    pub const AUTO: Self = Self {
+        checkpointing: Checkpointing::Auto,
+        weights: WeightResidency::Auto,
+        head: HeadResidency::Auto,
+        states: StateResidency::Auto,
+        token_tile: TokenTile::Auto,
+    };
 
     /// What layers do that do not keep their activations, and whether some may keep them.
     pub fn activations(self, device: &Device) -> (&'static [Activations], bool) {
@@ -45,6 +53,19 @@ impl Levers {
             Checkpointing::Offload => (&[Activations::Offload], false),
             Checkpointing::Auto if device.is_cpu() => (&[Activations::Recompute], true),
             Checkpointing::Auto => (&[Activations::Recompute, Activations::Offload], true),
+        }
+    }
+
+    /// Whether the optimizer's states wait in host memory, what takes least time first. Refused: `host` on the CPU,
+    /// which has no other memory.
+    pub fn states(self, device: &Device) -> Result<&'static [bool]> {
+        match (self.states, device.is_cpu()) {
+            (StateResidency::Host, true) => refuse!(
+                "`optimizer_states`: found host, expected auto or resident: the CPU updates with states in the host's memory"
+            ),
+            (StateResidency::Host, false) => Ok(&[true]),
+            (StateResidency::Auto, false) => Ok(&[false, true]),
+            (StateResidency::Auto | StateResidency::Resident, _) => Ok(&[false]),
         }
     }
 
@@ -61,9 +82,36 @@ impl Levers {
     }
 }
 
-/// Places where each layer's linear weights may be, those that need least room elsewhere first. Refused: a place that
-/// the device does not have, and `disk` where the weights cannot stay there.
+/// Places where each layer's linear weights and, last, the output layer may be: those that need least room elsewhere
+/// first. Refused: a place that the device does not have, and where the weights or the output layer cannot be.
 pub fn residencies(
+    device: &Device,
+    spec: &ModelSpec,
+    levers: Levers,
+    stored: &dyn Fn(&str) -> StoredAs,
+) -> Result<Vec<Vec<Residency>>> {
+    let heads = residencies_of_head(device, spec, levers.head)?;
+    let layers = residencies_of_layers(device, spec, levers.weights, stored)?;
+    let with_head = |layers: Vec<Residency>| heads.iter().map(move |&head| [&layers[..], &[head]].concat());
+    Ok(layers.into_iter().flat_map(with_head).collect())
+}
+
+fn residencies_of_head(device: &Device, spec: &ModelSpec, head: HeadResidency) -> Result<&'static [Residency]> {
+    match (head, device.is_cpu()) {
+        (HeadResidency::Host, true) => refuse!(
+            "`lm_head`: found host, expected auto or resident: the CPU computes with an output layer in the host's memory"
+        ),
+        (HeadResidency::Host, false) if !spec.head_may_wait() => refuse!(
+            "`lm_head`: found host, expected auto or resident: an output layer of which anything is trained \
+             (`modules_to_save`, `trainable_token_indices`) stays on the GPU"
+        ),
+        (HeadResidency::Host, false) => Ok(&[Residency::Pinned]),
+        (HeadResidency::Auto, false) if spec.head_may_wait() => Ok(&[Residency::Device, Residency::Pinned]),
+        (HeadResidency::Auto | HeadResidency::Resident, _) => Ok(&[Residency::Device]),
+    }
+}
+
+fn residencies_of_layers(
     device: &Device,
     spec: &ModelSpec,
     weights: WeightResidency,
@@ -106,6 +154,21 @@ pub fn residencies(
             Ok(places)
         }
     }
+}
+
+/// Note for users on an output layer that waits in host memory: what that saves on the device, and what its copies
+/// cost.
+pub fn head_note(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredAs, planned: &MemoryPlan) -> Result<Option<String>> {
+    if !spec.head_waits() {
+        return Ok(None);
+    }
+    let (device, mut other) = (&planned.device, spec.clone());
+    other.residency.truncate(spec.arch.num_layers);
+    let resident = plan(device, &other, stored, PlannedJob::Train, planned.budget)?;
+    let speed = Speed::of(device);
+    let time = speed.step_seconds(spec, planned) / speed.step_seconds(&other, &resident) - 1.0;
+    let saved = resident.peak_bytes().saturating_sub(planned.peak_bytes());
+    Ok(Some(format!("lm_head: host (−{}, +{:.1}% time)", format_bytes(saved), 100.0 * time)))
 }
 
 /// The first of `residencies` whose plan fits, set in `spec`; else the last of them, which takes least.
@@ -155,13 +218,13 @@ impl Search<'_> {
         self.plan(ModelSpec { activations, ..base.clone() })
     }
 
-    /// `none` with as many layers keeping their activations as fit. A layer more takes more memory.
-    fn keep_most(&self, none: Candidate, others: Activations) -> Result<Candidate> {
+    /// `fitting`, whose last `kept` layers keep their activations, with as many that do so as fit, and their number. A
+    /// layer more takes more memory.
+    fn keep_most(&self, mut fitting: Candidate, others: Activations, mut kept: usize) -> Result<(Candidate, usize)> {
         /// Neighbors of the guess that are tried before halving.
         const NEIGHBORS: usize = 3;
-        let layers = none.spec.arch.num_layers;
-        let mut next = most_kept(&none);
-        let (mut fitting, mut kept, mut beyond) = (none, 0, layers + 1);
+        let mut next = most_kept(&fitting, kept);
+        let mut beyond = fitting.spec.arch.num_layers + 1;
         for tries in 0.. {
             if beyond - kept == 1 {
                 break;
@@ -174,14 +237,33 @@ impl Search<'_> {
                 (beyond, next) = (tried, tried - 1);
             }
         }
-        Ok(fitting)
+        Ok((fitting, kept))
+    }
+
+    /// Seconds that a step takes at least when more layers than the last `kept` of this plan keep their activations:
+    /// they save a part of their time, and inputs that wait in host memory are not copied.
+    fn least_seconds(&self, from: &Candidate, kept: usize) -> f64 {
+        let layers = from.spec.arch.num_layers;
+        let activations = Activations::Recompute.keeping(kept, layers);
+        let seconds = self.speed.step_seconds(&ModelSpec { activations, ..from.spec.clone() }, &from.plan);
+        let more = (most_kept(from, kept) + 2).min(layers) - kept;
+        seconds * (1.0 - RECOMPUTED * more as f64 / layers as f64)
     }
 }
 
-/// A guess at how many layers may keep their activations where none does so: hardly ever too low.
-fn most_kept(none: &Candidate) -> usize {
-    let room = none.plan.budget.limit.saturating_sub(none.plan.peak_bytes());
-    (room / kept_bytes(&none.spec).max(1) + 1).min(none.spec.arch.num_layers as u64) as usize
+/// A guess at how many layers may keep their activations where the last `kept` do so: hardly ever too low.
+fn most_kept(from: &Candidate, kept: usize) -> usize {
+    let room = from.plan.budget.limit.saturating_sub(from.plan.peak_bytes());
+    (kept as u64 + room / kept_bytes(&from.spec).max(1) + 1).min(from.spec.arch.num_layers as u64) as usize
+}
+
+/// Whether `other` has all that `one` has in host memory there too, and cuts batches alike: then `one` is no slower,
+/// as long as the same layers keep their activations.
+pub fn is_nearer(one: &ModelSpec, other: &ModelSpec) -> bool {
+    let mut places = one.residency.iter().zip(&other.residency);
+    one.token_tile == other.token_tile
+        && (other.states_on_host || !one.states_on_host)
+        && places.all(|(here, there)| *here == Residency::Device || here == there)
 }
 
 /// Bytes that a layer keeps at least where it keeps its activations, beside its input.
@@ -207,41 +289,47 @@ pub fn choose(
     let (activations, may_keep) = levers.activations(device);
     let mut best: Option<Candidate> = None;
     let mut least: Option<Candidate> = None;
-    let places = residencies(device, spec, levers.weights, stored)?;
+    let (places, states) = (residencies(device, spec, levers, stored)?, levers.states(device)?);
     if may_keep {
         // Nothing is faster.
         let (residency, token_tile) = (places[0].clone(), levers.tiles(spec.tokens)[0]);
-        let base = ModelSpec { residency, token_tile, ..spec.clone() };
+        let base = ModelSpec { residency, token_tile, states_on_host: states[0], ..spec.clone() };
         let all = search.keeping(&base, Activations::Keep, 0)?;
         if all.plan.fits() {
             *spec = all.spec;
             return Ok(all.plan);
         }
     }
+    let most = if may_keep { spec.arch.num_layers } else { 0 };
+    // What fits, with what layers do, and how many keep their activations.
+    let mut searched: Vec<(ModelSpec, Activations, usize)> = Vec::new();
     for residency in places {
-        let mut candidates = Vec::new();
         for token_tile in levers.tiles(spec.tokens) {
-            for &others in activations {
-                let base = ModelSpec { residency: residency.clone(), token_tile, ..spec.clone() };
-                let none = search.keeping(&base, others, 0)?;
-                if none.plan.fits() {
-                    candidates.push((none, others));
-                } else if least.as_ref().is_none_or(|least| none.plan.missing() < least.plan.missing()) {
-                    least = Some(none);
+            let all = activations.iter().flat_map(|&others| states.iter().map(move |&on_host| (others, on_host)));
+            for (others, states_on_host) in all {
+                let base = ModelSpec { residency: residency.clone(), token_tile, states_on_host, ..spec.clone() };
+                // More in host memory is of use only where more layers keep their activations.
+                let nearer = searched.iter().filter(|(one, of, _)| *of == others && is_nearer(one, &base));
+                let kept = nearer.map(|(.., kept)| kept + 1).max().unwrap_or(0);
+                if kept > most {
+                    continue;
                 }
-            }
-        }
-        for (none, others) in candidates {
-            // Layers that keep their activations save a part of their time.
-            let kept = (most_kept(&none) + 2).min(none.spec.arch.num_layers) as f64;
-            let saved = if may_keep { RECOMPUTED * kept / none.spec.arch.num_layers as f64 } else { 0.0 };
-            let is_better = |seconds: f64| best.as_ref().is_none_or(|best| seconds < best.seconds);
-            if !is_better(none.seconds * (1.0 - saved)) {
-                continue;
-            }
-            let found = if may_keep { search.keep_most(none, others)? } else { none };
-            if is_better(found.seconds) {
-                best = Some(found);
+                let start = search.keeping(&base, others, kept)?;
+                if !start.plan.fits() {
+                    if least.as_ref().is_none_or(|least| start.plan.missing() < least.plan.missing()) {
+                        least = Some(start);
+                    }
+                    continue;
+                }
+                let is_better = |seconds: f64| best.as_ref().is_none_or(|best| seconds < best.seconds);
+                if may_keep && !is_better(search.least_seconds(&start, kept)) {
+                    continue;
+                }
+                let (found, kept) = if may_keep { search.keep_most(start, others, kept)? } else { (start, kept) };
+                if is_better(found.seconds) {
+                    best = Some(found);
+                }
+                searched.push((base, others, kept));
             }
         }
         // On the CPU weights leave memory only where they must.
@@ -266,6 +354,7 @@ mod tests {
     use crate::lora::LoraSpec;
     use crate::session::advice::{Asked, longest_row};
     use crate::session::plan::refuse_unless_it_fits;
+    use crate::session::predicted::states_note;
 
     const LAYERS: usize = 9;
 
@@ -278,6 +367,7 @@ mod tests {
             trainable: true,
             states: StateFormat::F32,
             activations: Vec::new(),
+            states_on_host: false,
             residency: Vec::new(),
             token_tile: None,
             tokens: 500,
@@ -334,11 +424,157 @@ mod tests {
         };
         assert_eq!(longest(WeightResidency::Auto), 200);
         assert!(longest(WeightResidency::Resident) < 200);
-        let weights = WeightResidency::Disk;
-        let refused = residencies(&device, &spec(), weights, &stored).unwrap_err().to_string();
+        let disk = levers(WeightResidency::Disk);
+        let refused = residencies(&device, &spec(), disk, &stored).unwrap_err().to_string();
         assert!(refused.contains("quantize"), "{refused}");
-        let refused = residencies(&Device::unopened(0), &spec(), weights, &stored_in_nf4).unwrap_err().to_string();
+        let refused = residencies(&Device::unopened(0), &spec(), disk, &stored_in_nf4).unwrap_err().to_string();
         assert!(refused.contains("GPU"), "{refused}");
+    }
+
+    /// An output layer that is large beside what layers need waits where it does not fit, and costs its copy.
+    #[test]
+    fn an_output_layer_waits_in_host_memory_where_it_does_not_fit() {
+        let device = Device::unopened(0);
+        let arch = Arch { head_dim: 64, vocab_size: 4096, ..spec().arch };
+        // Tokens that need as much in a layer as the output layer has.
+        let spec = ModelSpec { arch, tokens: 3000, positions: 3000, ..spec() };
+        let at = |head, limit| {
+            let mut spec = spec.clone();
+            let (checkpointing, weights) = (Checkpointing::On, WeightResidency::Resident);
+            let states = StateResidency::Resident;
+            let levers = Levers { checkpointing, weights, head, states, token_tile: TokenTile::Off };
+            let plan = choose(&device, &mut spec, levers, &stored, budget(limit)).unwrap();
+            (Speed::of(&device).step_seconds(&spec, &plan), spec, plan)
+        };
+        let [resident, host] = [HeadResidency::Resident, HeadResidency::Host].map(|head| at(head, 0));
+        let (peak, least) = (resident.2.peak_bytes(), host.2.peak_bytes());
+        assert!(!resident.1.head_waits() && host.1.head_waits() && least < peak, "{least} {peak}");
+        // The device has them only while the loss is computed.
+        let bytes = (2 * spec.arch.vocab_size * spec.arch.hidden_size) as u64;
+        assert_eq!((resident.2.weights_on_host, host.2.weights_on_host), (0, bytes));
+        assert!((host.0 - resident.0 - bytes as f64 / 16e9).abs() < 1e-9, "{} {}", host.0, resident.0);
+        for (limit, waits) in [(u64::MAX, false), (peak, false), (peak - 1, true), (least, true)] {
+            let (_, spec, plan) = at(HeadResidency::Auto, limit);
+            assert!(plan.fits() && spec.head_waits() == waits, "{limit} of {peak} and {least}");
+            assert_eq!(head_note(&spec, &stored, &plan).unwrap().is_some(), waits);
+        }
+        assert!(!at(HeadResidency::Auto, least - 1).2.fits() && !at(HeadResidency::Resident, peak - 1).2.fits());
+        let note = head_note(&host.1, &stored, &host.2).unwrap().unwrap();
+        let saved = format!("lm_head: host (−{}, +", format_bytes(peak - least));
+        assert!(note.starts_with(&saved) && note.ends_with("% time)"), "{note}");
+        // The embedding's rows are where they are in either case.
+        let arch = Arch { tie_word_embeddings: true, ..spec.arch.clone() };
+        let tied = ModelSpec { arch, ..spec.clone() };
+        let levers = |head| Levers { head, ..Levers::AUTO };
+        let [resident, host] = [HeadResidency::Resident, HeadResidency::Host].map(|head| {
+            let mut spec = tied.clone();
+            choose(&device, &mut spec, levers(head), &stored, budget(u64::MAX)).unwrap()
+        });
+        assert_eq!((host.host_bytes() - resident.host_bytes(), host.weights_on_host), (bytes, 0));
+        // What is trained stays.
+        let refused = |device: &Device, spec: &ModelSpec| {
+            residencies(device, spec, levers(HeadResidency::Host), &stored).unwrap_err().to_string()
+        };
+        for module in ["lm_head", "model.embed_tokens"] {
+            for is_whole in [true, false] {
+                let mut trained = tied.clone();
+                match is_whole {
+                    true => _ = trained.lora.whole.insert(module.to_owned()),
+                    false => _ = trained.lora.tokens.insert(module.to_owned(), vec![3, 5]),
+                }
+                let places = residencies(&device, &trained, Levers::AUTO, &stored).unwrap();
+                assert!(places.iter().all(|place| place.last() == Some(&Residency::Device)), "{module}");
+                assert!(refused(&device, &trained).contains("`modules_to_save`"), "{module}");
+            }
+        }
+        assert!(refused(&Device::Cpu(Precision::F32), &spec).contains("the CPU computes"));
+    }
+
+    /// What is left out of the search would be no faster, whichever levers are set.
+    #[test]
+    fn the_fastest_of_all_that_fits_is_found() {
+        const LAYERS: usize = 5;
+        let device = Device::unopened(0);
+        let arch = Arch { num_layers: LAYERS, hidden_size: 512, intermediate_size: 1792, ..spec().arch };
+        let arch = Arch { num_heads: 8, num_kv_heads: 2, head_dim: 64, vocab_size: 128_000, ..arch };
+        let lora = LoraSpec::uniform(&arch, &Projection::ALL, 64, 64.0, 0.0);
+        let spec = ModelSpec { arch, lora, tokens: 6144, positions: 6144, ..spec() };
+        let what = [false, true].map(|on_host| [Activations::Recompute, Activations::Offload].map(|of| (of, on_host)));
+        for head in [HeadResidency::Auto, HeadResidency::Host] {
+            let levers = Levers { head, ..Levers::AUTO };
+            let (mut all, mut limits) = (Vec::new(), Vec::new());
+            let places = residencies(&device, &spec, levers, &stored).unwrap();
+            let tiles = levers.tiles(spec.tokens);
+            for (residency, token_tile) in places.iter().flat_map(|place| tiles.iter().map(move |&tile| (place, tile)))
+            {
+                for &(others, states_on_host) in what.as_flattened() {
+                    // A layer more takes more memory.
+                    let mut bytes = 0;
+                    for kept in 0..=LAYERS {
+                        let (residency, activations) = (residency.clone(), others.keeping(kept, LAYERS));
+                        let spec = ModelSpec { residency, activations, states_on_host, token_tile, ..spec.clone() };
+                        let plan = plan(&device, &spec, &stored, PlannedJob::Train, budget(u64::MAX)).unwrap();
+                        bytes = plan.peak_bytes().max(bytes);
+                        all.push((bytes, Speed::of(&device).step_seconds(&spec, &plan)));
+                        if spec.pinned_layers() == LAYERS && token_tile.is_none() && !states_on_host {
+                            limits.push(bytes);
+                        }
+                    }
+                }
+            }
+            assert!(limits.len() > LAYERS);
+            for limit in limits {
+                let fitting = all.iter().filter(|(bytes, _)| *bytes <= limit);
+                let fastest = fitting.map(|(_, seconds)| *seconds).fold(f64::INFINITY, f64::min);
+                let mut spec = spec.clone();
+                let plan = choose(&device, &mut spec, levers, &stored, budget(limit)).unwrap();
+                let seconds = Speed::of(&device).step_seconds(&spec, &plan);
+                assert!(plan.fits() && seconds <= fastest * (1.0 + 1e-9), "{head:?}, {limit}: {seconds} {fastest}");
+            }
+        }
+    }
+
+    /// States wait where they do not fit, and cost one copy each way at the same time.
+    #[test]
+    fn states_wait_in_host_memory_where_they_do_not_fit() {
+        let device = Device::unopened(0);
+        let arch = Arch { head_dim: 64, ..spec().arch };
+        let lora = LoraSpec::uniform(&arch, &Projection::ALL, 64, 64.0, 0.0);
+        let spec = ModelSpec { arch, lora, ..spec() };
+        let at = |states, limit| {
+            let mut spec = spec.clone();
+            let (checkpointing, weights) = (Checkpointing::On, WeightResidency::Resident);
+            let levers =
+                Levers { checkpointing, weights, head: HeadResidency::Resident, states, token_tile: TokenTile::Off };
+            let plan = choose(&device, &mut spec, levers, &stored, budget(limit)).unwrap();
+            (Speed::of(&device).step_seconds(&spec, &plan), spec, plan)
+        };
+        let [resident, host] = [StateResidency::Resident, StateResidency::Host].map(|states| at(states, 0));
+        let (peak, least) = (resident.2.peak_bytes(), host.2.peak_bytes());
+        let (bytes, _) = host.1.paged_states().unwrap();
+        assert!(resident.1.paged_states().is_none() && least + bytes / 2 < peak, "{least} {peak} {bytes}");
+        assert!((host.0 - resident.0 - bytes as f64 / 16e9).abs() < 1e-9, "{} {}", host.0, resident.0);
+        let pinned = host.2.host_bytes() - resident.2.host_bytes();
+        assert!((bytes..bytes + bytes / 4).contains(&pinned), "{pinned} {bytes}");
+        for (limit, waits) in [(u64::MAX, false), (peak, false), (peak - 1, true), (least, true)] {
+            let (_, spec, plan) = at(StateResidency::Auto, limit);
+            assert!(plan.fits() && spec.states_on_host == waits, "{limit} of {peak} and {least}");
+            assert_eq!(states_note(&spec, limit).is_some(), waits);
+        }
+        assert!(!at(StateResidency::Auto, least - 1).2.fits() && !at(StateResidency::Resident, peak - 1).2.fits());
+        // States that save hardly anything are not told of.
+        let few = |of: &[Projection], r| {
+            let lora = LoraSpec::uniform(&spec.arch, of, r, 1.0, 0.0);
+            ModelSpec { lora, states_on_host: true, ..spec.clone() }
+        };
+        let (little, nothing) = (few(&Projection::ALL, 4), few(&[Projection::Q], 1));
+        let (bytes, piece) = little.paged_states().unwrap();
+        let saved = bytes - 2 * piece as u64;
+        assert!((1000..1 << 20).contains(&saved), "{saved}");
+        let told = [saved, saved + 1, 24 << 20].map(|part| states_note(&little, 1000 * part).is_some());
+        assert_eq!((told, states_note(&nothing, 1)), ([true, false, false], None));
+        let on_cpu = Levers { states: StateResidency::Host, ..Levers::AUTO }.states(&Device::Cpu(Precision::F32));
+        assert!(on_cpu.unwrap_err().to_string().contains("the CPU updates"));
     }
 
     /// The peak is that of reading the rows, where it is the higher one, and then only less to read helps.
@@ -359,7 +595,8 @@ mod tests {
         let refused = |limit, read| refuse_unless_it_fits(&at(limit, read), 500, "advice").unwrap_err().to_string();
         let (reading, running) = (refused(2 * run, 3 * run), refused(run - 1, 0));
         assert!(reading.contains("reading the tokenizer and the rows takes"), "{reading}");
-        assert!(running.contains("the run needs") && running.contains("advice"), "{running}");
+        assert!(running.contains("the run needs") && running.contains("(short by 1 byte)"), "{running}");
+        assert!(running.contains("advice"), "{running}");
     }
 
     /// With every amount of memory the planner keeps as many of the last layers as fit, and computes the others again.

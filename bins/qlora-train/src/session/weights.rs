@@ -208,6 +208,28 @@ impl Source for CheckpointSource<'_, '_> {
         }
     }
 
+    /// What changes a weight needs all of it; any other comes in pieces.
+    fn read_in_pieces(&mut self, name: &str, take: &mut dyn FnMut(WeightSource) -> Result<()>) -> Result<()> {
+        if self.rewrite.is_some() || self.starts.is_some() || self.checkpoint.is_nf4(name) {
+            return take(self.read_weight(name)?);
+        }
+        let (checkpoint, is_measured) = (self.checkpoint, self.norms.is_some());
+        let (mut first, mut squares) = (0, Vec::new());
+        let digest = checkpoint.read_pieces_with_digest(name, &mut |piece| {
+            checkpoint.check_piece(name, first, &piece)?;
+            first += piece.elements();
+            if is_measured {
+                squares.extend(piece.squares());
+            }
+            take(WeightSource::Tensor(piece))
+        })?;
+        self.fingerprint.add(digest)?;
+        if let (Some(norms), Some(module)) = (&mut self.norms, name.strip_suffix(".weight")) {
+            norms.insert(module.to_owned(), squares.into_iter().sum::<f64>().sqrt());
+        }
+        Ok(())
+    }
+
     /// Read once, for the fingerprint, a piece at a time: what is freed of a whole weight would stay in the heap.
     fn on_disk(&mut self, name: &str) -> Result<Nf4OnDisk> {
         self.fingerprint.add(self.checkpoint.check_weight_with_digest(name)?)?;

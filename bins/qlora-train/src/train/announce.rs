@@ -13,6 +13,7 @@ use crate::session::Loaded;
 use crate::session::disk::{self, DiskPlan};
 use crate::session::model_spec::recipe;
 use crate::session::plan::MemoryPlan;
+use crate::session::predicted::states_note;
 use std::path::Path;
 
 /// Prints the size of a checkpoint and the free space. Refused: no room for one.
@@ -121,8 +122,8 @@ pub(super) fn print_run(
     let (planned, limit) = (format_bytes(plan.peak_bytes()), format_bytes(plan.budget.limit));
     let counts = spec.activation_counts();
     let activations = if counts.keep < counts.layers() { format!("; {counts}") } else { String::new() };
-    let notes: String =
-        [spec.tile_note(), spec.weights_note()].iter().flatten().map(|note| format!("; {note}")).collect();
+    let notes = [spec.tile_note(), spec.weights_note(), spec.head_note(), states_note(spec, plan.budget.limit)];
+    let notes: String = notes.iter().flatten().map(|note| format!("; {note}")).collect();
     status!("{}: {planned} planned, {limit} may be used{activations}{notes}", plan.place());
     if !plan.on_host.is_empty() {
         let (pinned, limit) = (format_bytes(plan.host_bytes()), format_bytes(plan.host_limit));

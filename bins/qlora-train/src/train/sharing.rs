@@ -16,7 +16,7 @@ use std::path::Path;
 
 /// Settings that may differ between the ranks: places, whose contents are compared where they count, what only rank 0
 /// writes, and how a machine is used.
-const OF_A_RANK: [&str; 21] = [
+const OF_A_RANK: [&str; 23] = [
     "model",
     "data",
     "val_data",
@@ -33,6 +33,8 @@ const OF_A_RANK: [&str; 21] = [
     "save_total_limit",
     "gradient_checkpointing",
     "weights",
+    "lm_head",
+    "optimizer_states",
     "token_tile",
     "host_memory",
     "device_memory",

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use qlora_train::arch::Arch;
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::base::{Checkpoint, Fingerprint};
-use qlora_train::files::tensor::StoredType;
+use qlora_train::error::Error;
+use qlora_train::files::tensor::{HostTensor, PIECE, StoredType};
 use sha2::{Digest, Sha256};
 
 use super::{configs, stored_types};
@@ -135,4 +136,91 @@ fn a_tensor_of_another_model_is_not_taken() {
     let (untied, _keep_too) = open(tiny_arch());
     let digest = untied.digest("lm_head.weight").unwrap();
     assert!(Fingerprint::new(&tied).add(digest).is_err());
+}
+
+/// A table that has a few rows more than a piece, and tensors of less than one.
+#[test]
+fn a_tensor_in_pieces_is_the_tensor_and_has_its_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    for stored in [StoredType::Bf16, StoredType::F16, StoredType::F32] {
+        let config = Arch { vocab_size: PIECE / 64 + 100, num_layers: 1, ..tiny_arch() };
+        Synthetic { stored, shards: 2, ..Synthetic::new(config, 3) }.write(dir.path()).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        for name in checkpoint.names() {
+            let (whole, expected) = checkpoint.read_with_digest(name).unwrap();
+            let (mut lengths, mut values) = (Vec::new(), Vec::new());
+            let mut take = |piece: HostTensor| {
+                assert_eq!(piece.stored_type(), stored);
+                lengths.extend(piece.shape.iter().copied());
+                values.extend(piece.to_f32());
+                Ok(())
+            };
+            assert_eq!(checkpoint.read_pieces_with_digest(name, &mut take).unwrap(), expected, "{name}");
+            assert!(values == whole.to_f32(), "{name}");
+            let (last, others) = lengths.split_last().unwrap();
+            assert!(*last <= PIECE && others.iter().all(|&len| len == PIECE), "{name}: {lengths:?}");
+            assert_eq!(others.len(), whole.shape.iter().product::<usize>() / PIECE, "{name}");
+        }
+        // Nothing more is taken after an error, whatever was read ahead.
+        let mut taken = 0;
+        let mut take = |_: HostTensor| {
+            taken += 1;
+            Err(Error::Failed("enough".to_owned()))
+        };
+        let error = checkpoint.read_pieces_with_digest("model.embed_tokens.weight", &mut take).unwrap_err();
+        assert_eq!((error.to_string().as_str(), taken), ("enough", 1));
+    }
+}
+
+const TABLE: &str = "model.embed_tokens.weight";
+
+/// A model whose table has more pieces than wait to be taken.
+fn with_a_long_table(dir: &std::path::Path) -> Checkpoint {
+    let config = Arch { vocab_size: 8 * PIECE / 64 + 100, num_layers: 1, tie_word_embeddings: true, ..tiny_arch() };
+    Synthetic::new(config, 3).write(dir).unwrap();
+    Checkpoint::open(dir).unwrap()
+}
+
+/// The thread that reads ahead stands still before pieces that nobody takes, and ends with the call.
+#[test]
+fn reading_ahead_ends_where_a_piece_is_refused_and_where_taking_one_panics() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = with_a_long_table(dir.path());
+    for at in [0, 2] {
+        let mut taken = 0;
+        let mut take = |_: HostTensor| {
+            // Meanwhile all that may wait is read.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            taken += 1;
+            if taken > at { Err(Error::Failed("enough".to_owned())) } else { Ok(()) }
+        };
+        let error = checkpoint.read_pieces_with_digest(TABLE, &mut take).unwrap_err();
+        assert_eq!((error.to_string().as_str(), taken), ("enough", at + 1));
+    }
+    let panics = || checkpoint.read_pieces_with_digest(TABLE, &mut |_| panic!("as the test wants it"));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
+    assert_eq!(checkpoint.read_pieces_with_digest(TABLE, &mut |_| Ok(())).unwrap(), checkpoint.digest(TABLE).unwrap());
+}
+
+/// A file that was cut off after it was opened: what it still has is taken, and the error names file and tensor.
+#[test]
+fn a_file_that_ends_within_a_piece_is_an_error_after_the_pieces_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = with_a_long_table(dir.path());
+    let path = dir.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + len as usize]).unwrap();
+    let first = header[TABLE]["data_offsets"][0].as_u64().unwrap();
+    // Two pieces of bf16, and half of the third.
+    let end = 8 + len + first + 5 * PIECE as u64;
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(end).unwrap();
+    let mut taken = Vec::new();
+    let mut take = |piece: HostTensor| {
+        taken.push(piece.shape[0]);
+        Ok(())
+    };
+    let error = checkpoint.read_pieces_with_digest(TABLE, &mut take).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors") && error.contains(TABLE), "{error}");
+    assert_eq!(taken, [PIECE; 2]);
 }

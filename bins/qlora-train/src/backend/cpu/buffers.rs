@@ -4,6 +4,7 @@ use super::Cpu;
 use super::memory::{CpuBuffer, Value};
 use crate::backend::{Memory, PlannedBuffer};
 use crate::error::Result;
+use qlora_kernels::device::MemoryEnd;
 
 impl Memory for Cpu {
     fn is_dry_run(&self) -> bool {
@@ -18,7 +19,7 @@ impl Memory for Cpu {
         Ok(self.memory.buffer(name, tokens, width, self.precision.value()))
     }
 
-    fn alloc_f32(&mut self, name: &'static str, width: usize) -> Result<CpuBuffer> {
+    fn alloc_f32(&mut self, _: MemoryEnd, name: &'static str, width: usize) -> Result<CpuBuffer> {
         Ok(self.memory.buffer(name, self.dims.tokens, width, Value::F32))
     }
 
@@ -28,8 +29,8 @@ impl Memory for Cpu {
         Ok(buffer)
     }
 
-    fn keep(&mut self, buffer: CpuBuffer) -> CpuBuffer {
-        buffer
+    fn keep(&mut self, buffer: CpuBuffer) -> Result<CpuBuffer> {
+        Ok(buffer)
     }
 
     fn prefetch(&mut self, offloaded: CpuBuffer) -> Result<CpuBuffer> {

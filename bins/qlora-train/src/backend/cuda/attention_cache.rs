@@ -27,15 +27,8 @@ impl Cuda {
                 )));
             }
         }
-        let needed = attention_cache::workspace_bytes(&self.cache_shape(shape))?;
-        if self.cache.workspace.len() < needed {
-            self.cache.workspace = self.memory.take(NAME, 0)?;
-            self.cache.workspace = self.memory.take(NAME, needed)?;
-        }
+        self.reserve_attention(shape, starts.len())?;
         if self.cache.uploaded != starts {
-            if self.cache.starts.len() < starts.len() {
-                self.cache.starts = self.memory.take(NAME, starts.len())?;
-            }
             self.cache.uploaded.clear();
             self.memory.write(&mut self.cache.starts, &starts)?;
             self.cache.uploaded = starts;
@@ -43,10 +36,30 @@ impl Cuda {
         Ok(())
     }
 
+    /// Room for batches of as many tokens as a run's may have, of up to so many documents: it must not grow between
+    /// two of them, where no plan knows what lies about it.
+    pub(super) fn reserve_attention(&mut self, attention: AttentionShape, documents: usize) -> Result<()> {
+        let shape = Shape { attention, m: self.dims.tokens, documents, longest: self.longest() };
+        let needed = attention_cache::workspace_bytes(&shape)?;
+        if self.cache.workspace.len() < needed {
+            self.cache.workspace = self.memory.take(NAME, 0)?;
+            self.cache.workspace = self.memory.take(NAME, needed)?;
+        }
+        if self.cache.starts.len() < documents {
+            self.cache.uploaded.clear();
+            self.cache.starts = self.memory.take(NAME, documents)?;
+        }
+        Ok(())
+    }
+
     /// Every batch of a run has room for rows as long as the rotation angles reach.
+    fn longest(&self) -> usize {
+        self.ropes.first().map_or(1, |rope| rope.positions)
+    }
+
     fn cache_shape(&self, attention: AttentionShape) -> Shape {
-        let longest = self.ropes.first().map_or(1, |rope| rope.positions);
-        Shape { attention, m: self.batch.tokens(), documents: self.batch.boundaries.len() - 1, longest }
+        let documents = self.batch.boundaries.len() - 1;
+        Shape { attention, m: self.batch.tokens(), documents, longest: self.longest() }
     }
 
     pub(super) fn append_to_cache(

@@ -4,6 +4,7 @@ use super::Cuda;
 use super::operands::{CudaBuffer, CudaOffloaded, Storage};
 use crate::backend::{Memory, PlannedBuffer};
 use crate::error::Result;
+use qlora_kernels::device::MemoryEnd;
 
 impl Memory for Cuda {
     fn is_dry_run(&self) -> bool {
@@ -15,13 +16,17 @@ impl Memory for Cuda {
     }
 
     fn alloc_tile(&mut self, name: &'static str, tokens: usize, width: usize) -> Result<CudaBuffer> {
-        let data = Storage::Bf16(self.memory.take(name, tokens * width)?);
+        self.alloc_at(MemoryEnd::Low, name, tokens, width)
+    }
+
+    fn alloc_at(&mut self, end: MemoryEnd, name: &'static str, tokens: usize, width: usize) -> Result<CudaBuffer> {
+        let data = Storage::Bf16(self.memory.take_at(end, name, tokens * width)?);
         Ok(CudaBuffer { data, first: 0, tokens, width })
     }
 
-    fn alloc_f32(&mut self, name: &'static str, width: usize) -> Result<CudaBuffer> {
+    fn alloc_f32(&mut self, end: MemoryEnd, name: &'static str, width: usize) -> Result<CudaBuffer> {
         let tokens = self.dims.tokens;
-        let data = Storage::F32(self.memory.take(name, tokens * width)?);
+        let data = Storage::F32(self.memory.take_at(end, name, tokens * width)?);
         Ok(CudaBuffer { data, first: 0, tokens, width })
     }
 
@@ -29,8 +34,8 @@ impl Memory for Cuda {
         self.offload.offload(&self.memory, buffer)
     }
 
-    fn keep(&mut self, buffer: CudaBuffer) -> CudaOffloaded {
-        CudaOffloaded::OnDevice(buffer)
+    fn keep(&mut self, buffer: CudaBuffer) -> Result<CudaOffloaded> {
+        self.offload.keep(buffer)
     }
 
     fn prefetch(&mut self, offloaded: CudaOffloaded) -> Result<CudaOffloaded> {

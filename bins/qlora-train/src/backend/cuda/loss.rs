@@ -69,7 +69,7 @@ impl<'a> Targets<'a> {
 }
 
 /// The output layer, and its gradient where it is trained.
-struct Head<'a> {
+pub struct Head<'a> {
     vocab: usize,
     hidden: usize,
     /// `[vocab, hidden]`
@@ -77,39 +77,23 @@ struct Head<'a> {
     gradient: Option<HeadGradient<'a>>,
 }
 
-impl LossMemory {
-    pub fn cross_entropy(
-        &mut self,
-        memory: &DeviceMemory,
-        targets: Targets<'_>,
-        x: &CudaBuffer,
-        head: &CudaTable,
-        weight: f32,
-        soft_cap: Option<f32>,
-        dx: Option<&mut CudaBuffer>,
-    ) -> Result<()> {
-        let head = Head { vocab: head.vocab, hidden: head.hidden, values: head.data.view(), gradient: None };
-        self.compute(memory, targets, x, head, weight, soft_cap, dx)
+impl<'a> Head<'a> {
+    /// A table whose values are on the device.
+    pub fn frozen(table: &CudaTable, values: View<'a, bf16>) -> Self {
+        Self { vocab: table.vocab, hidden: table.hidden, values, gradient: None }
     }
 
-    /// [`Self::cross_entropy`] with the gradient of an output layer that is trained.
-    pub fn trained_cross_entropy(
-        &mut self,
-        memory: &DeviceMemory,
-        targets: Targets<'_>,
-        x: &CudaBuffer,
-        head: &mut CudaTable,
-        weight: f32,
-        soft_cap: Option<f32>,
-        dx: &mut CudaBuffer,
-    ) -> Result<()> {
-        let (vocab, hidden) = (head.vocab, head.hidden);
-        let TableParts { values, rows, gradient } = head.parts();
+    pub fn trained(table: &'a mut CudaTable) -> Self {
+        let (vocab, hidden) = (table.vocab, table.hidden);
+        let TableParts { values, rows, gradient } = table.parts();
         let gradient = gradient.map(|gradient| HeadGradient { rows, gradient });
-        self.compute(memory, targets, x, Head { vocab, hidden, values, gradient }, weight, soft_cap, Some(dx))
+        Self { vocab, hidden, values, gradient }
     }
+}
 
-    fn compute(
+impl LossMemory {
+    /// The losses, the gradient of `x` where it is asked for, and that of a head that is trained.
+    pub fn cross_entropy(
         &mut self,
         memory: &DeviceMemory,
         targets: Targets<'_>,
@@ -164,9 +148,9 @@ impl LossMemory {
     }
 
     /// Room for the logits of as many tokens as are computed together.
-    pub fn reserve_logits(&mut self, memory: &DeviceMemory, head: &CudaTable, tokens: usize) -> Result<()> {
+    pub fn reserve_logits(&mut self, memory: &DeviceMemory, vocab: usize, tokens: usize) -> Result<()> {
         while self.logits.len() < tokens.min(LOGITS) {
-            self.logits.push(memory.take("logits", head.vocab)?);
+            self.logits.push(memory.take("logits", vocab)?);
         }
         Ok(())
     }
@@ -176,11 +160,11 @@ impl LossMemory {
         &mut self,
         memory: &DeviceMemory,
         hidden: View<'_, bf16>,
-        head: &CudaTable,
+        head: Head<'_>,
         tokens: &[usize],
     ) -> Result<Vec<Vec<f32>>> {
         let (m, h, vocab) = (hidden.len() / head.hidden, head.hidden, head.vocab);
-        let layer = OutputLayer { m, h, vocab, hidden, head: head.data.view() };
+        let layer = OutputLayer { m, h, vocab, hidden, head: head.values };
         let mut found = Vec::with_capacity(tokens.len());
         for tokens in tokens.chunks(LOGITS) {
             let rows: Vec<u32> = tokens.iter().map(|&token| token as u32).collect();

@@ -3,12 +3,15 @@
 use crate::backend::PlannedBuffer;
 use crate::error::{Context, Error, Result};
 use qlora_kernels::device::{
-    Arena, Buffer, Device, Element, OffloadSlot, PeakUsage, PinnedBuffer, ReadbackStaging, RoundTrip, Stream,
-    UploadStaging, View,
+    Arena, Buffer, Device, Element, MemoryEnd, OffloadSlot, PeakUsage, PinnedBuffer, ReadbackStaging, RoundTrip,
+    Stream, UploadStaging, View,
 };
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
+
+/// The plan's line of what is held only while weights are loaded, on the device and in pinned memory.
+pub const ON_THE_WAY: &str = "weights on the way";
 
 pub struct DeviceMemory {
     /// None: a dry run, which takes and gives back as the run does and computes nothing.
@@ -47,7 +50,12 @@ impl DeviceMemory {
 
     /// Any bits; `name` is that of the plan's line.
     pub fn take<T: Element>(&self, name: &'static str, len: usize) -> Result<Buffer<T>> {
-        Ok(self.arena.alloc(name, len)?)
+        self.take_at(MemoryEnd::Low, name, len)
+    }
+
+    /// Like [`take`](Self::take), from either end.
+    pub fn take_at<T: Element>(&self, end: MemoryEnd, name: &'static str, len: usize) -> Result<Buffer<T>> {
+        Ok(self.arena.alloc_at(end, name, len)?)
     }
 
     pub fn zeros<T: Element>(&self, name: &'static str, len: usize) -> Result<Buffer<T>> {
@@ -66,7 +74,18 @@ impl DeviceMemory {
 
     /// `data` while running: `len` elements.
     pub fn upload<T: Element>(&self, name: &'static str, len: usize, data: Option<&[T]>) -> Result<Buffer<T>> {
-        let mut buffer = self.take(name, len)?;
+        self.upload_at(MemoryEnd::Low, name, len, data)
+    }
+
+    /// Like [`upload`](Self::upload), from either end.
+    pub fn upload_at<T: Element>(
+        &self,
+        end: MemoryEnd,
+        name: &'static str,
+        len: usize,
+        data: Option<&[T]>,
+    ) -> Result<Buffer<T>> {
+        let mut buffer = self.take_at(end, name, len)?;
         if let Some(device) = &self.device {
             let data = data.expect("a run has what it uploads");
             assert_eq!(data.len(), len, "{name}");
@@ -180,6 +199,28 @@ impl<T: Element> StagedBuffer<T> {
 
     pub fn rows(&self, rows: &Range<usize>) -> View<'_, T> {
         self.view().skip(rows.start).first(rows.len())
+    }
+}
+
+/// Pinned memory that weights go through in pieces, while they are loaded.
+#[derive(Default)]
+pub struct PieceStaging {
+    /// Bytes
+    len: usize,
+    staging: Option<UploadStaging<u8>>,
+}
+
+impl PieceStaging {
+    /// With room for pieces of `len` bytes; none in a dry run.
+    pub fn reserve(&mut self, memory: &DeviceMemory, len: usize) -> Result<Option<&mut UploadStaging<u8>>> {
+        if len > self.len {
+            // What there is goes first.
+            self.staging = None;
+            let more = len - self.len;
+            self.staging = memory.pinned::<u8, _>(ON_THE_WAY, more, |device| UploadStaging::new(device, len))?;
+            self.len = len;
+        }
+        Ok(self.staging.as_mut())
     }
 }
 

@@ -4,7 +4,8 @@
 //! Frozen weights stay in NF4, or are bf16. A trainable tensor has an f32 master copy, which the optimizer updates, and
 //! a bf16 working copy, which the kernels read; its gradient is f32.
 //!
-//! All operations are queued on one stream, in order, on parts of one arena whose size a dry run has found:
+//! All operations are queued on one stream, in order (low-rank gradients on a second one, beside dX, where that leaves
+//! multiprocessors idle), on parts of one arena whose size a dry run has found:
 //! [`Cuda::dry_run`] is this backend without a device, which takes and gives back the same parts and launches nothing.
 //! A batch and the optimizer's rates come through pinned memory on a stream of their own, and the sum of the losses and
 //! the norm of the gradients go back on another: the host waits for those two and for nothing else in a step, each when
@@ -14,6 +15,7 @@
 
 mod attention_cache;
 mod batch;
+mod beside;
 mod buffers;
 mod cache;
 mod compute;
@@ -23,10 +25,14 @@ mod linear;
 mod loss;
 mod magnitude;
 mod memory;
+mod nf4;
 mod offload;
 mod operands;
 mod optimizer;
 mod optimizer_memory;
+mod optimizer_pieces;
+mod output_layer;
+mod paged_states;
 mod pinned;
 mod rope;
 mod shared;
@@ -43,16 +49,18 @@ use super::{CheckedBatch, Operands, Trace};
 use crate::arch::Arch;
 use crate::error::{Context, Error, Result};
 use batch::BatchMemory;
+use beside::Beside;
 use cache::CacheMemory;
 use dispatch::LinearMemory;
 use half::bf16;
 use loss::LossMemory;
-use memory::DeviceMemory;
+use memory::{DeviceMemory, PieceStaging};
 use offload::Offload;
 use optimizer_memory::OptimizerMemory;
+use output_layer::OutputLayer;
 use pinned::PinnedWeights;
 use qlora_kernels::CudaError;
-use qlora_kernels::device::{Buffer, Device, EventTimer, Nccl, RoundTrip};
+use qlora_kernels::device::{Buffer, Device, EventTimer, MemoryEnd, Nccl, RoundTrip};
 use qlora_kernels::ops::attention_backward;
 use qlora_kernels::ops::dispatch::{Pass, Row};
 use qlora_kernels::ops::linear::Path as LinearPath;
@@ -83,13 +91,18 @@ pub struct Cuda {
     /// What an operand without a low-rank term has as workspace: nothing.
     empty: Buffer<bf16>,
     linear: LinearMemory,
+    beside: Beside,
     loss: LossMemory,
+    output_layer: OutputLayer,
     optimizer: OptimizerMemory,
     cache: CacheMemory,
     offload: Offload,
     pinned: PinnedWeights,
+    /// End of the memory that the linear weights come from which are loaded now
+    weights_end: MemoryEnd,
     /// Whether each document of the batch, as it was given, has tokens.
     batch_documents: Vec<bool>,
+    pieces: PieceStaging,
     /// What random weights repeat, and the same on the device.
     pattern: Option<(Arc<[u8]>, Buffer<u8>)>,
     /// Made when the first event is recorded.
@@ -146,12 +159,16 @@ impl Cuda {
             gradients: memory.take("workspace", 0)?,
             empty: memory.take("workspace", 0)?,
             linear: LinearMemory::new(&memory, &dims)?,
+            beside: Beside::default(),
             loss: LossMemory::new(&memory, &dims)?,
-            optimizer: OptimizerMemory::new(&memory)?,
+            output_layer: OutputLayer::default(),
+            optimizer: OptimizerMemory::new(&memory, dims.states_piece)?,
             cache: CacheMemory::new(&memory)?,
             offload: Offload::default(),
             pinned: PinnedWeights::default(),
+            weights_end: MemoryEnd::Low,
             batch_documents: Vec::new(),
+            pieces: PieceStaging::default(),
             pattern: None,
             events: None,
             trace: Trace::default(),
@@ -177,6 +194,11 @@ impl Cuda {
     /// The kernels that linear layers took since the last call, in order; none before the first.
     pub fn take_linear_paths(&mut self) -> Vec<LinearPath> {
         self.linear_paths.replace(Vec::new()).unwrap_or_default()
+    }
+
+    /// How often low-rank gradients were computed beside dX.
+    pub fn count_of_gradients_beside_dx(&self) -> usize {
+        self.beside.count()
     }
 
     /// How often a pass through a linear layer was computed by this row of the dispatch table.

@@ -72,6 +72,14 @@ impl Offload {
         Ok(CudaOffloaded::OnHost { slot, tokens, width, prefetched: false })
     }
 
+    /// Keeps a buffer on the device. One on its way to the host is given back, as if this one followed it there.
+    pub fn keep(&mut self, buffer: CudaBuffer) -> Result<CudaOffloaded> {
+        while let Some(oldest) = self.in_flight.pop_front() {
+            self.settle(oldest)?;
+        }
+        Ok(CudaOffloaded::OnDevice(buffer))
+    }
+
     pub fn prefetch(&mut self, memory: &DeviceMemory, offloaded: CudaOffloaded) -> Result<CudaOffloaded> {
         let CudaOffloaded::OnHost { slot, tokens, width, prefetched: false } = offloaded else { return Ok(offloaded) };
         if let Some(at) = self.in_flight.iter().position(|&other| other == slot) {

@@ -1,6 +1,7 @@
 //! Operands of the operations: buffers, frozen weights, trainable tensors.
 
 use super::memory::DeviceMemory;
+use super::paged_states::PagedTensor;
 use super::pinned::{LayerArrays, PinnedWeights, WeightArray};
 use crate::backend::{BufferShape, MaybeTrained, OptimizerState, TableShape};
 use crate::error::Result;
@@ -142,7 +143,7 @@ impl TableShape for CudaTable {
         match (&self.data, &self.rows) {
             (_, Some(own)) => own.tokens.len(),
             (TableMemory::Trained(_), None) => self.vocab,
-            (TableMemory::Device(_) | TableMemory::Pinned(_), None) => 0,
+            (_, None) => 0,
         }
     }
 }
@@ -152,7 +153,7 @@ impl MaybeTrained<CudaParam> for CudaTable {
         match (&self.data, &self.rows) {
             (_, Some(own)) => Some(&own.param),
             (TableMemory::Trained(param), None) => Some(param),
-            (TableMemory::Device(_) | TableMemory::Pinned(_), None) => None,
+            (_, None) => None,
         }
     }
 
@@ -160,7 +161,7 @@ impl MaybeTrained<CudaParam> for CudaTable {
         match (&mut self.data, &mut self.rows) {
             (_, Some(own)) => Some(&mut own.param),
             (TableMemory::Trained(param), None) => Some(param),
-            (TableMemory::Device(_) | TableMemory::Pinned(_), None) => None,
+            (_, None) => None,
         }
     }
 }
@@ -169,6 +170,8 @@ pub(super) enum TableMemory {
     Device(Buffer<bf16>),
     /// Rows are read where they are; none in a dry run.
     Pinned(Option<PinnedBuffer<bf16>>),
+    /// The output layer, which the backend has in host memory, and on the device while it is used
+    Waiting,
     Trained(Box<CudaParam>),
 }
 
@@ -177,6 +180,7 @@ impl TableMemory {
         match self {
             Self::Device(data) => data.view(),
             Self::Pinned(data) => data.as_ref().expect("it is there while running").view(),
+            Self::Waiting => unreachable!("what waits is read where it was brought"),
             Self::Trained(param) => param.working.view(),
         }
     }
@@ -186,6 +190,7 @@ impl TableMemory {
         match self {
             Self::Device(data) => data.view_mut(),
             Self::Pinned(data) => data.as_mut().expect("it is there while running").view_mut(),
+            Self::Waiting => unreachable!("nothing of what waits is trained"),
             Self::Trained(_) => unreachable!("what is trained is written by the optimizer alone"),
         }
     }
@@ -369,10 +374,20 @@ pub(super) struct Training {
     pub states: StateMemory,
 }
 
-/// Device memory of an [`OptimizerState`].
+/// Memory of an [`OptimizerState`]: the device's, or the host's.
 pub(super) enum StateMemory {
-    F32 { m: Buffer<f32>, v: Buffer<f32> },
-    Blockwise8 { m: Buffer<u8>, m_absmax: Buffer<f32>, v: Buffer<u8>, v_absmax: Buffer<f32> },
+    F32 {
+        m: Buffer<f32>,
+        v: Buffer<f32>,
+    },
+    Blockwise8 {
+        m: Buffer<u8>,
+        m_absmax: Buffer<f32>,
+        v: Buffer<u8>,
+        v_absmax: Buffer<f32>,
+    },
+    /// Among the optimizer's [`PagedStates`](super::paged_states::PagedStates)
+    Paged(PagedTensor),
 }
 
 impl StateMemory {
@@ -386,6 +401,7 @@ impl StateMemory {
                 v: vec![0; v.len()],
                 v_absmax: vec![0.0; v_absmax.len()],
             },
+            Self::Paged(states) => states.zeros(),
         }
     }
 }

@@ -4,6 +4,8 @@ use super::Cuda;
 use super::memory::{DeviceMemory, StagedBuffer, fetch};
 use super::operands::{CudaParam, StateMemory, Training};
 use super::optimizer_memory::{OptimizerMemory, TABLES};
+use super::optimizer_pieces;
+use super::paged_states::PagedStates;
 use super::weights::rounded;
 use crate::backend::{Optimizer, OptimizerState, ParamUpdate, StateFormat};
 use crate::error::{Error, Result};
@@ -24,9 +26,10 @@ const PIECE: usize = 1 << 19;
 pub const READING_BYTES: u64 = 4 * RoundTrip::pinned_len(PIECE) as u64;
 
 /// Every tensor has a rate of its own, so that a changed rate changes no table.
-fn tensors<'a>(params: Vec<&'a mut CudaParam>) -> Result<Tensors<'a>> {
+fn tensors<'a>(params: &'a mut [&mut CudaParam]) -> Result<Tensors<'a>> {
     let mut described = Vec::with_capacity(params.len());
-    for (rate, param) in params.into_iter().enumerate() {
+    for (rate, param) in params.iter_mut().enumerate() {
+        let param = &mut **param;
         let training = param.training.as_mut().expect("only trained tensors are updated");
         let states = match &mut training.states {
             StateMemory::F32 { m, v } => States::F32 { m: m.view_mut(), v: v.view_mut() },
@@ -36,6 +39,7 @@ fn tensors<'a>(params: Vec<&'a mut CudaParam>) -> Result<Tensors<'a>> {
                 v: v.view_mut(),
                 v_absmax: v_absmax.view_mut(),
             },
+            StateMemory::Paged(_) => States::Elsewhere,
         };
         described.push(Tensor {
             value: param.value.view_mut(),
@@ -70,7 +74,12 @@ impl Cuda {
         let training = match states {
             None => None,
             Some(format) => {
-                Some(Training { gradient: memory.zeros(gradients, len)?, states: zero_states(memory, format, len)? })
+                let gradient = memory.zeros(gradients, len)?;
+                let states = match &mut self.optimizer.paged {
+                    Some(paged) => StateMemory::Paged(paged.add(memory, format, len)?),
+                    None => zero_states(memory, format, len)?,
+                };
+                Some(Training { gradient, states })
             }
         };
         self.optimizer.next_id += 1;
@@ -93,7 +102,8 @@ impl Optimizer for Cuda {
     }
 
     fn optimizer_state(&self, param: &CudaParam) -> Result<Option<OptimizerState>> {
-        param.training.as_ref().map(|training| download_states(&self.memory, &training.states)).transpose()
+        let paged = self.optimizer.paged.as_ref();
+        param.training.as_ref().map(|training| download_states(&self.memory, paged, &training.states)).transpose()
     }
 
     fn restore(&mut self, param: &mut CudaParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
@@ -108,6 +118,9 @@ impl Optimizer for Cuda {
         let device = &self.memory;
         device.write(&mut param.value, &values)?;
         device.write(&mut param.working, &rounded(&values))?;
+        if let (StateMemory::Paged(tensor), Some(paged)) = (&training.states, &mut self.optimizer.paged) {
+            return paged.write(tensor, state);
+        }
         match (&mut training.states, &state) {
             (StateMemory::F32 { m, v }, OptimizerState::F32 { m: m2, v: v2 }) => {
                 device.write(m, m2)?;
@@ -215,7 +228,7 @@ impl Optimizer for Cuda {
     }
 
     /// Makes table and workspace those of these tensors; nothing is to do after the first step.
-    fn prepare_update(&mut self, params: Vec<&mut CudaParam>) -> Result<()> {
+    fn prepare_update(&mut self, mut params: Vec<&mut CudaParam>) -> Result<()> {
         let ids: Vec<u64> = params.iter().map(|param| param.id).collect();
         if self.optimizer.ids == ids {
             return Ok(());
@@ -223,11 +236,14 @@ impl Optimizer for Cuda {
         let (memory, optimizer) = (&self.memory, &mut self.optimizer);
         optimizer.ids.clear();
         let lengths: Vec<usize> = params.iter().map(|param| param.value.len()).collect();
-        let table = memory.device().map(|_| tensors(params)?.table().map_err(crate::error::Error::from)).transpose()?;
+        let table = memory.device().map(|_| tensors(&mut params)?.table().map_err(Error::from)).transpose()?;
         let table_len = adamw::table_len(&lengths);
         optimizer.table = memory.upload(TABLES, table_len, table.as_deref())?;
         optimizer.rates = StagedBuffer::new(memory, TABLES, ids.len() * RATE_LEN)?;
         optimizer.workspace = memory.take(TABLES, adamw::workspace_len(&lengths))?;
+        if let Some(paged) = &mut optimizer.paged {
+            optimizer_pieces::prepare(memory, paged, &mut params)?;
+        }
         optimizer.ids = ids;
         Ok(())
     }
@@ -240,13 +256,24 @@ impl Optimizer for Cuda {
     fn clip_and_update(&mut self, updates: Vec<ParamUpdate<'_, CudaParam>>, max_norm: f64) -> Result<f64> {
         let stream = self.memory.stream();
         let settings: Vec<_> = updates.iter().map(|update| update.settings).collect();
-        let mut tensors = tensors(updates.into_iter().map(|update| update.param).collect())?;
-        let OptimizerMemory { table, rates, workspace, state, readback, .. } = &mut self.optimizer;
+        let mut params: Vec<&mut CudaParam> = updates.into_iter().map(|update| update.param).collect();
+        let OptimizerMemory { table, rates, workspace, state, readback, paged, .. } = &mut self.optimizer;
         rates.set(&adamw::rates(&settings))?;
+        if let Some(paged) = paged.as_mut().filter(|paged| paged.count() > 0) {
+            // Beside the norm.
+            paged.prefetch(0)?;
+        }
+        let mut tensors = tensors(&mut params)?;
         let (norm, room) = (state.view_mut(), workspace.view_mut());
         tensors.gradient_norm(table.view(), rates.view(), max_norm, norm, room, stream)?;
         fetch(readback, state)?;
-        tensors.update(table.view(), rates.view(), Some(state.view()), stream)?;
+        match paged {
+            None => tensors.update(table.view(), rates.view(), Some(state.view()), stream)?,
+            Some(paged) => {
+                drop(tensors);
+                optimizer_pieces::update(paged, &mut params, rates.view(), state.view(), stream)?;
+            }
+        }
         let words = readback.as_mut().expect("it is there while running").wait()?;
         Ok(GradientState::from_words([words[0], words[1]]).norm)
     }
@@ -271,7 +298,7 @@ fn give_back(params: Vec<&mut CudaParam>, gradients: Vec<Buffer<f32>>) {
     training.zip(gradients).for_each(|(training, gradient)| training.gradient = gradient);
 }
 
-fn download_states(device: &DeviceMemory, states: &StateMemory) -> Result<OptimizerState> {
+fn download_states(device: &DeviceMemory, paged: Option<&PagedStates>, states: &StateMemory) -> Result<OptimizerState> {
     Ok(match states {
         StateMemory::F32 { m, v } => OptimizerState::F32 { m: device.download(m)?, v: device.download(v)? },
         StateMemory::Blockwise8 { m, m_absmax, v, v_absmax } => OptimizerState::Blockwise8 {
@@ -280,6 +307,7 @@ fn download_states(device: &DeviceMemory, states: &StateMemory) -> Result<Optimi
             v: device.download(v)?,
             v_absmax: device.download(v_absmax)?,
         },
+        StateMemory::Paged(tensor) => paged.expect("states that wait in host memory have their pieces").read(tensor)?,
     })
 }
 

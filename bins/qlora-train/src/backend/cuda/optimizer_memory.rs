@@ -1,6 +1,7 @@
 //! Device memory of the optimizer beside the tensors.
 
 use super::memory::{DeviceMemory, StagedBuffer};
+use super::paged_states::PagedStates;
 use crate::error::Result;
 use qlora_kernels::device::{Buffer, ReadbackStaging};
 use qlora_kernels::ops::adamw::STATE_LEN;
@@ -21,10 +22,13 @@ pub struct OptimizerMemory {
     pub state: Buffer<u64>,
     /// Where the state is read; none in a dry run.
     pub readback: Option<ReadbackStaging<u64>>,
+    /// The tensors' states, where they wait in host memory
+    pub paged: Option<PagedStates>,
 }
 
 impl OptimizerMemory {
-    pub fn new(memory: &DeviceMemory) -> Result<Self> {
+    /// `states_piece`: bytes of the pieces in which states come from host memory; none: they are on the device.
+    pub fn new(memory: &DeviceMemory, states_piece: Option<usize>) -> Result<Self> {
         Ok(Self {
             next_id: 0,
             ids: Vec::new(),
@@ -33,6 +37,7 @@ impl OptimizerMemory {
             workspace: memory.take(TABLES, 0)?,
             state: memory.take(TABLES, STATE_LEN)?,
             readback: memory.readback(STATE_LEN)?,
+            paged: states_piece.map(PagedStates::new),
         })
     }
 }

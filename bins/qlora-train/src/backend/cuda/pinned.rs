@@ -9,7 +9,11 @@ use super::memory::DeviceMemory;
 use super::shared::SharedWeights;
 use crate::backend::WEIGHTS_ON_HOST;
 use crate::error::Result;
-use qlora_kernels::device::{Buffer, Element, OffloadSlot, View};
+use half::bf16;
+use qlora_kernels::device::{Buffer, Element, OffloadSlot, PinnedBuffer, View};
+
+#[cfg(all(test, feature = "emulation", target_os = "linux"))]
+mod tests;
 
 /// Layers on the device at a time: the one that computes and the one that comes.
 const SLOTS: usize = 2;
@@ -79,6 +83,8 @@ pub struct PinnedWeights {
     current: Option<usize>,
     /// The copy that the layers are in, where processes share one
     shared: Option<SharedWeights>,
+    /// Elements of the output layer that follows the layers there
+    table: Option<usize>,
 }
 
 struct PinnedLayer {
@@ -115,8 +121,6 @@ impl PinnedWeights {
         }
         let offload_slot = match &mut self.shared {
             Some(shared) => {
-                // The device has room for it, as in the plan.
-                drop(memory.take::<u8>(ON_DEVICE, len)?);
                 memory.count_pinned::<u8>(WEIGHTS_ON_HOST, len);
                 shared.append(len, is_kept.then_some(&bytes[..]))?;
                 None
@@ -131,16 +135,33 @@ impl PinnedWeights {
         Ok(())
     }
 
-    /// Pins the copy that processes share, once all of them have written their layers.
-    pub fn finish(&mut self, memory: &DeviceMemory) -> Result<()> {
-        let (Some(shared), Some(device)) = (&self.shared, memory.device()) else { return Ok(()) };
+    /// Puts the output layer after the layers of a copy that processes share. False: there is none.
+    pub fn append_table(
+        &mut self,
+        memory: &DeviceMemory,
+        name: &'static str,
+        len: usize,
+        values: Option<&[bf16]>,
+    ) -> Result<bool> {
+        let Some(shared) = &mut self.shared else { return Ok(false) };
+        memory.count_pinned::<bf16>(name, len);
+        let own = values.filter(|_| shared.writes(self.layers.len()));
+        shared.append(len * size_of::<bf16>(), own.map(bytemuck::cast_slice))?;
+        self.table = Some(len);
+        Ok(true)
+    }
+
+    /// Pins the copy that processes share, once all of them have written their layers. Returns the output layer, if it
+    /// is there.
+    pub fn finish(&mut self, memory: &DeviceMemory) -> Result<Option<PinnedBuffer<bf16>>> {
+        let (Some(shared), Some(device)) = (&self.shared, memory.device()) else { return Ok(None) };
         let copy = shared.pinned(device)?;
         let mut first = 0;
         for layer in &mut self.layers {
             layer.offload_slot = Some(OffloadSlot::shared(&copy, first, layer.len)?);
             first += layer.len;
         }
-        Ok(())
+        Ok(self.table.map(|len| PinnedBuffer::shared(&copy, first, len)).transpose()?)
     }
 
     fn slot_of(&self, layer: usize) -> Option<usize> {
@@ -198,13 +219,6 @@ impl PinnedWeights {
 /// A layer of `len` bytes in pinned memory of this process; none in a dry run.
 fn offloaded(memory: &DeviceMemory, len: usize, bytes: &[u8]) -> Result<Option<OffloadSlot<u8>>> {
     let mut offload_slot = memory.offload_slot(WEIGHTS_ON_HOST, len)?;
-    let buffer = memory.upload(ON_DEVICE, len, Some(bytes))?;
-    match &mut offload_slot {
-        Some(offload_slot) => {
-            offload_slot.offload(buffer)?;
-            offload_slot.wait_offload()?;
-        }
-        None => drop(buffer),
-    }
+    offload_slot.as_mut().map_or(Ok(()), |offload_slot| offload_slot.set(0, bytes))?;
     Ok(offload_slot)
 }

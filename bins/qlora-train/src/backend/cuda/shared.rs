@@ -33,7 +33,7 @@ impl SharedWeights {
         layer % self.processes == self.own
     }
 
-    /// Appends a layer of `len` bytes; `values` where it is this process's to write.
+    /// Appends a layer, or the output layer, of `len` bytes; `values` where it is this process's to write.
     pub(super) fn append(&mut self, len: usize, values: Option<&[u8]>) -> Result<()> {
         let first = self.len;
         self.len += len;

@@ -1,24 +1,20 @@
 //! Frozen weights, from the checkpoint to the device.
 
-use super::operands::{AbsmaxMemory, Nf4Memory, TableMemory};
+use super::memory::PieceStaging;
+use super::operands::TableMemory;
 use super::pinned::WeightArray;
 use super::rope::Rope;
 use super::{Cuda, CudaTable, CudaVector, CudaWeight};
 use super::{limits, linear};
-use crate::backend::weights::quantize;
+use crate::backend::weights::ReadPieces;
 use crate::backend::{LinearGroup, Quantization, Residency, StateFormat, Weights};
 use crate::error::Result;
-use crate::files::random::RandomNf4;
 use crate::files::tensor::{HostTensor, StoredType, TensorData, WeightSource};
-use crate::refuse;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
-use qlora_kernels::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Matrix, Nf4Options};
-use qlora_kernels::ops::absmax_transpose;
-use qlora_kernels::ops::nf4::Layout;
+use qlora_kernels::device::MemoryEnd;
+use qlora_kernels::nf4::Nf4Options;
 use qlora_kernels::rope::RopeTable;
-use qlora_kernels::weights::{Nf4Weight, transposed};
-use std::sync::Arc;
 
 /// The plan's line of the gradients of modules that are trained whole.
 const WHOLE_GRADIENTS: &str = "gradients of whole modules";
@@ -37,96 +33,11 @@ pub(super) fn rounded(values: &[f32]) -> Vec<bf16> {
     rounded
 }
 
-/// Where the codes of a weight come from.
-enum Codes<'a> {
-    Stored(&'a [u8]),
-    /// What [`Cuda::keep_pattern`] keeps, repeated, from this byte on
-    Random {
-        first: usize,
-    },
-}
-
-impl Cuda {
-    /// What random weights repeat, on the device beside the arena: a plan reads no weight and does not know of it.
-    fn keep_pattern(&mut self, random: &RandomNf4) -> Result<()> {
-        let known = self.pattern.as_ref().is_some_and(|(bytes, _)| Arc::ptr_eq(bytes, &random.bytes));
-        if let (false, Some(device)) = (known, self.memory.device()) {
-            self.pattern = Some((random.bytes.clone(), device.upload(&random.bytes)?));
-        }
-        Ok(())
-    }
-
-    /// `values` while running.
-    fn load_nf4(
-        &mut self,
-        n: usize,
-        k: usize,
-        &Nf4Options { block_size, double_quant }: &Nf4Options,
-        values: Option<(Codes, &Absmax)>,
-    ) -> Result<Nf4Memory> {
-        let (memory, name, blocks) = (&self.memory, "NF4 weights", (n * k).div_ceil(block_size));
-        let layout = Nf4Weight::fastest_layout(n, k, block_size);
-        let (codes, stored_absmax) = values.unzip();
-        let absmax = if double_quant {
-            let parts = stored_absmax.map(|absmax| match absmax {
-                Absmax::DoubleQuantized { codes, nested_absmax, nested_map, offset, .. } => {
-                    (&codes[..], &nested_absmax[..], nested_map.as_slice(), [*offset])
-                }
-                Absmax::F32(_) => unreachable!("checked"),
-            });
-            let stored = parts.as_ref().map(|parts| parts.0);
-            let codes = match layout {
-                Layout::RowMajor => memory.upload(name, blocks, stored)?,
-                Layout::Transposed => {
-                    let stored = memory.upload("weights on the way", blocks, stored)?;
-                    let mut ordered = memory.take(name, blocks)?;
-                    if memory.device().is_some() {
-                        let (stored, ordered) = (stored.view(), ordered.view_mut());
-                        absmax_transpose(stored, ordered, n, k / block_size, memory.stream())?;
-                    }
-                    ordered
-                }
-            };
-            AbsmaxMemory::DoubleQuantized {
-                codes: WeightArray::Device(codes),
-                nested_absmax: WeightArray::Device(memory.upload(
-                    name,
-                    blocks.div_ceil(NESTED_BLOCK_SIZE),
-                    parts.as_ref().map(|parts| parts.1),
-                )?),
-                nested_map: WeightArray::Device(memory.upload(name, 256, parts.as_ref().map(|parts| parts.2))?),
-                offset: WeightArray::Device(memory.upload(name, 1, parts.as_ref().map(|parts| &parts.3[..]))?),
-            }
-        } else {
-            let ordered = stored_absmax.map(|absmax| match (absmax, layout) {
-                (Absmax::F32(absmax), Layout::RowMajor) => absmax.clone(),
-                (Absmax::F32(absmax), Layout::Transposed) => transposed(absmax, n),
-                (Absmax::DoubleQuantized { .. }, _) => unreachable!("checked"),
-            });
-            AbsmaxMemory::F32(WeightArray::Device(memory.upload(name, blocks, ordered.as_deref())?))
-        };
-        let len = (n * k).div_ceil(2);
-        let codes = match codes {
-            Some(Codes::Random { first }) => {
-                let mut codes = memory.take(name, len)?;
-                if let (Some(device), Some((_, pattern))) = (memory.device(), &self.pattern) {
-                    device.repeat(&mut codes, pattern, first)?;
-                }
-                codes
-            }
-            Some(Codes::Stored(codes)) => memory.upload(name, len, Some(codes))?,
-            None => memory.take(name, len)?,
-        };
-        Ok(Nf4Memory { n, k, block_size, layout, codes: WeightArray::Device(codes), absmax })
-    }
-}
-
 /// The layer that these groups are of, if its weights wait in host memory.
 fn layer_of(groups: &[&LinearGroup<Cuda>]) -> Option<usize> {
     groups.iter().flat_map(|group| &group.segments).find_map(|segment| segment.weight.pinned_layer())
 }
 
-/// 16-bit weights are quantized on the host, as on every device.
 impl Weights for Cuda {
     fn weight(
         &mut self,
@@ -144,23 +55,30 @@ impl Weights for Cuda {
                 Some(_) => unreachable!("a weight that is stored in NF4 is held in NF4"),
                 None => None,
             };
-            let weight = self.memory.upload("weights", n * k, values.as_deref())?;
+            let weight = self.memory.upload_at(self.weights_end, "weights", n * k, values.as_deref())?;
             return Ok(CudaWeight::Dense(WeightArray::Device(weight)));
         };
-        let options = Nf4Options { block_size, double_quant };
-        let matrix = match stored {
-            Some(WeightSource::Nf4(matrix)) => matrix,
-            Some(WeightSource::Tensor(tensor)) => quantize(name, n, k, &tensor, &options)?,
-            Some(WeightSource::Random(random)) => {
-                self.keep_pattern(&random)?;
-                let codes = Codes::Random { first: random.first };
-                return Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, Some((codes, &random.absmax)))?)));
-            }
-            None => return Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, None)?))),
-        };
-        check(name, &matrix, &options)?;
-        let values = Some((Codes::Stored(matrix.codes()), matrix.absmax()));
-        Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, values)?)))
+        self.load_nf4(name, [n, k], &Nf4Options { block_size, double_quant }, stored)
+    }
+
+    fn quantizes(&self) -> bool {
+        true
+    }
+
+    fn quantized(
+        &mut self,
+        name: &str,
+        n: usize,
+        k: usize,
+        options: &Nf4Options,
+        read: &mut ReadPieces<'_>,
+    ) -> Result<CudaWeight> {
+        self.quantized_nf4(name, [n, k], options, read)
+    }
+
+    fn begin_layer(&mut self, residency: Residency) {
+        // What soon leaves the device lies apart from what stays.
+        self.weights_end = if residency == Residency::Pinned { MemoryEnd::High } else { MemoryEnd::Low };
     }
 
     fn pin_weights(&mut self, groups: [&mut LinearGroup<Self>; 4]) -> Result<()> {
@@ -170,7 +88,11 @@ impl Weights for Cuda {
     }
 
     fn weights_loaded(&mut self) -> Result<()> {
-        self.pinned.finish(&self.memory)
+        self.pieces = PieceStaging::default();
+        if let Some(table) = self.pinned.finish(&self.memory)? {
+            self.output_layer.keep(Some(table));
+        }
+        Ok(())
     }
 
     fn prefetch_weights(&mut self, groups: [&LinearGroup<Self>; 4]) -> Result<()> {
@@ -200,6 +122,33 @@ impl Weights for Cuda {
             }
         };
         Ok(CudaTable { data, vocab, hidden, rows: None })
+    }
+
+    fn waiting_table(
+        &mut self,
+        name: &'static str,
+        vocab: usize,
+        hidden: usize,
+        is_embedding: bool,
+        _stored: StoredType,
+        read: &mut dyn FnMut() -> Result<HostTensor>,
+    ) -> Result<CudaTable> {
+        let (memory, len) = (&self.memory, vocab * hidden);
+        let values = memory.device().map(|_| read()).transpose()?.map(to_bf16);
+        let on_host = match !is_embedding && self.pinned.append_table(memory, name, len, values.as_deref())? {
+            true => None,
+            false => memory.pin(name, len, values.as_deref())?,
+        };
+        self.output_layer.keep(on_host);
+        Ok(CudaTable { data: TableMemory::Waiting, vocab, hidden, rows: None })
+    }
+
+    fn wait_table(&mut self, table: &CudaTable) -> Result<()> {
+        self.output_layer.bring(&self.memory, table)
+    }
+
+    fn release_table(&mut self) {
+        self.output_layer.release();
     }
 
     fn vector(
@@ -286,32 +235,4 @@ impl Weights for Cuda {
     fn low_rank_columns(&self, group: &LinearGroup<Self>) -> usize {
         linear::columns(group)
     }
-}
-
-/// The kernels know one set of 16 values and one size of nested blocks: those of NF4 as bitsandbytes writes it. How a
-/// weight is held was said before it was read.
-fn check(name: &str, matrix: &Nf4Matrix, options: &Nf4Options) -> Result<()> {
-    const INSTEAD: &str = "quantize the original 16-bit model instead, or use `--device cpu`";
-    if *matrix.code() != CODE {
-        refuse!(
-            "{name}: the checkpoint brings 16 values of its own (quant_map), expected those of NF4 on cuda: {INSTEAD}"
-        );
-    }
-    let (block_size, double_quant) = match matrix.absmax() {
-        Absmax::DoubleQuantized { nested_block_size, .. } if *nested_block_size != NESTED_BLOCK_SIZE => refuse!(
-            "{name}: found nested blocks of {nested_block_size}, expected {NESTED_BLOCK_SIZE} on cuda: {INSTEAD}"
-        ),
-        absmax => (matrix.block_size(), matches!(absmax, Absmax::DoubleQuantized { .. })),
-    };
-    if (block_size, double_quant) != (options.block_size, options.double_quant) {
-        let kind = |block_size: usize, double: bool| {
-            format!("blocks of {block_size}, {}", if double { "absmax in 8 bits" } else { "absmax in f32" })
-        };
-        refuse!(
-            "{name}: found {}, expected {} as the other weights have: {INSTEAD}",
-            kind(block_size, double_quant),
-            kind(options.block_size, options.double_quant)
-        );
-    }
-    Ok(())
 }
