@@ -31,11 +31,13 @@ template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, qk_stream stream,
            Arguments... args) {
 #ifdef QK_EMULATION
-    (void)stream;
     emulation::note_launch(reinterpret_cast<const void *>(kernel), shared_bytes);
     auto thread = [=] { kernel(static_cast<Parameters>(args)...); };
-    return emulation::run(
-        grid, block, shared_bytes, [](const void *f) { (*static_cast<decltype(thread) const *>(f))(); }, &thread);
+    using Thread = decltype(thread);
+    return emulation::on_stream(stream, [grid, block, shared_bytes, thread] {
+        return emulation::run(
+            grid, block, shared_bytes, [](const void *f) { (*static_cast<const Thread *>(f))(); }, &thread);
+    });
 #else
     if (shared_bytes > 48 * 1024) {
         cudaError_t error =

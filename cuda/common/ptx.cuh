@@ -73,6 +73,7 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[
 #ifdef QK_EMULATION
     struct Slot { float *c; const uint32_t *a, *b; } slot = {c, a, b};
     emulation::warp_collective(~0u, slot, site, [](Slot *(&lanes)[32]) {
+        if (emulation::counting()) emulation::count_product(emulation::current_thread().warp);
         alignas(32) float a[16][16], b[16][8], c[16][8];
         for (int lane = 0; lane < 32; ++lane) {
             int g = lane / 4, t = lane % 4;

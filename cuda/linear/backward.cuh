@@ -35,7 +35,7 @@ struct BackwardView {
 // the error.
 int backward_view(const qk_linear_backward_args *backward, BackwardView *view);
 
-// The code that dX takes, from the shape alone.
+// The code that dX takes.
 LinearChoice choose_dx(const BackwardView &view);
 
 // Launchers, one per kernel file. The view is valid, m >= 1, and what the operation reads and writes is there.

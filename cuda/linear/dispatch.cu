@@ -65,12 +65,27 @@ LinearChoice choose(const LinearView &view) {
         return choice;
     }
     choice.masked = view.has_adapters();
-    bool large =
-        !choice.masked && ceil_div(view.m, kLargeTokens) * view.tiles(kLargeColumns, false) >= kBlocksOfLargeTiles;
+    int64_t large = ceil_div(view.m, kLargeTokens) * view.tiles(kLargeColumns, false);
+    int64_t small = ceil_div(view.m, kSmallTokens) * view.tiles(kSmallColumns, false);
+    bool is_large = !choice.masked && large_tiles_are_sooner(large, small);
     choice.path = QK_PATH_TENSOR_CORE;
-    choice.tokens = large ? kLargeTokens : kSmallTokens;
-    choice.columns = large ? kLargeColumns : kSmallColumns;
+    choice.tokens = is_large ? kLargeTokens : kSmallTokens;
+    choice.columns = is_large ? kLargeColumns : kSmallColumns;
     return choice;
+}
+
+int64_t multiprocessors() {
+    constexpr int kThoseOfAnA100 = 108;
+#ifdef QK_EMULATION
+    return kThoseOfAnA100;
+#else
+    int device = 0, count = 0;
+    if (cudaGetDevice(&device) == cudaSuccess &&
+        cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess && count > 0)
+        return count;
+    (void)cudaGetLastError(); // a launch will fail, not a choice
+    return kThoseOfAnA100;
+#endif
 }
 
 int launch(const LinearView &view, const LinearChoice &choice, qk_stream stream) {
@@ -102,6 +117,11 @@ int forward(const qk_linear_args *linear, bool dense, void *workspace, size_t wo
 
 }  // namespace
 
+bool large_tiles_are_sooner(int64_t large, int64_t small) {
+    int64_t count = multiprocessors();
+    return kLargeTimes.of(large, count) <= kSmallTimes.of(small, count);
+}
+
 void LinearChoice::print(char *text, size_t size) const {
     const char *weights = dense ? "bf16" : "NF4";
     if (path == QK_PATH_GENERIC) {
@@ -109,7 +129,7 @@ void LinearChoice::print(char *text, size_t size) const {
     } else {
         std::snprintf(text, size, "%s, tiles of %d tokens x %d columns, %s weights%s",
                       path == QK_PATH_SMALL_M ? "few tokens" : "tensor cores", tokens, columns, weights,
-                      masked ? ", adapters or dropout" : "");
+                      masked ? ", adapters by an index" : "");
     }
 }
 

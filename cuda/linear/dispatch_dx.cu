@@ -59,11 +59,11 @@ LinearChoice choose_dx(const BackwardView &view) {
     }
     if (generic) return choice;
     choice.path = QK_PATH_TENSOR_CORE;
-    choice.masked = view.has_adapters() || view.dropout.active();
-    int64_t blocks = ceil_div(view.m, kLargeTokens) * ceil_div(view.k, kLargeColumns);
-    bool large = !choice.masked && blocks >= kBlocksOfLargeTiles;
-    choice.tokens = large ? kLargeTokens : kSmallTokens;
-    choice.columns = large ? kLargeColumns : kSmallColumns;
+    int64_t large = ceil_div(view.m, kLargeTokens) * ceil_div(view.k, kLargeColumns);
+    int64_t small = ceil_div(view.m, kSmallTokens) * ceil_div(view.k, kSmallColumns);
+    bool is_large = large_tiles_are_sooner(large, small);
+    choice.tokens = is_large ? kLargeTokens : kSmallTokens;
+    choice.columns = is_large ? kLargeColumns : kSmallColumns;
     return choice;
 }
 

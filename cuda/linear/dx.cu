@@ -1,6 +1,7 @@
 // dX = mask(T * A) + dY * W (+ dX) on tensor cores (mma.sync, sm_80 and up), W in NF4 or bf16, all segments into the
-// same accumulators, dX written once. T * A comes first, up to 64 ranks at a time, then the mask on the accumulators,
-// then dY * W, segment by segment.
+// same accumulators, dX written once. T * A comes first, up to 64 ranks at a time (of adapters by an index, each one's
+// for its own rows), then the mask on the accumulators, then dY * W, segment by segment: so the loop over N is the same
+// with dropout and adapters.
 //
 // Block: kM tokens by 32 * kWarps columns; each warp all kM tokens by its own 32, so that a weight is dequantized once
 // a block. The sum is over N: a tile is 64 rows of W. Pipeline of kStages tiles by cp.async: dY [kM, 64] bf16 and codes
@@ -15,6 +16,12 @@
 // Largest: 76.1 KB (NF4), 97.1 KB (bf16). Preconditions: K % 64 == 0, lddy % 8 == 0, block size 64; M, N, r any. Limit
 // (large tiles, NF4): issue slots, 3.9 beside each matrix instruction, of which dequantizing takes 2.3: 4.6 a weight
 // (two to take out a code, its value, the product, half a conversion).
+//
+// A block without ranks, exactly (tests/cuda/launch_counts.rs): of each warp kM matrix instructions a tile; a barrier a
+// tile, and for each segment one before it and one for the tables beside NF4; under a tile's products kStages - 1 tiles
+// are in flight, one fewer under the first quarter. Loads of shared memory, of a warp and tile: kM / 4 ldmatrix; NF4 16
+// of 2 bytes of codes, 8 of 8 of absmax and 64 of 4 of the code book; bf16 16 of 8. Blocks of a multiprocessor: as of
+// the forward pass.
 #include "linear/backward.cuh"
 
 namespace {
@@ -22,10 +29,9 @@ namespace {
 constexpr int kTileN = 64;
 constexpr int kTablesBytes = 272 * int(sizeof(float));
 
-// kPlain: neither adapters nor dropout, which would cost the large tiles registers that they do not have.
-template <int kM_, int kWarps_, int kStages_, bool kDense_, bool kPlain_> struct Config {
+template <int kM_, int kWarps_, int kStages_, bool kDense_> struct Config {
     static constexpr int kM = kM_, kWarps = kWarps_, kStages = kStages_;
-    static constexpr bool kDense = kDense_, kPlain = kPlain_;
+    static constexpr bool kDense = kDense_;
     static constexpr int kK = 32 * kWarps, kThreads = 32 * kWarps;
     static constexpr int kDyBytes = kM * kTileN * int(sizeof(bf16));
     static constexpr int kRowBytes = kK * int(sizeof(bf16)), kCodeRowBytes = kK / 2; // of a tile of W or A, of codes
@@ -62,7 +68,7 @@ __device__ __forceinline__ uint32_t high_halves(uint32_t first, uint32_t second)
 // One block's place and its pipeline.
 template <typename C> struct Tile {
     const BackwardView &view;
-    int m0, k0; // M and K are less than 2^31; sums with them are not
+    uint32_t m0, k0; // unsigned, so that no register holds their sign; M and K are less than 2^31
     float sums[C::kM / 16][4][4]; // [16 tokens][8 columns]
 
     // Their addresses are constants: functions rather than members, which would take registers.
@@ -77,16 +83,16 @@ template <typename C> struct Tile {
     }
 
     // Starts copying `columns` (at most 64) of kM rows from m0 on of a bf16 matrix [M, stride]; what is past them
-    // becomes zero.
+    // becomes zero. Not unrolled: the addresses of more chunks at once take registers that large tiles do not have.
     __device__ __forceinline__ void fetch_tokens(unsigned char *tile, const bf16 *matrix, int64_t stride,
-                                                 int64_t columns) const {
-#pragma unroll
+                                                 int columns) const {
+#pragma unroll 1
         for (int i = threadIdx.x; i < C::kM * 8; i += C::kThreads) {
             int row = i / 8, chunk = i % 8;
-            int64_t left = int64_t(m0) + row < view.m ? columns - chunk * 8 : 0;
-            int bytes = left >= 8 ? 16 : left > 0 ? int(left) * 2 : 0;
+            int left = m0 + row < uint32_t(view.m) ? columns - chunk * 8 : 0;
+            int bytes = left >= 8 ? 16 : left > 0 ? left * 2 : 0;
             cp_async_partial(tile + bf16_offset(row, chunk, 128),
-                             bytes > 0 ? matrix + (int64_t(m0) + row) * stride + chunk * 8 : matrix, bytes);
+                             bytes > 0 ? matrix + int64_t(m0 + row) * stride + chunk * 8 : matrix, bytes);
         }
     }
 
@@ -98,7 +104,7 @@ template <typename C> struct Tile {
         for (int i = threadIdx.x; i < kTileN * kChunks; i += C::kThreads) {
             int row = i / kChunks, chunk = i % kChunks;
             const bf16 *from = row_at(row);
-            bool valid = from != nullptr && int64_t(k0) + chunk * 8 < view.k;
+            bool valid = from != nullptr && k0 + chunk * 8 < uint32_t(view.k);
             cp_async_16(tile + bf16_offset(row, chunk, C::kRowBytes), valid ? from + k0 + chunk * 8 : any, valid);
         }
     }
@@ -108,7 +114,7 @@ template <typename C> struct Tile {
         const bf16 *dy;         // its chunk of its first row of dY
         const unsigned char *w; // its chunk of its first row of W
         int64_t block, at;      // row-major block of its absmax, and where that lies
-        int left;               // rows of W from the tile's first on
+        int left;               // rows of W from the first of the tile to copy on; 0 and below where none are
     };
 
     static constexpr int kWChunks = (C::kDense ? C::kRowBytes : C::kCodeRowBytes) / 16; // of a row of W in a tile
@@ -119,7 +125,7 @@ template <typename C> struct Tile {
     __device__ __forceinline__ Cursor start(const BackwardSegment &segment) const {
         int64_t row = threadIdx.x / kWChunks, chunk = threadIdx.x % kWChunks, scale_row = threadIdx.x % kTileN,
                 scale_column = k0 / 64 + threadIdx.x / kTileN;
-        Cursor cursor = {segment.dy + (int64_t(m0) + threadIdx.x / 8) * segment.lddy + threadIdx.x % 8 * 8, nullptr, 0,
+        Cursor cursor = {segment.dy + int64_t(m0 + threadIdx.x / 8) * segment.lddy + threadIdx.x % 8 * 8, nullptr, 0,
                          0, int(segment.n)};
         if constexpr (C::kDense) {
             cursor.w = reinterpret_cast<const unsigned char *>(segment.dense + row * view.k + k0 + chunk * 8);
@@ -131,7 +137,7 @@ template <typename C> struct Tile {
         return cursor;
     }
 
-    // Starts copying a tile. Rows past N: zeros of dY, so that W does not matter there.
+    // Starts copying a tile, but for `left`. Rows past N: zeros of dY, so that W does not matter there.
     __device__ __forceinline__ void fetch(const BackwardSegment &segment, Cursor &cursor, unsigned char *to) const {
         int64_t left = view.m - m0 - threadIdx.x / 8;
         int rows = left < C::kM ? int(left) : C::kM, columns = cursor.left - int(threadIdx.x % 8 * 8);
@@ -143,7 +149,7 @@ template <typename C> struct Tile {
                              i * kDyRows < rows ? bytes : 0);
         constexpr int kPerChunk = C::kDense ? 8 : 32; // columns
         int row = threadIdx.x / kWChunks, chunk = threadIdx.x % kWChunks;
-        int w_rows = int64_t(k0) + chunk * kPerChunk < view.k ? cursor.left - row : 0;
+        int w_rows = k0 + chunk * kPerChunk < uint32_t(view.k) ? cursor.left - row : 0;
         unsigned char *w =
             to + C::kDyBytes +
             (C::kDense ? bf16_offset(row, chunk, C::kRowBytes) : code_offset(row, chunk, C::kCodeRowBytes));
@@ -153,7 +159,6 @@ template <typename C> struct Tile {
             cp_async_16(w + i * kWRows * kWChunks * 16, cursor.w + i * kWRows * row_bytes, i * kWRows < w_rows);
         cursor.dy += kTileN;
         cursor.w += kTileN * row_bytes;
-        cursor.left -= kTileN;
     }
 
     // The scale of this thread's row and 64 columns in a tile, in two halves so that the first's loads are under way
@@ -163,7 +168,7 @@ template <typename C> struct Tile {
         int code;
     };
     __device__ __forceinline__ Scale load_scale(const Nf4View &w, Cursor &cursor) const {
-        bool valid = int(threadIdx.x % kTileN) < cursor.left && int64_t(k0) + threadIdx.x / kTileN * 64 < view.k;
+        bool valid = int(threadIdx.x % kTileN) < cursor.left && k0 + threadIdx.x / kTileN * 64 < uint32_t(view.k);
         int64_t at = valid ? cursor.at : 0,
                 block = valid ? cursor.block : 0; // else any: it meets zeros of dY, or columns past K
         cursor.at += w.transposed ? kTileN : kTileN * (view.k / 64);
@@ -237,20 +242,24 @@ template <typename C> struct Tile {
         }
     }
 
-    // Which of this lane's tokens are an adapter's: bit 2i + half.
+    // Bit i: the tile's token 32 * i + lane is the adapter's.
     __device__ __forceinline__ uint32_t own_tokens(const LoraView &lora, int adapter) const {
         uint32_t own = 0;
 #pragma unroll 1
-        for (int bit = 0; bit < C::kM / 8; ++bit) {
-            int64_t row = token(bit / 2, bit % 2);
-            own |= (row < view.m && lora.adapter(row) == adapter ? 1u : 0u) << bit;
+        for (int bit = 0; bit < C::kM / 32; ++bit) {
+            uint32_t row = m0 + 32 * bit + threadIdx.x % 32;
+            own |= (row < uint32_t(view.m) && lora.adapter(row) == adapter ? 1u : 0u) << bit;
         }
         return own;
     }
 
-    // multiply() for those alone, whatever the other rows of T hold and this adapter's A.
+    // multiply() for an adapter's tokens alone, whatever the other rows of T hold and its A. Each step votes anew: a
+    // mask for each row that lives from step to step takes registers that large tiles do not have.
     __device__ __forceinline__ void multiply_own(const unsigned char *tokens, int step, const Columns &columns,
                                                  uint32_t own) {
+        uint32_t bits[C::kM / 32]; // bit 8 * j: of token 32 * i + 8 * j + g
+#pragma unroll
+        for (int i = 0; i < C::kM / 32; ++i) bits[i] = __ballot_sync(~0u, own >> i & 1) >> threadIdx.x % 32 / 4;
 #pragma unroll
         for (int i = 0; i < C::kM / 16; ++i) {
             uint32_t a[4];
@@ -260,63 +269,64 @@ template <typename C> struct Tile {
                 float sum[4] = {sums[i][j][0], sums[i][j][1], sums[i][j][2], sums[i][j][3]};
                 mma_m16n8k16(sum, a, columns.pairs[j]);
 #pragma unroll
-                for (int c = 0; c < 4; ++c) sums[i][j][c] = own >> (2 * i + c / 2) & 1 ? sum[c] : sums[i][j][c];
+                for (int c = 0; c < 4; ++c)
+                    sums[i][j][c] = bits[i / 2] >> (16 * (i % 2) + 8 * (c / 2)) & 1 ? sum[c] : sums[i][j][c];
             }
         }
     }
 
     // sums += columns first .. end of T (multiples of 8) times the rows of A that belong to them: those of all
-    // segments, or, if `own` is not NULL, of one segment's adapter, for that adapter's rows alone.
-    __device__ __forceinline__ void ranks(int64_t first, int64_t end, const BackwardSegment *own, int adapter) {
+    // segments, or, if `own` is not NULL, of one segment's adapter, for that adapter's rows alone (own_tokens()). There
+    // are few: at most QK_MAX_SEGMENTS * QK_MAX_R.
+    __device__ __forceinline__ void ranks(int first, int end, const BackwardSegment *own, int adapter,
+                                          uint32_t own_bits) {
         unsigned char *t_tile = stages(), *a_tile = stages() + C::kDyBytes;
-        uint32_t own_bits = !C::kPlain && own != nullptr ? own_tokens(*own, adapter) : 0;
         for (; first < end; first += kTileN) {
             cp_async_wait<0>();
             __syncthreads(); // everyone is done with what lies here
             fetch_tokens(t_tile, view.t + first, view.lds, end - first);
             fetch_columns(a_tile, view.t, [&](int row) -> const bf16 * {
-                int64_t column = first + row;
+                int column = first + row;
                 if (column >= end) return nullptr;
                 int i = 0;
-                while (i + 1 < view.num_segments && column >= view.segments[i + 1].s_column) ++i;
-                const BackwardSegment &segment = !C::kPlain && own != nullptr ? *own : view.segments[i];
-                int64_t rank = column - segment.s_column;
+                while (i + 1 < view.num_segments && column >= int(view.segments[i + 1].s_column)) ++i;
+                const BackwardSegment &segment = own != nullptr ? *own : view.segments[i];
+                int rank = column - int(segment.s_column);
                 return rank < segment.r ? segment.a + (int64_t(adapter) * segment.r + rank) * view.k : nullptr;
             });
             cp_async_commit();
             cp_async_wait<0>();
             __syncthreads();
-            int64_t left = end - first < kTileN ? end - first : kTileN;
+            int left = end - first < kTileN ? end - first : kTileN;
 #pragma unroll 1
             for (int step = 0; step * 16 < left; ++step) {
                 Columns columns = load_columns(a_tile, step);
-                if (!C::kPlain && own != nullptr) multiply_own(t_tile, step, columns, own_bits);
+                if (own != nullptr) multiply_own(t_tile, step, columns, own_bits);
                 else multiply(t_tile, step, columns);
             }
         }
     }
 
     __device__ __forceinline__ void low_rank() {
-        if constexpr (C::kPlain) {
-            ranks(0, view.lds, nullptr, 0);
-        } else {
-            if (!view.has_adapters()) return ranks(0, view.lds, nullptr, 0);
+        if (!view.has_adapters()) return ranks(0, int(view.lds), nullptr, 0, 0);
 #pragma unroll 1
-            for (int i = 0; i < view.num_segments; ++i) {
-                const BackwardSegment &segment = view.segments[i];
+        for (int i = 0; i < view.num_segments; ++i) {
+            const BackwardSegment &segment = view.segments[i];
 #pragma unroll 1
-                for (int adapter = 0; adapter < segment.num_adapters; ++adapter)
-                    if (segment.any_has(adapter, m0, C::kM, view.m))
-                        ranks(segment.s_column, segment.s_column + (segment.r + 7) / 8 * 8, &segment, adapter);
+            for (int adapter = 0; adapter < segment.num_adapters; ++adapter) {
+                uint32_t own = own_tokens(segment, adapter);
+                if (__ballot_sync(~0u, own != 0) == 0) continue; // in all warps
+                int first = int(segment.s_column);
+                ranks(first, first + (segment.r + 7) / 8 * 8, &segment, adapter, own);
             }
         }
     }
 
-    __device__ __forceinline__ int64_t column() const {
-        return int64_t(k0) + threadIdx.x / 32 * 32 + threadIdx.x % 4 * 8;
+    __device__ __forceinline__ uint32_t column() const {
+        return k0 + threadIdx.x / 32 * 32 + threadIdx.x % 4 * 8;
     } // the first of this lane's 8
-    __device__ __forceinline__ int64_t token(int i, int half) const {
-        return int64_t(m0) + 16 * i + 8 * half + threadIdx.x % 32 / 4;
+    __device__ __forceinline__ uint32_t token(int i, int half) const {
+        return m0 + 16 * i + 8 * half + threadIdx.x % 32 / 4;
     }
 
     // Dropout of what the accumulators hold. 32 elements at a time as bits, so that the numbers need few registers.
@@ -326,7 +336,7 @@ template <typename C> struct Tile {
             uint32_t kept = 0;
 #pragma unroll 1
             for (int draw = 0; draw < 8; ++draw) { // 16 tokens, half, quad of columns
-                int64_t row = token(2 * pair + draw / 4, draw / 2 % 2);
+                uint32_t row = token(2 * pair + draw / 4, draw / 2 % 2);
                 kept |= dropout_kept(view.dropout, row, column() / 4 + draw % 2) << 4 * draw;
             }
 #pragma unroll
@@ -361,11 +371,12 @@ template <typename C> struct Tile {
                 fetch(segment, cursor, next);
             }
             cp_async_commit();
+            cursor.left -= kTileN;
         }
         if constexpr (nf4)
             if (cursor.left > 0) scale = load_scale(w, cursor);
 #pragma unroll 1
-        for (int left = int(segment.n); left > 0; left -= kTileN) {
+        while (cursor.left > -(C::kStages - 1) * kTileN) { // as many tiles ahead of the one that is multiplied
             cp_async_wait<C::kStages - 2>(); // this tile is here ...
             __syncthreads(); // ... for everyone, and everyone is done with the one before, whose stage is next to fill
             const unsigned char *weights = current + C::kDyBytes;
@@ -380,23 +391,24 @@ template <typename C> struct Tile {
                     if constexpr (nf4) store_scale(w, next, scale, offset);
                 }
                 cp_async_commit();
+                cursor.left -= kTileN;
                 if constexpr (nf4)
                     if (cursor.left > 0) scale = load_scale(w, cursor);
             }
+            next = current; // everyone is done with it behind the next barrier
             current = after(current);
-            next = after(next);
         }
     }
 
     __device__ __forceinline__ void write() {
-        if (column() >= view.k) return;
+        if (column() >= uint32_t(view.k)) return;
         bool whole = view.lddx % 8 == 0;
 #pragma unroll
         for (int i = 0; i < C::kM / 16; ++i)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                if (token(i, half) >= view.m) continue;
-                bf16 *dx = view.dx + token(i, half) * view.lddx + column();
+                if (token(i, half) >= uint32_t(view.m)) continue;
+                bf16 *dx = view.dx + int64_t(token(i, half)) * view.lddx + column();
                 float row[8];
 #pragma unroll
                 for (int j = 0; j < 8; ++j) row[j] = sums[i][j % 4][2 * half + j / 4];
@@ -428,12 +440,11 @@ template <typename C> struct Tile {
 // grid: tiles of tokens times tiles of columns, in the order of tile_place().
 template <typename C> __global__ void __launch_bounds__(C::kThreads, 1) linear_dx(BackwardView view) {
     TilePlace place = tile_place(int(ceil_div(view.m, C::kM)));
-    Tile<C> tile = {view, place.m * C::kM, place.n * C::kK, {}};
+    Tile<C> tile = {view, uint32_t(place.m) * C::kM, uint32_t(place.n) * C::kK, {}};
     if (!C::kDense && threadIdx.x < 16)
         tile.codebook()[threadIdx.x] = nf4_code(threadIdx.x); // barriers before the first use
     tile.low_rank();
-    if constexpr (!C::kPlain)
-        if (view.dropout.active() && view.lds > 0) tile.mask();
+    if (view.dropout.active() && view.lds > 0) tile.mask();
 #pragma unroll 1
     for (int i = 0; i < view.num_segments; ++i) tile.base(view.segments[i]);
     tile.write();
@@ -446,11 +457,9 @@ template <typename C> int launch_tiles(const BackwardView &view, qk_stream strea
 }
 
 template <bool dense> int launch_dx(const BackwardView &view, const LinearChoice &choice, qk_stream stream) {
-    constexpr int kStages = 3, kWarps = kSmallColumns / 32;
-    if (choice.masked) return launch_tiles<Config<kSmallTokens, kWarps, kStages, dense, false>>(view, stream);
-    using Small = Config<kSmallTokens, kWarps, kStages, dense, true>;
-    if (choice.tokens == kSmallTokens) return launch_tiles<Small>(view, stream);
-    return launch_tiles<Config<kLargeTokens, kLargeColumns / 32, dense ? 2 : 3, dense, true>>(view, stream);
+    if (choice.tokens == kSmallTokens)
+        return launch_tiles<Config<kSmallTokens, kSmallColumns / 32, 3, dense>>(view, stream);
+    return launch_tiles<Config<kLargeTokens, kLargeColumns / 32, dense ? 2 : 3, dense>>(view, stream);
 }
 
 }  // namespace

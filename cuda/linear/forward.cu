@@ -17,6 +17,12 @@
 // 76.9 KB (NF4), 97.1 KB (bf16). Preconditions: K % 64 == 0, ldx % 8 == 0, block size 64; M, N, r any. Limit (large
 // tiles, NF4): issue slots, 3.5 beside each matrix instruction, of which dequantizing takes 2.3; with bf16 weights 1.1,
 // and the matrix instructions are the limit.
+//
+// A block, exactly (tests/cuda/launch_counts.rs): of each warp kM matrix instructions a tile of features and kM / 4 a
+// tile of ranks; a barrier a tile, and one for the tables beside NF4; under a tile's products kStages - 1 tiles are in
+// flight, beside bf16 weights one fewer under the first quarter. Loads of shared memory, of a warp and tile: NF4 kM / 4
+// of 16 bytes of X, one of 16 of absmax, 4 of 8 of codes and 65 of 4 of tables; bf16 kM / 4 + 8 ldmatrix. By shared
+// memory a multiprocessor of sm_86 holds 2 blocks of small tiles and 1 of large; with bf16 weights 1 of either.
 #include "common/shared_tile.cuh"
 #include "linear/linear.cuh"
 

@@ -1,8 +1,11 @@
-// S = bf16(scale * dropout(X) * A^T) [M, columns], for any M: r is small, X is read once per 16 or 64 rows of A.
+// S = bf16(scale * dropout(X) * A^T) [M, columns], for any M, of all segments in one launch.
 //
-// What limits it: reading X and A from L2. Block: 16 tokens by 16 rows of A of one segment, or, where rows differ in
-// what they see, by up to 64 columns of S (skinny.cuh). Preconditions of the fast kernels: K % 64 == 0, ldx % 8 == 0.
-// Other shapes take a thread for each element.
+// Block: 16 tokens by 2, 4, 6 or 8 groups of 8 columns of S, of whichever segments they are (skinny.cuh); with adapters
+// of one segment. A column's sum is the same in all of them. What limits it: X from DRAM, and the L2, from which a
+// block reads 2 * K bytes for each of its tokens and columns. So X is read once for up to 64 columns: 16 tokens read
+// 128 * K bytes for 16 ranks each of q, k and v, where a block for each segment would read 192 * K, and 96 * K, not
+// 128 * K, of gate and up. Few tokens have narrow blocks, so that there is one for each multiprocessor. Preconditions
+// of the fast kernels: K % 64 == 0, ldx % 8 == 0. Other shapes take a thread for each element.
 #include "common/grid_y.cuh"
 #include "linear/skinny.cuh"
 
@@ -23,21 +26,35 @@ template <int kTiles> struct LowRankRows {
     __device__ __forceinline__ Features decode(const Raw &raw, const float *) const { return raw; }
 };
 
-constexpr int kRankTiles = 2;
+// The segment that has a column of S. 8 columns from a multiple of 8 on are of one.
+__device__ __forceinline__ const SegmentView &segment_with(const LinearView &view, int64_t column) {
+    int i = 0;
+    while (i + 1 < view.num_segments && column >= view.segments[i + 1].s_column) ++i;
+    return view.segments[i];
+}
 
-// grid: (tiles of all A's, ceil(M / 16))
+// grid: (tiles of all columns of S, ceil(M / 16))
+template <int kTiles>
 __global__ void __launch_bounds__(kThreads) lora_down(LinearView view, bf16 *s, int64_t first_token) {
-    constexpr int kColumns = 8 * kRankTiles;
-    int64_t tile = blockIdx.x, token0 = first_token + int64_t(blockIdx.y) * kTokens;
-    const SegmentView &segment = view.segments[view.segment_of(tile, kColumns, true)];
-    int64_t row0 = tile * kColumns;
-    float *sums = skinny_product<kRankTiles>(view, DenseRows{segment.a, view.k}, row0, segment.r, token0);
+    constexpr int kColumns = 8 * kTiles;
+    int64_t column0 = int64_t(blockIdx.x) * kColumns, token0 = first_token + int64_t(blockIdx.y) * kTokens;
+    LowRankRows<kTiles> rows;
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+        // Where there is none: the last one again, as nobody reads its sums.
+        int64_t column = min(column0 + 8 * j, view.lds - 8);
+        const SegmentView &segment = segment_with(view, column);
+        int64_t rank = min(column - segment.s_column + threadIdx.x % 32 / 4, int64_t(segment.r - 1));
+        rows.rows[j] = segment.a + rank * view.k;
+    }
+    float *sums = skinny_product<kTiles>(view, rows, 0, kColumns, token0);
     for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {
-        int64_t token = token0 + i / kColumns, row = row0 + i % kColumns;
-        if (token < view.m &&
-            row < (segment.r + 7) / 8 * 8) // padding columns are zero, also where X has a NaN or an infinity
-            s[token * view.lds + segment.s_column + row] =
-                to_bf16(row < segment.r ? segment.scale_of(0) * sums[i] : 0.0f);
+        int64_t token = token0 + i / kColumns, column = column0 + i % kColumns;
+        if (token >= view.m || column >= view.lds) continue;
+        const SegmentView &segment = segment_with(view, column);
+        // Padding columns are zero, also where X has a NaN or an infinity.
+        bool padding = column - segment.s_column >= segment.r;
+        s[token * view.lds + column] = to_bf16(padding ? 0.0f : segment.scale_of(0) * sums[i]);
     }
 }
 
@@ -54,11 +71,6 @@ __global__ void __launch_bounds__(kThreads, 1) lora_down_masked(LinearView view,
     const SegmentView *only = adapters ? &view.segments[view.segment_of(tile, kColumns, true)] : nullptr;
     int64_t column0 = (adapters ? only->s_column : 0) + tile * kColumns;
     int64_t columns = min((adapters ? only->s_column + (only->r + 7) / 8 * 8 : view.lds) - column0, int64_t(kColumns));
-    auto segment_with = [&](int64_t column) -> const SegmentView & {
-        int i = 0;
-        while (i + 1 < view.num_segments && column >= view.segments[i + 1].s_column) ++i;
-        return view.segments[i];
-    };
     float kept = view.dropout.active() ? view.dropout.scale : 1.0f;
     int count = adapters ? only->num_adapters : 1;
     for (int adapter = 0; adapter < count; ++adapter) {
@@ -67,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 1) lora_down_masked(LinearView view,
 #pragma unroll
         for (int j = 0; j < kMaskedTiles; ++j) {
             int64_t column = column0 + 8 * j + threadIdx.x % 32 / 4;
-            const SegmentView &segment = segment_with(column);
+            const SegmentView &segment = segment_with(view, column);
             int64_t rank = column - segment.s_column;
             bool there = column < column0 + columns && rank < segment.r;
             // Where there is none: any row of K elements, as nobody reads its sums.
@@ -77,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, 1) lora_down_masked(LinearView view,
         for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {
             int64_t token = token0 + i / kColumns, column = column0 + i % kColumns;
             if (token >= end || i % kColumns >= columns) continue;
-            const SegmentView &segment = segment_with(column);
+            const SegmentView &segment = segment_with(view, column);
             if (segment.adapter(token) != adapter) continue;
             bool padding = column - segment.s_column >= segment.r;
             s[token * view.lds + column] =
@@ -114,15 +126,28 @@ __global__ void __launch_bounds__(kGenericThreads) lora_down_generic(LinearView 
     s[token * view.lds + segment.s_column + row] = to_bf16(sum);
 }
 
+// Groups of 8 columns of S that a block has: as many as there are, up to 8, or as leave enough blocks.
+int tiles_of_columns(const LinearView &view) {
+    constexpr int kMostTiles = 8;
+    int64_t groups = view.lds / 8, token_tiles = ceil_div(view.m, kTokens), parts = ceil_div(groups, kMostTiles);
+    while (2 * parts < groups && token_tiles * parts < kBlocksOfWideTiles) ++parts;
+    return int(ceil_div(groups, 2 * parts)) * 2;
+}
+
 }  // namespace
 
 int launch_lora_down(const LinearView &view, bf16 *s, qk_stream stream) {
     bool masked = view.dropout.active() || view.has_adapters();
-    int64_t tiles = view.tiles(8 * (masked ? kMaskedTiles : kRankTiles), true);
-    if (masked && !view.has_adapters()) tiles = ceil_div(view.lds, 8 * kMaskedTiles);
+    int tiles = masked ? kMaskedTiles : tiles_of_columns(view);
+    int64_t blocks = view.has_adapters() ? view.tiles(8 * tiles, true) : ceil_div(view.lds, 8 * tiles);
+    auto kernel = masked       ? lora_down_masked
+                  : tiles == 2 ? lora_down<2>
+                  : tiles == 4 ? lora_down<4>
+                  : tiles == 6 ? lora_down<6>
+                               : lora_down<8>;
     return by_tokens(ceil_div(view.m, kTokens), [&](int64_t first, unsigned token_tiles) {
-        return launch(masked ? lora_down_masked : lora_down, dim3(unsigned(tiles), token_tiles), dim3(kThreads),
-                      shared_bytes(masked ? kMaskedTiles : kRankTiles), stream, view, s, first * kTokens);
+        return launch(kernel, dim3(unsigned(blocks), token_tiles), dim3(kThreads), shared_bytes(tiles), stream, view, s,
+                      first * kTokens);
     });
 }
 

@@ -11,6 +11,10 @@
 // a second kernel adds them in order: the same additions, so that the bits depend neither on that nor on how a batch is
 // cut at multiples of 256 tokens. Shared memory: 36 to 48 KB; 16-byte chunks of a row are exchanged by row so that
 // ldmatrix does not conflict.
+//
+// A block of one adapter, exactly (tests/cuda/launch_counts.rs): a barrier for 32 tokens; of each warp 8 matrix
+// instructions and 2 ldmatrix a tile of 16 ranks, and 4 ldmatrix, with 3 stages in flight, each of 8,192 bytes and
+// 1,024 a tile of ranks. By shared memory sm_86 holds 2 blocks, sm_90 6 (16 ranks) to 4 (64).
 #include "lora/gradients.cuh"
 
 namespace {

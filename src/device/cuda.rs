@@ -4,16 +4,17 @@ use super::driver::{DeviceInfo, Driver, MemInfo, Queue};
 use crate::error::{CudaError, Result};
 use cudarc::driver::{CudaContext, result, sys};
 use std::ffi::c_void;
-use std::ptr::null_mut;
 use std::sync::Arc;
 
 /// The oldest driver that has every function of this build, as `cuDriverGetVersion` counts.
 const DRIVER_VERSION: i32 = 13000;
 
-/// A GPU: its primary context, two streams for copies and one for sums. They wait for no other stream by themselves,
-/// and nor does the default stream for them.
+/// A GPU: its primary context, two streams for kernels, two for copies and one for sums. None of them waits for another
+/// by itself, nor for the default stream, on which nothing is queued: calls that would use it are not made.
 pub struct Gpu {
     context: Arc<CudaContext>,
+    compute: sys::CUstream,
+    side: sys::CUstream,
     to_device: sys::CUstream,
     to_host: sys::CUstream,
     sums: sys::CUstream,
@@ -63,10 +64,23 @@ fn check_driver(version: Option<i32>) -> Result<String> {
     Err(CudaError::Device(format!("{found}; this build needs 13.0 (driver 580 or newer)")))
 }
 
+/// Frees device memory after all work of the context, of whatever stream: `cuMemFree` does not promise to wait for
+/// streams that do not wait for the default one. An error here would repeat one that a call has returned.
+///
+/// # Safety
+///
+/// The memory was allocated in the context that is bound, and is freed once.
+unsafe fn free_after_all(address: sys::CUdeviceptr) {
+    let _ = result::ctx::synchronize();
+    // SAFETY: the caller's promise.
+    let _ = unsafe { result::free_sync(address) };
+}
+
 impl Gpu {
     fn stream(&self, queue: Queue) -> sys::CUstream {
         match queue {
-            Queue::Compute => null_mut(),
+            Queue::Compute => self.compute,
+            Queue::Side => self.side,
             Queue::ToDevice => self.to_device,
             Queue::ToHost => self.to_host,
             Queue::Sums => self.sums,
@@ -81,10 +95,14 @@ impl Driver for Gpu {
     fn open(ordinal: usize) -> Result<Self> {
         let context = context(ordinal)?;
         context.bind_to_thread().map_err(failed("the context cannot be bound"))?;
-        let stream = || {
-            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("a stream cannot be made"))
+        // Blocks of kernels on the side wait for those of a lower number, which the driver takes as near as it has it.
+        let stream = |priority| {
+            result::stream::create_with_priority(result::stream::StreamKind::NonBlocking, priority)
+                .map_err(failed("a stream cannot be made"))
         };
-        Ok(Self { to_device: stream()?, to_host: stream()?, sums: stream()?, context })
+        let (compute, sums) = (stream(-1)?, stream(-1)?);
+        let (side, to_device, to_host) = (stream(0)?, stream(0)?, stream(0)?);
+        Ok(Self { context, compute, side, to_device, to_host, sums })
     }
 
     fn cuda_version() -> Result<String> {
@@ -137,8 +155,8 @@ impl Driver for Gpu {
     }
 
     fn synchronize(&self) -> Result<()> {
-        // SAFETY: the default stream of the context that the caller bound.
-        unsafe { result::stream::synchronize(null_mut()) }.map_err(failed("waiting for the device"))
+        // SAFETY: a stream of this context.
+        unsafe { result::stream::synchronize(self.compute) }.map_err(failed("waiting for the device"))
     }
 
     fn alloc(&self, bytes: usize) -> Result<*mut u8> {
@@ -149,9 +167,8 @@ impl Driver for Gpu {
     }
 
     unsafe fn free(&self, address: *mut u8, _bytes: usize) {
-        // SAFETY: `alloc` gave it, as the caller promises. It waits for the work that uses it. An error here would
-        // repeat one that a call has returned.
-        let _ = unsafe { result::free_sync(address as sys::CUdeviceptr) };
+        // SAFETY: `alloc` gave it, as the caller promises.
+        unsafe { free_after_all(address as sys::CUdeviceptr) };
     }
 
     fn slab(&self, bytes: u64) -> Result<Slab> {
@@ -204,8 +221,8 @@ impl Driver for Gpu {
         if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: the caller's promise; in the order of the default stream.
-        unsafe { result::memset_d8_async(address as sys::CUdeviceptr, 0, bytes, null_mut()) }
+        // SAFETY: the caller's promise.
+        unsafe { result::memset_d8_async(address as sys::CUdeviceptr, 0, bytes, self.compute) }
             .map_err(failed("clearing device memory"))
     }
 
@@ -213,19 +230,23 @@ impl Driver for Gpu {
         if from.is_empty() {
             return Ok(());
         }
-        // SAFETY: the caller's promise; in the order of the default stream.
-        unsafe { result::memcpy_htod_sync(to as sys::CUdeviceptr, from) }.map_err(failed("copy to the device"))
+        // `cuMemcpyHtoD` would be ordered by the default stream alone.
+        // SAFETY: the caller's promise; `from` is borrowed until the copy is done, which is waited for even where
+        // queuing it failed.
+        let queued = unsafe { result::memcpy_htod_async(to as sys::CUdeviceptr, from, self.compute) };
+        let done = self.synchronize();
+        queued.map_err(failed("copy to the device")).and(done)
     }
 
     unsafe fn read(&self, to: *mut u8, from: *const u8, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: the caller's promise; in the order of the default stream, and done before it returns.
-        unsafe {
-            let to = std::slice::from_raw_parts_mut(to, bytes);
-            result::memcpy_dtoh_sync(to, from as sys::CUdeviceptr).map_err(failed("copy from the device"))
-        }
+        // `cuMemcpyDtoH` would be ordered by the default stream alone.
+        // SAFETY: the caller's promise; `to` is there until the copy is done, which is waited for.
+        let queued = unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from as sys::CUdeviceptr, bytes, self.compute) };
+        let done = self.synchronize();
+        queued.result().map_err(failed("copy from the device")).and(done)
     }
 
     unsafe fn copy(&self, queue: Queue, to: *mut u8, from: *const u8, bytes: usize) -> Result<()> {
@@ -247,7 +268,7 @@ impl Driver for Gpu {
                     result::memcpy_dtoh_async(std::slice::from_raw_parts_mut(to, bytes), from_device, stream)
                         .map_err(failed("copy from the device"))
                 }
-                Queue::Sums => Err(CudaError::Device("the queue of sums has no copies".into())),
+                Queue::Side | Queue::Sums => Err(CudaError::Device(format!("the queue {queue:?} has no copies"))),
             }
         }
     }
@@ -303,7 +324,8 @@ impl Drop for Gpu {
         if self.context.bind_to_thread().is_ok() {
             // SAFETY: made in `open`, destroyed once; work that is queued on them still runs. An error here has no one
             // to go to.
-            let _ = [self.to_device, self.to_host, self.sums].map(|stream| unsafe { result::stream::destroy(stream) });
+            let _ = [self.compute, self.side, self.to_device, self.to_host, self.sums]
+                .map(|stream| unsafe { result::stream::destroy(stream) });
         }
     }
 }
@@ -320,8 +342,8 @@ impl Drop for Event {
 impl Drop for Slab {
     fn drop(&mut self) {
         if self.context.bind_to_thread().is_ok() {
-            // SAFETY: allocated in `slab`, freed once; waits for the work that uses it.
-            let _ = unsafe { result::free_sync(self.address) };
+            // SAFETY: allocated in `slab`, freed once.
+            unsafe { free_after_all(self.address) };
         }
     }
 }

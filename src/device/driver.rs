@@ -24,11 +24,13 @@ pub struct DeviceInfo {
     pub memory_bytes: usize,
 }
 
-/// A queue of work, each in order.
+/// A queue of work, each in order. None waits for another unless it is told to, nor for the default stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
     /// The stream on which kernels run.
     Compute,
+    /// Kernels beside those.
+    Side,
     /// Copies to the device, beside the kernels.
     ToDevice,
     /// Copies to the host, beside the kernels.
@@ -73,7 +75,8 @@ pub(super) trait Driver: Sized {
 
     /// # Safety
     ///
-    /// `alloc` gave it for as many bytes. It is freed once.
+    /// `alloc` gave it for as many bytes. It is freed once, and after work on it of other queues than
+    /// [`Queue::Compute`], whose work is waited for.
     unsafe fn free(&self, address: *mut u8, bytes: usize);
 
     fn slab(&self, bytes: u64) -> Result<Self::Slab>;
@@ -83,7 +86,8 @@ pub(super) trait Driver: Sized {
 
     /// # Safety
     ///
-    /// `part` gave it for as many bytes. It is freed once, and before its slab.
+    /// `part` gave it for as many bytes. It is freed once, and before its slab. Whoever gets the memory next uses it in
+    /// the order of [`Queue::Compute`], which follows the work on it of other queues.
     unsafe fn free_part(&self, address: *mut u8, bytes: usize);
 
     /// Pinned host memory of zeros, aligned to 256 bytes, which the device sees at this address.
@@ -91,7 +95,7 @@ pub(super) trait Driver: Sized {
 
     /// # Safety
     ///
-    /// `alloc_pinned` gave it for as many bytes. It is freed once.
+    /// `alloc_pinned` gave it for as many bytes. It is freed once, after the work on it.
     unsafe fn free_pinned(&self, address: *mut u8, bytes: usize);
 
     /// Whether memory that this process may only read can be pinned.
@@ -117,14 +121,14 @@ pub(super) trait Driver: Sized {
     /// The address is one that the trait allows.
     unsafe fn clear(&self, address: *mut u8, bytes: usize) -> Result<()>;
 
-    /// Copies to the device in the order of [`Queue::Compute`]; `from` is not read after the return.
+    /// Copies to the device in the order of [`Queue::Compute`], and waits for the copy: `from` need not be pinned.
     ///
     /// # Safety
     ///
     /// `to` is an address that the trait allows.
     unsafe fn write(&self, to: *mut u8, from: &[u8]) -> Result<()>;
 
-    /// Waits for [`Queue::Compute`], then copies to the host.
+    /// Copies to the host in the order of [`Queue::Compute`], and waits for the copy.
     ///
     /// # Safety
     ///
@@ -140,7 +144,7 @@ pub(super) trait Driver: Sized {
     /// the copy is done.
     unsafe fn copy(&self, queue: Queue, to: *mut u8, from: *const u8, bytes: usize) -> Result<()>;
 
-    /// The queue as another library takes it: a `CUstream`.
+    /// The queue as kernels and other libraries take it: a `CUstream`.
     fn raw(&self, queue: Queue) -> *mut c_void;
 
     /// `timed` costs something.
@@ -160,4 +164,17 @@ pub(super) trait Driver: Sized {
 
     /// Seconds between two timed events that are done.
     fn elapsed(&self, start: &Self::Event, end: &Self::Event) -> Result<f64>;
+}
+
+#[cfg(test)]
+mod tests {
+    /// Calls without a stream are in the order of the default one, which no queue waits for.
+    #[test]
+    fn no_call_of_the_cuda_driver_is_in_the_order_of_the_default_stream() {
+        let source = include_str!("cuda.rs");
+        for call in ["memcpy_htod_sync", "memcpy_dtoh_sync", "memcpy_dtod_sync", "memset_d8_sync", "null_mut"] {
+            assert!(!source.contains(call), "{call}");
+        }
+        assert!(source.contains("Queue::Compute => self.compute") && source.contains("StreamKind::NonBlocking"));
+    }
 }

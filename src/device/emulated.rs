@@ -1,15 +1,19 @@
 //! The emulation's driver: device memory is the host's, and a launch is over when it returns.
 //!
 //! Every second copy beside the kernels is made at once and the others only when something waits for them, as a GPU may
-//! do it: memory that is used or freed meanwhile shows.
+//! do it: memory that is used or freed meanwhile shows. A device that is late does so with all that is on its stream as
+//! well ([`emulation::run_late`]): what is read, written or freed without waiting for the stream shows then. It models
+//! streams that do not wait for the default one: a copy that is none of theirs comes before what they have.
 
 use super::driver::{DeviceInfo, Driver, MemInfo, Queue};
 use super::emulation;
+use super::queues::{Point, Queues};
 use crate::error::{CudaError, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::ptr::null_mut;
+use std::rc::Rc;
 use std::time::Instant;
 
 /// Bytes of memory that the emulated GPU has.
@@ -18,43 +22,53 @@ const MEMORY: &str = "QLORA_EMULATION_MEMORY";
 const LOST: &str = "QLORA_EMULATION_LOST";
 /// With "refused" the emulated GPU pins no memory that was allocated elsewhere, as some systems do not.
 const PINNING: &str = "QLORA_EMULATION_PINNING";
+/// With "late" the work on streams is done when something waits for it.
+const STREAM: &str = "QLORA_EMULATION_STREAM";
 const MEMORY_BYTES: u64 = 64 << 30;
 const NAME: &str = "the emulation on the host (no GPU)";
 
-#[derive(Default)]
 pub struct Emulated {
-    /// Copies that were asked for so far.
+    queues: Rc<Queues>,
+    is_late: bool,
+    /// Copies beside the kernels that were asked for so far.
     copies: Cell<u64>,
-    /// Those of them that are not made yet, in order.
-    pending: RefCell<Vec<Copy>>,
-}
-
-struct Copy {
-    queue: Queue,
-    number: u64,
-    to: *mut u8,
-    from: *const u8,
-    bytes: usize,
 }
 
 pub struct Event {
-    /// The queue, and how many copies had been asked for.
-    recorded: Option<(Queue, u64)>,
+    recorded: Option<Point>,
     at: Instant,
 }
 
 impl Emulated {
-    /// Makes the pending copies of `queue` up to this number.
-    fn make(&self, queue: Queue, up_to: u64) {
-        self.pending.borrow_mut().retain(|copy| {
-            let due = copy.queue == queue && copy.number <= up_to;
-            if due {
-                // SAFETY: `copy` was promised that both stay allocated, and are not used, until something waits for the
-                // copy.
-                unsafe { std::ptr::copy_nonoverlapping(copy.from, copy.to, copy.bytes) };
-            }
-            !due
+    fn new(is_late: bool) -> Self {
+        let queues = if is_late { Queues::with_streams() } else { Rc::default() };
+        Self { queues, is_late, copies: Cell::new(0) }
+    }
+
+    /// Work in the order of the kernels, which is done at once unless the device is late.
+    fn compute(&self, work: impl FnOnce() + 'static) -> Result<()> {
+        self.queues.put(Queue::Compute, move || {
+            work();
+            Ok(())
         });
+        if self.is_late { Ok(()) } else { self.synchronize() }
+    }
+}
+
+impl Drop for Emulated {
+    fn drop(&mut self) {
+        // What is left frees memory. An error would be that of an earlier call.
+        while self.synchronize().is_err() {}
+    }
+}
+
+/// # Safety
+///
+/// `alloc` gave it for as many bytes. It is freed once.
+unsafe fn release(address: *mut u8, bytes: usize) {
+    if let Ok(layout) = layout(bytes) {
+        // SAFETY: `alloc` gave it with this layout, as the caller promises.
+        unsafe { dealloc(address, layout) }
     }
 }
 
@@ -77,8 +91,13 @@ impl Driver for Emulated {
                 numbers.ok_or_else(|| CudaError::Device(format!("{LOST}: {text:?}, expected LAUNCH:CODE")))?;
             emulation::lose(numbers.0, numbers.1);
         }
+        let is_late = match std::env::var(STREAM).as_deref() {
+            Err(_) => emulation::is_late(),
+            Ok("late") => true,
+            Ok(text) => return Err(CudaError::Device(format!("{STREAM}: {text:?}, expected late"))),
+        };
         match ordinal {
-            0 => Ok(Self::default()),
+            0 => Ok(Self::new(is_late)),
             _ => Err(CudaError::Device(format!("there is no GPU {ordinal}: the emulation has one, number 0"))),
         }
     }
@@ -101,7 +120,8 @@ impl Driver for Emulated {
             gpu: NAME.into(),
             cuda: "none".into(),
             compute_capability: (8, 0),
-            multiprocessors: 1,
+            // Those that the emulated kernels choose their tiles by.
+            multiprocessors: 108,
             l2_bytes: 0,
             memory_bytes: self.mem_info()?.total as usize,
         })
@@ -120,7 +140,7 @@ impl Driver for Emulated {
     }
 
     fn synchronize(&self) -> Result<()> {
-        Ok(())
+        self.queues.reach(self.queues.end(Queue::Compute))
     }
 
     fn alloc(&self, bytes: usize) -> Result<*mut u8> {
@@ -134,10 +154,9 @@ impl Driver for Emulated {
     }
 
     unsafe fn free(&self, address: *mut u8, bytes: usize) {
-        if let Ok(layout) = layout(bytes) {
-            // SAFETY: `alloc` gave it with this layout, as the caller promises.
-            unsafe { dealloc(address, layout) }
-        }
+        while self.synchronize().is_err() {}
+        // SAFETY: the caller's promise.
+        unsafe { release(address, bytes) }
     }
 
     fn slab(&self, bytes: u64) -> Result<()> {
@@ -159,7 +178,7 @@ impl Driver for Emulated {
 
     unsafe fn free_part(&self, address: *mut u8, bytes: usize) {
         // SAFETY: `part` had it from `alloc`.
-        unsafe { self.free(address, bytes) }
+        let _ = self.compute(move || unsafe { release(address, bytes) });
     }
 
     fn alloc_pinned(&self, bytes: usize) -> Result<*mut u8> {
@@ -168,7 +187,7 @@ impl Driver for Emulated {
 
     unsafe fn free_pinned(&self, address: *mut u8, bytes: usize) {
         // SAFETY: `alloc_pinned` had it from `alloc`.
-        unsafe { self.free(address, bytes) }
+        unsafe { release(address, bytes) }
     }
 
     fn pins_read_only(&self) -> Result<bool> {
@@ -185,41 +204,44 @@ impl Driver for Emulated {
     unsafe fn unpin(&self, _: *mut u8) {}
 
     unsafe fn clear(&self, address: *mut u8, bytes: usize) -> Result<()> {
-        // SAFETY: the caller's promise; launches are over when they return.
-        unsafe { std::ptr::write_bytes(address, 0, bytes) };
-        Ok(())
+        // SAFETY: the caller's promise.
+        self.compute(move || unsafe { std::ptr::write_bytes(address, 0, bytes) })
     }
 
     unsafe fn write(&self, to: *mut u8, from: &[u8]) -> Result<()> {
+        self.synchronize()?;
         // SAFETY: the caller's promise; a slice of the host is not device memory.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
         Ok(())
     }
 
     unsafe fn read(&self, to: *mut u8, from: *const u8, bytes: usize) -> Result<()> {
+        self.synchronize()?;
         // SAFETY: the caller's promise; memory is initialized since `alloc`.
         unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
         Ok(())
     }
 
     unsafe fn copy(&self, queue: Queue, to: *mut u8, from: *const u8, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let copy = move || unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
         if queue == Queue::Compute {
-            // SAFETY: the caller's promise; launches are over when they return.
-            unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
-            return Ok(());
+            return self.compute(copy);
         }
-        let number = self.copies.get() + 1;
-        self.copies.set(number);
-        self.pending.borrow_mut().push(Copy { queue, number, to, from, bytes });
-        if number.is_multiple_of(2) {
-            self.make(queue, number);
+        self.queues.put(queue, move || {
+            copy();
+            Ok(())
+        });
+        self.copies.set(self.copies.get() + 1);
+        match self.copies.get().is_multiple_of(2) {
+            true => self.queues.reach(self.queues.end(queue)),
+            false => Ok(()),
         }
-        Ok(())
     }
 
-    /// Nobody takes it: the stand-in for NCCL does what it does in the host's memory.
-    fn raw(&self, _queue: Queue) -> *mut c_void {
-        null_mut()
+    /// None where launches are over when they return.
+    fn raw(&self, queue: Queue) -> *mut c_void {
+        if self.is_late { self.queues.stream(queue) } else { null_mut() }
     }
 
     fn event(&self, _timed: bool) -> Result<Event> {
@@ -227,24 +249,28 @@ impl Driver for Emulated {
     }
 
     fn record(&self, event: &mut Event, queue: Queue) -> Result<()> {
-        *event = Event { recorded: Some((queue, self.copies.get())), at: Instant::now() };
+        *event = Event { recorded: Some(self.queues.end(queue)), at: Instant::now() };
         Ok(())
     }
 
-    fn queue_waits(&self, _queue: Queue, event: &Event) -> Result<()> {
-        self.host_waits(event)
+    fn queue_waits(&self, queue: Queue, event: &Event) -> Result<()> {
+        let Some(point) = event.recorded else { return Ok(()) };
+        self.queues.wait(queue, point);
+        if queue == Queue::Compute && !self.is_late { self.synchronize() } else { Ok(()) }
     }
 
     fn is_done(&self, event: &Event) -> Result<bool> {
-        let Some((queue, number)) = event.recorded else { return Ok(true) };
-        Ok(!self.pending.borrow().iter().any(|copy| copy.queue == queue && copy.number <= number))
+        let Some(point) = event.recorded else { return Ok(true) };
+        let is_done = self.queues.is_reached(point);
+        if self.is_late {
+            // It goes on while the host does something else.
+            self.queues.reach(point)?;
+        }
+        Ok(is_done)
     }
 
     fn host_waits(&self, event: &Event) -> Result<()> {
-        if let Some((queue, number)) = event.recorded {
-            self.make(queue, number);
-        }
-        Ok(())
+        event.recorded.map_or(Ok(()), |point| self.queues.reach(point))
     }
 
     fn elapsed(&self, start: &Event, end: &Event) -> Result<f64> {

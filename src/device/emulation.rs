@@ -2,6 +2,7 @@
 
 #[cfg(kernels = "emulated")]
 mod controls {
+    use std::cell::Cell;
     use std::ffi::{CStr, c_char};
 
     unsafe extern "C" {
@@ -13,6 +14,7 @@ mod controls {
         fn qk_emulation_blocks() -> u64;
         fn qk_emulation_count(on: i32);
         fn qk_emulation_counted(index: u64) -> *const RawCounted;
+        fn qk_emulation_counted_launch(index: u64) -> *const LaunchCount;
     }
 
     /// `emulation::Counted` of cuda/emulation/counters.h.
@@ -58,20 +60,76 @@ mod controls {
         pub least: u64,
     }
 
-    /// What `launches` does, and the accesses of the launches that this OS thread makes in it.
-    pub fn count<T>(launches: impl FnOnce() -> T) -> (T, Vec<AccessCount>) {
+    /// Kinds of [`Access`], and the most bytes of a lane.
+    const KINDS: usize = Access::CopyTarget as usize + 1;
+    const MOST_BYTES: usize = 16;
+
+    /// The instructions of one launch, of all its blocks that ran together: `emulation::CountedLaunch` of
+    /// cuda/emulation/counters.h. Loads and stores are those through `load_as`, `store_as`, ldmatrix and cp.async.
+    #[derive(Clone, Copy, Debug)]
+    #[repr(C)]
+    pub struct LaunchCount {
+        /// Blocks of the grid.
+        pub grid: u64,
+        /// Blocks that ran.
+        pub blocks: u64,
+        /// Threads of a block.
+        pub threads: u64,
+        /// Dynamic shared memory of a block, which has no other.
+        pub shared_bytes: u64,
+        /// `__syncthreads` of blocks.
+        pub barriers: u64,
+        /// mma.m16n8k16 of warps.
+        pub products: u64,
+        /// Groups of cp.async that are in flight at each of those, added up.
+        pub groups_in_products: u64,
+        /// The most groups of a thread that are in flight at once.
+        pub most_groups: u64,
+        /// The most bytes that each thread of a block has in flight, added up over the block.
+        pub most_copied_bytes: u64,
+        instructions: [[u64; MOST_BYTES + 1]; KINDS],
+        lanes: [[u64; MOST_BYTES + 1]; KINDS],
+    }
+
+    impl LaunchCount {
+        /// Instructions of warps in which a lane has so many bytes.
+        pub fn instructions(&self, access: Access, bytes: usize) -> u64 {
+            self.instructions[access as usize][bytes]
+        }
+
+        /// Bytes of one kind of access, of all widths.
+        pub fn bytes(&self, access: Access) -> u64 {
+            (0..).zip(&self.lanes[access as usize]).map(|(bytes, lanes): (u64, &u64)| bytes * lanes).sum()
+        }
+    }
+
+    fn counted<T>(launches: impl FnOnce() -> T) -> T {
         // SAFETY: sets a flag of this OS thread.
         unsafe { qk_emulation_count(1) };
         let done = launches();
         // SAFETY: as above.
         unsafe { qk_emulation_count(0) };
+        done
+    }
+
+    /// The result of `launches`, and the instructions of each launch that this OS thread makes in it, in their order.
+    pub fn count_launches<T>(launches: impl FnOnce() -> T) -> (T, Vec<LaunchCount>) {
+        let done = counted(launches);
+        // SAFETY: the entries stay until counting begins anew.
+        let all = (0..).map_while(|index| unsafe { qk_emulation_counted_launch(index).as_ref() });
+        (done, all.copied().collect())
+    }
+
+    /// What `launches` does, and the accesses of the launches that this OS thread makes in it.
+    pub fn count<T>(launches: impl FnOnce() -> T) -> (T, Vec<AccessCount>) {
+        let done = counted(launches);
         // SAFETY: the entries stay until counting begins anew.
         let all = (0..).map_while(|index| unsafe { qk_emulation_counted(index).as_ref() });
         (done, all.map(access_count).collect())
     }
 
     fn access_count(raw: &RawCounted) -> AccessCount {
-        const KINDS: [Access; 7] = [
+        const ACCESSES: [Access; KINDS] = [
             Access::SharedLoad,
             Access::SharedStore,
             Access::GlobalLoad,
@@ -85,7 +143,7 @@ mod controls {
         let name = file.rsplit('/').next().unwrap_or_default();
         AccessCount {
             place: format!("{name}:{}", raw.line),
-            access: KINDS[raw.kind as usize],
+            access: ACCESSES[raw.kind as usize],
             bytes: raw.bytes,
             instructions: raw.instructions,
             taken: raw.taken,
@@ -125,10 +183,54 @@ mod controls {
         // SAFETY: sets two numbers of this OS thread.
         unsafe { qk_emulation_lose(launch, code) }
     }
+
+    thread_local! {
+        static LATE: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Whether devices that this OS thread opens from now on do the work of their stream only when something waits for
+    /// it, and copies beside it after what they were told to wait for, as a GPU may: work that the host, or another
+    /// stream, does not wait for shows. Kernels are then over, and their faults told, when they were waited for. The
+    /// variable `QLORA_EMULATION_STREAM`, as `late`, does it for a whole program.
+    pub fn run_late(is_late: bool) {
+        LATE.set(is_late);
+    }
+
+    pub fn is_late() -> bool {
+        LATE.get()
+    }
+
+    /// Waits between streams that a program may lack.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Forgotten {
+        /// A device's stream waits for no copy beside it.
+        OfCompute,
+        /// Copies wait for nothing on a device's stream.
+        OfCopies,
+    }
+
+    thread_local! {
+        static FORGOTTEN: Cell<Option<Forgotten>> = const { Cell::new(None) };
+    }
+
+    /// Leaves out such waits, of this OS thread, from now on: a test of what they keep apart has to fail then.
+    pub fn forget(waits: Option<Forgotten>) {
+        FORGOTTEN.set(waits);
+    }
+
+    pub fn is_forgotten(waits: Forgotten) -> bool {
+        FORGOTTEN.get() == Some(waits)
+    }
 }
 
 #[cfg(kernels = "emulated")]
-pub use controls::{Access, AccessCount, blocks, count, launches, lose, message, sample};
+pub use controls::{
+    Access, AccessCount, Forgotten, LaunchCount, blocks, count, count_launches, forget, launches, lose, message,
+    run_late, sample,
+};
+
+#[cfg(kernels = "emulated")]
+pub(super) use controls::{is_forgotten, is_late};
 
 /// Chooses the schedule of warps, lanes and blocks of the launches that this OS thread makes from now on. A GPU has its
 /// own, which this leaves alone.

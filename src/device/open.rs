@@ -79,11 +79,14 @@ impl Device {
         self.0.info()
     }
 
-    /// The stream on which calls, copies included, are in order.
+    /// The stream on which calls, copies included, are in order. It is the device's own, waits for no other stream, and
+    /// ends with the device, which all its buffers keep.
     pub fn stream(&self) -> Stream {
-        // The default stream is that of whichever context is current. An error here is that of the call that follows.
+        // A stream is of a context, which is to be current. An error here is that of the call that follows.
         let _ = self.0.bind();
-        Stream::DEFAULT
+        // SAFETY: a stream of the context that was just made current; it lives as long as the buffers that a call on it
+        // uses.
+        unsafe { Stream::from_raw(self.0.raw(Queue::Compute).cast()) }
     }
 
     /// The emulation has 64 GiB, or what the variable `QLORA_EMULATION_MEMORY` says.
@@ -98,16 +101,18 @@ impl Device {
         self.0.synchronize()
     }
 
+    /// A copy of `data`, which is there for any stream when this returns.
     pub fn upload<T: Element>(&self, data: &[T]) -> Result<Buffer<T>> {
         let mut buffer = self.uninit(data.len())?;
         self.write(&mut buffer, data)?;
         Ok(buffer)
     }
 
-    /// `len` elements of zero bits.
+    /// `len` elements of zero bits, which are there for any stream when this returns.
     pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         let mut buffer = self.uninit(len)?;
         self.clear(&mut buffer)?;
+        self.synchronize()?;
         Ok(buffer)
     }
 
@@ -115,7 +120,7 @@ impl Device {
         Ok(Buffer::new(Some(Memory::new(&self.0, byte_len::<T>(len)?)?), len, None))
     }
 
-    /// Overwrites the first elements, in the order of the stream.
+    /// Overwrites the first elements, in the order of the stream, and waits for it.
     pub fn write<T: Element>(&self, buffer: &mut Buffer<T>, data: &[T]) -> Result<()> {
         check_room(data.len(), buffer.len())?;
         self.0.bind()?;

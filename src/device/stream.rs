@@ -1,13 +1,17 @@
 //! The stream of a call.
 
+#[cfg(kernels = "emulated")]
+use super::queues;
 use crate::sys;
 
-/// The stream that a call queues its work on. The emulation ignores it: its work is done when a call returns.
+/// The stream that a call queues its work on. In the emulation its work is done when a call returns, unless it is that
+/// of a device that is late ([`emulation`](super::emulation)).
 #[derive(Clone, Copy, Debug)]
 pub struct Stream(sys::qk_stream);
 
 impl Stream {
-    /// The default stream of the current context.
+    /// The default stream of the current context. A [`Device`](super::Device) has a stream of its own, which neither
+    /// waits for this one nor is waited for by it.
     pub const DEFAULT: Self = Self(std::ptr::null_mut());
 
     /// # Safety
@@ -21,5 +25,11 @@ impl Stream {
     /// The pointer that the C interface takes.
     pub fn as_raw(self) -> sys::qk_stream {
         self.0
+    }
+
+    /// Does `work` in the stream's order, as a kernel: what stands in for a library.
+    #[cfg(kernels = "emulated")]
+    pub(crate) fn run(self, work: impl FnOnce() + 'static) {
+        queues::put_on(self.0.cast(), work);
     }
 }

@@ -32,6 +32,35 @@ pub fn path(backward: &Backward<'_>, segments: &[SegmentBackward<'_>]) -> Result
     Ok(if whole { Path::TensorCore } else { Path::Generic })
 }
 
+/// Blocks of [`linear_dx`] on tensor cores: how many, and how many of them a multiprocessor has at once. By the table
+/// of the kernels (`TileTimes`), in hundredths of the time of a large tile, which is 128 tokens by 256 columns; a small
+/// one is 64 by 128.
+pub(super) fn blocks(m: usize, k: usize, multiprocessors: usize) -> (usize, usize) {
+    let time = |blocks: usize, resident: usize, together: usize, alone: usize| {
+        let last = match blocks % (multiprocessors * resident) {
+            0 => 0,
+            rest if rest <= multiprocessors => alone,
+            _ => together,
+        };
+        blocks / (multiprocessors * resident) * together + last
+    };
+    let (large, small) = (m.div_ceil(128) * k.div_ceil(256), m.div_ceil(64) * k.div_ceil(128));
+    let is_large = time(large, 1, 100, 100) <= time(small, 2, 60, 40);
+    if is_large { (large, 1) } else { (small, 2) }
+}
+
+/// The share of the time of [`linear_dx`] on tensor cores, by so many multiprocessors, in which they have no block: 256
+/// blocks on 84 are 80 short of a fourth wave.
+///
+/// # Panics
+///
+/// Without a multiprocessor.
+pub fn idle_share(m: usize, k: usize, multiprocessors: usize) -> f64 {
+    let (blocks, resident) = blocks(m, k, multiprocessors);
+    let places = multiprocessors * resident;
+    1.0 - blocks as f64 / (blocks.div_ceil(places) * places) as f64
+}
+
 /// Writes dX. All weights are NF4, or all dense. `workspace` has at least [`workspace_len`] elements.
 pub fn linear_dx(
     backward: &Backward<'_>,
@@ -61,4 +90,24 @@ pub fn linear_dx(
         }
     };
     call.operation.status(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_wave_of_blocks_leaves_multiprocessors_idle() {
+        let is = |share: f64, expected: f64| assert!((share - expected).abs() < 1e-12, "{share}, expected {expected}");
+        // 256 large tiles are 3.05 waves on 84, 1.8 on 142, 1.94 on 132, and two whole ones on 128.
+        for (multiprocessors, idle, all) in
+            [(84, 80.0, 336.0), (142, 28.0, 284.0), (132, 8.0, 264.0), (128, 0.0, 256.0)]
+        {
+            is(idle_share(2048, 4096, multiprocessors), idle / all);
+        }
+        // 64 large tiles find 84 idle; 256 small ones, of which two fit, are through sooner on 142, and not on 84.
+        is(idle_share(512, 4096, 84), 20.0 / 84.0);
+        is(idle_share(512, 4096, 142), 28.0 / 284.0);
+        is(idle_share(1, 64, 84), 167.0 / 168.0);
+    }
 }

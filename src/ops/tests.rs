@@ -5,9 +5,11 @@ mod abi;
 mod gradients;
 mod memory;
 mod product;
+#[cfg(kernels = "emulated")]
+mod stream;
 mod workspaces;
 
-use super::{abi_version, status_name};
+use super::{abi_version, linear_dx, status_name};
 use crate::device::{Buffer, Device};
 use crate::sys;
 use half::bf16;
@@ -348,24 +350,29 @@ fn choices_print_themselves() {
     assert_eq!(status, sys::QK_ERROR_NULL_POINTER);
 
     let mut lines = Vec::new();
-    for (m, p) in [(4, 0.0), (100_000, 0.0), (100_000, 0.5)] {
+    let k = 4096;
+    for (m, p) in [(4, 0.0), (100_000, 0.0), (100_000, 0.5), (256, 0.0), (512, 0.0), (1024, 0.0), (1100, 0.0)] {
         let struct_size = size::<sys::qk_dropout>();
         let dropout = sys::qk_dropout { struct_size, p, seed: 1, dropout_id: 2, dropout_step: 3, first_token: 0 };
         // The call that follows is refused: there is no device memory for so many tokens.
-        spoiled_dx(|_, _, backward| {
+        spoiled_dx(|valid, _, backward| {
             (backward.m, backward.dropout) = (m, &raw const dropout);
+            (backward.k, backward.lddx, valid.nf4.k) = (k, k, k);
             // SAFETY: valid structs, which nothing but the host reads.
             let line = printed(100, |text, size| unsafe { sys::qk_linear_dx_choice(&*backward, text, size) });
+            let multiprocessors = valid.device.info().unwrap().multiprocessors;
+            let (_, resident) = linear_dx::blocks(m as usize, k as usize, multiprocessors);
+            assert_eq!(line.contains("128 tokens x 256"), resident == 1, "{m} {p}: {line}");
             lines.push(line);
             backward.struct_size = 0;
         });
     }
     assert_eq!(
-        lines,
+        lines[..3],
         [
             "tensor cores, tiles of 64 tokens x 128 columns, NF4 weights",
             "tensor cores, tiles of 128 tokens x 256 columns, NF4 weights",
-            "tensor cores, tiles of 64 tokens x 128 columns, NF4 weights, adapters or dropout",
+            "tensor cores, tiles of 128 tokens x 256 columns, NF4 weights",
         ]
     );
 }

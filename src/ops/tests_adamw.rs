@@ -80,6 +80,7 @@ fn every_bad_argument_of_the_optimizer_has_its_error() {
     assert_eq!(spoiled(|v| v.tensor.gradient = null()), null_pointer);
     assert_eq!(spoiled(|v| v.tensor.m = null_mut()), null_pointer);
     assert_eq!(spoiled(|v| v.tensor.v = null_mut()), null_pointer);
+    assert_eq!(spoiled(|v| (v.tensor.m, v.tensor.v) = (null_mut(), null_mut())), null_pointer, "no moments");
     assert_eq!(spoiled(|v| v.tensor.m_absmax = v.tensor.value), null_pointer, "one absmax of two");
     let shape = sys::QK_ERROR_SHAPE;
     assert_eq!(spoiled(|v| v.adamw.num_tensors = 0), shape);
@@ -115,6 +116,21 @@ fn norms_tables_and_rates_refuse_too() {
     assert_eq!(valid.norm(f64::NAN, state, workspace, 8), sys::QK_ERROR_VALUE);
     assert_eq!(valid.norm(1.0, state, workspace, 7), sys::QK_ERROR_WORKSPACE);
     assert_eq!(valid.norm(1.0, state, 0, 8), sys::QK_ERROR_WORKSPACE);
+    let null_pointer = sys::QK_ERROR_NULL_POINTER;
+    for (has_m, has_v, status) in [(false, true, null_pointer), (true, false, null_pointer), (false, false, sys::QK_OK)]
+    {
+        let (mut valid, mut bytes) = (Valid::new(), 0usize);
+        if !has_m {
+            valid.tensor.m = null_mut();
+        }
+        if !has_v {
+            valid.tensor.v = null_mut();
+        }
+        // SAFETY: host memory only.
+        assert_eq!(unsafe { sys::qk_adamw_table_size(&valid.tensor, 1, &mut bytes) }, status);
+        // SAFETY: as above.
+        assert_eq!(unsafe { sys::qk_gradient_norm_workspace_size(&valid.adamw, &mut bytes) }, status);
+    }
     let (mut bytes, mut table) = (0usize, [0u64; 16]);
     let room = size_of_val(&table);
     // SAFETY: host memory only; the table has the room that is named, or is refused.

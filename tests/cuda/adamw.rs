@@ -6,7 +6,7 @@ use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::device::{Buffer, View};
-use qlora_kernels::ops::adamw::{STATE_LEN, States, Tensor, Tensors, rates};
+use qlora_kernels::ops::adamw::{CHUNK, GradientState, STATE_LEN, States, Tensor, Tensors, rates};
 use qlora_kernels::optim::AdamW;
 
 const SCHEDULES: u64 = 3;
@@ -103,6 +103,57 @@ fn described<'a>(
 ) -> Tensor<'a> {
     let states = States::F32 { m: m.view_mut(), v: v.view_mut() };
     Tensor { value: value.view_mut(), working: None, gradient, states, rate: 1 }
+}
+
+/// Moments that come to the device part by part: the norm needs none of them, and the parts have the bits of the whole.
+#[test]
+fn a_tensor_whose_moments_come_in_parts_is_updated_as_the_whole_is() {
+    let (device, n) = (device(), 2 * CHUNK + 300);
+    let stream = device.stream();
+    let numbers = |seed: usize| (0..n).map(|i| ((i * 37 + seed) % 101) as f32 * 0.01 - 0.5).collect::<Vec<f32>>();
+    let gradient = device.upload(&numbers(5)).unwrap();
+    let rate = AdamW { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.1, step: 1 };
+    let rates = device.upload(&rates(&[rate])).unwrap();
+    let run = |cuts: &[usize]| {
+        let mut value = device.upload(&numbers(1)).unwrap();
+        let mut state = device.upload(&[0u64; STATE_LEN]).unwrap();
+        let (view, states) = (value.view_mut(), States::Elsewhere);
+        let tensor = Tensor { value: view, working: None, gradient: gradient.view(), states, rate: 0 };
+        let mut whole = Tensors::new(vec![tensor]).unwrap();
+        let table = device.upload(&whole.table().unwrap()).unwrap();
+        let mut room = device.upload(&vec![0u64; whole.workspace_len()]).unwrap();
+        let to = state.view_mut();
+        whole.gradient_norm(table.view(), rates.view(), 0.5, to, room.view_mut(), stream).unwrap();
+        let error = whole.update(table.view(), rates.view(), None, stream).unwrap_err().to_string();
+        assert!(error.contains("QK_ERROR_NULL_POINTER"), "{error}");
+        drop(whole);
+        let mut moments = [Vec::new(), Vec::new()];
+        for part in cuts.windows(2) {
+            let (start, end) = (part[0], part[1]);
+            let mut states = [(); 2].map(|()| device.zeros::<f32>(end - start).unwrap());
+            let [m, v] = &mut states;
+            let tensor = Tensor {
+                value: value.view_mut().skip(start).first(end - start),
+                working: None,
+                gradient: gradient.view().skip(start).first(end - start),
+                states: States::F32 { m: m.view_mut(), v: v.view_mut() },
+                rate: 0,
+            };
+            let mut part = Tensors::new(vec![tensor]).unwrap();
+            let table = device.upload(&part.table().unwrap()).unwrap();
+            part.update(table.view(), rates.view(), Some(state.view()), stream).unwrap();
+            drop(part);
+            for (all, of_part) in moments.iter_mut().zip(&states) {
+                all.extend(device.download(of_part).unwrap());
+            }
+        }
+        (device.download(&value).unwrap(), moments, device.download(&state).unwrap())
+    };
+    let (whole, in_parts) = (run(&[0, n]), run(&[0, CHUNK, 2 * CHUNK, n]));
+    let expected = numbers(5).iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+    let norm = GradientState::from_words([whole.2[0], whole.2[1]]).norm;
+    assert!((norm / expected - 1.0).abs() < 1e-12 && expected > 0.5, "{norm} {expected}");
+    assert!(whole == in_parts && whole.0 != numbers(1) && whole.1[1].iter().any(|&v| v > 0.0));
 }
 
 #[test]

@@ -47,8 +47,7 @@ fn a_tokens_dx_does_not_depend_on_the_tile_that_it_falls_in() {
     let k = 3072 - 64;
     let mask = Some(Dropout { p: 0.3, seed: 3, dropout_id: 18, dropout_step: 7, first_token: 100 });
     for dense in [false, true] {
-        // Only the first has large tiles.
-        for (adapters, dropout) in [(0, None), (2, mask)] {
+        for (adapters, dropout) in [(0, None), (0, mask), (2, mask)] {
             let mut large = operation(1000, k, vec![part(70, 16), part(9, 5)]);
             (large.linear.dense, large.linear.adapters, large.accumulate, large.dropout) =
                 (dense, adapters, true, dropout);
@@ -64,7 +63,8 @@ fn a_tokens_dx_does_not_depend_on_the_tile_that_it_falls_in() {
             let mut small = with(&large, |linear| linear.m = tokens);
             small.dropout = dropout.map(|dropout| Dropout { first_token: 100 + first as u64, ..dropout });
             let slice = run(&device, &small, &inputs);
-            assert!(whole.dx[first * k..(first + tokens) * k] == slice.dx[..], "dense {dense}, adapters {adapters}");
+            let is_equal = whole.dx[first * k..(first + tokens) * k] == slice.dx[..];
+            assert!(is_equal, "dense {dense}, adapters {adapters}, {dropout:?}");
             small.check(&inputs, &slice, 3 * k).unwrap();
         }
     }
@@ -145,6 +145,22 @@ fn rows_of_an_adapter_never_see_another() {
                 }
             }
         }
+    }
+}
+
+/// In large tiles too, which need a large product.
+#[test]
+fn rows_of_a_large_tile_never_see_an_adapter_that_is_not_theirs() {
+    let device = device();
+    let k = 3072 - 64;
+    let shape = with(&operation(1000, k, vec![part(9, 5)]), |linear| linear.adapters = 3);
+    let mut inputs = shape.inputs();
+    let clean = run(&device, &shape, &inputs);
+    inputs.parts[0].a[5 * k..10 * k].fill(bf16::NAN);
+    let beside_broken = run(&device, &shape, &inputs);
+    for (token, &adapter) in inputs.index.iter().enumerate() {
+        let is_equal = clean.dx[token * k..][..k] == beside_broken.dx[token * k..][..k];
+        assert_eq!(is_equal, adapter != 1, "token {token}, adapter {adapter}");
     }
 }
 

@@ -7,6 +7,7 @@ use lab::low_rank::{Host, LowRank, LowRankPart, Output, factors};
 use lab::operation::{Operation, run, verify};
 use qlora_kernels::ops::linear::{Lora, Weight};
 use qlora_kernels::ops::linear_backward::{Backward, SegmentBackward};
+use qlora_kernels::ops::lora_down;
 use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradients};
 
 fn low_rank(m: usize, k: usize, parts: &[(usize, usize)]) -> LowRank {
@@ -99,6 +100,45 @@ fn an_adapters_rows_never_see_anothers() {
                 tally.case();
             }
         }
+    }
+}
+
+fn s_of(operation: &LowRank, inputs: &Host) -> Vec<u16> {
+    let device = device();
+    let mut buffers = operation.upload(&device, inputs).unwrap();
+    let done = operation.with(&mut buffers, |_, _, input, segments, _, (s, _)| {
+        lora_down(input, segments, s.view_mut(), device.stream())
+    });
+    done.unwrap();
+    operation.download(&device, &buffers).unwrap().s
+}
+
+/// Blocks of many tokens have all columns of S, up to 64, and those of few 16: the bits are the same, and those of each
+/// segment alone.
+#[test]
+fn s_does_not_depend_on_the_columns_of_a_block() {
+    let (m, few, k) = (2048, 40, 576);
+    for ranks in [&[16usize, 16][..], &[16, 16, 16], &[8, 5, 8], &[64, 20, 0, 16]] {
+        let parts: Vec<(usize, usize)> = ranks.iter().map(|&r| (8, r)).collect();
+        let operation = low_rank(m, k, &parts);
+        let columns = operation.columns();
+        let mut inputs = operation.inputs();
+        let whole = s_of(&operation, &inputs);
+        inputs.x.truncate(few * k);
+        assert_eq!(s_of(&low_rank(few, k, &parts), &inputs)[..], whole[..few * columns], "{ranks:?}");
+        let mut first = 0;
+        for (i, &r) in ranks.iter().enumerate().filter(|(_, r)| **r > 0) {
+            let mut inputs = operation.inputs();
+            let part = inputs.parts.remove(i);
+            inputs.parts = vec![part];
+            let alone = s_of(&low_rank(m, k, &[(8, r)]), &inputs);
+            let own = r.next_multiple_of(8);
+            let among: Vec<u16> = whole.chunks(columns).flat_map(|row| row[first..][..own].to_vec()).collect();
+            assert!(alone == among, "segment {i} of {ranks:?}");
+            assert!(alone.iter().any(|&bits| bits != 0));
+            first += own;
+        }
+        assert_eq!(first, columns);
     }
 }
 

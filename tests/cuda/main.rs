@@ -16,6 +16,8 @@ mod dispatch;
 mod emulation;
 #[cfg(kernels = "cuda")]
 mod interop;
+#[cfg(kernels = "emulated")]
+mod launch_counts;
 mod layer;
 mod layer_gradients;
 mod linear;

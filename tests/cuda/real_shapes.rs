@@ -332,44 +332,59 @@ fn forward_of_a_long_batch_reaches_past_32_bits() {
     tally.case();
 }
 
+/// S of segments that each have an A of their own.
+fn s(m: usize, k: usize, segments: usize, seed: u64) {
+    let device = device();
+    let (mut numbers, columns) = (Numbers(seed), RANK * segments);
+    let (x, a) = (numbers.bf16(m * k), numbers.bf16(columns * k));
+    let mut s = Zeros::new(m * columns);
+    set_schedule(seed);
+    let blocks = sampled(0, || {
+        // Aligned as an output has to be.
+        let address = s.view_mut(0).address();
+        let segment = |of: usize| {
+            let a_of = &a[of * RANK * k..][..RANK * k];
+            let lora = Lora { r: RANK, scale: 0.5, a: view(a_of), b: view(&a[..64 * RANK]), adapters: None };
+            // SAFETY: nothing is written to it, and the weight is not read.
+            let y = unsafe { ViewMut::from_raw_parts(address, 64) };
+            Segment { n: 64, weight: Weight::Dense(view(&x[..64 * k])), lora: Some(lora), bias: None, y, ldy: 64 }
+        };
+        let mut segments: Vec<_> = (0..segments).map(segment).collect();
+        let input = Input { m, k, x: view(&x), ldx: k, s: None, dropout: None };
+        // SAFETY: as in `Zeros`.
+        let s = unsafe { ViewMut::from_raw_parts(address, m * columns) };
+        lora_down(&input, &mut segments, s, device.stream()).unwrap();
+    });
+    assert_eq!(blocks, BLOCKS);
+    // A block has all columns of 16 tokens.
+    let pieces = written(&s, (m, columns), (16, columns));
+    assert_corners(&pieces, (m, columns), (16, columns));
+    assert_eq!(pieces.len(), BLOCKS as usize);
+    for piece in pieces {
+        for (token, column) in elements(piece, 16, columns, &mut numbers) {
+            let mut sum = Sum::default();
+            for (x, a) in x[token * k..][..k].iter().zip(&a[column * k..]) {
+                sum.add(0.5 * x.to_f64(), a.to_f64());
+            }
+            sum.check(s.at(token * columns + column), &format!("K {k}, S[{token}, {column}]"));
+        }
+    }
+}
+
 /// S reads X to its last token and feature.
 #[test]
 fn s_of_long_batches() {
     let tally = Tally::new("S, real layers", 1);
-    let device = device();
     for (m, k, seed) in [(16_384, 4096, 1), (16_384, 8192, 2), (2048, 28672, 3)] {
-        let mut numbers = Numbers(seed);
-        let (x, a) = (numbers.bf16(m * k), numbers.bf16(RANK * k));
-        let mut s = Zeros::new(m * RANK);
-        set_schedule(seed);
-        let blocks = sampled(0, || {
-            let lora = Lora { r: RANK, scale: 0.5, a: view(&a), b: view(&a[..64 * RANK]), adapters: None };
-            // The weight is not read.
-            let weight = Weight::Dense(view(&x[..64 * k]));
-            // Aligned as an output has to be.
-            let y = s.view_mut(0);
-            // SAFETY: nothing is written to it.
-            let y = unsafe { ViewMut::from_raw_parts(y.address(), 64) };
-            let mut segments = [Segment { n: 64, weight, lora: Some(lora), bias: None, y, ldy: 64 }];
-            let input = Input { m, k, x: view(&x), ldx: k, s: None, dropout: None };
-            // SAFETY: as in `Zeros`.
-            let s = unsafe { ViewMut::from_raw_parts(segments[0].y.address(), m * RANK) };
-            lora_down(&input, &mut segments, s, device.stream()).unwrap();
-        });
-        assert_eq!(blocks, BLOCKS);
-        let pieces = written(&s, (m, RANK), (16, 16));
-        assert_eq!(pieces.len(), BLOCKS as usize);
-        for piece in pieces {
-            for (token, rank) in elements(piece, 16, RANK, &mut numbers) {
-                let mut sum = Sum::default();
-                for (x, a) in x[token * k..][..k].iter().zip(&a[rank * k..]) {
-                    sum.add(0.5 * x.to_f64(), a.to_f64());
-                }
-                sum.check(s.at(token * RANK + rank), &format!("S[{token}, {rank}]"));
-            }
-        }
+        s(m, k, 1, seed);
         tally.case();
     }
+}
+
+#[test]
+fn s_of_every_group_of_llama_8b_and_70b() {
+    let tally = Tally::new("S, real groups", 1);
+    layers(|(k, n), seed| s(2048, k, n.len(), seed), &tally);
 }
 
 /// 16,384 tokens of the heads of both models.

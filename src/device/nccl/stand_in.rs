@@ -4,6 +4,7 @@
 //! gradient that is not final when its sum begins, or is used before the sum is waited for, shows.
 
 use super::calls::{Calls, Handle, ID_BYTES, MISSING, Others};
+use crate::device::queues;
 use crate::error::{CudaError, Result};
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
@@ -17,8 +18,8 @@ const FAULT: &str = "QLORA_EMULATION_NCCL";
 pub struct StandIn {
     fails_at: Option<u64>,
     groups: Cell<u64>,
-    /// Arrays whose sums are not made yet, in order.
-    queued: RefCell<Vec<(*mut f32, usize)>>,
+    /// Arrays whose sums are not made yet, in order, each with the stream that it waits for.
+    queued: RefCell<Vec<(*mut f32, usize, *mut c_void)>>,
     /// Whether the last call is told to be on its way still.
     is_under_way: Cell<bool>,
 }
@@ -30,14 +31,15 @@ impl StandIn {
         if queued.is_empty() {
             return Ok(());
         }
-        let mut values = Vec::with_capacity(queued.iter().map(|(_, len)| len).sum());
-        for &(address, len) in &queued {
+        let mut values = Vec::with_capacity(queued.iter().map(|(_, len, _)| len).sum());
+        for &(address, len, stream) in &queued {
+            queues::finish(stream)?;
             // SAFETY: `all_reduce` was promised that the array stays allocated, and is used by nothing else, until now.
             values.extend_from_slice(unsafe { std::slice::from_raw_parts(address, len) });
         }
         others.sum(&mut values)?;
         let mut rest = &values[..];
-        for (address, len) in queued {
+        for (address, len, _) in queued {
             let (own, more) = rest.split_at(len);
             // SAFETY: as above; `own` is of another allocation.
             unsafe { std::ptr::copy_nonoverlapping(own.as_ptr(), address, len) };
@@ -81,13 +83,13 @@ impl Calls for StandIn {
         Ok(!self.is_under_way.replace(false))
     }
 
-    unsafe fn all_reduce(&self, _comm: Handle, arrays: &[(*mut f32, usize)], _stream: *mut c_void) -> Result<()> {
+    unsafe fn all_reduce(&self, _comm: Handle, arrays: &[(*mut f32, usize)], stream: *mut c_void) -> Result<()> {
         let number = self.groups.get() + 1;
         self.groups.set(number);
         if self.fails_at.is_some_and(|at| number >= at) {
             return Err(CudaError::Device("NCCL: a sum of gradients: unhandled system error".into()));
         }
-        self.queued.borrow_mut().extend_from_slice(arrays);
+        self.queued.borrow_mut().extend(arrays.iter().map(|&(address, len)| (address, len, stream)));
         self.is_under_way.set(true);
         Ok(())
     }

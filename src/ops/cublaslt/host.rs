@@ -48,45 +48,50 @@ impl CublasLt {
         Vec::new()
     }
 
-    pub fn gemm(&self, gemm: Gemm<'_>, _: Stream) -> Result<()> {
+    pub fn gemm(&self, gemm: Gemm<'_>, stream: Stream) -> Result<()> {
         gemm.check()?;
         let Gemm { m, n, k, x, ldx, w, ldw, k_by_n, bias, y, ldy, accumulate } = gemm;
         if m == 0 {
             return Ok(());
         }
-        // SAFETY: memory of the emulation is the host's, and work on it is done when a call returns. The views have as
-        // many elements, and that of y is the only one of its own.
-        let (x, w, y) = unsafe {
-            (
-                std::slice::from_raw_parts(x.address(), x.len()),
-                std::slice::from_raw_parts(w.address(), w.len()),
-                std::slice::from_raw_parts_mut(y.address(), y.len()),
-            )
-        };
-        // SAFETY: as above.
-        let bias = bias.map(|bias| unsafe { std::slice::from_raw_parts(bias.address(), bias.len()) });
-        // [k, n]
-        let mut factors = vec![0.0; k * n];
-        for (i, factors) in factors.chunks_exact_mut(n).enumerate() {
-            match k_by_n {
-                true => w[i * ldw..][..n].convert_to_f32_slice(factors),
-                false => factors.iter_mut().enumerate().for_each(|(j, factor)| *factor = w[j * ldw + i].to_f32()),
+        let parts = ((x.address(), x.len()), (w.address(), w.len()), (y.address(), y.len()));
+        let bias = bias.map(|bias| (bias.address(), bias.len()));
+        stream.run(move || {
+            let (x, w, y) = parts;
+            // SAFETY: memory of the emulation is the host's, and stays until the work on it is done, in the order of
+            // the stream. The views have as many elements, and that of y is the only one of its own.
+            let (x, w, y) = unsafe {
+                (
+                    std::slice::from_raw_parts(x.0, x.1),
+                    std::slice::from_raw_parts(w.0, w.1),
+                    std::slice::from_raw_parts_mut(y.0, y.1),
+                )
+            };
+            // SAFETY: as above.
+            let bias = bias.map(|bias| unsafe { std::slice::from_raw_parts(bias.0, bias.1) });
+            // [k, n]
+            let mut factors = vec![0.0; k * n];
+            for (i, factors) in factors.chunks_exact_mut(n).enumerate() {
+                match k_by_n {
+                    true => w[i * ldw..][..n].convert_to_f32_slice(factors),
+                    false => factors.iter_mut().enumerate().for_each(|(j, factor)| *factor = w[j * ldw + i].to_f32()),
+                }
             }
-        }
-        let mut sums = vec![0.0f32; n];
-        for token in 0..m {
-            let (x, y) = (&x[token * ldx..][..k], &mut y[token * ldy..][..n]);
-            sums.fill(0.0);
-            for (x, factors) in x.iter().zip(factors.chunks_exact(n)) {
-                let x = x.to_f32();
-                sums.iter_mut().zip(factors).for_each(|(sum, factor)| *sum += x * factor);
+            let mut sums = vec![0.0f32; n];
+            for token in 0..m {
+                let (x, y) = (&x[token * ldx..][..k], &mut y[token * ldy..][..n]);
+                sums.fill(0.0);
+                for (x, factors) in x.iter().zip(factors.chunks_exact(n)) {
+                    let x = x.to_f32();
+                    sums.iter_mut().zip(factors).for_each(|(sum, factor)| *sum += x * factor);
+                }
+                for (j, (y, sum)) in y.iter_mut().zip(&sums).enumerate() {
+                    let bias = bias.map_or(0.0, |bias| bias[j].to_f32());
+                    let before = if accumulate { y.to_f32() } else { 0.0 };
+                    *y = bf16::from_f32(sum + bias + before);
+                }
             }
-            for (j, (y, sum)) in y.iter_mut().zip(&sums).enumerate() {
-                let bias = bias.map_or(0.0, |bias| bias[j].to_f32());
-                let before = if accumulate { y.to_f32() } else { 0.0 };
-                *y = bf16::from_f32(sum + bias + before);
-            }
-        }
+        });
         Ok(())
     }
 }

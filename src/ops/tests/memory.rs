@@ -6,7 +6,7 @@ use super::super::linear_backward::{Backward, SegmentBackward};
 use super::super::lora_gradients::{ForwardInputs, PairGradient, workspace_bytes, workspace_bytes_of};
 use crate::CudaError;
 use crate::device::{
-    Arena, Device, EventTimer, OffloadSlot, PinnedBuffer, ReadbackStaging, SharedPinned, UploadStaging,
+    Arena, Device, EventTimer, MemoryEnd, OffloadSlot, PinnedBuffer, ReadbackStaging, SharedPinned, UploadStaging,
 };
 use half::bf16;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -116,6 +116,27 @@ fn an_arena_gives_out_what_was_planned_and_no_more() {
 }
 
 #[test]
+fn buffers_from_both_ends_of_an_arena_do_not_touch() {
+    let device = Device::open().unwrap();
+    let arena = Arena::new(&device, 1024).unwrap();
+    let filled = |end, len, value: u8| {
+        let mut buffer = arena.alloc_at::<u8>(end, "part", len).unwrap();
+        device.write(&mut buffer, &vec![value; len]).unwrap();
+        buffer
+    };
+    let (low, high) = (filled(MemoryEnd::Low, 256, 1), filled(MemoryEnd::High, 300, 2));
+    assert!(arena.alloc::<u8>("more", 257).is_err());
+    let middle = filled(MemoryEnd::High, 256, 3);
+    for (buffer, value) in [(&low, 1), (&high, 2), (&middle, 3)] {
+        assert!(device.download(buffer).unwrap().iter().all(|byte| *byte == value));
+    }
+    drop(high);
+    assert_eq!((arena.used(), arena.peak().bytes), (512, 1024));
+    assert_eq!(device.download(&filled(MemoryEnd::High, 512, 4)).unwrap(), [4; 512]);
+    assert_eq!(device.download(&middle).unwrap(), [3; 256]);
+}
+
+#[test]
 fn a_planned_arena_counts_without_memory() {
     let arena = Arena::planned();
     let huge = arena.alloc::<f32>("huge", 1 << 40).unwrap();
@@ -180,6 +201,35 @@ fn buffers_leave_for_the_host_and_come_back() {
         }
     }
     assert!(slots[0].offload(arena.alloc("value", 99).unwrap()).is_err());
+}
+
+/// One buffer that takes turns between slots: it has the next one's values only when its own have left, whichever
+/// copies are made at once and whichever only when they are waited for.
+#[test]
+fn a_buffer_that_is_taken_back_is_used_again_after_its_copy() {
+    for copies_before in 0..2 {
+        let device = Device::open().unwrap();
+        let mut other = device.zeros::<u8>(1).unwrap();
+        let mut staging = UploadStaging::new(&device, 1).unwrap();
+        (0..copies_before).for_each(|_| staging.upload(&[1], &mut other).unwrap());
+        let mut slots: Vec<OffloadSlot<u32>> = (0..4).map(|_| OffloadSlot::new(&device, 9).unwrap()).collect();
+        for (slot, first) in slots.iter_mut().zip(0..) {
+            assert_eq!(slot.held().unwrap(), [0; 9]);
+            slot.set(2, &[first; 7]).unwrap();
+        }
+        let mut buffer = device.zeros::<u32>(9).unwrap();
+        for (slot, first) in slots.iter_mut().zip(0..) {
+            slot.prefetch(buffer).unwrap();
+            buffer = slot.wait_prefetch().unwrap();
+            assert_eq!(device.download(&buffer).unwrap(), [0, 0, first, first, first, first, first, first, first]);
+            device.write(&mut buffer, &[first + 10; 9]).unwrap();
+            slot.offload(buffer).unwrap();
+            buffer = slot.take_offloaded().unwrap();
+        }
+        for (slot, first) in slots.iter().zip(0..) {
+            assert_eq!(slot.held().unwrap(), [first + 10; 9], "{copies_before}");
+        }
+    }
 }
 
 /// A file in memory with these bytes.
@@ -257,6 +307,39 @@ fn the_device_reads_pinned_memory_in_place() {
     let (ids, mut out) = (device.upload(&[5u32, 0, 5]).unwrap(), device.zeros::<bf16>(3 * 8).unwrap());
     super::super::embedding(ids.view(), table.view(), 6, 8, 1.0, out.view_mut(), device.stream()).unwrap();
     assert_eq!(device.download(&out).unwrap(), [&values[40..], &values[..8], &values[40..]].concat());
+}
+
+/// An array that comes to memory which a kernel used before, is read there by the next one, and leaves it to a third.
+#[test]
+fn an_array_in_pinned_memory_is_copied_in_the_order_of_the_stream() {
+    let device = Device::open().unwrap();
+    let arena = Arena::new(&device, 1 << 10).unwrap();
+    let values: Vec<bf16> = (0..6 * 8).map(|i| bf16::from_f32(i as f32)).collect();
+    let mut table = PinnedBuffer::new(&device, &values).unwrap();
+    let (ids, mut out) = (device.upload(&[5u32, 0, 5]).unwrap(), device.zeros::<bf16>(3 * 8).unwrap());
+    for _ in 0..3 {
+        let mut copy = arena.alloc::<bf16>("copy", 6 * 8).unwrap();
+        device.clear(&mut copy).unwrap();
+        table.copy_to(&mut copy).unwrap();
+        super::super::embedding(ids.view(), copy.view(), 6, 8, 1.0, out.view_mut(), device.stream()).unwrap();
+        drop(copy);
+        let mut other = arena.alloc::<bf16>("other", 6 * 8).unwrap();
+        device.clear(&mut other).unwrap();
+        assert_eq!(device.download(&out).unwrap(), [&values[40..], &values[..8], &values[40..]].concat());
+        assert!(device.download(&other).unwrap().iter().all(|value| *value == bf16::ZERO));
+    }
+    for len in [47, 49] {
+        assert!(table.copy_to(&mut arena.alloc("other", len).unwrap()).is_err(), "{len} of 48");
+    }
+    // A part of a file, as every process that has it copies it.
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_bits().to_ne_bytes()).collect();
+    let file = in_memory(&bytes, SealFlags::SHRINK);
+    let memory = Rc::new(SharedPinned::new(&device, &file, bytes.len()).unwrap());
+    let mut part = PinnedBuffer::<bf16>::shared(&memory, 16, 40).unwrap();
+    let mut copy = arena.alloc("copy", 40).unwrap();
+    part.copy_to(&mut copy).unwrap();
+    assert_eq!(device.download(&copy).unwrap(), values[8..]);
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| part.view().len())).is_err());
 }
 
 #[test]

@@ -25,7 +25,7 @@ const RANK: usize = 24;
 const TARGET: usize = 7;
 
 /// Ranks that are cut after the first and the second of three steps; none, without a number of steps.
-fn adalora(arch: Arch, total_steps: Option<u64>) -> ModelSpec {
+pub fn adalora(arch: Arch, total_steps: Option<u64>) -> ModelSpec {
     let mut spec = spec(arch);
     spec.lora.terms.values_mut().for_each(|term| (term.r, term.alpha) = (RANK, 18.0));
     spec.lora.adalora = Some(AdaLora {

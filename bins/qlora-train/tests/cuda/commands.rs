@@ -183,6 +183,31 @@ fn steps_on_random_weights_are_measured() {
     }
 }
 
+/// Losses and norms of random weights tell of every lever that it changes no bit, also where a model is too large to be
+/// read.
+#[test]
+fn levers_leave_the_steps_on_random_weights_as_they_are() {
+    let directory = Directory::new();
+    let line = "bench --json --shape model/config.json --seq 60 --steps 1 --lora-r 8 --device cuda";
+    let of = |levers: &str| directory.done(&format!("{line} {levers}")).0;
+    let resident = "--gradient-checkpointing false --weights resident --lm-head resident --optimizer-states resident";
+    let expected = of(resident);
+    assert_eq!(expected["steps"].as_array().unwrap().len(), 3);
+    for levers in [
+        "--gradient-checkpointing true",
+        "--gradient-checkpointing offload",
+        "--weights host",
+        "--lm-head host",
+        "--optimizer-states host",
+        "--gradient-checkpointing offload --weights host --lm-head host --optimizer-states host",
+    ] {
+        let found = of(levers);
+        assert_eq!(found["steps"], expected["steps"], "{levers}");
+        let bytes = |key: &str| found["device"][key].as_u64().unwrap();
+        assert!(bytes("peak_bytes") <= bytes("planned_bytes"), "{levers}: {found}");
+    }
+}
+
 #[test]
 fn what_a_gpu_does_not_do_is_refused_by_name() {
     let directory = Directory::new();

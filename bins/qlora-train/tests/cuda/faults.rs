@@ -65,7 +65,7 @@ fn too_little_memory_is_refused_before_the_model_is_read() {
     assert_eq!(output.status.code(), Some(2), "{errors}");
     assert!(errors.contains("of GPU memory") && errors.contains("device_memory"), "{errors}");
     assert!(!directory.path("small").exists());
-    let line = "eval --model model --data rows.jsonl --device cuda";
+    let line = "eval --model model --data rows.jsonl --lm-head resident --device cuda";
     let output = directory.run_with(line, &[("QLORA_EMULATION_MEMORY", "135000000")]);
     let errors = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(2) && errors.contains("of GPU memory"), "{errors}");

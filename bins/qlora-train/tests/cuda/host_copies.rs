@@ -87,6 +87,24 @@ fn processes_that_share_weights_give_the_bytes_of_copies_of_their_own() {
     }
 }
 
+/// An output layer that waits in host memory is in the copy too, after the layers or alone.
+#[test]
+fn processes_share_an_output_layer_too() {
+    let directory = Directory::new();
+    let run = |out: &str, settings: &str, variables: Variables| {
+        trained(&directory, out, 2, &|_| settings.to_owned(), &|_| variables.clone())
+    };
+    let (resident, _) = run("resident", "--weights resident --lm-head resident", Vec::new());
+    for (out, weights) in [("both", "host"), ("alone", "resident")] {
+        let settings = format!("--weights {weights} --lm-head host");
+        let (own, said) = run(&format!("{out}-own"), &settings, vec![("QLORA_SHARED_WEIGHTS", "off")]);
+        assert!(!said.contains(SHARED) && said.contains("lm_head waits in host memory"), "{said}");
+        let (shared, said) = run(out, &settings, Vec::new());
+        assert!(said.contains(&format!("{SHARED} 2 processes of a machine")) && !said.contains(APART), "{said}");
+        assert!(resident == own && own == shared, "{out}");
+    }
+}
+
 /// Ranks of which one has its weights on the GPU: the other one's are its own.
 #[test]
 fn processes_that_plan_other_weights_in_host_memory_share_none() {
@@ -174,13 +192,15 @@ mod emulated {
     #[test]
     fn the_copy_is_one_file_of_the_planned_bytes() {
         let directory = Directory::new();
-        let settings = "--model model --data rows.jsonl --max-length 64 --lora-r 24 --weights host --device cuda";
+        const HOST: &str = "--weights host --lm-head host";
+        let settings = format!("--model model --data rows.jsonl --max-length 64 --lora-r 24 --device cuda {HOST}");
         let (plan, _) = directory.done(&format!("plan --json {settings} --processes 2"));
         let (alone, _) = directory.done(&format!("plan --json {settings}"));
+        let shared = ["layers' weights in host memory", "lm_head in host memory"];
         let on_host = |plan: &serde_json::Value| -> u64 {
             let buffers = plan["buffers"].as_array().unwrap().iter();
             buffers
-                .filter(|one| one["name"] == "layers' weights in host memory")
+                .filter(|one| shared.contains(&one["name"].as_str().unwrap()))
                 .map(|one| one["bytes"].as_u64().unwrap())
                 .sum()
         };
@@ -192,7 +212,7 @@ mod emulated {
         assert_eq!(of_all(&alone) - of_all(&plan), bytes / 2);
         // Both have it for as long as they are at their first micro-batch.
         let pause = |_: usize| vec![(failpoint::VARIABLE, "micro-batch:1:pause:5000")];
-        let ranks = begun(&directory, 2, &|_| line("out", "--weights host"), &pause);
+        let ranks = begun(&directory, 2, &|_| line("out", HOST), &pause);
         let is_one = |all: &BTreeMap<u32, Vec<Mapped>>| {
             let each: Vec<&Mapped> = all.values().flatten().collect();
             all.len() == 2

@@ -235,3 +235,15 @@ fn bench_says_what_computed_its_linear_layers() {
         assert!(dequantized.iter().any(|row| row.starts_with("q_proj, k_proj, v_proj, N 512, K 192, dX")));
     }
 }
+
+/// Memory of another size leaves a plan with the linear layers of the GPU that is here, as a run on it has them.
+#[test]
+fn a_plan_without_a_name_has_the_rows_of_the_gpu_that_is_here() {
+    let settings = |text: &str| Settings::from_yaml(text, "rows.yaml", &[]).unwrap();
+    let run = Device::choose(&settings("device: cuda\n")).unwrap().arithmetic();
+    let of_another = settings("device: cuda\ndevice_memory: 40GiB\n");
+    let plan = |gpu: Option<&str>| Device::choose_for_plan(&of_another, gpu).unwrap().arithmetic();
+    assert_eq!(plan(None), run);
+    assert!(plan(Some("NVIDIA H100 80GB HBM3")).unwrap().contains("dequantize"));
+    assert!(!plan(Some("NVIDIA GeForce RTX 4090")).unwrap().contains("dequantize"));
+}

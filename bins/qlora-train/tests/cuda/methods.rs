@@ -97,7 +97,7 @@ fn whole_modules_give_the_cpu_backends_losses_and_gradients() {
 }
 
 /// Magnitudes and whole modules at once.
-fn both(num_layers: usize) -> ModelSpec {
+pub fn both(num_layers: usize) -> ModelSpec {
     let arch = Arch { num_layers, qk_norm: QkNorm::Head, ..small_config() };
     let mut spec = dora(arch.clone());
     spec.lora.whole = whole(arch, &["embed_tokens", "lm_head", "norm"]).lora.whole;

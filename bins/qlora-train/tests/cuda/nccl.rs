@@ -100,7 +100,7 @@ fn two_ranks_on_one_gpu_are_refused_where_nccl_is_asked_for() {
 mod emulated {
     use super::*;
     use crate::sources::{ROOM, config, memory, spec};
-    use qlora_kernels::device::{Device, Nccl};
+    use qlora_kernels::device::{Device, Nccl, emulation};
     use qlora_train::backend::cuda::Cuda;
     use qlora_train::backend::{Batch, Optimizer};
     use qlora_train::comm::{Communicator, Signs, SingleProcess, Watched};
@@ -137,6 +137,12 @@ mod emulated {
         (report, gradients, values)
     }
 
+    /// Like [`stepped`], on a device that does the work of its streams when something waits for it.
+    fn stepped_late(spec: &ModelSpec, comm: &mut dyn Communicator, batches: &[Batch], on_device: bool) -> Stepped {
+        emulation::run_late(true);
+        stepped(spec, comm, batches, on_device)
+    }
+
     /// Buckets whose sums begin beside the backward pass and are made then or when they are waited for, also where some
     /// ranks have no micro-batch in the last round.
     #[test]
@@ -151,6 +157,8 @@ mod emulated {
             assert!(on_device.iter().chain(&on_host).all(|rank| *rank == on_host[0]), "{world} ranks");
             // That of joining, that of the second layer, and that of the first with what is outside of them.
             assert_eq!((sums.all, sums.beside), (3 * world, 0));
+            let (late, _) = of_ranks(world, true, |comm| stepped_late(&spec, comm, &all, true));
+            assert!(late.iter().all(|rank| *rank == on_host[0]), "{world} ranks, late");
         }
     }
 
@@ -165,6 +173,8 @@ mod emulated {
             let (after, of_after) = of_ranks(world, false, |comm| stepped(&spec, comm, &all, false));
             let (beside, of_beside) = of_ranks(world, true, |comm| stepped(&spec, comm, &all, false));
             assert!(beside.iter().chain(&after).all(|rank| *rank == after[0]), "{world} ranks");
+            let (late, _) = of_ranks(world, true, |comm| stepped_late(&spec, comm, &all, false));
+            assert!(late.iter().all(|rank| *rank == after[0]), "{world} ranks, late");
             assert_eq!((of_after.beside, of_beside.beside, of_beside.all), (0, of_after.all, of_after.all));
             // Several buckets of each rank.
             assert!(of_after.all >= 4 * world, "{of_after:?}");

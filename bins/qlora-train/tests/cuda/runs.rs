@@ -53,11 +53,22 @@ pub fn train_on<B: Backend>(
     steps: u64,
     batches: &[Batch],
 ) -> Trained {
+    train_each(backend, source, spec, &HYPER, &vec![batches; steps as usize])
+}
+
+/// Trains a step on each of these lists of micro-batches.
+pub fn train_each<B: Backend>(
+    backend: &mut B,
+    source: &mut dyn Source,
+    spec: &ModelSpec,
+    hyper: &Hyperparameters,
+    steps: &[&[Batch]],
+) -> Trained {
     let mut model = Llama::build(backend, source, spec.clone(), &mut |_| ()).unwrap();
     let start = model.param_values(backend).unwrap();
     let (mut losses, mut norms, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
-    for step in 0..steps {
-        let report = optimizer_step(backend, &mut model, &HYPER, step, batches.len(), 1.0, batches).unwrap();
+    for (step, batches) in steps.iter().enumerate() {
+        let report = optimizer_step(backend, &mut model, hyper, step as u64, batches.len(), 1.0, batches).unwrap();
         losses.push(report.loss);
         norms.push(report.grad_norm);
         if step == 0 {

@@ -101,6 +101,7 @@ pub fn spec(config: Arch) -> ModelSpec {
     ModelSpec {
         lora,
         activations: vec![Activations::Recompute; config.num_layers],
+        states_on_host: false,
         residency: Vec::new(),
         token_tile: None,
         arch: config,
@@ -125,18 +126,24 @@ pub fn memory(config: &Arch) -> Memory {
     Memory::new(Synthetic::new(config.clone(), 5))
 }
 
-/// The model of [`memory`], its frozen values in f32 and, with a seed, each multiplied by a factor within [`BF16`] of
-/// 1.
-pub struct Moved {
-    memory: Memory,
+/// A model, its frozen values in f32 and, with a seed, each multiplied by a factor within [`BF16`] of 1.
+pub struct Moved<S = Memory> {
+    source: S,
     quantization: Quantization,
     seed: Option<u64>,
     tensors: u64,
 }
 
 impl Moved {
+    /// The model of [`memory`].
     pub fn new(spec: &ModelSpec, seed: Option<u64>) -> Self {
-        Self { memory: memory(&spec.arch), quantization: spec.quantization, seed, tensors: 0 }
+        Self::of(memory(&spec.arch), spec.quantization, seed)
+    }
+}
+
+impl<S: Source> Moved<S> {
+    pub fn of(source: S, quantization: Quantization, seed: Option<u64>) -> Self {
+        Self { source, quantization, seed, tensors: 0 }
     }
 
     fn moved(&mut self, mut values: Vec<f32>) -> Vec<f32> {
@@ -149,7 +156,7 @@ impl Moved {
     }
 }
 
-impl Source for Moved {
+impl<S: Source> Source for Moved<S> {
     fn stored(&self, _name: &str) -> StoredType {
         StoredType::F32
     }
@@ -159,7 +166,7 @@ impl Source for Moved {
     }
 
     fn read(&mut self, name: &str) -> Result<HostTensor> {
-        let tensor = self.memory.tensor(name);
+        let tensor = self.source.read(name)?;
         let shape = tensor.shape.clone();
         let values = match self.quantization {
             Quantization::Nf4 { block_size, double_quant } if name.contains("_proj.weight") => {
@@ -172,7 +179,12 @@ impl Source for Moved {
     }
 
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>> {
-        let values = self.memory.lora(id, len, columns)?;
+        let values = self.source.lora(id, len, columns)?;
         Ok(self.moved(values))
+    }
+
+    fn magnitude(&mut self, module: &str) -> Option<Vec<f32>> {
+        let values = self.source.magnitude(module)?;
+        Some(self.moved(values))
     }
 }

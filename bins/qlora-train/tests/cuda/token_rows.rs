@@ -38,7 +38,7 @@ fn tokens(arch: &Arch) -> Vec<u32> {
 }
 
 /// Rows of these modules beside the low-rank terms; the output layer has those of two of the tokens.
-fn with_rows(arch: Arch, modules: &[&str]) -> ModelSpec {
+pub fn with_rows(arch: Arch, modules: &[&str]) -> ModelSpec {
     let tokens = tokens(&arch);
     let mut spec = spec(arch);
     for &module in modules {

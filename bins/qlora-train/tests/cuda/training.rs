@@ -52,11 +52,22 @@ pub fn on_cuda(spec: &ModelSpec, steps: u64) -> Trained {
 
 /// Distances that rounding to bf16 explains.
 pub struct Bounds {
-    loss: f64,
-    norm: f64,
+    /// One of each step
+    losses: Vec<f64>,
+    norms: Vec<f64>,
     gradients: Vec<f64>,
     moved: Vec<f64>,
     moved_in_all: f64,
+}
+
+/// Bounds of a value that each step of several runs has once, by its distances there and in the steps around: they grow
+/// from step to step, with what has moved so far, and a few runs have few of one step.
+fn single(runs: &[&Vec<f64>]) -> Vec<f64> {
+    const AROUND: usize = 3;
+    let near = |step: usize| {
+        move |run: &&Vec<f64>| run[step.saturating_sub(AROUND)..run.len().min(step + AROUND + 1)].to_vec()
+    };
+    (0..runs[0].len()).map(|step| 4.0 * rms(&runs.iter().flat_map(near(step)).collect::<Vec<_>>())).collect()
 }
 
 impl Bounds {
@@ -68,35 +79,58 @@ impl Bounds {
         // In f32 and not moved they are the same model.
         let same = run(None);
         assert!(largest(&same.losses) < 1e-5 && largest(&same.gradients) < 1e-4, "{same:?}");
-        let models: Vec<Apart> = (0..MODELS).map(|seed| run(Some(seed))).collect();
-        let single = |of: fn(&Apart) -> &Vec<f64>| 4.0 * rms(&models.iter().flat_map(of).copied().collect::<Vec<_>>());
+        Self::of_moved(expected, &|seed| run(Some(seed)))
+    }
+
+    /// By how far moved models are from what is expected; `run` trains that of a seed.
+    pub fn of_moved(expected: &Trained, run: &dyn Fn(u64) -> Apart) -> Self {
+        let models: Vec<Apart> = (0..MODELS).map(run).collect();
+        let steps = expected.losses.len();
+        let single = |of: fn(&Apart) -> &Vec<f64>| single(&models.iter().map(of).collect::<Vec<_>>());
         let mean = |of: &dyn Fn(&Apart) -> f64| models.iter().map(of).sum::<f64>() / models.len() as f64;
-        let tensors = 0..same.gradients.len();
+        let tensors = 0..expected.gradients.len();
         let moved = |(i, (_, values)): (usize, &(_, Vec<f32>))| {
             let one_the_other_way = 2.0 / (values.len() as f64).sqrt() / steps as f64;
             2.0 * (mean(&|apart| apart.moved[i].powi(2)).sqrt() + one_the_other_way)
         };
         Self {
-            loss: single(|apart| &apart.losses),
-            norm: single(|apart| &apart.norms),
+            losses: single(|apart| &apart.losses),
+            norms: single(|apart| &apart.norms),
             gradients: tensors.map(|i| 2.0 * mean(&|apart| apart.gradients[i])).collect(),
             moved: expected.moved.iter().enumerate().map(moved).collect(),
             moved_in_all: 2.0 * mean(&|apart| apart.moved_in_all),
         }
     }
 
+    /// With how far another run in bf16 is from what is expected: it explains distances independently of the moved
+    /// models, and errors of independent causes add up as squares do.
+    pub fn beside(self, other: &Apart) -> Self {
+        let moved = self.moved.iter().zip(&other.moved).map(|(bound, apart)| bound.hypot(2.0 * apart));
+        let added = |bounds: &[f64], other: &Vec<f64>| {
+            bounds.iter().zip(single(&[other])).map(|(bound, other)| bound.hypot(other)).collect()
+        };
+        Self {
+            losses: added(&self.losses, &other.losses),
+            norms: added(&self.norms, &other.norms),
+            gradients: self.gradients,
+            moved: moved.collect(),
+            moved_in_all: self.moved_in_all.hypot(2.0 * other.moved_in_all),
+        }
+    }
+
     /// The largest share of its bound that anything takes.
     pub fn share(&self, apart: &Apart) -> f64 {
         let tensors = |found: &[f64], bounds: &[f64]| -> f64 {
+            assert_eq!(found.len(), bounds.len());
             largest(&found.iter().zip(bounds).map(|(found, bound)| found / bound).collect::<Vec<_>>())
         };
-        let single = [
-            largest(&apart.losses) / self.loss,
-            largest(&apart.norms) / self.norm,
+        largest(&[
+            tensors(&apart.losses, &self.losses),
+            tensors(&apart.norms, &self.norms),
+            tensors(&apart.gradients, &self.gradients),
+            tensors(&apart.moved, &self.moved),
             largest(&[apart.moved_in_all]) / self.moved_in_all,
-        ];
-        let tensors = [tensors(&apart.gradients, &self.gradients), tensors(&apart.moved, &self.moved)];
-        largest(&single.into_iter().chain(tensors).collect::<Vec<_>>())
+        ])
     }
 
     pub fn check(&self, what: &str, apart: &Apart) {
@@ -104,9 +138,9 @@ impl Bounds {
             "{what}: losses within {:.1e} (bound {:.1e}), norms {:.1e} ({:.1e}), gradients {:.1e} ({:.1e}), tensors {:.1e} \
              ({:.1e}); at most {:.2} of a bound",
             largest(&apart.losses),
-            self.loss,
+            largest(&self.losses),
             largest(&apart.norms),
-            self.norm,
+            largest(&self.norms),
             largest(&apart.gradients),
             largest(&self.gradients),
             largest(&apart.moved),
@@ -128,7 +162,7 @@ fn a_run_gives_the_cpu_backends_losses_and_adapter() {
     let found = on_cuda(&spec, 4);
     assert!(spec.lora.terms.values().any(|term| term.r * spec.arch.hidden_size >= 4096), "no 8-bit states");
     bounds.check("4 steps", &Apart::of(&found, &expected));
-    assert!(found.losses[3] < found.losses[0] - 20.0 * bounds.loss, "{:?}", found.losses);
+    assert!(found.losses[3] < found.losses[0] - 20.0 * largest(&bounds.losses), "{:?}", found.losses);
     tally.case();
 }
 
@@ -150,7 +184,7 @@ fn a_run_of_the_cpu_in_bf16_gives_the_losses_and_adapter_of_f32() {
             let found = train(&mut cpu, &mut memory(&spec.arch), &spec, steps);
             bounds.check(&format!("{steps} steps in bf16, {qk_norm:?}"), &Apart::of(&found, &expected));
             let last = found.losses[steps as usize - 1];
-            assert!(last < found.losses[0] - 20.0 * bounds.loss, "{:?}", found.losses);
+            assert!(last < found.losses[0] - 20.0 * largest(&bounds.losses), "{:?}", found.losses);
             tally.case();
         }
     }
@@ -265,7 +299,8 @@ fn the_bounds_see_a_lost_multiplier_a_lost_cap_a_rotation_too_many_and_norms_beh
     }
 }
 
-/// Also with activations kept, which recomputing gives again, and with layers' inputs in host memory.
+/// Also with activations kept, which recomputing gives again, and with layers' inputs in host memory. Low-rank
+/// gradients are computed beside dX, whose few blocks leave most of a GPU idle.
 #[test]
 fn every_schedule_gives_the_same_bits() {
     let tally = Tally::new("training, schedules", 4);
@@ -273,7 +308,11 @@ fn every_schedule_gives_the_same_bits() {
     spec.states = StateFormat::Blockwise8;
     let run = |seed, activations: [Activations; 3]| {
         set_schedule(seed);
-        on_cuda(&ModelSpec { activations: activations.to_vec(), ..spec.clone() }, 2)
+        let spec = ModelSpec { activations: activations.to_vec(), ..spec.clone() };
+        let mut cuda = on_device(&spec);
+        let trained = train(&mut cuda, &mut memory(&spec.arch), &spec, 2);
+        assert!(cuda.count_of_gradients_beside_dx() > 0);
+        trained
     };
     use Activations::{Keep, Offload, Recompute};
     let first = run(0, [Recompute; 3]);
@@ -363,15 +402,18 @@ fn layers_of_different_sizes_in_host_memory_give_the_same_bits() {
 /// Two updates, or one, a copy of values, states and a half-accumulated gradient into a new model, and the rest.
 #[test]
 fn what_is_put_back_continues_the_run() {
-    for states in [StateFormat::F32, StateFormat::Blockwise8] {
+    use StateFormat::{Blockwise8, F32};
+    // The new model has its states elsewhere.
+    for (states, on_host) in [(F32, false), (Blockwise8, false), (F32, true), (Blockwise8, true)] {
         let mut spec = spec(Arch { num_layers: 1, ..config() });
         spec.lora.terms.retain(|module, _| module.starts_with("model.layers.0."));
         spec.states = states;
         let documents = micro_batches(spec.arch.vocab_size);
         let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
-        let build = || {
+        let build = |states_on_host: bool| {
+            let spec = ModelSpec { states_on_host, ..spec.clone() };
             let mut cuda = on_device(&spec);
-            let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
+            let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec, &mut |_| ()).unwrap();
             (cuda, model)
         };
         type Run = (Cuda, Llama<Cuda>);
@@ -385,14 +427,14 @@ fn what_is_put_back_continues_the_run() {
             };
             model.params_mut().into_iter().map(|(_, param)| copy(param)).collect()
         };
-        let mut whole = build();
+        let mut whole = build(on_host);
         step(&mut whole, 0);
         let held = whole.0.bytes();
         whole.1.forward_backward(&mut whole.0, &batches[0], 9, 0.01).unwrap();
         let middle = snapshot(&mut whole);
         let eight_bit = middle.iter().filter(|(_, s, _)| matches!(s, OptimizerState::Blockwise8 { .. })).count();
         assert_eq!(eight_bit > 0, states == StateFormat::Blockwise8);
-        let mut resumed = build();
+        let mut resumed = build(!on_host);
         for ((_, param), (values, state, gradient)) in resumed.1.params_mut().into_iter().zip(middle.clone()) {
             let short = resumed.0.restore(param, values[1..].to_vec(), state.clone()).unwrap_err().to_string();
             assert!(short.contains("expected") && short.contains("values"), "{short}");

@@ -7,8 +7,8 @@ use crate::error::Result;
 use half::bf16;
 use qlora_kernels::device::EventTimer;
 use qlora_kernels::ops::attention::Attention;
-use qlora_kernels::ops::dispatch::Pass;
-use qlora_kernels::ops::{self, HeadNorm, HeadRotation, Residual};
+use qlora_kernels::ops::dispatch::{Pass, Row};
+use qlora_kernels::ops::{self, HeadNorm, HeadRotation, Residual, linear_dx};
 use qlora_kernels::ops::{attention, attention_backward};
 use qlora_kernels::shape::AttentionShape;
 use std::ops::Range;
@@ -56,17 +56,25 @@ impl Compute for Cuda {
             Op::AppendToCache { shape, starts, .. } | Op::AttentionOverCache { shape, starts, .. } => {
                 self.reserve_cache(*shape, starts)
             }
-            Op::Logits { head, tokens, .. } => self.loss.reserve_logits(&self.memory, head, tokens.len()),
+            Op::Logits { head, tokens, .. } => self.loss.reserve_logits(&self.memory, head.vocab, tokens.len()),
             _ => Ok(()),
         }
     }
 
+    fn reserve_text(&mut self, shape: AttentionShape, rows: usize) -> Result<()> {
+        if rows == 0 {
+            return Ok(());
+        }
+        self.reserve_attention(shape, rows)?;
+        self.loss.reserve_logits(&self.memory, self.dims.vocab, rows)
+    }
+
     fn compute(&mut self, tokens: &Range<usize>, op: &mut Op<'_, Self>) -> Result<()> {
-        let (m, stream) = (tokens.len(), self.memory.stream());
+        let (m, stream, forked) = (tokens.len(), self.memory.stream(), self.beside.take_fork());
         match op {
             Op::Embed { table, scale, out } => {
                 let ids = self.on_device.input_ids.rows(tokens);
-                let (table, vocab, h) = (table.data.view(), table.vocab, table.hidden);
+                let (table, vocab, h) = (self.output_layer.rows(table), table.vocab, table.hidden);
                 ops::embedding(ids, table, vocab, h, *scale, out.rows_mut(tokens)?, stream)?;
             }
             Op::RmsNorm { x, weight, eps, out } => {
@@ -99,11 +107,16 @@ impl Compute for Cuda {
             Op::LoraDyB { dy, group, t } => linear::lora_dy_b(tokens, dy, group, &self.pinned, t, stream)?,
             Op::LinearDx { dy, t, group, dropout, accumulate, dx } => {
                 let row = self.linear.take(&linear::layers(group), Pass::Dx, self.batch.tokens());
+                if row.0.row() == Row::Fused {
+                    let idle_share = |processors| linear_dx::idle_share(m, group.k, processors);
+                    self.beside.fork(&self.memory, idle_share)?;
+                }
                 linear::dx(tokens, dy, *t, group, &self.pinned, *dropout, *accumulate, dx, row, stream)?;
             }
             Op::LoraGradients { x, dy, s, t, group, dropout } => {
-                let workspace = self.gradients.view_mut();
-                linear::gradients(tokens, [*x, *dy, *s, *t], group, &self.pinned, *dropout, workspace, stream)?;
+                let (operands, workspace, pinned) = ([*x, *dy, *s, *t], self.gradients.view_mut(), &self.pinned);
+                let work = |stream| linear::gradients(tokens, operands, group, pinned, *dropout, workspace, stream);
+                if forked { self.beside.run(work)? } else { work(stream)? }
             }
             Op::HeadNorm { qkv, weights, eps, shape, rotation, out } => {
                 let input = self.head_norm(tokens, *shape, *eps, qkv, *weights, *rotation)?;
@@ -147,12 +160,13 @@ impl Compute for Cuda {
             Op::CrossEntropy { x, head, weight, soft_cap, dx } => {
                 let targets = loss::Targets::of(&self.batch, &self.on_device, tokens);
                 let (weight, cap) = (*weight, *soft_cap);
+                let head = loss::Head::frozen(head, self.output_layer.values(head));
                 self.loss.cross_entropy(&self.memory, targets, x, head, weight, cap, dx.as_deref_mut())?;
             }
             Op::TrainedCrossEntropy { x, head, weight, soft_cap, dx } => {
                 let targets = loss::Targets::of(&self.batch, &self.on_device, tokens);
-                let (weight, cap) = (*weight, *soft_cap);
-                self.loss.trained_cross_entropy(&self.memory, targets, x, head, weight, cap, dx)?;
+                let (weight, cap, head) = (*weight, *soft_cap, loss::Head::trained(head));
+                self.loss.cross_entropy(&self.memory, targets, x, head, weight, cap, Some(&mut **dx))?;
             }
             Op::EmbedBackward { dout, scale, table } => self.embedding_gradient(tokens, dout, *scale, table)?,
             Op::NormGradient { dy, x, eps, weight } => self.norm_gradient(tokens, dy, x, *eps, weight)?,
@@ -164,6 +178,7 @@ impl Compute for Cuda {
                 magnitude::backward(tokens, dy, z, group, &mut self.gradients, stream)?;
             }
             Op::Logits { x, head, tokens: of, out } => {
+                let head = loss::Head::frozen(head, self.output_layer.values(head));
                 **out = self.loss.logits(&self.memory, x.rows(tokens)?, head, of)?;
             }
         }
