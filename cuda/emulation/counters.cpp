@@ -5,6 +5,7 @@
 #include <deque>
 #include <map>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace emulation {
@@ -25,10 +26,18 @@ struct Open {
 
 using Place = std::tuple<const char *, int, Kind, unsigned>; // file, line, kind, bytes
 
+// A thread's groups of cp.async with copies, of which no wait has made sure yet, oldest first: number and bytes.
+struct InFlight {
+    std::deque<std::pair<unsigned, uint64_t>> groups;
+    uint64_t bytes = 0, most_groups = 0, most_bytes = 0;
+};
+
 struct Counters {
     std::map<Place, size_t> places;
     std::vector<Counted> counted;
+    std::vector<CountedLaunch> launches;
     std::vector<std::map<size_t, Open>> warps; // of the running block, by place
+    std::vector<InFlight> threads;             // of the running block
 };
 
 Counters &counters() {
@@ -58,6 +67,11 @@ std::vector<uintptr_t> touched(const Instruction &instruction, unsigned first, u
 
 void add(Counted &counted, const Instruction &instruction) {
     ++counted.instructions;
+    if (counted.bytes <= kMostBytes) {
+        CountedLaunch &launch = counters().launches.back();
+        ++launch.instructions[counted.kind][counted.bytes];
+        launch.lanes[counted.kind][counted.bytes] += uint64_t(__builtin_popcount(instruction.lanes));
+    }
     if (is_global(counted.kind)) {
         size_t sectors = touched(instruction, 0, 32, counted.bytes, 32).size();
         size_t bytes = touched(instruction, 0, 32, counted.bytes, 1).size();
@@ -84,7 +98,18 @@ Counted &at(Counters &c, Kind kind, unsigned bytes, Site site, size_t *number) {
 
 }  // namespace
 
-void count_block_begins(unsigned warps) { counters().warps.assign(warps, {}); }
+void count_launch_begins(uint64_t grid, uint64_t threads, uint64_t shared_bytes) {
+    CountedLaunch launch = {};
+    launch.grid = grid;
+    launch.threads = threads;
+    launch.shared_bytes = shared_bytes;
+    counters().launches.push_back(launch);
+}
+
+void count_block_begins(unsigned warps) {
+    counters().warps.assign(warps, {});
+    counters().threads.assign(size_t(warps) * 32, {});
+}
 
 // What not every lane came to counts as it is.
 void count_block_ends() {
@@ -93,6 +118,14 @@ void count_block_ends() {
         for (auto &open : warp)
             for (const Instruction &instruction : open.second.instructions) add(c.counted[open.first], instruction);
     c.warps.clear();
+    CountedLaunch &launch = c.launches.back();
+    uint64_t bytes = 0;
+    for (const InFlight &thread : c.threads) {
+        launch.most_groups = std::max(launch.most_groups, thread.most_groups);
+        bytes += thread.most_bytes;
+    }
+    launch.most_copied_bytes = std::max(launch.most_copied_bytes, bytes);
+    ++launch.blocks;
 }
 
 void count_access(unsigned warp, unsigned lane, Kind kind, const void *address, unsigned bytes, Site site) {
@@ -122,14 +155,46 @@ void count_matrix(const void *const (&rows)[32], Site site) {
     add(counted, instruction);
 }
 
+void count_barrier() { ++counters().launches.back().barriers; }
+
+void count_product(unsigned warp) {
+    Counters &c = counters();
+    size_t groups = 0;
+    for (unsigned lane = 0; lane < 32; ++lane) groups = std::max(groups, c.threads[warp * 32 + lane].groups.size());
+    CountedLaunch &launch = c.launches.back();
+    ++launch.products;
+    launch.groups_in_products += groups;
+}
+
+void count_copy(unsigned thread, unsigned group, unsigned bytes) {
+    InFlight &own = counters().threads[thread];
+    if (own.groups.empty() || own.groups.back().first != group) own.groups.emplace_back(group, 0);
+    own.groups.back().second += bytes;
+    own.bytes += bytes;
+    own.most_groups = std::max(own.most_groups, uint64_t(own.groups.size()));
+    own.most_bytes = std::max(own.most_bytes, own.bytes);
+}
+
+void count_wait(unsigned thread, unsigned group) {
+    InFlight &own = counters().threads[thread];
+    while (!own.groups.empty() && own.groups.front().first < group) {
+        own.bytes -= own.groups.front().second;
+        own.groups.pop_front();
+    }
+}
+
 }  // namespace emulation
 
 void qk_emulation_count(int on) {
     emulation::Counters &c = emulation::counters();
-    if (on) c.places.clear(), c.counted.clear();
+    if (on) c.places.clear(), c.counted.clear(), c.launches.clear();
     emulation::running.counted = on != 0;
 }
 const emulation::Counted *qk_emulation_counted(uint64_t index) {
     const auto &counted = emulation::counters().counted;
     return index < counted.size() ? &counted[index] : nullptr;
+}
+const emulation::CountedLaunch *qk_emulation_counted_launch(uint64_t index) {
+    const auto &launches = emulation::counters().launches;
+    return index < launches.size() ? &launches[index] : nullptr;
 }

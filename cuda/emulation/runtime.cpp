@@ -65,6 +65,7 @@ struct Machine {
     uint64_t sampled_from = UINT64_MAX, sample = 0; // the launch from which on only so many blocks of a grid run
     uint64_t lost_from = UINT64_MAX; // the launch from which on the device is lost
     int lost_code = 0;
+    int (*take_work)(void *, void *, int (*)(void *), void (*)(void *)) = nullptr;
 };
 
 // A pointer at a fixed place of the OS thread's memory: no call for each use.
@@ -257,6 +258,7 @@ void block_barrier(Site site) {
         record_divergence();
         abandon();
     }
+    if (counting()) count_barrier();
     for (Warp &warp : m.warps) warp.ready = ~0u;
     yield(m);
 }
@@ -308,6 +310,7 @@ void async_copy(void *destination, const void *source, int bytes, Site site) {
     if (counting()) {
         if (bytes) count_access(self.warp, self.lane, CopySource, source, unsigned(bytes), site);
         count_access(self.warp, self.lane, CopyTarget, destination, 16, site);
+        count_copy(self.warp * 32 + self.lane, self.committed, unsigned(bytes));
     }
     AsyncCopy copy = {destination, source, unsigned(bytes), self.committed};
     // Hardware may perform it at once, or as late as the wait: both happen here, so that a missing wait and a stage
@@ -320,6 +323,8 @@ void async_commit() { ++current_thread().committed; }
 
 void async_wait(unsigned pending_groups) {
     Thread &self = current_thread();
+    if (counting())
+        count_wait(self.warp * 32 + self.lane, self.committed > pending_groups ? self.committed - pending_groups : 0);
     auto due = [&](const AsyncCopy &copy) { return copy.group + pending_groups < self.committed; };
     for (const AsyncCopy &copy : self.copies) {
         if (due(copy)) perform(copy);
@@ -348,12 +353,18 @@ int run(Index grid, Index block, size_t shared_bytes, void (*thread)(const void 
     m.state = state;
     m.failed = false;
     if (++m.launches >= m.lost_from) return m.lost_code;
+    if (counting()) count_launch_begins(blocks, threads, shared_bytes);
     for (unsigned b : order_of(blocks, m.launches >= m.sampled_from ? m.sample : blocks)) {
         run_block({b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y});
         ++m.blocks;
         if (m.failed) return QK_ERROR_EMULATION;
     }
     return QK_OK;
+}
+
+bool give_work(void *stream, void *work, int (*run)(void *), void (*release)(void *)) {
+    auto take = machine().take_work;
+    return take != nullptr && take(stream, work, run, release) != 0;
 }
 
 }  // namespace emulation
@@ -370,3 +381,6 @@ void qk_emulation_sample(uint64_t launch, uint64_t blocks) {
 }
 uint64_t qk_emulation_blocks(void) { return emulation::machine().blocks; }
 uint64_t qk_emulation_launches(void) { return emulation::machine().launches; }
+void qk_emulation_take_work(int (*take)(void *, void *, int (*)(void *), void (*)(void *))) {
+    emulation::machine().take_work = take;
+}

@@ -109,6 +109,23 @@ void async_wait(unsigned pending_groups);
 
 int run(Index grid, Index block, size_t shared_bytes, void (*thread)(const void *), const void *state);
 
+// Gives away `work` on a stream whose work waits for its turn, to be run once then and released. False: the stream is
+// none of those, and the work is the caller's.
+bool give_work(void *stream, void *work, int (*run)(void *), void (*release)(void *));
+
+// Runs the launch: now, or on a stream whose work waits for its turn, then. Its own status comes later in that case.
+template <typename Launch>
+int on_stream(void *stream, const Launch &launch) {
+    if (stream == nullptr) return launch();
+    auto run = [](void *work) { return (*static_cast<const Launch *>(work))(); };
+    auto release = [](void *work) { delete static_cast<const Launch *>(work); };
+    auto *work = new Launch(launch);
+    if (give_work(stream, work, run, release)) return 0;
+    int status = run(work);
+    release(work);
+    return status;
+}
+
 // Remembers a launch where QLORA_EMULATION_LAUNCHES says so (launches.cpp).
 void note_launch(const void *kernel, size_t shared_bytes);
 
@@ -130,4 +147,7 @@ void qk_emulation_sample(uint64_t launch, uint64_t blocks);
 uint64_t qk_emulation_blocks(void);
 // Launches of this OS thread so far: a test can show that something ran.
 uint64_t qk_emulation_launches(void);
+// Who takes the launches of this OS thread whose streams have work that waits for its turn: 1, or 0 where the stream is
+// none of those. What was taken is run on this thread, and then released.
+void qk_emulation_take_work(int (*take)(void *stream, void *work, int (*run)(void *), void (*release)(void *)));
 }

@@ -12,6 +12,7 @@ use lab::magnitudes::{Direction, Magnitudes};
 use lab::operation::Operation;
 use lab::vector_gradients::NormGradients;
 use qlora_kernels::device::emulation::{self, Access, AccessCount};
+use qlora_kernels::ops::lora_down;
 use qlora_kernels::shape::AttentionShape;
 use qlora_kernels::sys;
 
@@ -76,7 +77,7 @@ fn assert_counts(what: &str, counts: &[AccessCount], exceptions: &[Exception]) {
 }
 
 /// Rows and columns of so many blocks that large tiles are chosen, or of few.
-fn linear(large: bool, dense: bool) -> Linear {
+pub fn linear(large: bool, dense: bool) -> Linear {
     let (m, n) = if large { (1536, 2048) } else { (128, 256) };
     Linear {
         m,
@@ -107,12 +108,18 @@ fn tiles_of_the_forward_pass_are_read_without_conflicts() {
     }
 }
 
+/// dX of so many columns that large tiles are chosen, or of few.
+pub fn dx(large: bool, dense: bool) -> LinearDx {
+    let parts = vec![Part { n: 256, r: 16, bias: false, pad: 0 }];
+    let linear = Linear { k: if large { 2048 } else { 256 }, parts, ..linear(large, dense) };
+    LinearDx { linear, accumulate: false, dropout: None }
+}
+
 #[test]
 fn tiles_of_dx_are_read_without_conflicts() {
     for large in [false, true] {
         for dense in [false, true] {
-            let case = LinearDx { linear: linear(large, dense), accumulate: false, dropout: None };
-            assert_counts(&format!("dx, {large} {dense}"), &counted(&case), &[DY_B]);
+            assert_counts(&format!("dx, {large} {dense}"), &counted(&dx(large, dense)), &[DY_B]);
         }
     }
 }
@@ -161,6 +168,30 @@ fn tiles_of_the_gradients_of_lora_are_read_without_conflicts() {
     let case =
         LowRank { m: 128, k: 512, pad_x: 0, parts, adapters: 0, dropout: 0.0, exact: false, given_t: true, seed: 1 };
     assert_counts("lora", &counted(&case), &[DOWN, DY_B]);
+}
+
+/// Beside the 2 groups of 8 rows of X stand 2 of A for 16 ranks, 4 for those of gate and up, and 6 for those of q, k
+/// and v: X is read once for all of them.
+#[test]
+fn x_is_read_once_for_the_ranks_of_a_group() {
+    let device = device();
+    let loads = |segments: usize| {
+        let parts = vec![LowRankPart { n: 8, r: 16, pad: 0 }; segments];
+        let (m, k) = (2048, 512);
+        let case = LowRank { m, k, pad_x: 0, parts, adapters: 0, dropout: 0.0, exact: false, given_t: true, seed: 1 };
+        let mut buffers = case.upload(&device, &case.inputs()).unwrap();
+        set_schedule(1);
+        let (done, counts) = emulation::count(|| {
+            case.with(&mut buffers, |_, _, input, segments, _, (s, _)| {
+                lora_down(input, segments, s.view_mut(), device.stream())
+            })
+        });
+        done.unwrap();
+        sum(&counts, Access::GlobalLoad).0
+    };
+    let group = loads(1) / 4;
+    assert!(group > 0);
+    assert_eq!([1, 2, 3].map(loads), [4 * group, 6 * group, 8 * group]);
 }
 
 /// 8 floats of a lane are two loads, 16 bytes each of the same sectors: the second finds them in the L1 cache.

@@ -2,19 +2,21 @@
 //!
 //! Five executables rather than one: the suites are cargo's test targets, whose `main` is the test harness's, and a
 //! second harness to merge them with the benches and the trainer would have to be kept as good as the first. What they
-//! share, the kernels' code, is the small part. The program that times single instructions is none of cargo's: nothing
-//! of it belongs into the kernels' library.
+//! share, the kernels' code, travels once. The program that times single instructions is none of cargo's: nothing of it
+//! belongs into the kernels' library.
 
 #![deny(unsafe_code)]
 
+mod parts;
 #[cfg(test)]
 mod tests;
 
 use anyhow::{Context, Result, bail, ensure};
+use parts::Parts;
 use records::source::kernels_hash;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use tools_support::artifacts::{self, Built};
 use tools_support::calibration;
@@ -22,7 +24,8 @@ use tools_support::command::{check, finish};
 use tools_support::cuda::{self, ARCHS};
 use tools_support::workspace::Workspace;
 
-const RUN: &str = include_str!("run.sh");
+/// Scripts of the bundle: the one to start, and what it calls to measure steps.
+const SCRIPTS: [(&str, &str); 2] = [("run", include_str!("run.sh")), ("measure", include_str!("measure.sh"))];
 const LIMIT: u64 = 50_000_000;
 /// Executables of the kernels' package: cargo's target and its name in the bundle.
 const KERNELS: [(&str, &str); 2] = [("cuda", "suite"), ("kernels", "bench")];
@@ -64,14 +67,14 @@ fn run(workspace: &Workspace, more: &[&str]) -> Result<String> {
     if dir.exists() {
         fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }
-    fs::create_dir_all(dir.join("bin")).with_context(|| format!("cannot make {}", dir.display()))?;
+    let mut parts = Parts::new(&dir)?;
     let named = KERNELS.map(|entry| (&kernels, entry)).into_iter().chain(TRAINER.map(|entry| (&trainer, entry)));
     for (built, (target, name)) in named {
-        pack(built.executable(target)?, &dir.join("bin").join(name))?;
+        pack(built.executable(target)?, name, &dir, &mut parts)?;
     }
     let calibrate = workspace.target.join("calibration").join(CALIBRATE);
     calibration::link(&toolkit, &calibration::compile(workspace, &toolkit)?, &calibrate)?;
-    pack(&calibrate, &dir.join("bin").join(CALIBRATE))?;
+    pack(&calibrate, CALIBRATE, &dir, &mut parts)?;
     fs::create_dir_all(dir.join("rows"))?;
     for name in ROWS {
         let from = workspace.root.join("examples/data").join(name);
@@ -85,20 +88,21 @@ fn run(workspace: &Workspace, more: &[&str]) -> Result<String> {
         "libc": line_of(Command::new("getconf").arg("GNU_LIBC_VERSION")),
     });
     fs::write(dir.join("built.json"), format!("{facts}\n"))?;
-    write_script(&dir)?;
+    write_scripts(&dir)?;
     let bytes = size(&dir)?;
     ensure_small(bytes)?;
     Ok(format!("{}: {:.1} MB (at most {})", dir.display(), bytes as f64 / 1e6, LIMIT / 1_000_000))
 }
 
-/// An executable, stripped and compressed: half of what is left; `run` unpacks it.
-fn pack(from: &Path, to: &Path) -> Result<()> {
+/// Puts an executable into the bundle, stripped, in compressed parts; `run` puts them together.
+fn pack(from: &Path, name: &str, dir: &Path, parts: &mut Parts) -> Result<()> {
+    let stripped = dir.join("bin").join(name);
     let mut strip = Command::new("strip");
-    strip.arg("--strip-all").arg("-o").arg(to).arg(from);
+    strip.arg("--strip-all").arg("-o").arg(&stripped).arg(from);
     check(strip).context("binutils' strip makes the executables small")?;
-    let mut gzip = Command::new("gzip");
-    gzip.args(["--force", "--best"]).arg(to);
-    check(gzip).context("gzip makes the executables small")
+    let executable = fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))?;
+    parts.pack(&executable, name)?;
+    fs::remove_file(&stripped).with_context(|| format!("cannot remove {}", stripped.display()))
 }
 
 /// Builds the bundle and runs it: on a GPU its first stage passes, elsewhere it says that there is none.
@@ -172,11 +176,13 @@ fn line_of(command: &mut Command) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).trim().lines().last()?.to_owned())
 }
 
-fn write_script(dir: &Path) -> Result<PathBuf> {
-    let path = dir.join("run");
-    fs::write(&path, RUN).with_context(|| format!("cannot write {}", path.display()))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    Ok(path)
+fn write_scripts(dir: &Path) -> Result<()> {
+    for (name, script) in SCRIPTS {
+        let path = dir.join(name);
+        fs::write(&path, script).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 /// Bytes of all files in a folder.

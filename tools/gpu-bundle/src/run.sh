@@ -3,12 +3,15 @@
 # compute-sanitizer for three of the stages, and NCCL for one.
 usage() {
     cat <<'END'
-usage: ./run [--output DIR] [--quick] [--stages LIST] [--limit STAGE=SECONDS]... [--filter TEXT] [--model DIR]
-  --output DIR     where logs, the summary and the record go (default: ./output)
-  --quick          fewer shapes in the benches, fewer cases in the suite
-  --stages LIST    of calibrate,doctor,twins,contraction,suite,training,nccl,memcheck,racecheck,stepcheck,steps,bench
-                   (default: all, in this order)
+usage: ./run [--output DIR] [--quick] [--stages LIST] [--limit STAGE=SECONDS]... [--total SECONDS] [--filter TEXT]
+             [--model DIR]
+  --output DIR     where logs, the summary and the records go (default: ./output)
+  --quick          fewer shapes in the benches, fewer cases in the suite, fewer steps
+  --stages LIST    of calibrate,doctor,twins,contraction,suite,training,steps,levers,caps,loading,bench,long,stepcheck,
+                   memcheck,racecheck,nccl (default: all, in this order: what tells most comes first)
   --limit S=N      stage S is stopped after N seconds
+  --total N        after N seconds in all the stage that runs is stopped, and no other begins (default: 1500); a machine
+                   that is lent for 10 minutes at a time is asked for the stages in parts, each with --total 580
   --filter TEXT    the benches measure only what has this in its name
   --model DIR      one stage more, curve: the demo's run of this model on the GPU, twice, and on the CPU
 exit status: 0 all passed; 1 a stage failed or could not run; 2 wrong usage; 3 no GPU or no driver, nothing was run
@@ -16,27 +19,38 @@ END
 }
 
 here=$(cd "$(dirname "$0")" && pwd) || exit 2
-output=./output stages=calibrate,doctor,twins,contraction,suite,training,nccl,memcheck,racecheck,stepcheck,steps,bench quick= filter= model=
-limit_calibrate=60 limit_doctor=60 limit_twins=60 limit_contraction=60 limit_suite=300 limit_training=120 limit_nccl=120
-limit_memcheck=300 limit_racecheck=300 limit_stepcheck=300 limit_steps=540 limit_bench=540 limit_curve=540
+all=calibrate,doctor,twins,contraction,suite,training,steps,levers,caps,loading,bench,long
+all=$all,stepcheck,memcheck,racecheck,nccl
+output=./output stages=$all quick= filter= model= total=1500
+limit_calibrate=60 limit_doctor=60 limit_twins=60 limit_contraction=60 limit_suite=240 limit_training=240 limit_steps=240
+limit_levers=180 limit_caps=540 limit_loading=180 limit_bench=420 limit_long=540 limit_stepcheck=180 limit_memcheck=240
+limit_racecheck=240 limit_nccl=60 limit_curve=540
 
-is_stage() { case $1 in calibrate | doctor | twins | contraction | suite | training | nccl | memcheck | racecheck | stepcheck | steps | bench | curve) ;; *) return 1 ;; esac; }
+is_stage() {
+    case $1 in *,*) return 1 ;; esac
+    case ,$all,curve, in *,"$1",*) ;; *) return 1 ;; esac
+}
+is_number() { case $1 in '' | *[!0-9]*) return 1 ;; esac; }
 wrong() { echo "run: $1" >&2; usage >&2; exit 2; }
 
 while [ $# -gt 0 ]; do
     case $1 in
     --help | -h) usage; exit 0 ;;
     --quick) quick=--quick ;;
-    --output | --stages | --limit | --filter | --model)
+    --output | --stages | --limit | --total | --filter | --model)
         [ $# -ge 2 ] || wrong "$1 needs a value"
         case $1 in
         --output) output=$2 ;;
         --stages) stages=$2 ;;
+        --total)
+            is_number "$2" || wrong "--total $2: expected seconds"
+            total=$2
+            ;;
         --filter) filter=$2 ;;
         --model) model=$2 ;;
         --limit)
             is_stage "${2%%=*}" || wrong "--limit $2: no stage is named ${2%%=*}"
-            case ${2#*=} in '' | *[!0-9]*) wrong "--limit $2: expected STAGE=SECONDS" ;; esac
+            is_number "${2#*=}" || wrong "--limit $2: expected STAGE=SECONDS"
             eval "limit_${2%%=*}=${2#*=}"
             ;;
         esac
@@ -54,9 +68,17 @@ fi
 case ,$stages, in *,curve,*) [ -n "$model" ] || wrong "stage curve needs --model DIR" ;; esac
 for stage in $(echo "$stages" | tr , ' '); do is_stage "$stage" || wrong "--stages: no stage is named $stage"; done
 
-# The executables travel compressed.
-for packed in "$here"/bin/*.gz; do
-    [ ! -e "$packed" ] || gunzip --force "$packed" || { echo "run: $packed cannot be unpacked" >&2; exit 2; }
+# The executables travel in compressed parts, each list of them is one executable's.
+for list in "$here"/bin/*.parts; do
+    [ -e "$list" ] || continue
+    program=${list%.parts}
+    # shellcheck disable=SC2046 # names without spaces
+    if (cd "$here/parts" && gzip -dc $(cat "$list")) >"$program" && chmod +x "$program"; then
+        rm "$list"
+    else
+        echo "run: $program cannot be put together from $here/parts" >&2
+        exit 2
+    fi
 done
 
 facts=$("$here/bin/bench" --facts 2>&1)
@@ -86,7 +108,7 @@ sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sani
 scratch=$(mktemp -d) || exit 1
 trap 'rm -rf "$scratch"' EXIT
 export QLORA_BUILT="$here/built.json" QLORA_TRAIN="$here/bin/qlora-train" CRITERION_HOME="$scratch"
-failed=0
+failed=0 not_run='' begun=$(date +%s)
 
 # run_stage NAME COMMAND...: its output in NAME.log, its end in the summary.
 run_stage() {
@@ -94,6 +116,13 @@ run_stage() {
     shift
     eval "limit=\$limit_$name"
     started=$(date +%s)
+    left=$((total - started + begun))
+    if [ $left -lt 1 ]; then
+        failed=1 not_run=$not_run,$name
+        say "NOT RUN  $name: the $total s of --total are over"
+        return
+    fi
+    [ "$limit" -le $left ] || limit=$left
     echo "== $name (at most $limit s)"
     timeout -k 10 "$limit" "$@" >"$log" 2>&1
     status=$?
@@ -112,7 +141,8 @@ run_stage() {
 
 # The line in which a tool sums itself up, else its last.
 closing() {
-    line=$(grep -E '^(test result: |dX over |[0-9]+ rows in |.*: [0-9]+ figures at |=+ (ERROR|RACECHECK) SUMMARY|error: )' "$1" | tail -n 2 | tr '\n' ' ')
+    ends='^(test result: |dX over |loading: |[0-9]+ rows in |.*: [0-9]+ figures at |=+ (ERROR|RACECHECK) SUMMARY|error: )'
+    line=$(grep -E "$ends" "$1" | tail -n 2 | tr '\n' ' ')
     [ -n "$line" ] || line=$(tail -n 1 "$1")
     echo "$line" | cut -c 1-300
 }
@@ -130,38 +160,10 @@ sanitized() {
     run_stage "$stage_name" "$sanitizer" --tool "$tool" --error-exitcode 86 "$@" --test-threads 1 --nocapture
 }
 
-# Whole training steps on random weights: shape, tokens of a row, what else. None stops the others. A memory limit is
-# that of a 48 GB card.
-cat >"$scratch/steps" <<'END'
-trainer=$1 records=$2 timed=$3 failed=0
-mkdir -p "$records" || exit 1
-measure() {
-    shape=$1 seq=$2 mode=$3
-    file="$records/$(date -u +%Y-%m-%d-%H%M)-$shape-$seq-$mode.json"
-    name="$shape $seq $mode"
-    shift 3
-    echo "== $name $*"
-    if "$trainer" bench --json --device cuda --shape "$shape" --seq "$seq" --steps "$timed" --gradient-checkpointing "$mode" "$@" >"$file.partial"; then
-        mv "$file.partial" "$file"
-        tr -d '\n' <"$file" && echo
-    else
-        failed=1
-        rm -f "$file.partial"
-        echo "error: $name was not measured"
-    fi
+# measured STAGE: training steps on random weights.
+measured() {
+    run_stage "$1" sh "$here/measure" "$1" "$here/bin/qlora-train" "$output/records/steps" "$scratch/seen" $quick
 }
-measure llama-3-8b 2048 auto
-measure llama-3-70b 2048 offload --device-memory 44.4GiB
-if [ "$timed" != 1 ]; then
-    measure llama-3-70b 2048 auto
-    measure llama-3-70b 4096 auto
-    measure llama-3-70b 8192 offload --device-memory 44.4GiB
-    measure llama-3-70b 16384 offload --device-memory 44.4GiB
-    measure llama-3-8b 8192 auto
-fi
-[ $failed -eq 0 ] && echo "$(ls "$records" | wc -l) rows in $records"
-exit $failed
-END
 
 for stage in $(echo "$stages" | tr , ' '); do
     case $stage in
@@ -178,16 +180,19 @@ for stage in $(echo "$stages" | tr , ' '); do
         ;;
     # Training on the GPU against the CPU, and the commands of the trainer itself.
     training) run_stage training "$here/bin/training" --nocapture ;;
+    steps | levers | caps | long) measured "$stage" ;;
+    # A model in 16 bits that the GPU quantizes while it is loaded, beside the host's quantizing.
+    loading)
+        QLORA_LOADING_RECORDS=$output/records/loading
+        export QLORA_LOADING_RECORDS
+        run_stage loading "$here/bin/training" --ignored loading:: --nocapture
+        ;;
     # Gradients that GPUs add up: one rank on the first GPU, two where there are two. It needs libnccl.so.2.
     nccl) run_stage nccl "$here/bin/training" --ignored nccl:: --nocapture ;;
     memcheck) sanitized memcheck memcheck 2 "$here/bin/suite" --skip interop:: ;;
     racecheck) sanitized racecheck racecheck 1 "$here/bin/suite" --skip interop:: ;;
     # Whole steps of a model.
     stepcheck) sanitized stepcheck memcheck 1 "$here/bin/training" training::a_step_of_every_kind ;;
-    steps)
-        if [ -n "$quick" ]; then timed=1; else timed=3; fi
-        run_stage steps sh "$scratch/steps" "$here/bin/qlora-train" "$output/records/steps" $timed
-        ;;
     curve)
         QLORA_CURVE_MODEL=$model QLORA_CURVE_ROWS=$here/rows
         export QLORA_CURVE_MODEL QLORA_CURVE_ROWS
@@ -196,5 +201,6 @@ for stage in $(echo "$stages" | tr , ' '); do
     bench) run_stage bench "$here/bin/bench" --bench $quick --record "$output/records" ${filter:+"$filter"} ;;
     esac
 done
+[ -z "$not_run" ] || say "go on with --stages ${not_run#,}"
 if [ $failed -eq 0 ]; then say "all passed"; else say "NOT all passed"; fi
 exit $failed

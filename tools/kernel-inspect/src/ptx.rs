@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 /// how many `fma` their source asks for: the low-rank term of the small-M kernel, both sums of the generic one after
 /// unrolling, both of the generic dX, one of the generic gradients, and the boundaries of the maps of the optimizer.
 /// One more is a contraction.
-pub const TWO_ROUNDINGS: [(&str, usize); 28] = [
+pub const TWO_ROUNDINGS: [(&str, usize); 27] = [
     ("quantize_blocks<float>", 0),
     ("quantize_blocks<__nv_bfloat16>", 0),
     ("quantize_absmax", 0),
@@ -24,9 +24,8 @@ pub const TWO_ROUNDINGS: [(&str, usize); 28] = [
     ("linear_small_m<4, false>", 1),
     ("linear_small_m<1, false>", 1),
     ("linear_generic", 4),
-    ("linear_dx<Config<128, 8, 3, false, true>>", 0),
-    ("linear_dx<Config<64, 4, 3, false, true>>", 0),
-    ("linear_dx<Config<64, 4, 3, false, false>>", 0),
+    ("linear_dx<Config<128, 8, 3, false>>", 0),
+    ("linear_dx<Config<64, 4, 3, false>>", 0),
     ("linear_dx_generic", 2),
     ("lora_gradients<1, false>", 0),
     ("lora_gradients<1, true>", 0),

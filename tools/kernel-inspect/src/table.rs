@@ -31,25 +31,26 @@ const fn memory_bound(name: &'static str) -> Hot {
     Hot { name, copies: false, is_tensor_core: false, known_spills: 0 }
 }
 
-pub const HOT: [Hot; 121] = [
+pub const HOT: [Hot; 122] = [
     tensor_core("linear_forward<Config<128, 8, 3, false, true>>", true),
     tensor_core("linear_forward<Config<64, 4, 3, false, true>>", true),
     tensor_core("linear_forward<Config<64, 4, 3, false, false>>", true),
     tensor_core("linear_forward<Config<128, 8, 2, true, true>>", true),
     tensor_core("linear_forward<Config<64, 4, 3, true, true>>", true),
     tensor_core("linear_forward<Config<64, 4, 3, true, false>>", true),
-    tensor_core("linear_dx<Config<128, 8, 3, false, true>>", true),
-    tensor_core("linear_dx<Config<64, 4, 3, false, true>>", true),
-    tensor_core("linear_dx<Config<64, 4, 3, false, false>>", true),
-    tensor_core("linear_dx<Config<128, 8, 2, true, true>>", true),
-    tensor_core("linear_dx<Config<64, 4, 3, true, true>>", true),
-    tensor_core("linear_dx<Config<64, 4, 3, true, false>>", true),
+    tensor_core("linear_dx<Config<128, 8, 3, false>>", true),
+    tensor_core("linear_dx<Config<64, 4, 3, false>>", true),
+    tensor_core("linear_dx<Config<128, 8, 2, true>>", true),
+    tensor_core("linear_dx<Config<64, 4, 3, true>>", true),
     // Operands go straight from global memory into registers: each is read once.
     tensor_core("linear_small_m<4, false>", false),
     tensor_core("linear_small_m<1, false>", false),
     tensor_core("linear_small_m<4, true>", false),
     tensor_core("linear_small_m<1, true>", false),
-    tensor_core("lora_down", false),
+    tensor_core("lora_down<2>", false),
+    tensor_core("lora_down<4>", false),
+    tensor_core("lora_down<6>", false),
+    tensor_core("lora_down<8>", false),
     // Long sums of few columns: what is beside the matrix instructions is copying, and drawing the mask.
     tensor_core("lora_down_masked", false),
     tensor_core("lora_gradients<1, false>", true),

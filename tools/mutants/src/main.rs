@@ -9,6 +9,7 @@
 
 mod banks;
 mod cache;
+mod launch_counts;
 mod loss;
 mod product;
 mod soft_cap;
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
 /// Every seeded bug.
 fn mutants() -> impl Iterator<Item = &'static Mutant> {
     let beside = [banks::MUTANTS, soft_cap::MUTANTS, product::MUTANTS, trained::MUTANTS, token_rows::MUTANTS];
-    [table::MUTANTS, loss::MUTANTS, cache::MUTANTS].into_iter().chain(beside).flatten()
+    [table::MUTANTS, loss::MUTANTS, cache::MUTANTS, launch_counts::MUTANTS].into_iter().chain(beside).flatten()
 }
 
 /// Runs every mutant whose name holds a text of `wanted` (all, if there is none), and the kernels as they are; what was

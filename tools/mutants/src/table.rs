@@ -28,6 +28,7 @@ const DENSE: &str = "linear::dense_tensor_core_path";
 const DX: &str = "linear_dx::dx_on_tensor_cores";
 const DENSE_DX: &str = "linear_dx::dense_dx_on_tensor_cores";
 const LOW_RANK: &str = "low_rank::gradients_on_tensor_cores";
+const S_OF_GROUPS: &str = "low_rank_values::s_does_not_depend";
 const ADAMW: &str = "adamw::updates";
 const ATTENTION: &str = "attention::attention_is_within";
 const ATTENTION_BACKWARD: &str = "attention::attention_gradients";
@@ -174,11 +175,39 @@ pub const MUTANTS: &[Mutant] = &[
         SMALL_M,
     ),
     mutant(
+        "forward: small tiles where large ones are through sooner",
+        "linear/dispatch.cu",
+        "return kLargeTimes.of(large, count) <= kSmallTimes.of(small, count);",
+        "return kLargeTimes.of(large, count) < kSmallTimes.of(small, count) / 2;",
+        "counters::tiles_of_the_forward_pass",
+    ),
+    mutant(
         "S: padding columns not written",
         "lora/down.cu",
-        "row < (segment.r + 7) / 8 * 8)",
-        "row < segment.r)",
+        "        // Padding columns are zero, also where X has a NaN or an infinity.\n",
+        "        if (column - segment.s_column >= segment.r) continue;\n",
         SMALL_M,
+    ),
+    mutant(
+        "S: the ranks of one segment in the place of another's",
+        "lora/down.cu",
+        "rows.rows[j] = segment.a + rank * view.k;",
+        "rows.rows[j] = view.segments[0].a + rank * view.k;",
+        S_OF_GROUPS,
+    ),
+    mutant(
+        "S: the last segment's ranks dropped",
+        "lora/down.cu",
+        ": ceil_div(view.lds, 8 * tiles);",
+        ": max(view.lds / (8 * tiles), int64_t(1));",
+        S_OF_GROUPS,
+    ),
+    mutant(
+        "S: a block for each 16 columns, which reads X again",
+        "lora/down.cu",
+        "while (2 * parts < groups && token_tiles * parts < kBlocksOfWideTiles) ++parts;",
+        "while (2 * parts < groups) ++parts;",
+        "counters::x_is_read_once",
     ),
     mutant(
         "odd shapes: dropped K tail",
@@ -217,7 +246,13 @@ pub const MUTANTS: &[Mutant] = &[
         "nf4::quantizing",
     ),
     mutant("transpose: removed barrier", "nf4/absmax_transpose.cu", "    __syncthreads();\n", "", "nf4::"),
-    mutant("dX: dropped N tail", "linear/dx.cu", "left > 0; left -= kTileN", "left >= kTileN; left -= kTileN", DX),
+    mutant(
+        "dX: dropped N tail",
+        "linear/dx.cu",
+        "cursor.left > -(C::kStages - 1) * kTileN",
+        "cursor.left >= -(C::kStages - 2) * kTileN",
+        DX,
+    ),
     mutant(
         "dX: removed barrier between stages",
         "linear/dx.cu",
@@ -246,11 +281,35 @@ pub const MUTANTS: &[Mutant] = &[
         "column() / 4 + 1 - draw % 2",
         DX,
     ),
+    mutant(
+        "dX: dropout of the first half of a large tile alone",
+        "linear/dx.cu",
+        "pair < C::kM / 32",
+        "pair < 2",
+        "linear_dx_values::a_tokens_dx",
+    ),
+    mutant(
+        "dX: dropout of the whole sum",
+        "linear/dx.cu",
+        "    if (view.dropout.active() && view.lds > 0) tile.mask();\n#pragma unroll 1\n    \
+         for (int i = 0; i < view.num_segments; ++i) tile.base(view.segments[i]);\n",
+        "    for (int i = 0; i < view.num_segments; ++i) tile.base(view.segments[i]);\n    \
+         if (view.dropout.active() && view.lds > 0) tile.mask();\n",
+        DX,
+    ),
+    mutant("dX: what dropout keeps is not scaled", "linear/dx.cu", "__fmul_rn(sum, view.dropout.scale)", "sum", DX),
+    mutant(
+        "dX: an adapter's ranks for the first half of a large tile alone",
+        "linear/dx.cu",
+        "bit < C::kM / 32",
+        "bit < 2",
+        "linear_dx_values::a_tokens_dx",
+    ),
     mutant("dX: forgets what it accumulates into", "linear/dx.cu", "if (whole) old = load_as<uint4>(dx);", "", DX),
     mutant(
         "dX: an adapter's ranks for every token",
         "linear/dx.cu",
-        "own >> (2 * i + c / 2) & 1 ? sum[c] : sums[i][j][c]",
+        "bits[i / 2] >> (16 * (i % 2) + 8 * (c / 2)) & 1 ? sum[c] : sums[i][j][c]",
         "sum[c]",
         "linear_dx_values::rows_of_an_adapter",
     ),

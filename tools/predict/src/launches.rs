@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn stages_are_counted_by_the_kernels_name() {
         let shared = Shared::Stages { tables: 1088, stage: 12_800 };
-        assert_eq!(shared.bytes("linear_dx<Config<64, 4, 4, false, true>>"), 52_288);
+        assert_eq!(shared.bytes("linear_dx<Config<64, 4, 4, false>>"), 52_288);
         assert_eq!(Shared::Bytes(7).bytes("lora_down"), 7);
     }
 

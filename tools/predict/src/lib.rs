@@ -11,6 +11,7 @@ pub mod launches;
 pub mod limits;
 pub mod machine;
 pub mod measured;
+pub mod measured_steps;
 pub mod operations;
 pub mod page;
 pub mod rates;

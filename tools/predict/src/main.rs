@@ -6,7 +6,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use kernel_inspect::library::Library;
 use predict::launches::Kernels;
-use predict::{calibration, constants, goals, measured, page, rates, steps};
+use predict::{calibration, constants, goals, measured, measured_steps, page, rates, steps};
 use records::calibration::Calibration;
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,9 @@ use tools_support::command::finish;
 use tools_support::workspace::Workspace;
 
 const PAGE: &str = "docs/predicted.md";
+const RECORDS: &str = "benches/records";
 const CALIBRATIONS: &str = "benches/records/calibration";
+const STEPS: &str = "benches/records/steps";
 const RATES: &str = "bins/qlora-train/src/session/predicted.json";
 
 fn main() -> ExitCode {
@@ -51,12 +53,15 @@ fn predicted(workspace: &Workspace) -> Result<Predicted> {
     let kernels = Kernels::new(library.machine_code()?, &library.resources()?)?;
     let steps = steps::planned()?;
     let judged = goals::judged(&kernels, &steps)?;
-    let records = records::read(&workspace.root.join("benches/records"))?;
-    let compared = measured::compared(&kernels, &records)?;
+    let rows = measured::compared(&kernels, &records::read(&workspace.root.join(RECORDS))?)?;
+    let hash = records::source::kernels_hash(&workspace.root).context("cannot read the kernels' sources")?;
+    let measured_steps =
+        measured_steps::compared(&kernels, &records::steps::read(&workspace.root.join(STEPS))?, &hash)?;
     let calibrations = records::calibration::read(&workspace.root.join(CALIBRATIONS))?;
     let calibrated = calibrations.iter().map(calibration::calibrated).collect::<Result<Vec<_>>>()?;
     let compiler = library.compiler()?;
-    let page = page::page(&compiler, &kernels, &steps, &judged, &compared, &calibrated)?;
+    let measured = page::Measured { rows: &rows, steps: &measured_steps, calibrated: &calibrated };
+    let page = page::page(&compiler, &kernels, &steps, &judged, &measured)?;
     let rates = rates::file(&kernels, &steps)?;
     Ok(Predicted { compiler, page, rates, findings: goals::findings(&judged, goals::KNOWN_MISSES) })
 }

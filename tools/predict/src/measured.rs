@@ -1,6 +1,6 @@
 //! Measurements on GPUs beside the predictions of the same work, from the files of `benches/records`.
 
-use crate::cards::{CARDS, Card};
+use crate::cards::{CARDS, Card, OTHERS};
 use crate::launches::{Kernels, Launch, predict};
 use crate::operations::{Operation, adamw, dequantize};
 use anyhow::Result;
@@ -18,7 +18,7 @@ pub struct Compared {
 
 /// The card that a record is of.
 pub fn card_of(gpu: &str) -> Option<&'static Card> {
-    CARDS.iter().find(|card| gpu.contains(card.in_records))
+    CARDS.iter().chain(OTHERS.iter()).find(|card| gpu.contains(card.in_records))
 }
 
 /// The rank of the benches' LoRA pairs.
@@ -141,7 +141,13 @@ fn launches_of(row: &Row, kernels: &Kernels, card: &Card) -> Option<Vec<Launch>>
     }
 }
 
-/// All rows of the records of cards that are predicted, in their order.
+/// How far apart a measurement and its prediction are, whichever is more: the logarithm of their ratio. Without a
+/// prediction less than any.
+pub fn apart(measured: f64, predicted: Option<f64>) -> f64 {
+    predicted.map_or(-1.0, |predicted| (measured / predicted).ln().abs())
+}
+
+/// All rows of the records of cards that are predicted, those that are farthest from their predictions first.
 pub fn compared(kernels: &Kernels, records: &[Record]) -> Result<Vec<Compared>> {
     let mut all = Vec::new();
     for record in records {
@@ -161,6 +167,7 @@ pub fn compared(kernels: &Kernels, records: &[Record]) -> Result<Vec<Compared>> 
             all.push(Compared { card: card.name, work, predicted, measured: row.seconds });
         }
     }
+    all.sort_by(|a, b| apart(b.measured, b.predicted).total_cmp(&apart(a.measured, a.predicted)));
     Ok(all)
 }
 
@@ -203,6 +210,9 @@ mod tests {
             assert_eq!(names(&unknown), Vec::<String>::new(), "{unknown:?}");
         }
         assert_eq!(card_of("NVIDIA H100 80GB HBM3").unwrap().name, "H100");
+        let (h100, h200) = (card_of("NVIDIA H100 PCIe").unwrap(), card_of("NVIDIA H200").unwrap());
+        assert_eq!((h200.name, h200.matrix_flops()), ("H200", h100.matrix_flops()));
+        assert!(h200.copy_bandwidth() > 1.4 * h100.copy_bandwidth());
         assert!(card_of("NVIDIA B200").is_none());
     }
 

@@ -27,8 +27,11 @@ pub struct Operation {
 
 const LARGE: (usize, usize) = (128, 256);
 const SMALL: (usize, usize) = (64, 128);
-/// From so many large tiles on they are taken: `kBlocksOfLargeTiles`.
-const BLOCKS_OF_LARGE_TILES: usize = 96;
+/// Blocks of a multiprocessor at once, their time and that of one alone, of large and of small tiles: `TileTimes`.
+const LARGE_TIMES: [usize; 3] = [1, 100, 100];
+const SMALL_TIMES: [usize; 3] = [2, 60, 40];
+/// Blocks that are enough for all multiprocessors: `kBlocksOfWideTiles`.
+const BLOCKS_OF_WIDE_TILES: usize = 128;
 /// Bytes of a weight in NF4 with double quantization: codes, and the absmax of 64.
 pub const NF4_BYTES: f64 = 0.5 + 1.0 / 64.0;
 /// Supervised tokens whose logits are there at once.
@@ -146,7 +149,7 @@ impl Operation {
     /// Few tokens: each weight straight from memory into registers.
     fn few_tokens(&self) -> Launch {
         let tiles = |columns: usize| self.segments.iter().map(|[n, _]| n.div_ceil(columns)).sum::<usize>();
-        let wide = tiles(32) >= 128;
+        let wide = tiles(32) >= BLOCKS_OF_WIDE_TILES;
         let columns = if wide { 32 } else { 8 };
         let blocks = tiles(columns);
         let weights = (self.n() * self.k) as f64 * NF4_BYTES;
@@ -173,9 +176,7 @@ impl Operation {
         let tiles = |(tokens, columns): (usize, usize)| {
             (self.tokens.div_ceil(tokens), self.segments.iter().map(|[n, _]| n.div_ceil(columns)).sum::<usize>())
         };
-        let is_large = tiles(LARGE).0 * tiles(LARGE).1 >= BLOCKS_OF_LARGE_TILES;
-        let (tokens, columns) = if is_large { LARGE } else { SMALL };
-        let (down, across) = tiles((tokens, columns));
+        let ((tokens, columns), (down, across)) = tiles_of(card, tiles);
         let grid = Grid {
             down,
             across,
@@ -199,15 +200,13 @@ impl Operation {
     /// [tokens, k] = [tokens, n] · [n, k], weights in NF4 or bf16.
     fn dx(&self, card: &Card, k: usize, n: usize, all_tokens: usize, dense: bool) -> Launch {
         let tiles = |(tokens, columns): (usize, usize)| (all_tokens.div_ceil(tokens), k.div_ceil(columns));
-        let is_large = tiles(LARGE).0 * tiles(LARGE).1 >= BLOCKS_OF_LARGE_TILES;
-        let (tokens, columns) = if is_large { LARGE } else { SMALL };
-        let (down, across) = tiles((tokens, columns));
+        let ((tokens, columns), (down, across)) = tiles_of(card, tiles);
         let weight = if dense { 2.0 } else { NF4_BYTES };
         let grid =
             Grid { down, across, down_bytes: (tokens * n * 2) as f64, across_bytes: (columns * n) as f64 * weight };
         let warps = columns / 32;
         Launch {
-            kernel: format!("linear_dx<Config<{tokens}, {warps}, *, {dense}, true>>"),
+            kernel: format!("linear_dx<Config<{tokens}, {warps}, *, {dense}>>"),
             threads: 32 * warps as u32,
             shared: stages(tokens, columns, dense),
             work: Work::Products(vec![(tokens * columns * n) as f64; down * across]),
@@ -219,18 +218,25 @@ impl Operation {
         }
     }
 
+    /// 16 tokens by up to 64 columns of all segments, as many as leave enough blocks.
     fn lora_down(&self) -> Launch {
-        let tiles: usize = self.segments.iter().map(|[_, r]| r.div_ceil(16)).sum();
-        let blocks = tiles * self.tokens.div_ceil(16);
+        let groups: usize = self.segments.iter().map(|[_, r]| r.div_ceil(8)).sum();
+        let of_tokens = self.tokens.div_ceil(16);
+        let mut parts = groups.div_ceil(8).max(1);
+        while 2 * parts < groups && of_tokens * parts < BLOCKS_OF_WIDE_TILES {
+            parts += 1;
+        }
+        let tiles = groups.div_ceil(2 * parts).max(1) * 2;
+        let (columns, readings) = (8 * tiles, groups.div_ceil(tiles));
         Launch {
-            kernel: "lora_down".to_owned(),
+            kernel: format!("lora_down<{tiles}>"),
             threads: 256,
-            shared: Shared::Bytes(128 + 8 * 16 * 16 * 4),
-            work: Work::Products(vec![(16 * 16 * self.k) as f64; blocks]),
+            shared: Shared::Bytes((272 * 4 + 8 * 16 * columns * 4) as u32),
+            work: Work::Products(vec![(16 * columns * self.k) as f64; readings * of_tokens]),
             flops: self.flops(),
             bytes: (2 * self.tokens * (self.k + self.low_rank())) as f64,
-            // A comes from the L2, X once for all tiles of ranks.
-            from_dram: 0.5 / tiles.max(1) as f64,
+            // A comes from the L2, X once for all blocks of its tokens.
+            from_dram: 16.0 / (16 + columns) as f64 / readings.max(1) as f64,
             loads: 1.0,
             waits_for_dram: false,
         }
@@ -428,6 +434,22 @@ fn stages(tokens: usize, columns: usize, dense: bool) -> Shared {
     Shared::Stages { tables: 272 * 4, stage: (tokens * 128 + columns * row) as u32 }
 }
 
+/// The size of tiles that is through sooner, as the launchers choose it, and how many there are, down and across.
+fn tiles_of(card: &Card, tiles: impl Fn((usize, usize)) -> (usize, usize)) -> ((usize, usize), (usize, usize)) {
+    let multiprocessors = card.multiprocessors.value as usize;
+    let time = |size, [resident, together, alone]: [usize; 3]| {
+        let (down, across) = tiles(size);
+        let last = match down * across % (multiprocessors * resident) {
+            0 => 0,
+            rest if rest <= multiprocessors => alone,
+            _ => together,
+        };
+        down * across / (multiprocessors * resident) * together + last
+    };
+    let size = if time(LARGE, LARGE_TIMES) <= time(SMALL, SMALL_TIMES) { LARGE } else { SMALL };
+    (size, tiles(size))
+}
+
 /// Whether attention's grids have heads on the fastest axis: those that do have a kernel for the split sums.
 fn heads_are_fastest(kernels: &Kernels, card: &Card) -> bool {
     kernels.find("attention_backward_add<128>", card).is_ok()
@@ -483,6 +505,21 @@ mod tests {
         assert!(grid(16).share_from_dram(large) < grid(16).share_from_dram(small));
         // More tiles of rows than multiprocessors: once for every column of tiles.
         assert_eq!(grid(200).bytes_from_dram(small), 400e6 * 64.0 + 64e6);
+    }
+
+    /// The tables of the launchers are copied here.
+    #[test]
+    fn tiles_are_chosen_by_the_numbers_of_the_launchers() {
+        let launchers = include_str!("../../../cuda/linear/choice.cuh");
+        let times = |[resident, together, alone]: [usize; 3]| format!("{{{resident}, {together}, {alone}}}");
+        for line in [
+            format!("kLargeTimes = {}, kSmallTimes = {};", times(LARGE_TIMES), times(SMALL_TIMES)),
+            format!("kBlocksOfWideTiles = {BLOCKS_OF_WIDE_TILES};"),
+            format!("kLargeTokens = {}, kLargeColumns = {}, ", LARGE.0, LARGE.1),
+            format!("kSmallTokens = {}, kSmallColumns = {};", SMALL.0, SMALL.1),
+        ] {
+            assert!(launchers.contains(&line), "{line}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::cards::{BLOCK_START, CARDS, Card, Constant, LAUNCH_GAP, LAUNCH_RAMP};
 use crate::goals::{Bound, Judged};
 use crate::launches::{Kernels, predict};
 use crate::measured::Compared;
+use crate::measured_steps::{self, ComparedStep};
 use crate::operations::Operation;
 use crate::steps::{PlannedStep, Products, step};
 use anyhow::{Context, Result};
@@ -82,22 +83,29 @@ pub fn is_of_another_compiler(page: &str, compiler: &str) -> bool {
     page.contains(COMPILED) && !page.contains(&compiled_by(compiler))
 }
 
+/// Measurements on GPUs beside what was predicted of them.
+pub struct Measured<'a> {
+    pub rows: &'a [Compared],
+    pub steps: &'a [ComparedStep],
+    pub calibrated: &'a [Calibrated<'a>],
+}
+
 /// The whole page.
 pub fn page(
     compiler: &str,
     kernels: &Kernels,
     steps: &[PlannedStep],
     judged: &[Judged],
-    compared: &[Compared],
-    calibrated: &[Calibrated<'_>],
+    measured: &Measured<'_>,
 ) -> Result<String> {
     let mut text = format!("{HEAD}\n{}", compiled_by(compiler));
     text += "\n## Steps\n\n";
     text += "Tokens a second of a training step, one row, r 16 on all linear layers, on the fused kernels. Copies to host\n\
-             memory are taken to be hidden.\n\n";
+             memory are taken to be hidden, and low-rank gradients where the last blocks of dX leave multiprocessors\n\
+             idle.\n\n";
     steps_table(&mut text, kernels, steps, Products::Fused)?;
     text += "\nThe same with the frozen weights dequantized to a scratch and one product of a library for each group and pass, at\n\
-             the library's speed that the constants below assume; all else as above:\n\n";
+             the library's speed that the constants below assume, and nothing beside it; all else as above:\n\n";
     steps_table(&mut text, kernels, steps, Products::Library)?;
     text += "\n## Goals\n\n";
     text += "A miss that is known is listed in `tools/predict/src/goals.rs`, may not grow worse, and goes once it is none.\n\n";
@@ -110,11 +118,18 @@ pub fn page(
     text += "\n## Where a step's time goes\n\n";
     shares_table(&mut text, kernels, steps)?;
     text += "\n## Beside measurements\n\n";
-    text += &beside(compared);
+    text += "Those that are farthest from their predictions come first.\n\n";
+    text += &beside(measured.rows);
+    text += "\n### Whole steps\n\n";
+    text += "Whole: the mean of the timed steps of `qlora-train bench`. Operations: one more step, traced. Of a step just the\n\
+             operations that it ran are predicted, with copies to host memory hidden: what they add shows in the whole alone.\n\
+             Steps come by the ratio, operations by the seconds that they are off by. Kept, recomputed and offloaded are layers,\n\
+             by their activations.\n\n";
+    text += &measured_steps::tables(measured.steps);
     text += "\n### Single instructions\n\n";
     text += "Cycles of the bundle's micro-kernels, as the constants below that they are. `cargo xtask predict --calibrate FILE`\n\
              writes those of a record into `tools/predict/measured.json`.\n\n";
-    text += &calibration::tables(calibrated);
+    text += &calibration::tables(measured.calibrated);
     text += "\n## Constants\n\n";
     constants(&mut text);
     Ok(text)

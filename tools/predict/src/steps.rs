@@ -55,17 +55,46 @@ fn by_library(operation: &Operation, card: &Card) -> f64 {
     dequantized + product + 2.0 * (LAUNCH_GAP.value + LAUNCH_RAMP.value)
 }
 
+/// From this share of idle time on the trainer computes low-rank gradients beside dX: `WORTH`.
+const IDLE_SHARE: f64 = 1.0 / 16.0;
+
+/// Seconds of low-rank gradients that pass while the last blocks of dX, which comes before them, leave multiprocessors
+/// idle.
+fn beside_dx(kernels: &Kernels, dx: &Operation, gradients: &Operation, card: &Card) -> Result<f64> {
+    let (mut idle, mut seconds) = (0.0, 0.0);
+    for launch in dx.launches(kernels, card).unwrap_or_default() {
+        let predicted = predict(kernels, &launch, card)?;
+        if 1.0 - predicted.busy >= IDLE_SHARE {
+            idle += (1.0 - predicted.busy) * predicted.seconds;
+        }
+    }
+    for launch in gradients.launches(kernels, card).unwrap_or_default() {
+        seconds += predict(kernels, &launch, card)?.seconds;
+    }
+    Ok(dx.count.min(gradients.count) as f64 * f64::min(idle, seconds))
+}
+
 /// A planned step on a card.
 pub fn step(kernels: &Kernels, step: &PlannedStep, card: &Card, products: Products) -> Result<PredictedStep> {
+    step_of(kernels, &step.operations, card, |_| products)
+}
+
+/// A step of these operations on a card; `products` says what an operation of frozen layers runs on.
+pub fn step_of(
+    kernels: &Kernels,
+    operations: &[Operation],
+    card: &Card,
+    products: impl Fn(&Operation) -> Products,
+) -> Result<PredictedStep> {
     let mut kinds: Vec<(String, f64)> = Vec::new();
     let mut add = |name: &str, seconds: f64| match kinds.iter_mut().find(|(other, _)| other == name) {
         Some((_, sum)) => *sum += seconds,
         None => kinds.push((name.to_owned(), seconds)),
     };
     let mut trained = 0;
-    for operation in &step.operations {
+    for (index, operation) in operations.iter().enumerate() {
         let is_product = matches!(operation.name.as_str(), "linear" | "linear, backward");
-        if is_product && products == Products::Library {
+        if is_product && products(operation) == Products::Library {
             add(&operation.name, operation.count as f64 * by_library(operation, card));
             continue;
         }
@@ -76,6 +105,10 @@ pub fn step(kernels: &Kernels, step: &PlannedStep, card: &Card, products: Produc
             add(&operation.name, operation.count as f64 * predict(kernels, launch, card)?.seconds);
         }
         if operation.name == "LoRA gradients" {
+            let before = index.checked_sub(1).map(|before| &operations[before]);
+            if let Some(dx) = before.filter(|dx| dx.name == "linear, backward" && products(dx) == Products::Fused) {
+                add(&operation.name, -beside_dx(kernels, dx, operation, card)?);
+            }
             trained += operation.count * operation.segments.iter().map(|[n, r]| r * (n + operation.k)).sum::<usize>();
         }
     }
@@ -89,6 +122,13 @@ pub fn step(kernels: &Kernels, step: &PlannedStep, card: &Card, products: Produc
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gradients_are_beside_dx_from_the_share_of_the_trainer_on() {
+        let trainer = include_str!("../../../bins/qlora-train/src/backend/cuda/beside.rs");
+        let worth = format!("const WORTH: f64 = 1.0 / {:.1};", 1.0 / IDLE_SHARE);
+        assert!(trainer.contains(&worth), "{worth}");
+    }
 
     #[test]
     fn every_planned_step_is_read_and_counts_the_models_flops() {

@@ -6,8 +6,10 @@
 pub mod calibration;
 pub mod format;
 mod goals;
+mod levers;
+mod loading;
 pub mod source;
-mod steps;
+pub mod steps;
 mod table;
 
 use anyhow::{Context, Result, ensure};
@@ -47,7 +49,9 @@ fn readme(root: &Path) -> Result<(String, String)> {
     let parts = current.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
     let (before, after) = parts.with_context(|| format!("{PAGE} has no {} … {END}", BEGIN.trim()))?;
     let steps = steps::read(&root.join(RECORDS).join("steps"))?;
-    let wanted = format!("{before}{BEGIN}{}{END}{after}", table::table(&records, &steps, &hash));
+    let loading = loading::read(&root.join(RECORDS).join("loading"))?;
+    let wanted = table::table(&records, &steps, &hash) + &levers::table(&steps, &hash) + &loading::lines(&loading);
+    let wanted = format!("{before}{BEGIN}{wanted}{END}{after}");
     Ok((current, wanted))
 }
 

@@ -1,7 +1,9 @@
 //! `benches/records/steps/`: what `qlora-train bench --json` printed of whole training steps on GPUs.
 
-use anyhow::{Context, Result, ensure};
+use crate::format::positive;
+use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -9,34 +11,176 @@ use std::path::Path;
 /// Figures of one run of `bench`; it prints more.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Steps {
-    shape: String,
-    seq: usize,
-    batch: usize,
-    lora_r: usize,
+    pub shape: String,
+    /// Tokens of a row, and rows
+    pub seq: usize,
+    pub batch: usize,
+    pub lora_r: usize,
     /// Whether activations are computed again in the backward pass, and from inputs in host memory
     recompute: bool,
     offload: bool,
-    tokens_per_second: f64,
+    /// Layers by what becomes of their activations: "keep", "recompute", "offload"
+    pub activations: BTreeMap<String, usize>,
+    pub levers: Levers,
+    /// What computed the linear layers, a line each
+    pub linear: Vec<String>,
+    pub tokens_per_second: f64,
+    /// The mean of the timed steps
+    pub step_seconds: f64,
+    /// Each kind of operation in one more step
+    pub kernels: Vec<Kind>,
+    /// Operations of a step with their shapes, as `qlora-train bench --plan --json` lists them
+    pub operations: Vec<serde_json::Value>,
+    /// Every step, those that were not timed too
+    #[serde(default, rename = "steps")]
+    pub reports: Vec<Report>,
+    /// Seconds that the trainer's planner says of such a step, by card, with copies at 16 GB/s
+    #[serde(default)]
+    pub predicted_step_seconds: BTreeMap<String, f64>,
+    /// Null where copies were not timed
+    #[serde(default)]
+    pub link: Option<Link>,
     mfu: Option<f64>,
-    device: Memory,
+    pub device: Memory,
+    #[serde(default)]
+    pub host: HostMemory,
     /// Null on a CPU, which has no place here.
     gpu: Option<String>,
     date: String,
     /// Facts of the bundle; null where it was built from the repository.
-    built: Option<Built>,
+    pub built: Option<Built>,
     #[serde(skip)]
-    file: String,
+    pub file: String,
 }
 
+/// What the plan settled beside activations.
 #[derive(Clone, Debug, Deserialize)]
-struct Memory {
-    planned_bytes: u64,
-    peak_bytes: u64,
+pub struct Levers {
+    /// "resident", "host" or "disk"
+    pub weights: String,
+    /// Layers whose weights wait in host memory
+    pub pinned_layers: usize,
+    pub lm_head: String,
+    pub optimizer_states: String,
+    /// Tokens that linear layers work on at one time; null: all
+    pub token_tile: Option<usize>,
 }
 
+/// Seconds of all operations of one kind.
 #[derive(Clone, Debug, Deserialize)]
-struct Built {
+pub struct Kind {
+    pub name: String,
+    pub seconds: f64,
+}
+
+/// What one step computed, to the bit.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+pub struct Report {
+    pub loss: f64,
+    /// Norm of all gradients, before clipping
+    pub grad_norm: f64,
+}
+
+/// Speed of copies between pinned host memory and the GPU.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Link {
+    pub to_gpu_gb_per_s: f64,
+    pub from_gpu_gb_per_s: f64,
+}
+
+/// The GPU's memory, as the driver says.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Memory {
+    pub planned_bytes: u64,
+    pub peak_bytes: u64,
+    /// What might be taken; null: all
+    #[serde(default)]
+    pub limit_bytes: Option<u64>,
+}
+
+/// The host's memory that the run needs beside its program.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct HostMemory {
+    pub planned_bytes: u64,
+    #[serde(default)]
+    pub limit_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Built {
     kernels_hash: String,
+}
+
+impl Steps {
+    pub fn gpu(&self) -> &str {
+        self.gpu.as_deref().unwrap_or_default()
+    }
+
+    /// Whether the kernels were those of this hash; none where nothing says so.
+    pub fn is_of(&self, hash: &str) -> Option<bool> {
+        self.built.as_ref().map(|built| built.kernels_hash == hash)
+    }
+
+    /// Whether it had all of the GPU's memory and nothing waited in the host's.
+    pub fn is_unlimited(&self) -> bool {
+        let Levers { weights, lm_head, optimizer_states, token_tile, .. } = &self.levers;
+        let are_here = [weights, lm_head, optimizer_states].iter().all(|place| *place == "resident");
+        are_here && token_tile.is_none() && self.device.limit_bytes.is_none() && self.host.limit_bytes.is_none()
+    }
+
+    /// "llama-3-70b, 1 × 2048 tokens, r 16, 16 kept, 64 offloaded, weights of 40 in host memory, in 44.4 GiB"
+    pub fn work(&self) -> String {
+        let mut text = format!("{}, {} × {} tokens, r {}", self.shape, self.batch, self.seq, self.lora_r);
+        for (key, word) in [("keep", "kept"), ("recompute", "recomputed"), ("offload", "offloaded")] {
+            if let Some(layers) = self.activations.get(key).filter(|&&layers| layers > 0) {
+                let _ = write!(text, ", {layers} {word}");
+            }
+        }
+        let levers = &self.levers;
+        match levers.weights.as_str() {
+            "resident" => {}
+            "host" => {
+                let _ = write!(text, ", weights of {} in host memory", levers.pinned_layers);
+            }
+            place => {
+                let _ = write!(text, ", weights: {place}");
+            }
+        }
+        for (what, place) in [("lm_head", &levers.lm_head), ("optimizer states", &levers.optimizer_states)] {
+            if place != "resident" {
+                let _ = write!(text, ", {what}: {place}");
+            }
+        }
+        if let Some(tile) = levers.token_tile {
+            let _ = write!(text, ", tiles of {tile}");
+        }
+        for (limit, place) in [(self.device.limit_bytes, ""), (self.host.limit_bytes, " of the host's memory")] {
+            if let Some(limit) = limit {
+                let _ = write!(text, ", in {:.1} GiB{place}", limit as f64 / GIB);
+            }
+        }
+        text
+    }
+
+    /// An error that says what is wrong with it.
+    fn check(&self) -> Result<(), String> {
+        let gpu = self.gpu();
+        if gpu.is_empty() || gpu.contains("emulation") {
+            return Err(format!("gpu is {gpu:?}, expected the name of a GPU"));
+        }
+        positive("tokens_per_second", self.tokens_per_second)?;
+        positive("step_seconds", self.step_seconds)?;
+        if self.kernels.is_empty() || self.operations.is_empty() {
+            return Err("kernels or operations are empty, expected those of a step".to_owned());
+        }
+        // Few launches may take less than the clock tells.
+        match self.kernels.iter().find(|kind| !(0.0..f64::INFINITY).contains(&kind.seconds)) {
+            Some(Kind { name, seconds }) => {
+                Err(format!("seconds of {name:?} is {seconds}, expected a number from 0 on"))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// All of them, newest first. An error names the file and what is wrong with it.
@@ -54,9 +198,7 @@ pub fn read(dir: &Path) -> Result<Vec<Steps>> {
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {shown}"))?;
         let mut steps: Steps =
             serde_json::from_str(&text).with_context(|| format!("{shown} is not of `qlora-train bench --json`"))?;
-        let gpu = steps.gpu.as_deref().unwrap_or("");
-        ensure!(!gpu.is_empty() && !gpu.contains("emulation"), "{shown}: gpu is {gpu:?}, expected the name of a GPU");
-        ensure!(steps.tokens_per_second > 0.0, "{shown}: tokens_per_second is {}", steps.tokens_per_second);
+        steps.check().map_err(|problem| anyhow!("{shown}: {problem}"))?;
         steps.file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         all.push(steps);
     }
@@ -70,13 +212,13 @@ struct Goal {
     goal: &'static str,
     shape: &'static str,
     seq: std::ops::RangeInclusive<usize>,
-    /// Figures of runs that save memory as far as they can, and of no others
+    /// Figures of runs that save memory as far as they can with weights on the GPU; else of those that save none
     sparing: bool,
     /// Said of one run: the figure, and whether it is as wanted, where something is.
     figure: fn(&Steps) -> (String, Option<bool>),
 }
 
-const GIB: f64 = (1u64 << 30) as f64;
+pub(crate) const GIB: f64 = (1u64 << 30) as f64;
 
 fn speed(steps: &Steps) -> String {
     let mfu = steps.mfu.map_or(String::new(), |mfu| format!(" ({:.0}% of the peak)", 100.0 * mfu));
@@ -133,7 +275,11 @@ pub fn rows(all: &[Steps], hash: &str) -> String {
         let mut cells: Vec<String> = Vec::new();
         let mut seen = Vec::new();
         let of_goal = |steps: &&Steps| {
-            steps.shape == goal.shape && goal.seq.contains(&steps.seq) && (steps.offload || !goal.sparing)
+            let is_of = match goal.sparing {
+                true => steps.offload && steps.levers.weights == "resident",
+                false => steps.is_unlimited(),
+            };
+            is_of && steps.shape == goal.shape && goal.seq.contains(&steps.seq)
         };
         for steps in all.iter().filter(of_goal) {
             let key = (&steps.gpu, steps.seq, steps.batch, steps.lora_r, steps.recompute, steps.offload);
@@ -143,14 +289,14 @@ pub fn rows(all: &[Steps], hash: &str) -> String {
             seen.push(key);
             let (figure, met) = (goal.figure)(steps);
             let met = met.map_or("", |met| if met { ", met" } else { ", missed" });
-            let old = match &steps.built {
-                Some(built) if built.kernels_hash == hash => "",
-                Some(_) => "; **the kernels have changed since**",
+            let old = match steps.is_of(hash) {
+                Some(true) => "",
+                Some(false) => "; **the kernels have changed since**",
                 None => "; of which kernels is not known",
             };
-            let gpu = steps.gpu.as_deref().unwrap_or_default();
+            let gpu = steps.gpu();
             cells.push(format!(
-                "{gpu}: {figure} ([{} tokens, r {}{}](benches/records/steps/{}){met}{old})",
+                "{gpu}: {figure} ([{} tokens, r {}{}](../benches/records/steps/{}){met}{old})",
                 steps.seq * steps.batch,
                 steps.lora_r,
                 match (steps.recompute, steps.offload) {
@@ -169,17 +315,27 @@ pub fn rows(all: &[Steps], hash: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn put(dir: &Path, name: &str, change: impl Fn(&mut serde_json::Value)) {
-        let mut value = serde_json::json!({
-            "shape": "llama-3-70b", "seq": 2048, "batch": 1, "lora_r": 16, "recompute": true, "offload": true, "tokens_per_second": 1400.0, "mfu": 0.5,
-            "device": {"planned_bytes": 43u64 << 30, "peak_bytes": 42u64 << 30}, "gpu": "NVIDIA H100", "kernels": [],
-            "date": "2025-01-01T00:00:00Z", "built": {"kernels_hash": "now", "commit": null},
-        });
+        let mut value = made();
         change(&mut value);
         fs::write(dir.join(name), value.to_string()).unwrap();
+    }
+
+    /// A run as `qlora-train bench --json` prints it.
+    pub(crate) fn made() -> serde_json::Value {
+        serde_json::json!({
+            "shape": "llama-3-70b", "seq": 2048, "batch": 1, "lora_r": 16, "recompute": true, "offload": true, "tokens_per_second": 1400.0, "mfu": 0.5,
+            "device": {"planned_bytes": 43u64 << 30, "peak_bytes": 42u64 << 30}, "gpu": "NVIDIA H100",
+            "step_seconds": 1.5, "kernels": [{"name": "linear", "seconds": 1.25, "share": 1.0}],
+            "operations": [{"name": "linear"}], "activations": {"keep": 0, "recompute": 0, "offload": 80},
+            "levers": {"weights": "resident", "pinned_layers": 0, "lm_head": "resident", "optimizer_states": "resident",
+                       "token_tile": null},
+            "linear": ["qkv, N 10240, K 8192, forward: fused"],
+            "date": "2025-01-01T00:00:00Z", "built": {"kernels_hash": "now", "commit": null},
+        })
     }
 
     #[test]
@@ -205,7 +361,14 @@ mod tests {
             value["device"]["peak_bytes"] = (40u64 << 30).into();
             value["built"]["kernels_hash"] = "before".into();
         });
+        // Limits and levers have a table of their own.
+        put(dir.path(), "streamed.json", |value| value["levers"]["weights"] = "host".into());
+        put(dir.path(), "limited.json", |value| {
+            value["offload"] = false.into();
+            value["device"]["limit_bytes"] = (44u64 << 30).into();
+        });
         let text = rows(&read(dir.path()).unwrap(), "now");
+        assert!(!text.contains("streamed.json") && !text.contains("limited.json"), "{text}");
         assert!(
             text.contains(
                 "| NVIDIA H100: 1200 tokens/s (50% of the peak) ([2048 tokens, r 16, recomputed from host memory]("
@@ -224,7 +387,15 @@ mod tests {
 
     #[test]
     fn a_run_that_is_none_of_a_gpu_is_an_error_that_names_its_file() {
-        for (key, bad) in [("gpu", serde_json::Value::Null), ("tokens_per_second", 0.0.into()), ("seq", "x".into())] {
+        let less_than_none = serde_json::json!([{"name": "linear", "seconds": -1.0}]);
+        for (key, bad) in [
+            ("gpu", serde_json::Value::Null),
+            ("tokens_per_second", 0.0.into()),
+            ("seq", "x".into()),
+            ("step_seconds", (-1.0).into()),
+            ("kernels", less_than_none),
+            ("operations", serde_json::json!([])),
+        ] {
             let dir = tempfile::tempdir().unwrap();
             put(dir.path(), "bad.json", |value| value[key] = bad.clone());
             let error = format!("{:#}", read(dir.path()).unwrap_err());

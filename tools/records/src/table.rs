@@ -107,6 +107,6 @@ fn facts(Merged { record, files }: &Merged) -> String {
         of("commit", &commit),
         record.mode,
         record.copy_gb_per_s,
-        files.iter().map(|name| format!("[`{name}`](benches/records/{name})")).collect::<Vec<_>>().join(", "),
+        files.iter().map(|name| format!("[`{name}`](../benches/records/{name})")).collect::<Vec<_>>().join(", "),
     )
 }

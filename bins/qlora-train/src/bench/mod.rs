@@ -11,7 +11,7 @@ use crate::bench::weights::RandomSource;
 use crate::config::Settings;
 use crate::error::Result;
 use crate::files::tensor::StoredType;
-use crate::model::optimizer_step::{Hyperparameters, optimizer_step};
+use crate::model::optimizer_step::{Hyperparameters, StepReport, optimizer_step};
 use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, status};
 use crate::session::host::set_threads;
@@ -19,6 +19,7 @@ use crate::session::model_spec::{model_spec_of, of_settings};
 use crate::session::plan::{self, MemoryPlan, StoredAs};
 use crate::session::planner;
 use crate::session::{Device, DeviceJob};
+use qlora_kernels::device::TransferBandwidth;
 use qlora_kernels::rng::Stream;
 use std::time::Instant;
 
@@ -39,7 +40,7 @@ pub struct Work {
     pub micro_batches: Vec<Vec<RowShape>>,
     /// Rows of which the loss alone is computed once, beside the steps; none: it is not
     pub evaluated: Vec<RowShape>,
-    /// Steps that are timed, after one that is not
+    /// Steps that are timed, after one that is not and before one whose operations are; 0: that one alone
     pub steps: usize,
 }
 
@@ -82,7 +83,7 @@ pub struct Shape {
     pub seq: usize,
     /// Rows of a micro-batch, which is a step
     pub batch: usize,
-    /// Steps that are timed, after one that is not
+    /// Those of [`Work`]
     pub steps: usize,
 }
 
@@ -95,6 +96,8 @@ pub struct Measured {
     /// part of the next step's
     pub seconds: Vec<f64>,
     pub loss: f64,
+    /// All steps, in their order
+    pub reports: Vec<StepReport>,
     /// Every kind of operation in one more step, in the order of their first
     pub kinds: Vec<OpTime>,
     /// Seconds of the loss of the rows that are evaluated
@@ -107,6 +110,8 @@ pub struct Measured {
     pub device_bytes: Option<u64>,
     /// The most that the process held of the host's memory, where the system tells
     pub host_bytes: Option<u64>,
+    /// Speed of copies to the GPU and from it; none where it was not measured
+    pub link: Option<TransferBandwidth>,
 }
 
 impl Shape {
@@ -140,7 +145,10 @@ pub fn stored_in_16_bits(_name: &str) -> StoredAs {
 pub fn bench(settings: &Settings, shape: Shape) -> Result<Measured> {
     set_threads(settings.threads)?;
     let device = Device::choose(settings)?.for_model(settings, &shape.config);
-    measure(settings, device, shape.work(), "Lower --seq or --batch, leave --weights and --token-tile out")
+    let advice = "Lower --seq or --batch, leave --weights and --token-tile out";
+    let measured = measure(settings, device.clone(), shape.work(), advice)?;
+    // Once the model has given its memory back.
+    Ok(Measured { link: device.transfer_bandwidth(), ..measured })
 }
 
 /// Like [`bench()`], in a process whose threads and device are there. `advice` says what to do where it does not fit.
@@ -187,16 +195,23 @@ impl DeviceJob for Prepared {
         let made: Vec<Tokens> =
             (1..).zip(&work.micro_batches).map(|(place, rows)| Tokens::new(&work.arch, rows, seed, place)).collect();
         let batches: Vec<Batch> = made.iter().map(Tokens::batch).collect();
-        let mut bar = Bars::new("steps", work.steps as u64 + 2);
-        let mut step = |index: u64| -> Result<(f64, f64)> {
-            let start = Instant::now();
-            let report = optimizer_step(&mut backend, &mut model, &HYPER, index, batches.len(), 1.0, &batches)?;
+        let all = if work.steps > 0 { work.steps as u64 + 2 } else { 1 };
+        let mut bar = Bars::new("steps", all);
+        let mut reports: Vec<StepReport> = Vec::new();
+        let mut step = |backend: &mut B, model: &mut Llama<B>| -> Result<f64> {
+            let (start, index) = (Instant::now(), reports.len() as u64);
+            let report = optimizer_step(backend, model, &HYPER, index, batches.len(), 1.0, &batches)?;
             bar.set(index + 1, format!("loss {:.4}", report.loss));
-            Ok((start.elapsed().as_secs_f64(), report.loss))
+            reports.push(report);
+            Ok(start.elapsed().as_secs_f64())
         };
-        step(0)?;
-        let timed: Vec<(f64, f64)> = (1..=work.steps as u64).map(&mut step).collect::<Result<_>>()?;
-        let last = work.steps as u64 + 1;
+        let mut seconds = Vec::new();
+        if work.steps > 0 {
+            step(&mut backend, &mut model)?;
+        }
+        for _ in 0..work.steps {
+            seconds.push(step(&mut backend, &mut model)?);
+        }
         let mut evaluation = 0.0;
         if !work.evaluated.is_empty() {
             let tokens = Tokens::new(&work.arch, &work.evaluated, seed, 0);
@@ -205,20 +220,25 @@ impl DeviceJob for Prepared {
             evaluation = start.elapsed().as_secs_f64();
         }
         backend.set_trace(TraceMode::Times)?;
-        optimizer_step(&mut backend, &mut model, &HYPER, last, batches.len(), 1.0, &batches)?;
+        let traced = step(&mut backend, &mut model)?;
+        if seconds.is_empty() {
+            seconds.push(traced);
+        }
         let kinds = backend.times()?;
         bar.finish();
         Ok(Measured {
             plan,
             spec,
-            seconds: timed.iter().map(|step| step.0).collect(),
-            loss: timed.last().map_or(f64::NAN, |step| step.1),
+            seconds,
+            loss: reports.get(work.steps).map_or(f64::NAN, |report| report.loss),
+            reports,
             kinds,
             evaluation,
             linear: backend.linear_rows(),
             cpu_peak_flops: device.precision().map(peak_flops),
             device_bytes: device.taken_bytes()?,
             host_bytes: host_peak_bytes(),
+            link: None,
         })
     }
 }

@@ -13,9 +13,10 @@ use crate::files::units::format_bytes;
 use crate::refuse;
 use crate::report::{count, printable, thousands};
 use crate::session::Device;
+use crate::session::predicted::step_seconds;
 use clap::Args;
-use qlora_kernels::device::{KERNELS, Kernels};
-use serde_json::{Value, json};
+use qlora_kernels::device::{KERNELS, Kernels, TransferBandwidth};
+use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
 #[derive(Args)]
@@ -30,11 +31,11 @@ pub struct BenchArgs {
     /// Rows of a step, or prompts that are answered side by side
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// Steps that are timed, after one that is not
+    /// Steps that are timed, after one that is not; 0: a single step
     #[arg(long, default_value_t = 5)]
     steps: usize,
     /// Text instead of training steps: answers of so many tokens, by the base alone or with adapters of --lora-r
-    #[arg(long, value_name = "TOKENS", conflicts_with_all = ["steps", "optim", "gradient_checkpointing", "weights", "token_tile", "plan"])]
+    #[arg(long, value_name = "TOKENS", conflicts_with_all = ["steps", "optim", "gradient_checkpointing", "weights", "lm_head", "optimizer_states", "token_tile", "plan"])]
     generate: Option<usize>,
     /// Rank of the adapters of all linear layers
     #[arg(long)]
@@ -51,6 +52,12 @@ pub struct BenchArgs {
     /// Where the base weights are: auto, resident or host
     #[arg(long)]
     weights: Option<String>,
+    /// Where the output layer is: auto, resident or host
+    #[arg(long)]
+    lm_head: Option<String>,
+    /// Where AdamW's states are between two updates: auto, resident or host
+    #[arg(long)]
+    optimizer_states: Option<String>,
     /// Tokens that linear layers and MLP work on at one time: auto, off or a multiple of 256 from 512 on
     #[arg(long)]
     token_tile: Option<String>,
@@ -91,6 +98,8 @@ impl BenchArgs {
             ("optim", &self.optim),
             ("gradient_checkpointing", &self.gradient_checkpointing),
             ("weights", &self.weights),
+            ("lm_head", &self.lm_head),
+            ("optimizer_states", &self.optimizer_states),
             ("token_tile", &self.token_tile),
             ("device", &self.device),
             ("compute", &self.compute),
@@ -125,9 +134,9 @@ impl BenchArgs {
         if !(2..=most).contains(&seq) {
             refuse!("--seq: found {seq}, expected a number of tokens from 2 to {most}");
         }
-        for (name, value) in [("--batch", self.batch), ("--steps", self.steps)] {
-            if !(1..=65_536).contains(&value) {
-                refuse!("{name}: found {value}, expected a number from 1 to 65536");
+        for (name, value, least) in [("--batch", self.batch, 1), ("--steps", self.steps, 0)] {
+            if !(least..=65_536).contains(&value) {
+                refuse!("{name}: found {value}, expected a number from {least} to 65536");
             }
         }
         Ok(Shape { config, seq, batch: self.batch, steps: self.steps })
@@ -157,10 +166,13 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     }
     let (seq, tokens, flops) = (shape.seq, shape.tokens(), shape.flops());
     let measured = bench(&settings, shape)?;
-    let Measured { plan, spec, seconds, loss, kinds, linear, cpu_peak_flops, device_bytes, host_bytes, .. } = &measured;
+    let Measured { plan, spec, seconds, loss, reports, kinds, linear, .. } = &measured;
+    let Measured { cpu_peak_flops, device_bytes, host_bytes, link, .. } = &measured;
     let step = seconds.iter().sum::<f64>() / seconds.len() as f64;
     let speed = tokens as f64 / step;
     let gpu = plan.device.gpu();
+    let predicted = if gpu.is_some() { step_seconds(spec, plan) } else { Vec::new() };
+    let predicted: Map<_, _> = predicted.into_iter().map(|(card, seconds)| (card, json!(seconds))).collect();
     let peak = gpu.as_deref().and_then(peak_flops).or(*cpu_peak_flops);
     let peak_is = if gpu.is_some() { "dense bf16" } else { "measured: this processor's tiles in their nearest cache" };
     let mfu = peak.map(|peak| flops / step / peak);
@@ -228,16 +240,25 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
             "model_flops_per_step": flops,
             "peak_flops": peak,
             "loss": loss,
+            "steps": reports.iter().map(|of| json!({"loss": of.loss, "grad_norm": of.grad_norm})).collect::<Vec<_>>(),
             "device": {
                 "planned_bytes": if gpu.is_some() { json!(plan.peak_bytes()) } else { json!(0) },
                 "peak_bytes": device_bytes.unwrap_or(0),
+                "limit_bytes": settings.device_memory.map(|bytes| bytes.0),
             },
             "host": {
                 "planned_bytes": if gpu.is_none() { json!(plan.peak_bytes()) } else { json!(plan.host_bytes()) },
                 "peak_bytes": host_bytes,
+                "limit_bytes": settings.host_memory.map(|bytes| bytes.0),
             },
+            "link": link.map(|TransferBandwidth { to_device, from_device }| {
+                json!({"to_gpu_gb_per_s": to_device / 1e9, "from_gpu_gb_per_s": from_device / 1e9})
+            }),
+            "predicted_step_seconds": predicted,
             "kernels": kernels,
             "linear": linear,
+            "operations": plan.work,
+            "levers": super::plan::settled(spec),
             "gpu": gpu,
             "driver": driver(),
             "shape": args.shape,

@@ -4,6 +4,7 @@
 use super::plan::MemoryPlan;
 use crate::arch::Projection;
 use crate::backend::{OpWork, Quantization, Residency};
+use crate::files::units::format_bytes;
 use crate::model::{Activations, ModelSpec};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -73,8 +74,8 @@ impl Speed {
         self.0.as_ref().and_then(|rates| rates.seconds(work)).unwrap_or(flops / CPU)
     }
 
-    /// Seconds of a step of `plan`: its operations, what is copied longer than a layer computes, and the weights that
-    /// are read again for each tile.
+    /// Seconds of a step of `plan`, of one micro-batch: its operations, what is copied longer than a layer computes,
+    /// the weights that are read again for each tile, and states that come from the host.
     pub fn step_seconds(&self, spec: &ModelSpec, plan: &MemoryPlan) -> f64 {
         let all = self.compute(&plan.work, plan.flops);
         let forward = self.compute(&plan.forward, plan.flops / 4.0).min(all);
@@ -94,14 +95,43 @@ impl Speed {
             // To the host and from it at the same time.
             seconds += forward.max(weights).max(input) + backward.max(weights + input);
         }
+        if spec.head_waits() {
+            seconds += head_seconds(spec);
+        }
         // Forward, forward again and backward.
         let passes = 3.0 * layers * (spec.tokens.div_ceil(spec.tile()).max(1) - 1) as f64;
         let again = match self.0.as_ref().and_then(|rates| rates.units_per_second.get("norm")) {
             Some(values_per_second) => bytes / (2.0 * values_per_second),
             None => weights as f64 * DEQUANTIZE / CPU,
         };
-        seconds + passes * again
+        seconds + passes * again + paging_seconds(spec)
     }
+}
+
+/// Seconds of a micro-batch in which an output layer comes from the host: the loss follows the last layer, and waits.
+fn head_seconds(spec: &ModelSpec) -> f64 {
+    spec.head_bytes() as f64 / LINK
+}
+
+/// Seconds of a step in which states that wait in host memory come and go, both ways at the same time; once a step, of
+/// however many micro-batches.
+pub fn paging_seconds(spec: &ModelSpec) -> f64 {
+    spec.paged_states().map_or(0.0, |(bytes, _)| bytes as f64 / LINK)
+}
+
+/// What a user is told of states that wait in host memory; none where that saves less than a MiB and less than a
+/// thousandth of the `limit`, the bytes that may be used on the GPU.
+pub fn states_note(spec: &ModelSpec, limit: u64) -> Option<String> {
+    let (bytes, piece) = spec.paged_states()?;
+    let saved = bytes.saturating_sub(2 * piece as u64);
+    let is_worth_telling = saved >= (limit / 1000).clamp(1, 1 << 20);
+    is_worth_telling.then(|| {
+        format!(
+            "AdamW's states wait in host memory: {} less on the GPU, {:.1} ms more a step at 16 GB/s",
+            format_bytes(saved),
+            1e3 * paging_seconds(spec)
+        )
+    })
 }
 
 /// Seconds of a step of `plan` on each card that is predicted. A card is left out for which one of its operations is

@@ -1,6 +1,8 @@
 //! `bench`: real steps on random weights.
 
 use crate::sandbox::Sandbox;
+use qlora_train::arch::Arch;
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 
 #[test]
 fn steps_of_any_shape_are_measured() {
@@ -18,6 +20,10 @@ fn steps_of_any_shape_are_measured() {
     assert!(each.len() == 2 && (each.iter().map(number).sum::<f64>() / 2.0 / step - 1.0).abs() < 1e-9, "{found}");
     // Random tokens of 96: about ln 96.
     assert!((number(&found["loss"]) - 96f64.ln()).abs() < 0.5, "{found}");
+    // One step before the two, and one after them.
+    let steps = found["steps"].as_array().unwrap();
+    assert!(steps.len() == 4 && steps[2]["loss"] == found["loss"], "{found}");
+    assert!(steps.iter().all(|step| number(&step["grad_norm"]) > 0.0) && steps[0] != steps[3], "{found}");
     let kernels = found["kernels"].as_array().unwrap();
     assert!((kernels.iter().map(|kernel| number(&kernel["share"])).sum::<f64>() - 1.0).abs() < 1e-6, "{found}");
     for name in ["linear", "linear, backward", "attention", "attention, backward", "output layer and loss", "optimizer"]
@@ -38,6 +44,51 @@ fn steps_of_any_shape_are_measured() {
         ["tokens/s", "3 rows of 40 tokens, r 4, CPU", "model FLOPs of a step = ", "ms a step", "linear, backward"]
     {
         assert!(done.stdout.contains(words), "{}", done.stdout);
+    }
+}
+
+/// A step that takes minutes is not made three times.
+#[test]
+fn a_single_step_is_measured_as_the_first_of_several() {
+    let sandbox = Sandbox::new();
+    let of = |steps: usize| {
+        let line = "bench --shape model/config.json --seq 40 --lora-r 4 --device cpu --compute f32 --json";
+        sandbox.run(&format!("{line} --steps {steps}")).json()
+    };
+    let (single, several) = (of(0), of(1));
+    let len = |found: &serde_json::Value, key: &str| found[key].as_array().unwrap().len();
+    assert_eq!([len(&single, "steps"), len(&several, "steps"), len(&single, "step_seconds_each")], [1, 3, 1]);
+    assert_eq!(single["steps"][0], several["steps"][0]);
+    assert!(single["loss"] == single["steps"][0]["loss"] && single["step_seconds"].as_f64().unwrap() > 0.0, "{single}");
+    assert_eq!(len(&single, "kernels"), len(&several, "kernels"));
+    for key in ["limit_bytes", "planned_bytes"] {
+        assert!(single["device"].get(key).is_some() && single["host"].get(key).is_some(), "{key}: {single}");
+    }
+    assert!(single["link"].is_null() && single["predicted_step_seconds"].as_object().unwrap().is_empty(), "{single}");
+}
+
+/// The lines of the script that measures on machines with a GPU, as `bench` reads them.
+#[test]
+fn what_the_gpu_bundle_measures_is_not_refused() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/gpu-bundle/src/measure.sh");
+    let script = std::fs::read_to_string(script).unwrap().replace("\\\n", " ").replace("$timed", "3");
+    // Heads that the kernels compute.
+    let sandbox = Sandbox::of(&Synthetic::new(Arch { head_dim: 64, ..tiny_arch() }, 1));
+    let mut settings: Vec<String> = Vec::new();
+    for line in script.lines().filter_map(|line| line.trim().strip_prefix("measure ")) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_label, shape, tokens, steps, more @ ..] = &words[..] else { panic!("{line}") };
+        assert!(["llama-3-8b", "llama-3-70b"].contains(shape) && tokens.parse::<usize>().is_ok(), "{line}");
+        settings.push(format!("--steps {steps} {}", more.join(" ")));
+    }
+    assert!(settings.len() > 20, "{settings:?}");
+    settings.sort();
+    settings.dedup();
+    for settings in settings {
+        // Planned of a tiny model, for a GPU that need not be there.
+        let limit = if settings.contains("--device-memory") { "" } else { "--device-memory 8GiB" };
+        let line = format!("bench --shape model/config.json --seq 40 --device cuda --plan --json {limit} {settings}");
+        assert!(sandbox.run(&line).json()["fits"] == true, "{line}");
     }
 }
 
@@ -83,6 +134,15 @@ fn the_plan_of_steps_is_that_of_a_run() {
     assert!(plan["fits"] == true && plan["max_length"].as_u64() >= Some(40), "{plan}");
     let found = sandbox.run(&format!("{line} --steps 1")).json();
     assert_eq!(plan["host"]["peak_bytes"], found["host"]["planned_bytes"]);
+    // A record says what ran: its prediction needs nothing else.
+    assert!(
+        !found["operations"].as_array().unwrap().is_empty() && found["operations"] == plan["operations"],
+        "{found}"
+    );
+    for key in ["weights", "pinned_layers", "lm_head", "optimizer_states", "token_tile"] {
+        assert!(found["levers"][key] == plan[key] && found["levers"].get(key).is_some(), "{key}: {found}");
+    }
+    assert_eq!((&found["levers"]["weights"], &found["activations"]), (&"resident".into(), &plan["activations"]));
     let run = "plan --json --model model --max-length 40 --per-device-train-batch-size 3 --lora-r 4 --device cpu";
     assert_eq!(sandbox.run(run).json()["host"]["peak_bytes"], plan["host"]["peak_bytes"]);
 }
@@ -109,7 +169,7 @@ fn what_cannot_be_measured_is_refused() {
         ("--shape model/config.json --seq 1", &["--seq", "found 1", "from 2 to"]),
         ("--shape model/config.json --seq 999999", &["--seq", "found 999999"]),
         ("--shape model/config.json --seq 8 --batch 0", &["--batch", "found 0"]),
-        ("--shape model/config.json --seq 8 --steps 0", &["--steps", "found 0"]),
+        ("--shape model/config.json --seq 8 --steps 99999", &["--steps", "found 99999", "from 0 to 65536"]),
         ("--shape model/config.json --seq 8 --generate 1", &["--generate", "found 1", "from 2 to"]),
         ("--shape model/config.json --seq 8 --generate 999999", &["--generate", "found 999999"]),
         ("--shape model/config.json --seq 8 --lora-r 0", &["--lora-r", "from 1 to 256"]),
