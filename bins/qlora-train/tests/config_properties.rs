@@ -61,6 +61,8 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         "compute" => words(&["f32", "bf16"]),
         "linear" => words(&["fused", "dequantize"]),
         "weights" => words(&["resident", "host", "disk"]),
+        "optimizer_states" => words(&["auto", "resident", "host", "paged"]),
+        "lm_head" => words(&["auto", "resident", "host"]),
         "token_tile" => prop_oneof![words(&["auto", "off"]), (2u64..400).prop_map(|n| Json::from(256 * n))].boxed(),
         "on_bad_row" => words(&["error", "skip"]),
         "prompt_completion" => words(&["auto", "text", "chat"]),
@@ -83,6 +85,9 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
             let both = (tokens(), tokens()).prop_map(|(of, head)| json!({"embed_tokens": of, "lm_head": head}));
             prop_oneof![tokens().prop_map(Json::from), both].boxed()
         }
+        "roles" => subsequence(vec!["client", "guest", "visitor"], 1..=3)
+            .prop_map(|names| json!({"user": names, "assistant": ["agent"]}))
+            .boxed(),
         "rank_pattern" => prop::collection::btree_map(path(), 1u64..=256, 1..4).prop_map(|map| json!(map)).boxed(),
         "alpha_pattern" => prop::collection::btree_map(path(), 1u64..=65536, 1..4).prop_map(|map| json!(map)).boxed(),
         "lora_r" => (1u64..=256).prop_map(Json::from).boxed(),
@@ -160,6 +165,7 @@ proptest! {
         let same = match (name, &value) {
             // These are normalized: order, units, device number, synonyms, ratio written as steps.
             ("lora_target_modules" | "host_memory" | "device_memory" | "device" | "optim" | "warmup_steps", _) => true,
+            ("optimizer_states", _) if value == "paged" => held == "host",
             (_, Json::Number(n)) => held.as_f64() == n.as_f64(),
             _ => held == value,
         };

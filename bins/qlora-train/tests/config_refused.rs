@@ -121,6 +121,22 @@ fn wrong_types_and_ranges_name_found_and_expected() {
         ("datasets: [{type: chat_template}]", &["without `path`"]),
         ("datasets: [{path: a, type: input_output}]", &["`type: input_output`", "not supported yet"]),
         ("datasets: [{path: a, train_on_eos: all}]", &["`train_on_eos: all`", "not supported yet"]),
+        (
+            "datasets: [{path: a, type: {field_instruction: instruction, field_output: output, format: '{instruction}'}}]",
+            &["`format: {instruction}`", "remove its key"],
+        ),
+        (
+            "datasets: [{path: a, type: {field_instruction: q, field_output: a, field_input: c, format: '{instruction} {input}'}}]",
+            &["`format: {instruction} {input}`", r"{instruction}\n\n{input}"],
+        ),
+        (
+            "datasets: [{path: a, type: {field_instruction: q, field_output: a, format: '{instruction} {input}'}}]",
+            &["`format: {instruction} {input}`", "`field_input`"],
+        ),
+        (
+            "datasets: [{path: a, type: {field_input: c, no_input_format: '{instruction} {input}'}}]",
+            &["`no_input_format: {instruction} {input}`"],
+        ),
         ("datasets: [{path: a, field_instruction: q}, {path: b, field_instruction: r}]", &["`q`", "`r`", "keep one"]),
         ("eval_steps: 0 per epoch", &["`N per epoch`"]),
         ("saves_per_epoch: many", &["in each epoch"]),

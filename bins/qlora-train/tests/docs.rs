@@ -64,11 +64,11 @@ fn the_operations_of_predicted_steps_are_the_programs() {
     assert!(found == expected, "tools/predict/steps.json: run this test with QLORA_UPDATE_DOCS=1");
 }
 
-/// A step with its operations, one a line.
+/// A step with its operations, one a line, of a GPU that is nowhere: one that is here would be measured.
 fn planned_step(shape: &str, tokens: usize, memory: &str) -> String {
     let line = format!(
-        "bench --shape {shape} --seq {tokens} --device cuda --device-memory {memory} --host-memory 256GiB \
-         --weights resident --token-tile off --plan --json"
+        "bench --shape {shape} --seq {tokens} --device cuda:99 --device-memory {memory} --host-memory 256GiB \
+         --weights resident --optimizer-states resident --token-tile off --plan --json"
     );
     let (done, answer) = qlora_train(&line.split_whitespace().collect::<Vec<_>>());
     assert!(done, "{line}");
@@ -93,10 +93,10 @@ fn thousands(n: u64) -> String {
     groups.join(",")
 }
 
-/// The plan of training a shape on a GPU that need not be there.
+/// The plan of training a shape on a GPU that is nowhere: one that is here would be measured.
 fn plan_of(shape: &str, tokens: usize, device_memory: &str, host_memory: &str) -> serde_json::Value {
     let line = format!(
-        "bench --shape {shape} --seq {tokens} --device cuda --device-memory {device_memory} --host-memory {host_memory} \
+        "bench --shape {shape} --seq {tokens} --device cuda:99 --device-memory {device_memory} --host-memory {host_memory} \
          --plan --json"
     );
     let (_, answer) = qlora_train(&line.split_whitespace().collect::<Vec<_>>());
@@ -107,7 +107,8 @@ fn gib(bytes: &serde_json::Value) -> String {
     format!("{:.1} GiB", bytes.as_u64().unwrap() as f64 / f64::from(1 << 30))
 }
 
-/// What the plan settles: "1 kept, 79 offloaded, weights of 40 in host memory, tiles of 4,096".
+/// What the plan settles: "1 kept, 79 offloaded, weights of 40 in host memory, tiles of 4,096", and the place of
+/// lm_head.
 fn levers(plan: &serde_json::Value) -> String {
     let count = |value: &serde_json::Value| value.as_u64().unwrap_or(0) as usize;
     let mut said = Vec::new();
@@ -117,6 +118,8 @@ fn levers(plan: &serde_json::Value) -> String {
     }
     let (pinned, tile) = (count(&plan["pinned_layers"]), count(&plan["token_tile"]));
     said.extend((pinned > 0).then(|| format!("weights of {pinned} in host memory")));
+    said.extend((plan["lm_head"] == "host").then(|| "lm_head in host memory".to_owned()));
+    said.extend((plan["optimizer_states"] == "host").then(|| "AdamW states in host memory".to_owned()));
     said.extend((tile > 0).then(|| format!("tiles of {}", thousands(tile as u64))));
     said.join(", ")
 }

@@ -29,6 +29,7 @@ fn spec(config: Arch, tokens: usize) -> ModelSpec {
         trainable: true,
         states: StateFormat::F32,
         activations: Vec::new(),
+        states_on_host: false,
         residency: Vec::new(),
         token_tile: None,
         tokens,

@@ -30,6 +30,7 @@ fn spec(arch: Arch, lora: LoraSpec, trainable: bool) -> ModelSpec {
         trainable,
         states: StateFormat::F32,
         activations: Vec::new(),
+        states_on_host: false,
         residency: Vec::new(),
         token_tile: None,
         tokens: 300,

@@ -1,8 +1,10 @@
 //! Names that are no settings here but that other trainers' files hold: they are read, checked and either agreed with
 //! or refused by name, never skipped in silence.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
+use super::gpus;
 use super::table::{SETTINGS, SettingInfo};
 use super::template_names;
 use super::types::{Reject, SettingValue, is_auto, is_off, is_unset};
@@ -130,12 +132,12 @@ pub struct Implied {
     /// Holds only where nothing else speaks of the setting.
     pub weak: bool,
     /// Empty, or what should be told.
-    pub note: &'static str,
+    pub note: Cow<'static, str>,
 }
 
 impl Implied {
     pub fn new(setting: &'static str, value: Value) -> Self {
-        Self { setting, value, weak: false, note: "" }
+        Self { setting, value, weak: false, note: Cow::Borrowed("") }
     }
 
     pub fn weak(setting: &'static str, value: Value) -> Self {
@@ -193,38 +195,18 @@ fn part_of_data(setting: &'static str, value: &Value, default: &str) -> Result<O
     Ok(Some(Implied::new(setting, Value::text(text.trim()))))
 }
 
-/// Values of `gpu`, NVIDIA's names and the memory that CUDA sees, ECC on where it is the default.
-pub const GPUS: [(&str, &str, &str); 10] = [
-    ("l40s", "L40S", "44.4GiB"),
-    ("l40", "L40", "44.4GiB"),
-    ("a6000", "RTX A6000", "47.4GiB"),
-    ("a40", "A40", "44.4GiB"),
-    ("4090", "RTX 4090", "23.5GiB"),
-    ("3090", "RTX 3090", "23.6GiB"),
-    ("5090", "RTX 5090", "31.3GiB"),
-    ("a100", "A100", "79.1GiB"),
-    ("h100", "H100", "79.1GiB"),
-    ("h200", "H200", "139.7GiB"),
-];
-
-/// NVIDIA's name of a GPU and its memory, by a value of `gpu`.
-pub fn gpu_named(value: &str) -> Option<(&'static str, &'static str)> {
-    let key = value.trim().to_ascii_lowercase().replace("rtx", "").replace([' ', '_', '-'], "");
-    GPUS.iter().find(|(gpu, ..)| *gpu == key).map(|(_, name, memory)| (*name, *memory))
-}
-
 pub const DERIVED: &[Derived] = &[
     Derived {
         names: &["gpu"],
         switch: false,
-        values: "l40s, l40, a6000, a40, 4090, 3090, 5090, a100, h100 or h200 (any other by its memory: --device-memory 15GiB)",
+        values: "the name of a GPU, such as l40s, a100-40gb or \"NVIDIA GeForce RTX 4090\"",
         read: |value| {
             let name = match value {
                 Value::Int(number) => number.to_string(),
                 value => String::read(value)?,
             };
-            let (_, memory) = gpu_named(&name).ok_or(Reject::Wrong)?;
-            Ok(Some(Implied::new("device_memory", Value::text(memory))))
+            let chosen = gpus::choose(&name).map_err(|why| Reject::Because(format!("found {value}, {why}")))?;
+            Ok(Some(Implied { note: chosen.note.into(), ..Implied::new("device_memory", Value::text(chosen.memory)) }))
         },
     },
     Derived {
@@ -318,8 +300,10 @@ pub const DERIVED: &[Derived] = &[
             value => match bool::read(value)? {
                 // The nearest that there is: nothing is lost, and the memory of the weights doubles.
                 true => Ok(Some(Implied {
-                    note: "the base is held in 16 bits, as 8 bits are not supported; `quantization: nf4` takes a quarter \
-                           of the memory",
+                    note:
+                        "the base is held in 16 bits, as 8 bits are not supported; `quantization: nf4` takes a quarter \
+                           of the memory"
+                            .into(),
                     ..Implied::weak("quantization", Value::text("none"))
                 })),
                 false => Ok(None),

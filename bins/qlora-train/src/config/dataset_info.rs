@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-use super::datasets::role_names;
+use super::role_names::RoleNames;
 use super::yaml::{Entry, Value};
 use crate::files::home::expand_home;
 use crate::hub::DataSetId;
@@ -45,6 +45,11 @@ pub fn data_sets(value: &Value, dir: &str) -> Result<(Value, Vec<String>), Strin
                     if let Some(rows) = num_samples(entry) {
                         let told = "LLaMA-Factory draws them, and repeats some where there are fewer";
                         notes.push(format!("`{shown}`: `num_samples: {rows}` are the first {rows} rows here; {told}"));
+                    }
+                    let history = entry.get("columns").and_then(|columns| columns.get("history"));
+                    if history.and_then(Json::as_str).is_some_and(|name| !name.is_empty()) {
+                        let told = "LLaMA-Factory learns the answers in `history` too; here nothing of it is learned";
+                        notes.push(format!("`{shown}`: {told}"));
                     }
                     data_set(entry, &dir).map_err(|why| format!("`{shown}` {why}"))?
                 }
@@ -178,17 +183,16 @@ fn data_set(info: &Map<String, Json>, dir: &Path) -> Result<Value, String> {
             ));
         }
     }
+    let mut roles = Vec::new();
     for (key, role) in ROLES {
-        let names = role_names(role);
-        let Some(name) = text(tags, key).filter(|name| name != role && !names.contains(&name.as_str())) else {
-            continue;
-        };
-        let known = if names.is_empty() { (*role).to_owned() } else { names.join("`, `") };
-        return Err(format!(
-            "has the `{key}` `{}` in dataset_info.json, expected one of `{known}`: call it so in the rows and in \
-             dataset_info.json",
-            name.escape_debug()
-        ));
+        let Some(name) = text(tags, key) else { continue };
+        let shown = name.escape_debug().to_string();
+        roles.push(Entry { key: (*role).to_owned(), line: 0, value: Value::text(name) });
+        RoleNames::of(&Value::Map(roles.clone()))
+            .map_err(|expected| format!("has the `{key}` `{shown}` in dataset_info.json, expected {expected}"))?;
+    }
+    if !roles.is_empty() {
+        entries.push(Entry { key: "roles".to_owned(), line: 0, value: Value::Map(roles) });
     }
     Ok(Value::Map(entries))
 }
@@ -228,10 +232,13 @@ mod tests {
             "pairs": {"file_name": "d.json", "ranking": true},
             "seen": {"file_name": "e.json", "columns": {"images": "images"}},
             "roles": {"file_name": "f.json", "tags": {"user_tag": "guest"}},
+            "swapped": {"file_name": "f.json", "tags": {"user_tag": "gpt"}},
+            "alike": {"file_name": "f.json", "tags": {"user_tag": "guest", "assistant_tag": "guest"}},
             "tools": {"file_name": "k.json", "columns": {"tools": "utilities", "history": "before"}},
             "past": {"file_name": "k.json", "columns": {"tools": "tools", "history": "earlier"}},
             "called": {"file_name": "a.json", "columns": {"tools": "utilities"}},
             "lacks": {"file_name": "k.json", "columns": {"tools": "devices", "history": "before"}},
+            "long": {"file_name": "k.json", "columns": {"history": "history"}},
             "nowhere": {"script_url": "x"}
         }"#;
         std::fs::write(dir.path().join("dataset_info.json"), info).unwrap();
@@ -239,7 +246,12 @@ mod tests {
         assert_eq!(sets("plain", dir.path()).unwrap(), [format!("path={}", at("a.json"))]);
         // No row has these columns.
         assert_eq!(sets("lacks", dir.path()).unwrap(), [format!("path={}", at("k.json"))]);
-        let named = "max_samples=9 field_messages=talk message_field_role=who message_field_content=said";
+        let roles = "roles=a section with the key `user";
+        let told = |name: &str| data_sets(&Value::text(name), dir.path().to_str().unwrap()).unwrap().1;
+        assert!(told("plain").is_empty() && told("empty").is_empty());
+        assert!(told("long")[0].contains("`long`: LLaMA-Factory learns the answers in `history`"));
+        let named =
+            format!("max_samples=9 field_messages=talk message_field_role=who message_field_content=said {roles}");
         let asked = "field_instruction=question field_output=answer";
         assert_eq!(
             sets("named, asked,hub", dir.path()).unwrap(),
@@ -257,6 +269,7 @@ mod tests {
                 format!("path={}", at("j.json"))
             ]
         );
+        assert_eq!(sets("roles", dir.path()).unwrap(), [format!("path={} {roles}", at("f.json"))]);
         assert_eq!(
             sets("whole,empty", dir.path()).unwrap(),
             ["path=org/rows split=train".to_owned(), format!("path={}", at("g.json"))]
@@ -265,7 +278,8 @@ mod tests {
         for (name, words) in [
             ("pairs", "preferences"),
             ("seen", "a column of images"),
-            ("roles", "has the `user_tag` `guest` in dataset_info.json, expected one of `user`, `human`: call it so"),
+            ("swapped", "has the `user_tag` `gpt` in dataset_info.json, expected another name for `user` than `gpt`"),
+            ("alike", "has the `assistant_tag` `guest` in dataset_info.json, expected `guest` as a name of one role"),
             ("tools", "has the column `utilities` for `tools` in dataset_info.json"),
             ("past", "has the column `earlier` for `history` in dataset_info.json"),
             // The file is not there, so nothing is known of its rows.

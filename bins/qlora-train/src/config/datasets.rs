@@ -4,6 +4,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::compat::Implied;
+use super::role_names::RoleNames;
 use super::template_names::{self, own_template};
 use super::types::{Reject, SettingValue, is_off, is_unset};
 use super::yaml::{Entry, Value};
@@ -102,6 +103,10 @@ pub fn data_implies(value: &Value) -> Result<Vec<Implied>, Reject> {
     for set in sections(value) {
         all.extend(DataSet::of(set)?.implied);
     }
+    let has_type = |names: &[&str]| sections(value).filter_map(type_of).any(|name| names.contains(&name));
+    if has_type(&ALPACA) && has_type(&BY_TEMPLATE) && !all.iter().any(|implied| implied.setting == OWN_TEMPLATE) {
+        all.push(Implied::new(OWN_TEMPLATE, Value::text(BY_TEMPLATE[0])));
+    }
     let items = match value {
         Value::List(items) => &items[..],
         one => std::slice::from_ref(one),
@@ -173,7 +178,7 @@ impl DataSet {
                     _ => Err(not_supported(key, value, "a count of rows, once")),
                 },
                 "type" => row_type(value).map(|implied| set.implied.extend(implied)),
-                "roles" => check_roles(value),
+                "roles" => role_names(value).map(|implied| set.implied.extend(implied)),
                 "message_property_mappings" => property_mappings(value).map(|implied| set.implied.extend(implied)),
                 _ => other(entry).map(|implied| set.implied.extend(implied)),
             };
@@ -388,14 +393,15 @@ fn row_type(value: &Value) -> Result<Vec<Implied>, Reject> {
     if let Value::Map(entries) = value {
         let mut implied = vec![Implied {
             note: "Axolotl writes rows of a `type` with columns as plain text; here the chat template writes them \
-                   where there is one, `prompt_completion: text` does without it",
+                   where there is one, `prompt_completion: text` does without it"
+                .into(),
             ..Implied::weak("prompt_completion", Value::text("auto"))
         }];
+        let reads_input = reads_input(entries);
         for entry in entries {
             match (entry.key.as_str(), &entry.value) {
-                ("format" | "no_input_format", Value::Str(text))
-                    if ["", "{instruction}", "{instruction} {input}", "{instruction}\n{input}"]
-                        .contains(&text.trim()) => {}
+                ("format", Value::Str(text)) if is_placeholders(text) => check_format(text, reads_input)?,
+                ("no_input_format", Value::Str(text)) if ["", "{instruction}"].contains(&text.trim()) => {}
                 ("format" | "no_input_format" | "system_format" | "system_prompt", value) if is_off(value) => {}
                 ("system_format", Value::Str(text)) if text.trim() == "{system}" => {}
                 ("format" | "no_input_format" | "system_format" | "system_prompt", value) => {
@@ -412,7 +418,8 @@ fn row_type(value: &Value) -> Result<Vec<Implied>, Reject> {
     if ALPACA.contains(&name) {
         return Ok(vec![Implied {
             note: "`type: alpaca`: rows are written by the alpaca template, as Axolotl writes them; `chat_template` \
-                   chooses another",
+                   chooses another"
+                .into(),
             ..Implied::weak("chat_template", Value::text("alpaca"))
         }]);
     }
@@ -426,6 +433,62 @@ fn row_type(value: &Value) -> Result<Vec<Implied>, Reject> {
     Err(not_supported("type", value, style))
 }
 
+/// Whether columns of a `type` make rows whose `input` is read, which stands a blank line behind the instruction.
+fn reads_input(entries: &[Entry]) -> bool {
+    let asked = column(entries, &["field_instruction", "field_human"]);
+    let answered = column(entries, &["field_output", "field_model"]);
+    let is_unnamed = asked.is_none() && answered.is_none();
+    let is_named = column(entries, &["field_input"]).is_some();
+    is_unnamed || is_named || asked == Some("instruction") || answered == Some("output")
+}
+
+/// The column that one of these keys names.
+fn column<'e>(entries: &'e [Entry], keys: &[&str]) -> Option<&'e str> {
+    let given = entries.iter().filter(|entry| keys.contains(&entry.key.as_str()));
+    let mut names = given.filter_map(|entry| match &entry.value {
+        Value::Str(name) => Some(name.as_str()),
+        _ => None,
+    });
+    names.find(|name| !name.trim().is_empty())
+}
+
+/// Whether a format has nothing but the places of instruction and input.
+fn is_placeholders(format: &str) -> bool {
+    format.replace("{instruction}", "").replace("{input}", "").trim().is_empty()
+}
+
+/// Refuses a format of instruction and input that is not how rows are written here.
+fn check_format(format: &str, reads_input: bool) -> Result<(), Reject> {
+    const WITH_INPUT: &str = "{instruction}\n\n{input}";
+    match (format.trim(), reads_input) {
+        ("", _) | (WITH_INPUT, true) | ("{instruction}", false) => Ok(()),
+        (_, reads_input) => {
+            let written = WITH_INPUT.escape_debug();
+            let expected = match reads_input {
+                true => format!(
+                    "`\"{written}\"`, which is how a row with an input is written, or no `format`: for another form write \
+                     the prompts out in the rows, and to leave the input out remove its key from the rows"
+                ),
+                false => format!(
+                    "`\"{{instruction}}\"`, or `\"{written}\"` with `field_input`, the column of the inputs, beside it"
+                ),
+            };
+            Err(not_supported("format", &Value::text(format), &expected))
+        }
+    }
+}
+
+/// The `type` of a data set, where it is a name.
+fn type_of(set: &Value) -> Option<&str> {
+    let Value::Map(entries) = set else { return None };
+    match &entries.iter().find(|entry| entry.key == "type")?.value {
+        Value::Str(name) => Some(name.trim()),
+        _ => None,
+    }
+}
+
+/// Axolotl's types whose rows a chat template writes that the data set does not name.
+pub const BY_TEMPLATE: [&str; 2] = ["chat_template", "sharegpt"];
 /// Axolotl's types whose rows the alpaca template writes alike.
 const ALPACA: [&str; 6] =
     ["alpaca", "alpaca:", "alpaca:instruct", "alpaca_instruct", "alpaca_instruct.load", "alpaca.load"];
@@ -474,45 +537,10 @@ const STYLES: [(&str, &str); 9] = [
     ("context_qa", "rows with context and question in one prompt: its own texts around them are not built in"),
 ];
 
-/// Roles, and the names that turns have for them here.
-const ROLES: [(&str, &[&str]); 4] = [
-    ("user", &["user", "human"]),
-    ("assistant", &["assistant", "gpt", "chatgpt", "model", "bot"]),
-    ("system", &["system"]),
-    ("tool", &["tool", "observation", "function", "function_response", "tool_response", "ipython"]),
-];
-
-/// Names by which turns of a role are read; none for a role that is not known by others.
-pub fn role_names(role: &str) -> &'static [&'static str] {
-    ROLES.iter().find(|(known, _)| *known == role).map(|(_, names)| *names).unwrap_or_default()
-}
-
-/// Takes a value of `roles` that names the roles as they are read anyway. Errors: another name, and what to do.
-fn check_roles(value: &Value) -> Result<(), Reject> {
-    if is_off(value) {
-        return Ok(());
-    }
-    let Value::Map(entries) = value else {
-        return Err(not_supported("roles", value, "a section with a list of names for each role"));
-    };
-    for Entry { key, value: given, .. } in entries.iter().filter(|entry| !is_unset(&entry.value)) {
-        let names = role_names(key);
-        let items = match given {
-            Value::List(items) => &items[..],
-            one => std::slice::from_ref(one),
-        };
-        let is_known = |item: &Value| matches!(item, Value::Str(name) if names.contains(&name.as_str()));
-        let Some(other) = items.iter().find(|item| !is_known(item)) else { continue };
-        let expected = match names.is_empty() {
-            true => format!("names of `{}` alone", ROLES.map(|(role, _)| role).join("`, `")),
-            false => format!(
-                "names of `{key}` by which turns are read: `{}`; call {other} so in the rows, and leave `roles` out",
-                names.join("`, `")
-            ),
-        };
-        return Err(not_supported("roles", value, &expected));
-    }
-    Ok(())
+/// Names of roles in turns, where a value of `roles` has others than the roles' own. Errors: one that is not taken.
+fn role_names(value: &Value) -> Result<Option<Implied>, Reject> {
+    let names = RoleNames::of(value).map_err(|expected| not_supported("roles", value, &expected))?;
+    Ok((!names.pairs().is_empty()).then(|| Implied::new("roles", value.clone())))
 }
 
 /// Names of the keys of turns, of which those of role and content may be any.

@@ -6,6 +6,7 @@ use super::compat::{ADALORA_RANK, LAST_LAYERS, LORA_SCALE, SPLIT, SUBSET};
 use super::compat::{Foreign, Heard, Implied, Known, Treatment, is_section, lookup, normal};
 use super::dataset_info;
 use super::datasets::{OF_EACH, OWN_TEMPLATE, data_faults, data_implies};
+use super::role_names::RoleNames;
 use super::suggest::suggestion;
 use super::table::{SETTINGS, SettingInfo, Settings};
 use super::template_names::{self, own_template};
@@ -207,6 +208,11 @@ impl Layer {
         if let Some(before) = self.given.get(info.name) {
             apply(info, before, &mut scratch)?;
             if (info.get)(&scratch) != json {
+                let joined = if info.name == "roles" { RoleNames::joined(&before.value, &given.value) } else { None };
+                if let Some(value) = joined {
+                    self.given.insert(info.name, Given { value, ..given });
+                    return Ok(());
+                }
                 return Err(format!(
                     "{}: found {}, but {} already gave `{}` the value {}: keep one of them",
                     given.place, given.value, before.place, info.name, before.value
@@ -235,12 +241,14 @@ impl Layer {
         }
         let dir = entries.iter().find(|entry| entry.key == "dataset_dir").map(|entry| &entry.value);
         let dir = dir.and_then(|dir| String::read(dir).ok()).unwrap_or_else(|| dataset_info::DEFAULT_DIR.to_owned());
-        let mut explained = entries.to_vec();
+        let (mut explained, mut is_read) = (entries.to_vec(), false);
         for entry in explained.iter_mut().filter(|entry| ["dataset", "eval_dataset"].contains(&entry.key.as_str())) {
             match dataset_info::data_sets(&entry.value, &dir) {
                 Ok((sets, notes)) => {
                     let place = format!("{file} line {}: `{}`", entry.line, entry.key);
                     layer.notes.extend(notes.into_iter().map(|note| format!("{place}: {note}")));
+                    is_read |=
+                        matches!(&sets, Value::List(sets) if sets.iter().any(|set| matches!(set, Value::Map(_))));
                     entry.value = sets;
                 }
                 Err(why) => {
@@ -252,6 +260,7 @@ impl Layer {
             }
         }
         layer.add_section(&explained, file, None);
+        layer.no_effect.retain(|key| !is_read || key != "dataset_dir");
         layer
     }
 

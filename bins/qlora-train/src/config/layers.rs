@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::answers::SamplePrompts;
 use super::compat::{DEFAULT_SPLIT, Foreign, SPLIT, SUBSET};
-use super::datasets::{OF_EACH, may_hold_validation, with_parts};
+use super::datasets::{BY_TEMPLATE, OF_EACH, may_hold_validation, with_parts};
 use super::enums::{Preset, Quantization, Scheduler};
 use super::intervals::{Every, Resume};
 use super::layer::{Fault, Given, Layer, apply, find, rejected};
@@ -16,7 +16,9 @@ use super::types::{Reject, SettingValue, ValSet};
 use super::yaml::{self, Document, Value};
 use crate::error::{Error, Result};
 use crate::files::home::expand_home;
+use crate::files::json::shown;
 use crate::hub::HubId;
+use serde_json::Value as Json;
 
 /// Pairs of settings that stand in for each other, so that a flag for one silences the file's other.
 const INSTEAD: [(&str, &str); 2] = [("warmup_steps", "warmup_ratio"), ("val_data", "val_set_size")];
@@ -46,6 +48,34 @@ impl Settings {
     /// [`Settings::load_noting`] from YAML text that messages call `name`.
     pub fn from_yaml_noting(text: &str, name: &str, overrides: &[(String, String)]) -> Result<(Self, Vec<String>)> {
         merge(&yaml::parse(text, name)?, overrides)
+    }
+}
+
+impl Settings {
+    /// Takes values of settings, by their names, where these were not given. `place` is what errors call the values'
+    /// source. Returns the settings that changed, in words. Refused: a value that a setting does not have.
+    pub fn take_where_not_given(&mut self, place: &str, values: &[(&str, Json)]) -> Result<Vec<String>> {
+        let (mut taken, rank) = (Vec::new(), self.lora_r);
+        for (name, value) in values {
+            if self.given.has(name) {
+                continue;
+            }
+            let info = find(name);
+            let before = info.value_in(self);
+            let given = Given { place: format!("{place}: `{name}`"), value: value.into(), line: 0 };
+            let flag = name.replace('_', "-");
+            let refused = |why: String| Error::Refused(format!("{why}; `--{flag}` says what is taken in its place"));
+            apply(info, &given, self).map_err(refused)?;
+            let now = info.value_in(self);
+            if now != before {
+                taken.push(format!("{name} {}", shown(&now)));
+            }
+        }
+        if let Some(scale) = self.given.scale.filter(|_| self.lora_r != rank) {
+            self.lora_alpha = scale * self.lora_r as f64;
+            taken.push(format!("lora_alpha {}", self.lora_alpha));
+        }
+        Ok(taken)
     }
 }
 
@@ -133,13 +163,15 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     // A flag for alpha wins over a scale of the file.
     let alpha_is_flag = all.get("lora_alpha").is_some_and(|alpha| alpha.line == 0);
     let scale = flags.scale.or(file.scale.filter(|_| !alpha_is_flag));
+    settings.given.add(all.keys().copied().chain(scale.iter().map(|_| "lora_alpha")));
     let tool = Tool::of(&document.entries);
     if let Some(tool) = tool {
         let is_given = |name: &str| all.contains_key(name) || (name == "lora_alpha" && scale.is_some());
         notes.extend(take_defaults(tool, &mut settings, &is_given));
     }
     if let Some(scale) = scale {
-        let alpha = f64::read(&scale.value).unwrap_or_default() * settings.lora_r as f64;
+        settings.given.scale = f64::read(&scale.value).ok();
+        let alpha = settings.given.scale.unwrap_or_default() * settings.lora_r as f64;
         if let Some(given) = all.get("lora_alpha").filter(|given| f64::read(&given.value) != Ok(alpha)) {
             notes.push(format!("{}: without effect here, as {} gives alpha / r", given.place, scale.place));
         }
@@ -166,11 +198,23 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     }
     faults.extend(one_warmup(&mut settings, &all));
     if let (Some(own), Some(other)) = (&file.own_template, all.get("chat_template").filter(|given| given.line > 0)) {
-        let message = format!(
-            "{}: a data set asks for the model's own chat template, but {} chooses {}: keep one of them",
-            own.place, other.place, other.value
-        );
-        faults.push(Fault::new(message, "chat_template", own.line));
+        // Beside a data set of another type; a template that is given is for the rows of both.
+        let by_type = own.value == Value::text(BY_TEMPLATE[0]);
+        let message = if by_type {
+            format!(
+                "{}: `type: chat_template` of one data set and `type: alpaca` of another ask for two chat templates, and a \
+                 run has one: name one for all rows (`--chat-template`), or have a run for each",
+                own.place
+            )
+        } else {
+            format!(
+                "{}: a data set asks for the model's own chat template, but {} chooses {}: keep one of them",
+                own.place, other.place, other.value
+            )
+        };
+        if !by_type || own.place == other.place {
+            faults.push(Fault::new(message, "chat_template", own.line));
+        }
     }
     if settings.val_set_size != ValSet::Off && !settings.val_data.is_empty() {
         let given = &all["val_set_size"];
@@ -183,6 +227,7 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     notes.extend(leave_out_revision(&mut settings));
     let turned_off = |name: &str| flags.silences.contains(&name);
     let last_layers = flags.last_layers.or(file.last_layers.filter(|_| !turned_off("num_layers")));
+    settings.given.add(last_layers.iter().map(|_| "layers_to_transform"));
     if let Some(given) = last_layers {
         match transform_last(&given, &all, &mut settings) {
             Ok(note) => notes.extend(note),

@@ -47,6 +47,8 @@ mod dataset_info;
 mod datasets;
 mod derived;
 mod enums;
+mod given;
+mod gpus;
 mod intervals;
 mod layer;
 mod layers;
@@ -55,6 +57,7 @@ pub mod lr_schedule;
 mod mixing;
 mod model_files;
 mod patterns;
+mod role_names;
 mod suggest;
 mod table;
 mod template_names;
@@ -65,16 +68,19 @@ mod yaml;
 
 pub use answers::{BestMetric, SamplePrompt, SamplePrompts};
 pub use args::{SettingsArgs, parse_overrides, unknown_flag};
-pub use compat::{GPUS, all_names, gpu_named};
+pub use compat::all_names;
 pub use derived::{LARGE_MODEL_PARAMETERS, Purpose, commented_yaml, settings_markdown};
 pub use enums::{
-    BadRow, Checkpointing, Compute, Device, InitLora, LinearKernels, MixStrategy, Optim, Preset, PromptCompletion,
-    Quantization, Scheduler, TargetModules, TokenTile, TooLong, WeightResidency,
+    BadRow, Checkpointing, Compute, Device, HeadResidency, InitLora, LinearKernels, MixStrategy, Optim, Preset,
+    PromptCompletion, Quantization, Scheduler, StateResidency, TargetModules, TokenTile, TooLong, WeightResidency,
 };
+pub use given::GivenNames;
+pub use gpus::{GPUS, Gpu, gpu_named};
 pub use intervals::{Every, Resume};
 pub use lints::AllowedLints;
 pub use mixing::{OfEach, RowsOfEach};
 pub use patterns::{LayerNumbers, Pattern, TokenIndices};
+pub use role_names::RoleNames;
 pub use suggest::nearest;
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};
 pub use template_names::FALLBACK as FALLBACK_TEMPLATE;

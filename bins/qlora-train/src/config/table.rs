@@ -7,13 +7,15 @@ use serde_json::Value as Json;
 
 use super::answers::{BestMetric, SamplePrompts, is_pattern};
 use super::enums::{
-    BadRow, Checkpointing, Compute, Device, InitLora, LinearKernels, MixStrategy, Optim, Preset, PromptCompletion,
-    Quantization, Scheduler, TargetModules, TokenTile, TooLong, WeightResidency,
+    BadRow, Checkpointing, Compute, Device, HeadResidency, InitLora, LinearKernels, MixStrategy, Optim, Preset,
+    PromptCompletion, Quantization, Scheduler, StateResidency, TargetModules, TokenTile, TooLong, WeightResidency,
 };
+use super::given::GivenNames;
 use super::intervals::{Every, Resume};
 use super::lints::AllowedLints;
 use super::mixing::{OfEach, RowsOfEach};
 use super::patterns::{LayerNumbers, ModuleNames, Pattern, TokenIndices};
+use super::role_names::RoleNames;
 use super::trackers::ReportTo;
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet, is_auto};
 use super::yaml::Value;
@@ -67,11 +69,13 @@ macro_rules! settings {
         #[derive(Clone, Debug, PartialEq)]
         pub struct Settings {
             $( #[doc = $help] #[doc = concat!("\n\nExpected: ", $values, ". Default: ", $shown, ".")] pub $name: $ty, )+
+            /// Names of the settings that were given, by a file or by flags
+            pub given: GivenNames,
         }
 
         impl Default for Settings {
             fn default() -> Self {
-                Settings { $( $name: $init ),+ }
+                Settings { $( $name: $init, )+ given: GivenNames::default() }
             }
         }
 
@@ -154,6 +158,8 @@ settings! {
     role_key: Option<String> = None, "none", "the name of a key", ResultsIfSet, ["message_field_role", "data.role_key"];
     "Key of a turn's content, where it is not `content` or `value`; like `role_key`."
     content_key: Option<String> = None, "none", "the name of a key", ResultsIfSet, ["message_field_content", "data.content_key"];
+    "Names that turns have for a role (user, assistant, system, tool or function_call), beside those that are known; in YAML also `roles` beside the `path` of an entry of `data`."
+    roles: RoleNames = RoleNames::default(), "none", "names for roles, such as user=customer,assistant=agent", ResultsIfSet, ["data.roles"];
     "Column of plain text, where it is not `text`."
     text_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
         ["text_feature", "dataset_text_field", "data.text_column"];
@@ -162,7 +168,7 @@ settings! {
         ["output", "adapter_path", "output.dir", "output.path", "output.directory"];
     "Whether an earlier run in `output_dir` is removed where it is another one; what is no run is left alone and refused."
     overwrite_output_dir: bool = false, "false", "true or false", RunOnly, [];
-    "Adapter whose weights a new run begins with; rank and layers must be its own, another scale is kept by way of B."
+    "Adapter whose weights a new run begins with. Ranks, modules, scale, dropout and the like are its own where they are not given; other ranks and modules are refused, another scale is kept by way of B."
     init_adapter: Option<PathBuf> = None, "none", "the path of an adapter directory", ResultsIfSet,
         ["lora_model_dir", "adapter_name_or_path", "resume_adapter_file", "lora.init_adapter"];
     "Whether an adapter may go on a base with other weights than it was trained on, such as the 16-bit original of an NF4 copy; what it computes then differs from what it learned."
@@ -363,6 +369,10 @@ settings! {
     gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true, false or offload", RunOnly, ["grad_checkpoint", "activation_checkpointing", "use_gradient_checkpointing"];
     "Where the base weights are: `resident` in the memory of the device; `host` in pinned host memory, of which a GPU then holds two layers at a time; `disk` in the files of an NF4 checkpoint (`quantize` writes one), of which the CPU then holds two layers at a time. `auto` takes for a GPU what fits and is predicted to take least time, and leaves weights on disk only where they do not fit. Never changes a value."
     weights: WeightResidency = WeightResidency::Auto, "auto", "auto, resident, host or disk", RunOnly, [];
+    "Where the output layer is: `resident` in the memory of the device; `host` in pinned host memory, from where it is copied to a GPU for the loss of each micro-batch, and for each token of an answer, into memory that layers have before and after. `auto` takes what fits and is predicted to take least time; what is trained of it stays on the GPU. Never changes a value."
+    lm_head: HeadResidency = HeadResidency::Auto, "auto", "auto, resident or host", RunOnly, [];
+    "Where AdamW's states are between two updates: `resident` in the memory of the device; `host` in pinned host memory, from where they come to a GPU and go back piece by piece in each update (others call it a paged optimizer). `auto` takes what fits and is predicted to take least time. Never changes a value."
+    optimizer_states: StateResidency = StateResidency::Auto, "auto", "auto, resident or host", RunOnly, [];
     "Tokens that the linear layers and the MLP work on at one time (others call it sequence tiling or a tiled MLP): the fewer, the longer the rows that fit; `off` is all of a micro-batch. Never changes a value."
     token_tile: TokenTile = TokenTile::Auto, "auto", "auto, off or a multiple of 256 from 512 on", RunOnly, [];
     "Host memory the run may use; GB is 10⁹ bytes, GiB 2³⁰."

@@ -6,9 +6,10 @@ use std::ops::Range;
 use minijinja::Value;
 
 use super::UNSUPERVISED;
+use super::habits::TURN_ENDS;
 use super::holds;
 use super::labeled::LabeledIds;
-use super::messages::{Conversation, Message, to_jinja};
+use super::messages::{BEHIND, Conversation, Message, to_jinja};
 use super::notes::Note;
 use super::spans::Rendered;
 use super::template::{ChatTemplate, Surroundings};
@@ -67,6 +68,11 @@ impl ChatTokenizer {
 
         let (mut supervised, mut weights, mut excluded, mut open_ended) = (Vec::new(), Vec::new(), Vec::new(), 0);
         let mut asked_otherwise = false;
+        let answering = messages.iter().filter(|message| message.supervised);
+        let mut said = answering.flat_map(|message| [message.content.as_deref(), message.reasoning()]).flatten();
+        if self.habits(template).is_some() && said.any(|text| self.ends_within(Some(template), text)) {
+            notes.push(Note::Said(ENDS_WITHIN.to_owned()));
+        }
         for (at, span) in answers {
             if span.is_empty() {
                 return Err(match at {
@@ -91,6 +97,15 @@ impl ChatTokenizer {
             excluded.extend((covered < span.end).then_some(covered..span.end));
             let habits = self.habits(template);
             asked_otherwise |= habits.is_some_and(|habits| !habits.asks_as(&rendered.text, span.start));
+            let content = at.and_then(|at| messages[at].content.as_deref()).unwrap_or_default().trim_end();
+            let says_end = habits.is_some() && self.ends_turn(Some(template), content);
+            if says_end && !rendered.text[span.clone()].trim_end().ends_with(content) {
+                notes.push(Note::Said(
+                    "an answer ends with a token that ends turns, and the chat template writes one behind it, so that two \
+                     are learned; leave it out of the row"
+                        .to_owned(),
+                ));
+            }
             open_ended += usize::from(whole && !self.ends_turn(Some(template), rendered.text[span].trim_end()));
             for (range, weight) in learned {
                 supervised.push(range);
@@ -138,7 +153,22 @@ impl ChatTokenizer {
         }
         let open_ended = usize::from(!ends && self.eos_token_id().is_none());
         let asked_otherwise = false;
-        Ok(ChatTokens { input_ids, labels, weights, open_ended, asked_otherwise, notes: Vec::new() })
+        // A text without a prompt may be a whole conversation.
+        let is_within = !prompt.is_empty() && self.ends_within(template, completion);
+        let notes = is_within.then(|| Note::Said(ENDS_WITHIN.to_owned())).into_iter().collect();
+        Ok(ChatTokens { input_ids, labels, weights, open_ended, asked_otherwise, notes })
+    }
+
+    /// Whether something follows a token in an answer that ends turns.
+    fn ends_within(&self, template: Option<&ChatTemplate>, answer: &str) -> bool {
+        let of_template = template.and_then(|template| self.habits(template));
+        let of_template = of_template.into_iter().flat_map(|habits| [habits.closing.trim(), habits.inner.trim()]);
+        let mut ends = self.ends.iter().map(String::as_str).chain(TURN_ENDS).chain(of_template);
+        let answer = answer.trim_end();
+        ends.any(|end| {
+            let at = answer.find(end).filter(|at| !end.is_empty() && at + end.len() < answer.len());
+            at.is_some() && self.ends_turn(template, end)
+        })
     }
 
     /// Token ids of a prompt as [`encode_completion`](Self::encode_completion) begins a row with it.
@@ -156,7 +186,7 @@ impl ChatTokenizer {
     /// supervised span, as in transformers: where a prompt ends with a space, the answer's first word comes with that
     /// space in one token. It is not where it holds any of an excluded range; in several spans it has the smallest of
     /// their weights.
-    fn labeled(
+    pub(super) fn labeled(
         &self,
         text: &str,
         supervised: &[Range<usize>],
@@ -192,6 +222,9 @@ impl ChatTokenizer {
         Ok((input_ids, labels, weights))
     }
 }
+
+const ENDS_WITHIN: &str = "an answer holds a token that ends turns before its own end: `generate` stops there, and the token \
+                           and what follows it are learned all the same; leave it out of the row";
 
 /// The role `developer` becomes `system` where the template does not know it.
 fn with_known_roles(messages: &[Message], template: &ChatTemplate, notes: &mut Vec<Note>) -> Vec<Message> {
@@ -250,7 +283,7 @@ fn explained(why: String, template: &ChatTemplate, conversation: &Conversation, 
 }
 
 /// What is learned of an answer whose parts differ, with the weight of each. What stands before the content goes with
-/// its first character, and what ends the turn with its last one.
+/// its first character, and what follows it with its last one, if it has no weight of its own.
 fn within(
     text: &str,
     span: Range<usize>,
@@ -259,7 +292,11 @@ fn within(
 ) -> Result<Vec<(Range<usize>, f32)>, String> {
     let content = message.content.as_deref().unwrap_or_default();
     let trimmed = content.trim();
-    let place = |content: &str| text[span.clone()].find(content).map(|at| span.start + at);
+    // What is thought stands before it, and may say the same.
+    let thought = message.reasoning().map(str::trim).filter(|thought| !thought.is_empty());
+    let thought_end = thought.and_then(|thought| Some(text[span.clone()].find(thought)? + thought.len())).unwrap_or(0);
+    let find = |content: &str, from: usize| text[from..span.end].find(content).map(|at| from + at);
+    let place = |content: &str| find(content, span.start + thought_end).or_else(|| find(content, span.start));
     let (start, skipped) = match place(content) {
         Some(start) => (start, 0),
         None => {
@@ -271,17 +308,31 @@ fn within(
     };
     let written = if skipped == 0 && text[start..].starts_with(content) { content.len() } else { trimmed.len() };
     let end = start + written;
+    // Calls that weigh otherwise than the text have to follow it.
+    let is_behind = |range: &Range<usize>| range.end == BEHIND;
+    let apart = details.iter().any(|(range, _)| is_behind(range));
+    let behind = text.get(end..span.end).unwrap_or_default();
+    let follows =
+        |call: &serde_json::Value| call["function"]["name"].as_str().is_some_and(|name| behind.contains(name));
+    if apart && !message.calls().iter().all(follows) {
+        let why = "its text and its calls have flags that differ (`train`, `weight` or the like), and the chat template \
+                   does not write the calls behind the text; give both the same flag";
+        return Err(why.to_owned());
+    }
     let mut learned: Vec<(Range<usize>, f32)> = Vec::new();
     for (range, weight) in details.iter().filter(|(_, weight)| *weight > 0.0) {
         let shift = |at: usize| (start + at.saturating_sub(skipped)).min(end);
-        let (mut from, mut to) = (shift(range.start), shift(range.end));
-        if from == to {
+        let (mut from, mut to) = match is_behind(range) {
+            true => (end, span.end),
+            false => (shift(range.start), shift(range.end)),
+        };
+        if from >= to {
             continue;
         }
-        if from == start {
+        if from == start && !is_behind(range) {
             from = span.start;
         }
-        if to == end {
+        if to == end && !apart {
             to = span.end;
         }
         match learned.last_mut() {

@@ -19,6 +19,8 @@ pub struct Columns {
     only: Vec<RowKind>,
     /// The keys of turns, where they are named.
     turns: Option<TurnKeys>,
+    /// Names of roles in turns, and the roles.
+    roles: Vec<(String, &'static str)>,
 }
 
 /// Words of columns that ask, the likeliest first.
@@ -64,7 +66,10 @@ const ANSWERS: [&str; 17] = [
 
 /// Words of the keys of turns that say who speaks, and what is said.
 const SPEAKS: [&str; 6] = ["role", "speaker", "from", "author", "sender", "who"];
-const SAYS: [&str; 7] = ["content", "text", "value", "message", "utterance", "body", "said"];
+const SAYS: [&str; 8] = ["content", "text", "value", "message", "utterance", "body", "said", "parts"];
+
+/// Keys of lists of turns.
+const LISTS: [&str; 2] = ["messages", "conversations"];
 
 impl Columns {
     /// `prompt` and `completion` are those of an Alpaca row where there is a column of inputs.
@@ -100,6 +105,7 @@ impl Columns {
             meant,
             only,
             turns: None,
+            roles: Vec::new(),
         }
     }
 
@@ -109,6 +115,12 @@ impl Columns {
         if self.turns.is_some() {
             self.meant.extend([RowKind::Messages, RowKind::ShareGpt]);
         }
+        self
+    }
+
+    /// These columns, of rows whose turns have these names for roles, beside those that are known.
+    pub fn roles(mut self, names: &[(String, &'static str)]) -> Self {
+        self.roles = names.to_vec();
         self
     }
 
@@ -212,7 +224,7 @@ impl Columns {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.renamed.is_empty() && self.turns.is_none()
+        self.renamed.is_empty() && self.turns.is_none() && self.roles.is_empty()
     }
 
     /// The row with its columns, and the keys of its turns, under the known names. The error names a column or key that
@@ -222,6 +234,14 @@ impl Columns {
             // A column may have the known name of another one.
             let mut taken = Vec::new();
             for (theirs, ours) in &self.renamed {
+                if let Some((_, other)) =
+                    self.renamed.iter().find(|(column, other)| column == theirs && other != ours && *theirs != "text")
+                {
+                    return Err(format!(
+                        "the column `{theirs}` is named twice, for the {ours} and for the {other}; name another one for one of \
+                         them, or leave it out"
+                    ));
+                }
                 let is_there = |key: &str| map.get(key).is_some_and(|value| !value.is_null());
                 if !is_there(theirs) {
                     let may_lack = match *ours {
@@ -233,6 +253,7 @@ impl Columns {
                     if !may_lack {
                         let state = if map.contains_key(theirs) { "null" } else { "missing" };
                         let found = map.keys().take(12).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+                        let found = if found.is_empty() { "no other key" } else { &found };
                         return Err(format!("the column `{theirs}` is {state}; found {found}"));
                     }
                 }
@@ -241,17 +262,32 @@ impl Columns {
                     continue;
                 }
                 let Some(value) = map.remove(theirs) else { continue };
+                if *ours == "text" && holds_turns(&value) {
+                    return Err(format!(
+                        "the column `{theirs}`, which is named for texts (`text_column`, `dataset_text_field`), holds turns; \
+                         `{}` reads them: name it so, and leave the other name out",
+                        flag("messages", theirs)
+                    ));
+                }
+                let value = if *ours == "messages" { list_of(value) } else { value };
                 // Turns of `from` and `value` are ShareGPT's.
                 let share_gpt = *ours == "messages" && value.pointer("/0/from").is_some();
                 taken.push((theirs, if share_gpt { "conversations" } else { *ours }, value));
             }
+            let list = taken.iter().map(|(_, key, _)| *key).find(|key| LISTS.contains(key));
             for (column, key, value) in taken {
                 if let Some(value) = map.insert(key.to_owned(), value) {
                     replaced.push(Replaced { column: column.clone(), key, value });
                 }
             }
-            // Tables hold turns as texts of JSON.
-            for list in ["messages", "conversations"] {
+            // Turns by the other name would be taken for those that are named.
+            if let Some((column, ours)) = self.renamed.iter().find(|(_, ours)| LISTS.contains(ours)) {
+                let key = LISTS[usize::from(list.unwrap_or(*ours) == LISTS[0])];
+                replaced.extend(map.remove(key).map(|value| Replaced { column: column.clone(), key, value }));
+            }
+            // Tables hold turns as texts of JSON, whose roles may have other names.
+            let history = (!self.roles.is_empty() || self.turns.is_some()).then_some("history");
+            for list in LISTS.into_iter().chain(history) {
                 if let Some(Value::String(text)) = map.get(list)
                     && text.trim_start().starts_with('[')
                     && let Ok(turns @ Value::Array(_)) = json::parse(text)
@@ -259,11 +295,40 @@ impl Columns {
                     map.insert(list.to_owned(), turns);
                 }
             }
+            // Before the keys: by its roles it is known of which form a list is.
+            for list in LISTS.into_iter().chain(["prompt", "completion", "history"]) {
+                let Some(Value::Array(turns)) = map.get_mut(list).filter(|_| !self.roles.is_empty()) else { continue };
+                turns.iter_mut().filter_map(Value::as_object_mut).for_each(|turn| self.rename_role(turn));
+            }
             if let Some(turns) = &self.turns {
+                if LISTS.iter().all(|list| map.get(*list).is_some_and(|turns| !turns.is_null())) {
+                    return Err("the row has both `messages` and `conversations`; name the one that is meant \
+                                (`--messages-column`)"
+                        .to_owned());
+                }
                 turns.rename(map)?;
             }
         }
         Ok(row)
+    }
+
+    /// A reason that begins with a known name, with that of the column that has its place.
+    pub(super) fn in_their_words(&self, why: String) -> String {
+        let renamed = self.renamed.iter().filter(|(theirs, ours)| theirs != ours);
+        let mut said = renamed.filter_map(|(theirs, ours)| Some((theirs, why.strip_prefix(&format!("`{ours}` is "))?)));
+        let named = said.next().map(|(theirs, rest)| format!("`{theirs}` is {rest}"));
+        named.unwrap_or(why)
+    }
+
+    /// Gives a turn the known name of its role.
+    fn rename_role(&self, turn: &mut Map<String, Value>) {
+        for key in ["role", "from"].into_iter().chain(self.turns.as_ref().map(TurnKeys::role)) {
+            if let Some(Value::String(name)) = turn.get_mut(key)
+                && let Some((_, role)) = self.roles.iter().find(|(given, _)| *given == *name)
+            {
+                *name = (*role).to_owned();
+            }
+        }
     }
 
     /// Refuses a row of another format than the columns make that are named.
@@ -279,6 +344,13 @@ impl Columns {
             meant.join(" or ")
         ))
     }
+}
+
+/// The list that a text of JSON is, as tables hold turns; any other value as it is.
+fn list_of(value: Value) -> Value {
+    let text = value.as_str().filter(|text| text.trim_start().starts_with('['));
+    let list = text.and_then(|text| json::parse(text).ok()).filter(Value::is_array);
+    list.unwrap_or(value)
 }
 
 /// The column that is one of these words, else the first that has one among its own: `model_answer`, `answerText`.
@@ -303,14 +375,21 @@ fn words_of(name: &str) -> impl Iterator<Item = &str> {
 
 /// Whether a value is a list of turns, of either form.
 pub(super) fn holds_turns(value: &Value) -> bool {
+    value.get(0).is_some_and(is_turn)
+}
+
+/// Whether a value is a turn, of either form.
+pub(super) fn is_turn(value: &Value) -> bool {
     let keys = [["role", "content"], ["from", "value"]];
-    value.get(0).is_some_and(|turn| keys.iter().any(|keys| keys.iter().all(|key| turn.get(key).is_some())))
+    keys.iter().any(|keys| keys.iter().all(|key| value.get(key).is_some()))
 }
 
 /// Whether a word in the name of a column says that it tells of a row, and is no text to be learned.
 fn tells_of(word: &str) -> bool {
-    const TELLING: [&str; 12] =
-        ["id", "uuid", "hash", "url", "version", "type", "source", "category", "language", "lang", "split", "license"];
+    const TELLING: [&str; 13] = [
+        "id", "uuid", "hash", "url", "version", "type", "source", "category", "language", "lang", "split", "license",
+        "title",
+    ];
     TELLING.iter().any(|telling| word.eq_ignore_ascii_case(telling))
 }
 
@@ -347,8 +426,11 @@ mod tests {
         let row = alpaca.renamed(json!({"task": "a", "out": "b"}), &mut Vec::new()).unwrap();
         assert_eq!(row, json!({"instruction": "a", "output": "b"}));
         let turns = Columns::new(None, None, None, None, Some("talk"), None);
-        let row = turns.renamed(json!({"talk": [{"from": "human", "value": "x"}]}), &mut Vec::new()).unwrap();
-        assert!(row.get("conversations").is_some());
+        let said = json!([{"from": "human", "value": "x"}]);
+        for talk in [said.clone(), said.to_string().into()] {
+            let row = turns.renamed(json!({"talk": talk}), &mut Vec::new()).unwrap();
+            assert_eq!(row["conversations"], said);
+        }
         assert!(
             turns
                 .renamed(json!({"talk": [{"role": "user", "content": "x"}]}), &mut Vec::new())
@@ -469,6 +551,10 @@ mod tests {
                 "--messages-column talk --role-key speaker --content-key text",
             ),
             (json!({"messages": [{"author": "user", "body": "a"}]}), "--role-key author --content-key body"),
+            (
+                json!({"contents": [{"role": "user", "parts": [{"text": "a"}]}]}),
+                "--messages-column contents --role-key role --content-key parts",
+            ),
         ] {
             assert_eq!(Columns::guess(row.as_object().unwrap()), format!("; did you mean `{flags}`?"));
         }
@@ -478,6 +564,7 @@ mod tests {
         for (row, guess) in [
             (json!({"id": "x", "segments": [{"label": true, "text": "a"}]}), ""),
             (json!({"doc_url": "x", "n": 3}), ""),
+            (json!({"title": "x", "mapping": {"a": {}}}), ""),
             (
                 json!({"pairs": [{"prompt": "a", "completion": "b"}]}),
                 "; if its rows are those under `pairs`, give that list alone",

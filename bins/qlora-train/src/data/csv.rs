@@ -10,6 +10,7 @@ use super::each::EachOf;
 use super::weight;
 use crate::error::{Context, Result};
 use crate::refuse;
+use crate::report::status;
 
 /// The delimiter of a file, by its name; the ending of a compressed file stands before `.gz` or `.zst`.
 pub(super) fn delimiter(path: &Path) -> Option<u8> {
@@ -43,14 +44,24 @@ pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: Eac
     if let Some((at, twice)) = header.iter().map(str::trim).enumerate().find(|(_, key)| !seen.insert(*key)) {
         refuse!("{name}: the column {twice:?} is there twice (the second time as column {})", at + 1);
     }
+    // Blanks that stand around the name of a column stand around its cells.
+    let trimmed: Vec<[bool; 2]> = header.iter().map(|key| [key.starts_with(BLANKS), key.ends_with(BLANKS)]).collect();
+    if let Some(at) = trimmed.iter().position(|trims| trims.contains(&true)) {
+        let key = header.get(at).unwrap_or_default();
+        status!(
+            "{name}: the header has blanks around the name {key:?}: those around such names and the cells below are left out"
+        );
+    }
     for (number, record) in (1..).zip(table.records()) {
         let row = match record {
             Ok(record) => {
-                let entries = header.iter().zip(record.iter()).map(|(key, text)| {
-                    let key = key.trim();
-                    (key.to_owned(), if weight::KEYS.contains(&key) { weight_in(text) } else { value(text) })
+                let cells = header.iter().zip(&trimmed).zip(record.iter());
+                let entries = cells.map(|((key, ends), text)| {
+                    let (key, text) = (key.trim(), without_blanks(text, *ends)?);
+                    let value = if weight::KEYS.contains(&key) { weight_in(text) } else { value(text) };
+                    Ok((key.to_owned(), value))
                 });
-                Ok(Value::Object(entries.collect::<Map<_, _>>()))
+                entries.collect::<Result<Map<_, _>, String>>().map(Value::Object)
             }
             Err(error) if error.is_io_error() => return Err(error).usage_context(|| format!("{name}: row {number}")),
             Err(error) => Err(format!("broken CSV: {error}")),
@@ -58,6 +69,17 @@ pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: Eac
         each(number, row)?;
     }
     Ok(())
+}
+
+const BLANKS: [char; 2] = [' ', '\t'];
+
+/// A cell without the blanks at those ends at which the name of its column has some. Refused: quotes behind a blank.
+fn without_blanks(text: &str, [begin, end]: [bool; 2]) -> Result<&str, String> {
+    let text = if begin { text.trim_start_matches(BLANKS) } else { text };
+    if begin && text.starts_with('"') {
+        return Err("broken CSV: quotes behind a blank, which are read as letters; leave the blank out".to_owned());
+    }
+    Ok(if end { text.trim_end_matches(BLANKS) } else { text })
 }
 
 /// The value of a column that says how much of a row is learned: `0`, `0.5`, `true`, and `False` as Python writes it.

@@ -260,8 +260,9 @@ impl<'a> Loader<'a, '_> {
         let waiting = std::mem::take(&mut self.waiting);
         self.waiting_bytes = 0;
         let this = &*self;
+        let named = |why| this.options.columns.in_their_words(why);
         let done: Vec<(usize, Result<Read, String>)> =
-            waiting.into_par_iter().map(|(line, kind, row)| (line, this.row(&row, kind))).collect();
+            waiting.into_par_iter().map(|(line, kind, row)| (line, this.row(&row, kind).map_err(named))).collect();
         let unit = self.report.files[file].unit;
         if let Some(why) = self.tokenizer.and_then(ChatTokenizer::given_up) {
             // Nothing is rendered any more: no choice of rows goes on without it.
@@ -313,6 +314,7 @@ impl<'a> Loader<'a, '_> {
         let map = row.as_object().ok_or("expected a row (a JSON object)")?;
         let task_key = self.options.task_key();
         let task = rows::task(map, task_key)?;
+        rows::check_no_table(map, kind)?;
         let mut notes = Vec::new();
         rows::check_keys(map, kind, &self.options.columns, task_key, &mut notes)?;
         let weight = formats::row_weight(map, kind)?;
@@ -382,10 +384,10 @@ impl<'a> Loader<'a, '_> {
         let tokens = match content {
             Content::Conversation(conversation) => tokenizer.encode_conversation(&conversation)?,
             Content::Text { system, history, prompt, completion, tools, variables } if is_chat => {
-                let system = Some(Message::new("system", &system)).filter(|_| !system.trim().is_empty());
-                let asked = [Message::new("user", &prompt), Message::new("assistant", &completion)];
+                let system = if system.trim().is_empty() { "" } else { &system };
+                let mut messages = formats::after_system(system, history)?;
+                messages.extend([Message::new("user", &prompt), Message::new("assistant", &completion)]);
                 notes.extend(formats::calls_as_text(&tools, &completion));
-                let messages = system.into_iter().chain(history).chain(asked).collect();
                 tokenizer.encode_conversation(&Conversation { messages, tools, variables })?
             }
             Content::Text { system, history, .. } if !system.trim().is_empty() || !history.is_empty() => {

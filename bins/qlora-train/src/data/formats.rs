@@ -2,11 +2,13 @@
 
 use serde_json::{Map, Value};
 
+use super::columns::holds_turns;
 use super::json;
 use super::keys::is_empty;
-use super::messages::{CALLERS, Conversation, Message, message, turns};
+use super::messages::{CALLERS, Conversation, Message, add, listed, turns};
 use super::notes::Note;
 use super::row_kind::RowKind;
+use super::rows::check_values;
 use super::{tools, weight};
 
 /// What a row says before it is tokenized.
@@ -45,16 +47,22 @@ pub(super) fn content(
     alpaca: AlpacaStyle,
     notes: &mut Vec<Note>,
 ) -> Result<Content, String> {
-    let variables = match map.get("chat_template_kwargs") {
-        None | Some(Value::Null) => Map::new(),
-        Some(Value::Object(variables)) => variables.clone(),
-        Some(other) => {
-            return Err(format!("`chat_template_kwargs` is {}; expected an object", json::describe(other)));
+    let none = Value::Null;
+    let given = map.get("chat_template_kwargs").unwrap_or(&none);
+    // Tables hold them as a text.
+    let parsed = given.as_str().and_then(|text| json::parse(text.trim()).ok());
+    parsed.iter().try_for_each(|parsed| check_values(parsed, kind))?;
+    let variables = match parsed.as_ref().unwrap_or(given) {
+        Value::Object(variables) => variables.clone(),
+        said if is_empty(said) => Map::new(),
+        _ => {
+            let found = json::describe(given);
+            return Err(format!("`chat_template_kwargs` is {found}; expected an object, or a JSON text of one"));
         }
     };
     let tools = tools::of_row(map)?;
     let messages = match kind {
-        RowKind::Messages => with_system(map, turns(map, "messages", notes)?)?,
+        RowKind::Messages => with_system(map, turns(map, "messages", notes)?, notes)?,
         RowKind::ShareGpt => share_gpt(map, notes)?,
         RowKind::Alpaca => alpaca_turns(map, alpaca, notes)?,
         RowKind::PromptCompletion if is_of_turns(map) => {
@@ -64,11 +72,14 @@ pub(super) fn content(
                 );
             }
             let prompt = turns(map, "prompt", notes)?.into_iter().map(Message::unsupervised);
-            with_system(map, prompt.chain(turns(map, "completion", notes)?).collect())?
+            with_system(map, prompt.chain(turns(map, "completion", notes)?).collect(), notes)?
         }
         RowKind::PromptCompletion => {
             let (prompt, completion) = (text(map, "prompt")?.to_owned(), text(map, "completion")?.to_owned());
-            let (system, history) = (optional(map, "system")?.to_owned(), history(map, kind, notes)?);
+            let system = optional(map, "system")?.to_owned();
+            let (history, tools) = with_tools_of_turns(history(map, kind, notes)?, tools)?;
+            not_asked_before(&history, &prompt)?;
+            notes.extend(turns_as_text(&prompt));
             return Ok(Content::Text { system, history, prompt, completion, tools, variables });
         }
         RowKind::Text => {
@@ -163,19 +174,46 @@ pub(super) fn calls_as_text(tools: &[Value], completion: &str) -> Option<Note> {
     })
 }
 
-/// Puts the row's `system` before the turns.
-fn with_system(map: &Map<String, Value>, turns: Vec<Message>) -> Result<Vec<Message>, String> {
-    let system = optional(map, "system")?;
+/// A remark about a prompt that is a list of turns as text, as tables hold them.
+fn turns_as_text(prompt: &str) -> Option<Note> {
+    let begins = prompt.trim_start().strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with('{'));
+    let turns = begins.then(|| json::parse(prompt.trim()).ok()).flatten()?;
+    holds_turns(&turns).then(|| {
+        Note::Said(
+            "the prompt is a list of turns as a text of JSON, and it is read as the text that it is; write prompt and \
+             completion as lists, or all turns as `messages`"
+                .to_owned(),
+        )
+    })
+}
+
+/// Puts the row's `system`, a text or a list of its parts (Anthropic's form), before the turns.
+fn with_system(map: &Map<String, Value>, turns: Vec<Message>, notes: &mut Vec<Note>) -> Result<Vec<Message>, String> {
+    let Some(parts) = map.get("system").filter(|system| system.get(0).is_some()) else {
+        return after_system(optional(map, "system")?, turns);
+    };
+    let turn = Map::from_iter([("role".to_owned(), "system".into()), ("content".to_owned(), parts.clone())]);
+    let system = listed(&[Value::Object(turn)], "system", notes);
+    let system = system.map_err(|why| why.replacen("[0]`.content", "`", 1))?;
+    after_system(system[0].content.as_deref().unwrap_or_default(), turns)
+}
+
+/// Puts a text of the system before turns, which may begin with the same one. Refused: they begin with another.
+pub(super) fn after_system(system: &str, turns: Vec<Message>) -> Result<Vec<Message>, String> {
     if system.is_empty() {
         return Ok(turns);
     }
-    if let Some(turn) = turns.first().filter(|turn| matches!(turn.role.as_str(), "system" | "developer")) {
+    if let Some(turn) = first_of_system(&turns) {
         if turn.content.as_deref().is_some_and(|content| content.trim() == system.trim()) {
             return Ok(turns);
         }
         return Err("the row has `system` and a system turn; keep one of the two".into());
     }
     Ok([Message::new("system", system)].into_iter().chain(turns).collect())
+}
+
+fn first_of_system(turns: &[Message]) -> Option<&Message> {
+    turns.first().filter(|turn| matches!(turn.role.as_str(), "system" | "developer"))
 }
 
 fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
@@ -201,7 +239,7 @@ fn share_gpt(map: &Map<String, Value>, notes: &mut Vec<Note>) -> Result<Vec<Mess
     };
     // Some data sets keep `role` and `content` under this key.
     if items.first().is_some_and(|turn| turn.get("role").is_some() && turn.get("from").is_none()) {
-        return with_system(map, turns(map, "conversations", notes)?);
+        return with_system(map, turns(map, "conversations", notes)?, notes);
     }
     let mut conversation = Vec::with_capacity(items.len() + 1);
     let system = optional(map, "system")?;
@@ -216,15 +254,15 @@ fn share_gpt(map: &Map<String, Value>, notes: &mut Vec<Note>) -> Result<Vec<Mess
     if items.is_empty() {
         return Err("`conversations` is an empty array; expected turns of {\"from\", \"value\"}".into());
     }
+    conversation.extend(share_gpt_turns(items, "conversations", notes)?);
+    Ok(conversation)
+}
+
+/// The turns of a list under `key`.
+fn share_gpt_turns(items: &[Value], key: &str, notes: &mut Vec<Note>) -> Result<Vec<Message>, String> {
+    let mut conversation: Vec<Message> = Vec::with_capacity(items.len());
     for (at, turn) in items.iter().enumerate() {
-        let message = share_gpt_turn(turn, notes).map_err(|why| format!("`conversations[{at}]`{why}"))?;
-        // Calls in a row, and a text and its call, are one turn: its end is learned once, behind them.
-        let is_call = turn.get("from").and_then(Value::as_str).is_some_and(|from| CALLERS.contains(&from));
-        let apart = match conversation.last_mut() {
-            Some(last) if is_call => last.join_calls(message),
-            _ => Some(message),
-        };
-        conversation.extend(apart);
+        share_gpt_turn(turn, &mut conversation, notes).map_err(|why| format!("`{key}[{at}]`{why}"))?;
     }
     Ok(conversation)
 }
@@ -232,7 +270,7 @@ fn share_gpt(map: &Map<String, Value>, notes: &mut Vec<Note>) -> Result<Vec<Mess
 /// The role of a turn that calls tools.
 const CALL: &str = CALLERS[0];
 
-fn share_gpt_turn(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, String> {
+fn share_gpt_turn(turn: &Value, conversation: &mut Vec<Message>, notes: &mut Vec<Note>) -> Result<(), String> {
     let Value::Object(map) = turn else {
         return Err(format!(" must be an object with `from` and `value`, found {}", json::describe(turn)));
     };
@@ -247,7 +285,8 @@ fn share_gpt_turn(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, String
             other => {
                 let other = json::shorten(other);
                 return Err(format!(
-                    ".from is {other:?}; expected system, human, gpt, function_call, tool or observation"
+                    ".from is {other:?}; expected system, human, gpt, function_call, tool or observation; `--roles \
+                     user=NAME` says what another name stands for"
                 ));
             }
         },
@@ -267,7 +306,8 @@ fn share_gpt_turn(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, String
     for (key, value) in map.iter().filter(|(key, _)| !matches!(key.as_str(), "from" | "role" | "content")) {
         fields.insert(if key == "value" { "content".into() } else { key.clone() }, value.clone());
     }
-    message(&Value::Object(fields), notes).map_err(|why| why.replacen(".content", ".value", 1))
+    let turn = Value::Object(fields);
+    add(conversation, &turn, role == CALL, notes).map_err(|why| why.replacen(".content", ".value", 1))
 }
 
 /// Refuses a turn that says something else under the keys of the other form, of which one would be learned by chance.
@@ -292,69 +332,100 @@ fn check_other_form(map: &Map<String, Value>, role: &str) -> Result<(), String> 
 fn alpaca_turns(map: &Map<String, Value>, style: AlpacaStyle, notes: &mut Vec<Note>) -> Result<Vec<Message>, String> {
     let (instruction, output) = (text(map, "instruction")?, text(map, "output")?);
     let (input, mut system) = (optional(map, "input")?, optional(map, "system")?);
+    let history = history(map, RowKind::Alpaca, notes)?;
     let user = match style {
         _ if input.trim().is_empty() => instruction.to_owned(),
         AlpacaStyle::Plain => format!("{instruction}\n\n{input}"),
         AlpacaStyle::Headings => {
-            if system.is_empty() {
+            if system.is_empty() && first_of_system(&history).is_none() {
                 system = WITH_INPUT;
             }
             format!("{instruction}\n\n### Input:\n{input}")
         }
     };
-    let mut conversation = Vec::new();
-    if !system.is_empty() {
-        conversation.push(Message::new("system", system));
-    }
-    conversation.extend(history(map, RowKind::Alpaca, notes)?);
+    not_asked_before(&history, &user)?;
+    let mut conversation = after_system(system, history)?;
     conversation.extend([Message::new("user", &user), Message::new("assistant", output)]);
     Ok(conversation)
 }
 
-/// The turns of `history`, a list of pairs of a question and its answer, or of turns; nothing of them is learned. In a
-/// row of a prompt the key has other meanings as well: what is no such list is warned of there.
+/// Keys under which an earlier question and its answer stand.
+const ASKED: [&str; 7] = ["prompt", "query", "instruction", "question", "input", "user", "human"];
+const ANSWERED: [&str; 7] = ["completion", "response", "output", "answer", "assistant", "gpt", "bot"];
+
+/// The turns of `history`, or of a JSON text of it: a list of pairs of a question and its answer, or of turns; nothing
+/// of them is learned. In a row of a prompt the key has other meanings as well: what is no list is warned of there.
 fn history(map: &Map<String, Value>, kind: RowKind, notes: &mut Vec<Note>) -> Result<Vec<Message>, String> {
-    let mut passed_over = |why: String| -> Result<Vec<Message>, String> {
-        if kind != RowKind::PromptCompletion {
-            return Err(format!("{why}, or leave the key out"));
+    let Some(value) = map.get("history") else { return Ok(Vec::new()) };
+    let parsed = value.as_str().and_then(|text| json::parse(text.trim()).ok());
+    parsed.iter().try_for_each(|parsed| check_values(parsed, kind))?;
+    let said = parsed.as_ref().unwrap_or(value);
+    let items = match said {
+        said if is_empty(said) => return Ok(Vec::new()),
+        Value::Array(items) => items,
+        other => {
+            let found = json::describe(value);
+            let why = format!("`history` is {found}; expected an array of pairs, or of turns, or a JSON text of one");
+            if kind != RowKind::PromptCompletion || other.is_object() {
+                return Err(format!("{why}, or leave the key out"));
+            }
+            notes
+                .push(Note::Said(format!("the row has a `history` that is not read: {why}; what it says is not seen")));
+            return Ok(Vec::new());
         }
-        notes.push(Note::Said(format!("the row has a `history` that is not read: {why}; what it says is not seen")));
-        Ok(Vec::new())
     };
-    let pairs = match map.get("history") {
-        None => &[][..],
-        Some(value) if is_empty(value) => &[][..],
-        Some(Value::Array(turns_of_it)) if turns_of_it.iter().all(Value::is_object) => {
-            let mut told = Vec::new();
-            return match turns(map, "history", &mut told) {
-                Ok(before) => {
-                    notes.extend(told);
-                    Ok(before.into_iter().map(Message::unsupervised).collect())
-                }
-                Err(why) => passed_over(why),
+    let all_have = |key: &str| items.iter().all(|item| item.get(key).is_some());
+    let otherwise = |why: String| format!("{why}; leave the key out if it says something else");
+    let turns = if all_have("role") {
+        listed(items, "history", notes).map_err(otherwise)?
+    } else if all_have("from") {
+        share_gpt_turns(items, "history", notes).map_err(otherwise)?
+    } else {
+        let mut turns = Vec::with_capacity(2 * items.len());
+        for (at, item) in items.iter().enumerate() {
+            let Some([question, answer]) = pair(item) else {
+                let found = json::describe(item);
+                return Err(otherwise(format!(
+                    "`history[{at}]` is {found}; expected a pair of strings, instruction and output: a list of the two, or \
+                     an object of two keys (`prompt` and `completion`, `query` and `response`, `instruction` and \
+                     `output`); or turns of `role` and `content`"
+                )));
             };
+            turns.extend([Message::new("user", question), Message::new("assistant", answer)]);
         }
-        Some(Value::Array(pairs)) if pairs.iter().any(Value::is_array) => &pairs[..],
-        Some(other) => {
-            let found = json::describe(other);
-            return passed_over(format!("`history` is {found}; expected an array of pairs, or of turns"));
-        }
+        turns
     };
-    let mut turns = Vec::with_capacity(2 * pairs.len());
-    for (at, pair) in pairs.iter().enumerate() {
-        match pair.as_array().map(Vec::as_slice) {
-            Some([Value::String(question), Value::String(answer)]) => {
-                turns.push(Message::new("user", question));
-                turns.push(Message::new("assistant", answer).unsupervised());
-            }
-            _ => {
-                let found = json::describe(pair);
-                return Err(format!(
-                    "`history[{at}]` is {found}; expected a pair of strings, instruction and \
-                     output; leave the key out if it says something else"
-                ));
-            }
-        }
+    Ok(turns.into_iter().map(Message::unsupervised).collect())
+}
+
+/// Refuses earlier turns that end with the question of the row, which would be asked twice.
+fn not_asked_before(history: &[Message], question: &str) -> Result<(), String> {
+    let last = history.last().filter(|last| last.role == "user").and_then(|last| last.content.as_deref());
+    match last.is_some_and(|last| last.trim() == question.trim()) {
+        true => Err("`history` ends with the question of the row, which would be asked twice; leave it out".into()),
+        false => Ok(()),
     }
-    Ok(turns)
+}
+
+/// An earlier question and its answer. None: it is no pair of texts, or it says more.
+fn pair(item: &Value) -> Option<[&str; 2]> {
+    let map = match item {
+        Value::Array(two) => match &two[..] {
+            [Value::String(question), Value::String(answer)] => return Some([question.as_str(), answer.as_str()]),
+            _ => return None,
+        },
+        other => other.as_object()?,
+    };
+    // Numbers and truth values only tell of it.
+    let tells = |value: &Value| is_empty(value) || value.is_number() || value.is_boolean();
+    let mut said: Vec<(&String, &Value)> = map.iter().filter(|(_, value)| !tells(value)).collect();
+    said.sort_by_key(|(key, _)| ANSWERED.contains(&key.as_str()));
+    match said[..] {
+        [(asked, question), (answered, answer)]
+            if ASKED.contains(&asked.as_str()) && ANSWERED.contains(&answered.as_str()) =>
+        {
+            Some([question.as_str()?, answer.as_str()?])
+        }
+        _ => None,
+    }
 }

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value;
+
 use super::messages::{Conversation, Message, THINK};
 use super::notes::Note;
 use super::spans::{Answer, PROBES, Rendered};
@@ -67,6 +69,20 @@ fn written_twice(message: &Message, content: &str, before: &str) -> Option<Note>
              row, or choose a template that writes none (`chat_template`)"
         ))
     })
+}
+
+/// Whether a text has all the calls of its turn in it, written as calls: their names stand in quotes or marks. Words
+/// that announce a call are none.
+fn writes_calls(content: &str, calls: &[Value], leaves: &[(Leaf, usize)]) -> bool {
+    let is_marked = |name: &str| {
+        let mut found = content.match_indices(name);
+        found.any(|(at, _)| content[..at].trim_end().ends_with(['"', '\'', '=', '>', '[']))
+    };
+    let mut names = calls.iter().map(|call| call["function"]["name"].as_str());
+    !calls.is_empty()
+        && content.contains(['{', '<', '['])
+        && names.all(|name| name.is_some_and(|name| !name.is_empty() && is_marked(name)))
+        && leaves.iter().all(|(leaf, count)| leaf.occurrences(content) >= *count)
 }
 
 /// Turns of one role that are tried one by one for being left out, where together they do not show it.
@@ -259,6 +275,12 @@ impl Turn<'_> {
                 return Err(not_written(self.rendered, leaf));
             }
             note("the chat template leaves out tool calls of a turn that is not learned".to_owned());
+        } else if answer && writes_calls(content, self.message.calls(), &leaves) {
+            note(
+                "an answer has its tool calls in its text too, beside `tool_calls`, so that each call is learned twice; leave \
+                 them out of the text"
+                    .to_owned(),
+            );
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::keys::{is_empty, media, of_other_meaning, words};
 use super::notes::{KeyOf, Note};
 use super::{tools, typed_parts, unused, weight};
 
-const ROLES: &str = "system, developer, user, assistant or tool";
+const ROLES: &str = "system, developer, user, assistant or tool; `--roles user=NAME` says what another name stands for";
 /// Names of what an assistant thinks before it answers, the first that is there wins.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 /// Further names of it, which templates do not know.
@@ -28,7 +28,7 @@ const THOUGHTS: [&str; 11] = [
     "rationale",
 ];
 /// Names of the calls of a turn: the one that templates know, OpenAI's older one, and others.
-const CALLS: [&str; 5] = ["tool_calls", "function_call", "function_calls", "tool_use", "tool_call"];
+pub(super) const CALLS: [&str; 5] = ["tool_calls", "function_call", "function_calls", "tool_use", "tool_call"];
 /// Roles of turns whose content is a call, or a list of them.
 pub(super) const CALLERS: [&str; 4] = ["function_call", "tool_call", "tool_calls", "function-call"];
 /// Around what is thought in a content.
@@ -51,6 +51,9 @@ const TURN_KEYS: [&str; 10] = [
 /// Keys of the parts of a content.
 const PART_KEYS: [&str; 5] = ["type", "text", "content", "value", "cache_control"];
 
+/// End of a range that holds what follows a content.
+pub(super) const BEHIND: usize = usize::MAX;
+
 /// One turn of a conversation. Keys beside `role` and `content` (`name`, `tool_calls`, …) reach the template as
 /// they are.
 #[derive(Clone, Debug)]
@@ -62,7 +65,8 @@ pub struct Message {
     pub supervised: bool,
     /// How much a token of this turn counts, where it is supervised.
     pub weight: f32,
-    /// Byte ranges of the content with weights of their own, which multiply the turn's.
+    /// Byte ranges of the content with weights of their own, which multiply the turn's. One that ends [`BEHIND`] it is
+    /// what follows the content: calls, and the end of the turn.
     details: Option<Vec<(Range<usize>, f32)>>,
     /// Tool definitions of a system turn, which stand for those of its row.
     tools: Vec<Value>,
@@ -131,20 +135,42 @@ impl Message {
         std::mem::take(&mut self.tools)
     }
 
-    /// Adds the calls of a turn that does nothing but call, as long as both are the assistant's and weigh the same.
-    /// Else that turn comes back.
-    pub(super) fn join_calls(&mut self, other: Message) -> Option<Message> {
+    /// How much of the loss a token of the turn has.
+    fn share(&self) -> f32 {
+        if self.supervised { self.weight } else { 0.0 }
+    }
+
+    /// Adds the calls of a turn that does nothing but call, as long as both are the assistant's. What is said and the
+    /// calls keep the weights that they have. Else that turn comes back. The error: with its `flags` it weighs
+    /// otherwise than the calls that are there.
+    fn join_calls(&mut self, other: Message, flags: &str) -> Result<Option<Message>, String> {
         let is_plain = other.content.is_none() && other.reasoning().is_none();
-        let weigh_the_same = (self.supervised, self.weight) == (other.supervised, other.weight);
-        if !(is_plain && weigh_the_same && self.is_assistant() && self.details.is_none()) {
-            return Some(other);
+        let (own, theirs) = (self.share(), other.share());
+        let of_calls = self.details.iter().flatten().find(|(range, _)| range.end == BEHIND);
+        let of_calls = of_calls.map(|(_, weight)| *weight * own);
+        let calls = self.calls().len();
+        let apart = calls > 0 && self.details.is_some() && of_calls.is_none();
+        if !(is_plain && self.is_assistant()) || apart {
+            return Ok(Some(other));
+        }
+        if calls == 0 && (own != theirs || self.details.is_some()) {
+            let end = self.content.as_deref().map_or(0, str::len);
+            let mut details = self.details.take().unwrap_or_else(|| vec![(0..end, 1.0)]);
+            details.iter_mut().for_each(|(_, weight)| *weight *= own);
+            details.push((end..BEHIND, theirs));
+            (self.supervised, self.weight, self.details) = (true, 1.0, Some(details));
+        } else if calls > 0 && of_calls.unwrap_or(own) != theirs {
+            let before = of_calls.unwrap_or(own);
+            return Err(format!(
+                " is a call with {flags}, so that it weighs {theirs}, and the call before it weighs {before}: calls in a \
+                 row are one turn, and count alike; give all of them the same flag"
+            ));
         }
         match self.fields.get_mut(CALLS[0]) {
             Some(Value::Array(calls)) => calls.extend_from_slice(other.calls()),
-            Some(_) => return Some(other),
-            None => drop(self.fields.insert(CALLS[0].to_owned(), other.calls().into())),
+            _ => drop(self.fields.insert(CALLS[0].to_owned(), other.calls().into())),
         }
-        None
+        Ok(None)
     }
 
     pub(super) fn calls(&self) -> &[Value] {
@@ -171,25 +197,54 @@ pub(super) fn turns(row: &Map<String, Value>, key: &str, notes: &mut Vec<Note>) 
             return Err(format!("`{key}` must be a non-empty array of {{\"role\", \"content\"}}, found {found}"));
         }
     };
+    listed(turns, key, notes)
+}
+
+/// The turns of a list that stands under `key`.
+pub(super) fn listed(turns: &[Value], key: &str, notes: &mut Vec<Note>) -> Result<Vec<Message>, String> {
     let mut messages: Vec<Message> = Vec::with_capacity(turns.len());
     for (at, turn) in turns.iter().enumerate() {
-        let message = message(turn, notes).map_err(|why| format!("`{key}[{at}]`{why}"))?;
-        // If the role says that a turn is a call, several calls at once are several turns in a row, and so are a text
-        // and its call.
+        let added = add(&mut messages, turn, is_caller(turn), notes);
+        added.map_err(|why| format!("`{key}[{at}]`{why}"))?;
+    }
+    Ok(messages)
+}
+
+/// Adds a turn. If the role says that it is a call, several calls at once are several turns in a row, and so are a text
+/// and its call: together they are one, whose end is learned once, behind them.
+pub(super) fn add(
+    messages: &mut Vec<Message>,
+    turn: &Value,
+    is_call: bool,
+    notes: &mut Vec<Note>,
+) -> Result<(), String> {
+    let Some(pieces) = typed_parts::results(turn, notes)? else {
+        let message = message(turn, notes)?;
         let apart = match messages.last_mut() {
-            Some(last) if is_caller(turn) => last.join_calls(message),
+            Some(last) if is_call => last.join_calls(message, &flags(turn))?,
             _ => Some(message),
         };
         messages.extend(apart);
+        return Ok(());
+    };
+    for piece in pieces {
+        messages.push(message(&piece.turn, notes).map_err(|why| piece.placed(why))?);
     }
-    Ok(messages)
+    Ok(())
+}
+
+/// The flags of a turn that say what is learned, in words.
+fn flags(turn: &Value) -> String {
+    let there = weight::KEYS.iter().filter_map(|key| Some((key, turn.get(*key).filter(|value| !value.is_null())?)));
+    let there: Vec<String> = there.map(|(key, value)| format!("`{key}: {value}`")).collect();
+    if there.is_empty() { "no flag".to_owned() } else { there.join(", ") }
 }
 
 fn is_caller(turn: &Value) -> bool {
     turn.get("role").and_then(Value::as_str).is_some_and(|role| CALLERS.contains(&role))
 }
 
-pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, String> {
+fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, String> {
     let Value::Object(map) = turn else {
         return Err(format!(" must be an object with `role` and `content`, found {}", json::describe(turn)));
     };
@@ -207,8 +262,8 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
         Some(other) => return Err(format!(".role is {}; expected {ROLES}", json::describe(other))),
         None if map.contains_key("from") => {
             return Err(
-                " has `from` and no `role`: that is a ShareGPT turn, which stands under `conversations`; expected \
-                        `role` and `content`"
+                " has `from` and no `role`: that is a ShareGPT turn, which stands under `conversations`, and under \
+                 `messages` is read with `--messages-column messages`; expected `role` and `content`"
                     .into(),
             );
         }
@@ -240,7 +295,13 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
     let (content, mut details) = match fields.get("content") {
         Some(Value::String(text)) => (Some(text.clone()), None),
         Some(Value::Array(parts)) => {
-            let (text, details) = join_parts(parts, role == "assistant", notes)?;
+            let (text, mut details) = join_parts(parts, role == "assistant", notes)?;
+            // The flag of the last text is not that of the calls behind it.
+            if let Some(details) = details.as_mut().filter(|_| fields.contains_key(CALLS[0]))
+                && details.iter().rfind(|(range, _)| !range.is_empty()).is_none_or(|(_, weight)| *weight != 1.0)
+            {
+                details.push((text.len()..BEHIND, 1.0));
+            }
             (Some(text), details)
         }
         None if role == "assistant" && fields.contains_key("tool_calls") => (None, None),
@@ -425,7 +486,8 @@ fn join_parts(parts: &[Value], of_assistant: bool, notes: &mut Vec<Note>) -> Res
         let Value::Object(map) = part else { return Err(expected()) };
         match map.get("type") {
             None | Some(Value::Null) => {}
-            Some(Value::String(kind)) if kind == "text" => {}
+            // OpenAI's types say whose text it is.
+            Some(Value::String(kind)) if ["text", "input_text", "output_text"].contains(&kind.as_str()) => {}
             Some(Value::String(kind)) => {
                 return Err(format!(".content[{at}] has the type {:?}; only text is supported", json::shorten(kind)));
             }

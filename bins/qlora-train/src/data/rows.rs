@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::columns::Columns;
+use super::columns::{Columns, holds_turns, is_turn};
 use super::keys::{KNOWN_KEYS, ROWS_UNDER, is_empty, is_label, of_other_meaning};
 use super::labeled::LabeledIds;
 use super::notes::{KeyOf, Note};
@@ -37,6 +37,38 @@ pub(super) fn check_keys(
     Ok(())
 }
 
+/// Refuses a row that is a whole table: all that a row of its format has are the cells of columns.
+pub(super) fn check_no_table(map: &Map<String, Value>, kind: RowKind) -> Result<(), String> {
+    let (of_one, is_listed) = match kind {
+        RowKind::Messages | RowKind::ShareGpt => ("a list of turns", true),
+        RowKind::Tokenized => ("a list of token ids", true),
+        _ => ("a string", false),
+    };
+    // One list of token ids in another is a batch of one row rather than a table.
+    let is_batch = |value: &Value| kind == RowKind::Tokenized && value.as_array().is_some_and(|cells| cells.len() == 1);
+    let is_text = |value: &Value| is_listed && value.get(0).is_some_and(Value::is_string);
+    let is_cells = |value: &Value| is_column(value) && !is_text(value) && !is_batch(value);
+    let mut cells = kind.keys().iter().filter_map(|key| Some((key, map.get(*key)?)));
+    match cells.clone().next().filter(|_| cells.all(|(_, value)| is_cells(value))) {
+        None => Ok(()),
+        Some((key, value)) => {
+            Err(format!("`{key}` is {}; expected {of_one} of one row; {BY_COLUMNS}", json::describe(value)))
+        }
+    }
+}
+
+/// Whether a value looks like the cells of a column: a list of texts or of lists, or an object whose keys are numbers.
+fn is_column(value: &Value) -> bool {
+    match value {
+        Value::Array(cells) => cells.first().is_some_and(|cell| cell.is_string() || cell.is_array()),
+        Value::Object(cells) => !cells.is_empty() && cells.keys().all(|key| key.parse::<u64>().is_ok()),
+        _ => false,
+    }
+}
+
+const BY_COLUMNS: &str = "is it a whole table by columns, as pandas' `to_json()` and `to_dict(\"list\")` write it, give \
+                          one object a row: `to_json(path, orient=\"records\", lines=True)`";
+
 /// Texts that nothing reads and that are looked for among those that are read: each costs a search of the row.
 const MAX_LOOKED_FOR: usize = 16;
 
@@ -63,23 +95,33 @@ const SPEAKERS: [&str; 8] = ["prompter", "assistant", "user", "human", "gpt", "s
 /// Refuses a text that is one turn of a conversation, like each row of a chat tree: by itself it answers nothing.
 fn check_no_turn(map: &Map<String, Value>) -> Result<(), String> {
     let speaks = |role: &&str| SPEAKERS.contains(&role.trim().to_lowercase().as_str());
+    let of_tree = ["message_id", "parent_id"].iter().all(|key| map.contains_key(*key));
     let found = match map.get("role").and_then(Value::as_str).filter(speaks) {
         Some(role) => format!("`role` ({})", json::shorten(role)),
-        None if ["message_id", "parent_id"].iter().all(|key| map.contains_key(*key)) => {
-            "`message_id` and `parent_id`".to_owned()
-        }
+        None if of_tree => "`message_id` and `parent_id`".to_owned(),
         None => return Ok(()),
     };
+    let what_to_do = match of_tree {
+        true => format!("the file lists the messages of chat trees, as OpenAssistant's `.messages.jsonl` does; {WAYS}"),
+        false => "make conversations (`messages`) of the turns".to_owned(),
+    };
     Err(format!(
-        "the row has {found}, so its text is one turn of a conversation, which would be learned as plain text: make \
-         conversations (`messages`) of the turns, those of a chat tree along their `parent_id`, or leave these keys out to \
-         learn each text by itself"
+        "the row has {found}, so its text is one turn of a conversation, which would be learned as plain text: {what_to_do}; \
+         or leave these keys out to learn each text by itself"
     ))
 }
+
+/// How a tree of messages becomes rows.
+const WAYS: &str = "write each way from a first message to a last reply, along `parent_id` or `replies`, as one row of \
+                    `messages`: `text` is the content of a turn, and the role `prompter` is the user; of several replies \
+                    that of `rank` 0 is the preferred one";
 
 pub(super) const SUPPORTED: &str = "supported are `messages` (role/content), `conversations` (from/value), `prompt` + \
                                     `completion`, Alpaca (`instruction`, `input`, `output`), `text` and tokenized rows \
                                     (`input_ids`, optional `labels`)";
+
+const OF_TURNS: &str =
+    "a row is a whole conversation, the list of its turns in one object a line: {\"messages\": [...]}";
 
 /// Values of a row that is text: a turn takes two kilobytes while it is rendered, however short it is.
 pub(super) const MAX_TEXT_VALUES: usize = 1 << 19;
@@ -134,7 +176,8 @@ pub(super) fn task(map: &Map<String, Value>, key: &str) -> Result<Option<String>
 /// The error says what was found and what is supported.
 pub(super) fn detect(row: &Value, meant: &[RowKind]) -> Result<RowKind, String> {
     let Value::Object(map) = row else {
-        return Err(format!("expected a row (a JSON object), found {}; {SUPPORTED}", json::describe(row)));
+        let whole = if holds_turns(row) { OF_TURNS } else { SUPPORTED };
+        return Err(format!("expected a row (a JSON object), found {}; {whole}", json::describe(row)));
     };
     let has = |key: &&str| map.get(*key).is_some_and(|value| !value.is_null());
     let shown = |keys: &[&str]| keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(" + ");
@@ -157,6 +200,12 @@ pub(super) fn detect(row: &Value, meant: &[RowKind]) -> Result<RowKind, String> 
             if let Some((key, why)) = of_other_meaning(map, false) {
                 return Err(not_learned_here(map, key, why));
             }
+            if map.get("prompt").is_some_and(|first| first.get("replies").is_some()) {
+                return Err(format!(
+                    "the row is a whole tree of messages with `replies`, as in OpenAssistant's `.trees.jsonl`, and no \
+                     conversation; {WAYS}"
+                ));
+            }
             let half = RowKind::ALL.into_iter().find(|kind| kind.keys().iter().any(has));
             if let Some((half, missing)) = half.and_then(|kind| Some((kind, kind.keys().iter().find(|key| !has(key))?)))
             {
@@ -171,6 +220,16 @@ pub(super) fn detect(row: &Value, meant: &[RowKind]) -> Result<RowKind, String> 
             }
             if let Some(null) = KNOWN_KEYS.iter().find(|key| map.get(**key).is_some_and(Value::is_null)) {
                 return Err(format!("unknown kind of row: `{null}` is null; {SUPPORTED}"));
+            }
+            if is_turn(row) {
+                return Err(format!(
+                    "unknown kind of row: found the turn of a conversation ({}); {OF_TURNS}",
+                    json::keys(map)
+                ));
+            }
+            let is_split = ["columns", "index", "data"].iter().all(|key| map.get(*key).is_some_and(Value::is_array));
+            if is_split || map.len() > 1 && map.values().all(is_column) {
+                return Err(format!("unknown kind of row: found {}; {BY_COLUMNS}", json::describe(row)));
             }
             let is_no_row = |key: &&&str| map.get(**key).and_then(Value::as_array).is_some_and(Vec::is_empty);
             if let Some(list) = ROWS_UNDER.iter().find(is_no_row) {

@@ -59,7 +59,7 @@ pub struct ChatTokenizer {
     /// Texts of all added tokens: one of them ends a turn.
     added: Vec<String>,
     /// Texts of the tokens that end a text or a turn by the model's settings.
-    ends: Vec<String>,
+    pub(super) ends: Vec<String>,
     template: Option<ChatTemplate>,
     /// The model's own template for conversations with tools, where it has another one for them.
     tool_template: Option<ChatTemplate>,
@@ -252,13 +252,17 @@ impl ChatTokenizer {
     /// The model's tokenizer with the template that the tokenizer files of another directory hold (an adapter's). None:
     /// they hold none.
     pub fn open_with_template_of(dir: &Path, other: &Path) -> Result<Option<Self>> {
-        let config_path = other.join("tokenizer_config.json");
-        let config = if config_path.is_file() { read_config(&config_path)? } else { Map::new() };
-        let templates = own_templates(other, &config_path, &config)?;
+        let templates = templates_in(other)?;
         if templates.default.is_none() {
             return Ok(None);
         }
         Self::open_with(dir, Some(templates)).map(Some)
+    }
+
+    /// Place of the template that the tokenizer files of a directory hold, and its SHA-256 (hex). None: they hold none.
+    pub fn template_in(dir: &Path) -> Result<Option<(String, String)>> {
+        let Templates { default, origin, .. } = templates_in(dir)?;
+        Ok(default.map(|source| (origin, hex(Sha256::digest(source)))))
     }
 
     /// Whether a template writes the date, so that the text depends on when it is rendered.
@@ -292,6 +296,18 @@ impl ChatTokenizer {
             *template = compiled.usage_context(|| self.template_origin.clone())?;
         }
         Ok(())
+    }
+
+    /// Puts another template in the place of the model's own, for the fuzz targets.
+    pub(super) fn set_template(&mut self, source: &str) -> Result<()> {
+        let compiled = ChatTemplate::compile(source, self.special.clone(), now());
+        self.template = Some(compiled.usage_context(|| self.template_origin.clone())?);
+        Ok(())
+    }
+
+    /// Takes the template of another tokenizer as it was compiled, for the fuzz targets.
+    pub(super) fn take_template(&mut self, other: &Self) {
+        self.template.clone_from(&other.template);
     }
 
     /// Token ids of text as it stands: nothing is added.
@@ -588,6 +604,13 @@ struct Templates {
     tool_use: Option<String>,
     /// Where the default one comes from, in words.
     origin: String,
+}
+
+/// The templates that the tokenizer files of a directory hold, which may be those of an adapter.
+fn templates_in(dir: &Path) -> Result<Templates> {
+    let config_path = dir.join("tokenizer_config.json");
+    let config = if config_path.is_file() { read_config(&config_path)? } else { Map::new() };
+    own_templates(dir, &config_path, &config)
 }
 
 /// The model's own templates, if it has any.

@@ -20,13 +20,29 @@ const FUNCTION_KEYS: [&str; 2] = ["name", ARGUMENTS[0]];
 pub(super) fn of_row(row: &Map<String, Value>) -> Result<Vec<Value>, String> {
     let none = Value::Null;
     let of = |key: &str| tools(key, row.get(key).unwrap_or(&none));
-    let (tools, functions) = (of("tools")?, of("functions")?);
+    let tools: Vec<Value> = of("tools")?.into_iter().map(of_schema).collect();
+    let functions = of("functions")?;
     match (tools.is_empty(), functions.is_empty()) {
         (false, false) => Err("found both `tools` and `functions`; keep one of them".to_owned()),
         (true, _) => {
             Ok(functions.into_iter().map(|function| json!({"type": "function", "function": function})).collect())
         }
         (false, true) => Ok(tools),
+    }
+}
+
+/// Anthropic's definition of a tool as one of a function; any other as it is.
+fn of_schema(tool: Value) -> Value {
+    let has = |key: &str| tool.get(key).is_some();
+    let is_theirs = has("name") && has("input_schema") && !has("function") && !has("parameters");
+    match tool {
+        Value::Object(map) if is_theirs => {
+            let kept = map.into_iter().filter(|(key, _)| !["type", "cache_control"].contains(&key.as_str()));
+            let renamed = kept.map(|(key, value)| (key.replace("input_schema", "parameters"), value));
+            let function: Map<String, Value> = renamed.collect();
+            json!({"type": "function", "function": function})
+        }
+        other => other,
     }
 }
 

@@ -4,18 +4,22 @@ use serde_json::{Map, Value};
 
 use super::json;
 use super::keys::is_empty;
+use super::messages::CALLS;
 
 /// Keys of role and content in the forms that are told apart without a name.
 const FORMS: [[&str; 2]; 2] = [["role", "content"], ["from", "value"]];
 /// Roles of the first form; the other has further names for them.
 const ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
 /// Lists of turns, with the key that each has where its turns are of the second form.
-const LISTS: [(&str, Option<&str>); 4] = [
+const LISTS: [(&str, Option<&str>); 5] = [
     ("messages", Some("conversations")),
     ("conversations", Some("conversations")),
     ("prompt", None),
     ("completion", None),
+    (EARLIER, Some(EARLIER)),
 ];
+/// Key of earlier turns, which may be pairs of texts instead.
+const EARLIER: &str = "history";
 
 /// The keys of a turn, by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +38,19 @@ impl TurnKeys {
         })
     }
 
+    /// Key under which a turn has its role.
+    pub fn role(&self) -> &str {
+        &self.role
+    }
+
     /// Gives the turns of a row the keys of the form that their roles are of. The error names a turn that lacks a key.
     pub fn rename(&self, row: &mut Map<String, Value>) -> Result<(), String> {
         let mut moved = Vec::new();
         for (list, of_second) in LISTS {
             let Some(Value::Array(turns)) = row.get_mut(list) else { continue };
+            if list == EARLIER && !turns.iter().all(|turn| turn.get(&self.role).is_some()) {
+                continue;
+            }
             let is_of_first = |turn: &Value| turn.get(&self.role).and_then(Value::as_str).is_none_or(is_role);
             let second = of_second.filter(|_| !turns.iter().all(is_of_first));
             let form = FORMS[usize::from(second.is_some())];
@@ -66,7 +78,7 @@ impl TurnKeys {
         };
         let role = turn.shift_remove(&self.role).filter(|role| !role.is_null()).ok_or_else(|| missing(&self.role))?;
         let content = turn.shift_remove(&self.content);
-        let calls = ["tool_calls", "function_call"].iter().any(|key| turn.get(*key).is_some_and(|of| !is_empty(of)));
+        let calls = CALLS.iter().any(|key| turn.get(*key).is_some_and(|of| !is_empty(of)));
         if content.is_none() && !calls {
             return Err(missing(&self.content));
         }
@@ -116,6 +128,21 @@ mod tests {
             renamed(Some("from"), None, row).unwrap(),
             json!({"prompt": [{"role": "user", "content": "q"}], "completion": "a"})
         );
+        // Earlier turns have these keys too, or are pairs.
+        let row = json!({"prompt": "q", "completion": "a", "history": [turn("user"), turn("assistant")]});
+        let said = |role: &str| json!({"weight": 0, "role": role, "content": "a"});
+        assert_eq!(
+            renamed(Some("speaker"), Some("text"), row).unwrap()["history"],
+            json!([said("user"), said("assistant")])
+        );
+        for pairs in [json!([["q", "a"]]), json!([{"prompt": "q", "completion": "a"}])] {
+            let row = json!({"prompt": "q", "completion": "a", "history": pairs});
+            assert_eq!(renamed(Some("speaker"), Some("text"), row.clone()).unwrap(), row);
+        }
+        for key in CALLS {
+            let row = json!({"messages": [{"from": "assistant", key: [{"name": "f"}]}]});
+            assert!(renamed(Some("from"), Some("value"), row).is_ok(), "{key}");
+        }
         // A call needs no content.
         let row = json!({"messages": [{"from": "assistant", "tool_calls": [{"name": "f"}]}]});
         assert_eq!(

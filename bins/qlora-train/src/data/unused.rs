@@ -1,6 +1,8 @@
 //! Keys that nothing reads: listed, and warned of where they look like one that says what is learned, or like a known
 //! key in other letters.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use super::json;
@@ -67,7 +69,8 @@ const BESIDE: [&str; 24] = [
 
 /// The value under a key of such words that says "learned": `do_not_train` false, `useForTraining` true.
 fn learned_by_words(words: &[String]) -> Option<bool> {
-    let is_of = |list: &[&str], word: &String| list.contains(&word.as_str());
+    let is_of =
+        |list: &[&str], word: &String| list.iter().any(|name| name == word || word.len() > 4 && is_near(name, word));
     let known = |word: &String| is_of(&LEARN, word) || is_of(&LEAVE_OUT, word);
     let told = words.iter().filter(|word| !is_of(&BESIDE, word) && !is_of(&NOT, word));
     let (all, any) = told.fold((true, false), |(all, any), word| (all && known(word), any || known(word)));
@@ -131,14 +134,28 @@ pub(super) fn may_be_meant(key: &str) -> bool {
     is_flag || is_system(key) || is_context(key) || known().any(|name| small == *name || spelled == *name)
 }
 
-/// The key for what is learned that a key differs from in one letter, or in two that are swapped.
+/// Whether a key is a name of at least five letters with two of them swapped, or with one behind the first missing.
+fn is_near(name: &str, key: &str) -> bool {
+    let sorted = |text: &str| {
+        let mut letters: Vec<char> = text.chars().collect();
+        letters.sort_unstable();
+        letters
+    };
+    let is_near = name.len() > 4 && name.len().abs_diff(key.len()) < 2 && strsim::osa_distance(name, key) == 1;
+    let begins_alike = name.chars().next() == key.chars().next();
+    is_near && (begins_alike && key.len() < name.len() || sorted(name) == sorted(key))
+}
+
+/// The key for what is learned that a key differs from in one letter, or in two that are swapped; a short one only in
+/// letters that are swapped or missing.
 fn misspelled(key: &str) -> Option<&'static str> {
     if FLAGS.iter().any(|(name, _)| key == *name) || weight::KEYS.contains(&key) {
         return None;
     }
     // A height is no weight.
-    let is_meant = |name: &&str| name.len() > 5 && name.chars().next() == key.chars().next();
-    weight::KEYS.into_iter().filter(is_meant).find(|name| strsim::osa_distance(name, key) == 1)
+    let is_meant = |name: &str| name.len() > 5 && name.chars().next() == key.chars().next();
+    let is_one_off = |name: &str| is_meant(name) && strsim::osa_distance(name, key) == 1;
+    weight::KEYS.into_iter().find(|name| is_near(name, key) || is_one_off(name))
 }
 
 /// Whether a key says how long the prompt among the tokens of a row is: `prompt_length`, `source_len`.
@@ -220,17 +237,27 @@ pub(super) struct Replaced {
     pub value: Value,
 }
 
-/// A remark about a part of what is asked that a named column replaces. None: it is none, or a text that is read
-/// holds it.
+/// A remark about a value of a known key whose place a named column takes. None: it says nothing, or what is read says
+/// the same.
 pub(super) fn replaced(of: &Replaced, kind: RowKind, row: &Value) -> Option<Note> {
     let setting = match of.key {
         "prompt" | "instruction" => "prompt",
-        "input" | "system" => of.key,
-        _ => return None,
+        "completion" | "output" => "completion",
+        "messages" | "conversations" => "messages",
+        other => other,
     };
-    let text = of.value.as_str().filter(|_| !is_empty(&of.value))?.trim();
     let mut read = kind.keys().iter().chain(kind.optional_keys()).filter_map(|key| row.get(*key));
-    if read.any(|value| holds(value, text)) {
+    let is_read = match &of.value {
+        value if is_empty(value) => true,
+        Value::String(text) => read.any(|value| holds(value, text.trim())),
+        value => {
+            let (mut lost, mut own) = (HashSet::new(), HashSet::new());
+            texts(value, &mut lost);
+            read.for_each(|value| texts(value, &mut own));
+            lost.is_subset(&own)
+        }
+    };
+    if is_read {
         return None;
     }
     Some(Note::Said(format!(
@@ -239,6 +266,19 @@ pub(super) fn replaced(of: &Replaced, kind: RowKind, row: &Value) -> Option<Note
         of.key,
         quoted(&of.column)
     )))
+}
+
+/// The texts of a value but those that say whose turn it is.
+fn texts<'v>(value: &'v Value, out: &mut HashSet<&'v str>) {
+    match value {
+        Value::String(text) => out.extend(Some(text.trim()).filter(|text| !text.is_empty())),
+        Value::Array(items) => items.iter().for_each(|item| texts(item, out)),
+        Value::Object(map) => {
+            let said = map.iter().filter(|(key, _)| !["role", "from"].contains(&key.as_str()));
+            said.for_each(|(_, value)| texts(value, out));
+        }
+        _ => {}
+    }
 }
 
 /// A key as an argument of a command.

@@ -441,17 +441,14 @@ fn names_of_role_and_content_are_the_keys_of_turns() {
 fn values_of_a_data_set_are_shown_as_the_file_has_them() {
     for (entry, shown) in [
         ("roles: {user: [gpt]}", "`roles: {user: [gpt]}` of a data set"),
-        (
-            "roles: {user: [human, guest], assistant: gpt}",
-            "`roles: {user: [human, guest], assistant: gpt}` of a data set",
-        ),
+        ("roles: {user: [human, gpt], assistant: gpt}", "`roles: {user: [human, gpt], assistant: gpt}` of a data set"),
         ("split_thinking: {a: {b: 1}}", "`split_thinking: {a: {b: 1}}` of a data set"),
         ("message_property_mappings: {role: {a: 1}}", "`message_property_mappings.role: {a: 1}` of a data set"),
     ] {
         refused(&format!("datasets: [{{path: a.jsonl, {entry}}}]"), &[shown]);
     }
-    let long = format!("datasets: [{{path: a.jsonl, roles: {{user: [{}]}}}}]", vec!["guest"; 40].join(", "));
-    refused(&long, &["`roles: {user: [guest, guest,", "…` of a data set"]);
+    let long = format!("datasets: [{{path: a.jsonl, roles: {{user: [{}]}}}}]", vec!["model"; 40].join(", "));
+    refused(&long, &["`roles: {user: [model, model,", "…` of a data set"]);
     // Roles that are read so anyway.
     for roles in ["{user: [human, user], assistant: [gpt, assistant]}", "{assistant: gpt, tool: [ipython]}", "{}"] {
         assert_eq!(noting(&format!("datasets: [{{path: a.jsonl, roles: {roles}}}]")).0.data.len(), 1, "{roles}");
@@ -581,13 +578,37 @@ fn the_default_revision_of_a_directory_is_left_out() {
 }
 
 #[test]
-fn roles_of_other_names_are_refused_with_the_names_that_are_read() {
-    refused(
-        "datasets: [{path: a.jsonl, roles: {user: [human, client], assistant: [agent]}}]",
-        &["by which turns are read: `user`, `human`; call `client` so in the rows", "leave `roles` out"],
-    );
-    refused("datasets: [{path: a.jsonl, roles: {judge: [a]}}]", &["names of `user`, `assistant`, `system`, `tool`"]);
-    refused("datasets: [{path: a.jsonl, roles: user}]", &["`roles: user` of a data set", "a section"]);
+fn names_of_roles_are_taken_where_each_is_of_one_role() {
+    let names = |settings: &Settings| -> Vec<(String, &str)> { settings.roles.pairs().to_vec() };
+    let expected = [("agent", "assistant"), ("client", "user"), ("human", "user"), ("lookup", "tool")];
+    let expected = expected.map(|(name, role)| (name.to_owned(), role));
+    let section = "{user: [human, client, user], assistant: agent, tool: [lookup]}";
+    for file in [
+        format!("datasets: [{{path: a.jsonl, roles: {section}}}, b.jsonl]"),
+        format!("data: a.jsonl\nroles: {section}"),
+    ] {
+        assert_eq!(names(&noting(&file).0), expected, "{file}");
+    }
+    for flags in [
+        &["user=client,user=human,assistant=agent,tool=lookup"][..],
+        &["user=human", "assistant=agent", "tool=lookup,user=client"],
+        &[r#"{"user": ["human", "client"], "assistant": "agent", "tool": "lookup"}"#],
+    ] {
+        let flags: Vec<_> = flags.iter().map(|flag| ("roles".to_owned(), (*flag).to_owned())).collect();
+        assert_eq!(names(&Settings::load(None, &flags).unwrap()), expected, "{flags:?}");
+    }
+    for (roles, words) in [
+        ("{judge: [a]}", "names of `user`, `assistant`, `system`, `tool`"),
+        ("user", "a section with a list of names for each role"),
+        ("{user: [gpt]}", "another name for `user` than `gpt`, which is one of `assistant`"),
+        ("{user: [guest], assistant: [guest]}", "`guest` as a name of one role, not of `user` and `assistant`"),
+        ("{user: [1]}", "a section with a list of names"),
+    ] {
+        refused(&format!("datasets: [{{path: a.jsonl, roles: {roles}}}]"), &["of a data set", words]);
+        refused(&format!("roles: {roles}"), &["`roles`", words]);
+    }
+    let two = "datasets: [{path: a.jsonl, roles: {user: [a]}}, {path: b.jsonl, roles: {user: [b]}}]";
+    refused(two, &["`roles`", "keep one of them"]);
 }
 
 #[test]

@@ -61,6 +61,10 @@ fn columns_of_a_type_are_told_to_be_written_by_the_chat_template() {
     assert!(notes.iter().any(|note| note.contains("`prompt_completion: text`")), "{notes:?}");
     let text = "prompt_completion: text\ndatasets: [{path: a.jsonl, type: {field_instruction: q}}]";
     assert_eq!(noting(text).0.prompt_completion, PromptCompletion::Text, "what is said outright wins");
+    // Formats that are how rows are written anyway.
+    let named = "field_instruction: q, field_output: a, field_input: c, no_input_format: '{instruction}'";
+    let text = format!("datasets: [{{path: a.jsonl, type: {{{named}, format: \"{{instruction}}\\n\\n{{input}}\"}}}}]");
+    assert_eq!(noting(&text).0.input_column.as_deref(), Some("c"));
 }
 
 #[test]
@@ -172,6 +176,26 @@ fn target_modules_may_be_one_regular_expression() {
     for names in ["q_proj", "all-linear", "[q_proj, v_proj]", "'q_proj, v_proj'"] {
         assert_eq!(noting(&format!("lora_target_modules: {names}")).0.lora_target_modules.pattern(), None, "{names}");
     }
+}
+
+/// A run has one chat template, and these types ask for two.
+#[test]
+fn data_sets_of_axolotl_that_two_templates_write_are_refused() {
+    let sets = |types: [&str; 2]| {
+        format!("datasets: [{{path: a.jsonl, type: {}}}, {{path: b.jsonl, type: {}}}]", types[0], types[1])
+    };
+    for types in [["alpaca", "chat_template"], ["sharegpt", "alpaca"]] {
+        refused(&sets(types), &["line 1: `datasets`", "ask for two chat templates", "--chat-template"]);
+        refused(&(sets(types) + "\nchat_template: tokenizer_default"), &["ask for two chat templates"]);
+        let (settings, _) = noting(&(sets(types) + "\nchat_template: chatml"));
+        assert_eq!(settings.chat_template.as_deref(), Some("chatml"));
+        assert_eq!(
+            with_flag(&sets(types), "chat-template", "llama3").unwrap().chat_template.as_deref(),
+            Some("llama3")
+        );
+    }
+    assert_eq!(noting(&sets(["chat_template"; 2])).0.chat_template, None);
+    assert_eq!(noting(&sets(["alpaca", "completion"])).0.chat_template.as_deref(), Some("alpaca"));
 }
 
 /// LLaMA-Factory's `dataset` is names of its dataset_info.json.

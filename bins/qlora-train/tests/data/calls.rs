@@ -106,15 +106,171 @@ fn roles_of_calls_and_results_are_the_same_in_both_forms() {
             {"from": "observation", "value": "3"}, {"from": "gpt", "value": "three"}]});
         assert_eq!(texts(&share_gpt, WHOLE).1, learned, "{caller}");
     }
-    let apart = asked(&[
-        json!({"role": "assistant", "content": "let me", "loss": false}),
-        json!({"role": "tool_call", "content": call("Oslo")}),
-    ]);
-    assert_eq!(texts(&apart, WHOLE).1, format!("{CALL}<|im_end|>"));
     let words = asked(&[json!({"role": "tool_call", "content": "call f"})]);
     assert_says(&refusal(load_row(&words, WHOLE)), &["`messages[1]`.content", "list of calls"]);
     let empty = asked(&[json!({"role": "tool_call", "content": ""})]);
     assert_says(&refusal(load_row(&empty, WHOLE)), &["`messages[1]`.content is empty"]);
+}
+
+/// A text and its call are one turn, in which both keep their flags.
+#[test]
+fn a_text_and_its_call_that_weigh_otherwise_are_one_turn() {
+    let with = |mut turn: Value, flag: &Value| {
+        turn.as_object_mut().unwrap().extend(flag.as_object().unwrap().clone());
+        turn
+    };
+    let (none, off, on) = (json!({}), json!({"train": false}), json!({"train": true}));
+    let (all, call, said) = (format!("let me{CALL}<|im_end|>"), format!("{CALL}<|im_end|>"), "let me".to_owned());
+    for (of_text, of_call, learned, half) in [
+        (&json!({"loss": false}), &none, &call, 0),
+        (&off, &on, &call, 0),
+        (&none, &off, &said, 0),
+        (&json!({"weight": 2}), &json!({"weight": 0}), &said, 0),
+        (&on, &none, &all, 0),
+        (&json!({"weight": 0.5}), &none, &all, "let me".len()),
+        (&none, &json!({"loss_weight": 0.5}), &all, CALL.len() + 1),
+        (&json!({"weight": 0.5}), &json!({"weight": 0.5}), &all, all.len() - "<|im_end|>".len() + 1),
+    ] {
+        let rows = [
+            asked(&[
+                with(json!({"role": "assistant", "content": "let me"}), of_text),
+                with(json!({"role": "tool_call", "content": CALL}), of_call),
+            ]),
+            json!({"conversations": [{"from": "human", "value": "q"},
+                with(json!({"from": "gpt", "value": "let me"}), of_text),
+                with(json!({"from": "function_call", "value": CALL}), of_call)]}),
+        ];
+        for row in rows {
+            let (text, supervised) = texts(&row, WHOLE);
+            assert!(text.contains(&format!("assistant\n{all}")), "{row}: {text}");
+            assert_eq!(supervised, *learned, "{row}");
+            let (data, _) = load_row(&row, WHOLE).unwrap();
+            // A token is a byte, or the end of the turn.
+            assert_eq!(data.rows[0].weights.iter().filter(|&&weight| weight == 0.5).count(), half, "{row}");
+        }
+    }
+    // What is thought may say what is said.
+    let row = asked(&[
+        json!({"role": "assistant", "content": "let me", "reasoning_content": "let me see", "train": false}),
+        json!({"role": "tool_call", "content": CALL}),
+    ]);
+    assert_eq!(texts(&row, WHOLE).1, call);
+    // Calls in a row are not told apart.
+    let calls = |before: &[Value], flag: &Value| {
+        let mut turns = before.to_vec();
+        turns.push(with(json!({"role": "tool_call", "content": CALL}), flag));
+        turns.push(json!({"role": "tool_call", "content": CALL}));
+        refusal(load_row(&asked(&turns), WHOLE))
+    };
+    let words = ["is a call with no flag", "weighs 1", "the call before it weighs 0", "the same flag"];
+    assert_says(&calls(&[], &off), &[&["`messages[2]`"][..], &words].concat());
+    assert_says(
+        &calls(&[json!({"role": "assistant", "content": "a"})], &off),
+        &[&["`messages[3]`"][..], &words].concat(),
+    );
+    let write = "{{ m.content or '' }}";
+    let end = "call.function | tojson }}{% endfor %}";
+    let calls_first = WHOLE.replacen(write, "", 1).replacen(end, &format!("{end}{write}"), 1);
+    let row = asked(&[
+        json!({"role": "assistant", "content": "let me", "train": false}),
+        json!({"role": "tool_call", "content": CALL}),
+    ]);
+    let words = ["`messages[1]`", "flags that differ", "does not write the calls behind the text"];
+    assert_says(&refusal(load_row(&row, &calls_first)), &words);
+}
+
+#[test]
+fn the_system_of_a_row_may_be_a_list_of_parts() {
+    let row = |system: Value| {
+        let mut row = asked(&[json!({"role": "assistant", "content": "a"})]);
+        row["system"] = system;
+        row
+    };
+    let part = |text: &str| json!({"type": "text", "text": text, "cache_control": {"type": "ephemeral"}});
+    let whole = texts(&row(json!("be brief")), WHOLE);
+    assert_eq!(texts(&row(json!([part("be "), part("brief")])), WHOLE), whole);
+    assert_eq!(told(&row(json!([part("be brief")])), WHOLE), [""; 0]);
+    let shown = json!([{"type": "image", "source": {}}]);
+    assert_says(&refusal(load_row(&row(shown), WHOLE)), &["`system`[0]", "\"image\"", "only text"]);
+}
+
+/// Anthropic's form of calls and results.
+#[test]
+fn results_among_the_parts_of_a_turn_are_turns_of_the_tool() {
+    let write = "{{ m.content or '' }}";
+    let by_id = WHOLE.replacen(write, &format!("{{{{ m.tool_call_id or '' }}}}:{write}"), 1);
+    let used = |id: &str, city: &str| json!({"type": "tool_use", "id": id, "name": "f", "input": {"x": city}});
+    let said = |text: &str| json!({"type": "text", "text": text});
+    let returned = |id: &str, content: Value| json!({"type": "tool_result", "tool_use_id": id, "content": content});
+    let row = |answered: &[Value]| {
+        asked(&[
+            json!({"role": "assistant", "content": [said("let me"), used("one", "Oslo"), used("two", "Rome")]}),
+            json!({"role": "user", "content": answered}),
+            json!({"role": "assistant", "content": [said("three")]}),
+        ])
+    };
+    let call = |id: &str, city: &str| json!({"id": id, "type": "function", "function": {"name": "f", "arguments": {"x": city}}});
+    let same = |between: &[Value]| {
+        let calls = json!([call("one", "Oslo"), call("two", "Rome")]);
+        let mut turns = vec![json!({"role": "assistant", "content": "let me", "tool_calls": calls})];
+        turns.extend_from_slice(between);
+        turns.push(json!({"role": "assistant", "content": "three"}));
+        asked(&turns)
+    };
+    let tool = |id: &str, content: &str| json!({"role": "tool", "tool_call_id": id, "content": content});
+    let user = |content: &str| json!({"role": "user", "content": content});
+    for (answered, between) in [
+        (
+            vec![returned("one", json!("3")), returned("two", json!([said("4"), said("5")]))],
+            vec![tool("one", "3"), tool("two", "45")],
+        ),
+        (
+            vec![returned("two", json!("4")), said("and"), said(" so?"), returned("one", json!(null)), said("go on")],
+            vec![tool("two", "4"), user("and so?"), tool("one", ""), user("go on")],
+        ),
+        (vec![returned("one", json!({"r": [1, 2.5]}))], vec![tool("one", "{\"r\": [1, 2.5]}")]),
+        (vec![said("wait"), returned("one", json!("3"))], vec![user("wait"), tool("one", "3")]),
+    ] {
+        let (text, learned) = texts(&row(&answered), &by_id);
+        assert_eq!((text.clone(), learned.clone()), texts(&same(&between), &by_id));
+        let turn = |turn: &Value| {
+            let part = |key: &str| turn[key].as_str().unwrap_or_default().to_owned();
+            format!("<|im_start|>{}\n{}:{}<|im_end|>\n", part("role"), part("tool_call_id"), part("content"))
+        };
+        assert!(text.contains(&between.iter().map(turn).collect::<String>()), "{text}");
+        assert!(learned.ends_with(":three<|im_end|>") && learned.contains("let me{\"name\": \"f\""), "{learned}");
+        assert_eq!(told(&row(&answered), &by_id), [""; 0]);
+    }
+    let share_gpt = json!({"conversations": [{"from": "human", "value": "q"},
+        {"from": "gpt", "value": [said("let me"), used("one", "Oslo"), used("two", "Rome")]},
+        {"from": "human", "value": [returned("one", json!("3")), said("so?")]}, {"from": "gpt", "value": "three"}]});
+    assert_eq!(texts(&share_gpt, &by_id), texts(&same(&[tool("one", "3"), user("so?")]), &by_id));
+    let failed = json!({"type": "tool_result", "tool_use_id": "one", "content": "no such city", "is_error": true});
+    assert_says(&told(&row(&[failed]), &by_id).join(" "), &["`is_error: true`", "its text alone"]);
+
+    let image = json!({"type": "image", "source": {"type": "base64", "data": "x"}});
+    for (answered, words) in [
+        (vec![returned("one", json!([said("a"), image]))], ["`messages[2]`.content[0].content[1]", "\"image\""]),
+        (vec![returned("one", json!("3")), said("a"), image], ["`messages[2]`.content[2]", "\"image\""]),
+        (vec![json!({"type": "tool_result", "tool_use_id": 7, "content": "3"})], [".content[0].tool_use_id", "string"]),
+        (vec![json!({"type": "tool_result", "output": "3"})], [".content[0] has no `content`", "`output`"]),
+    ] {
+        assert_says(&refusal(load_row(&row(&answered), &by_id)), &words);
+    }
+    let own = asked(&[json!({"role": "assistant", "content": [returned("one", json!("3"))]})]);
+    assert_says(
+        &refusal(load_row(&own, WHOLE)),
+        &["`messages[1]`.content[0] is a tool_result", "the role is assistant"],
+    );
+
+    let turns = [json!({"role": "assistant", "content": "a"})];
+    let schema = json!({"type": "object", "properties": {"x": {"type": "string"}}});
+    let mut theirs = asked(&turns);
+    theirs["tools"] =
+        json!([{"name": "f", "description": "d", "input_schema": schema, "cache_control": {"type": "ephemeral"}}]);
+    let mut ours = asked(&turns);
+    ours["tools"] = json!([{"type": "function", "function": {"name": "f", "description": "d", "parameters": schema}}]);
+    assert_eq!(texts(&theirs, WHOLE), texts(&ours, WHOLE));
 }
 
 #[test]
@@ -223,6 +379,23 @@ fn a_result_in_marks_that_the_template_writes_too_is_told() {
     assert_says(&told(&marked, &marking)[0], &["warning: ", "a tool turn begins with <tool_response>", "once more"]);
     assert_eq!(told(&marked, WHOLE), [""; 0]);
     assert_eq!(told(&row("rain"), &marking), [""; 0]);
+}
+
+#[test]
+fn a_call_that_stands_in_the_text_of_its_turn_too_is_told() {
+    let row = |content: &str| {
+        let call = json!({"name": "f", "arguments": {"x": "Oslo"}});
+        asked(&[json!({"role": "assistant", "content": content, "tool_calls": [call]})])
+    };
+    let marked = format!("<tool_call>\n{CALL}\n</tool_call>");
+    for content in [&marked[..], CALL, "<function=f><parameter=x>Oslo</parameter></function>", "[f(x=\"Oslo\")]"] {
+        let said = told(&row(content), WHOLE);
+        assert_eq!(said.len(), 1, "{content}: {said:?}");
+        assert_says(&said[0], &["warning: ", "beside `tool_calls`", "learned twice"]);
+    }
+    for content in ["", "I call f for Oslo <now>", "{\"name\": \"f\"}", "\"f\" for Oslo"] {
+        assert_eq!(told(&row(content), WHOLE), [""; 0], "{content}");
+    }
 }
 
 #[test]

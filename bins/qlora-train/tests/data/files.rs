@@ -161,6 +161,20 @@ fn tables_of_text_are_read_by_their_header() {
     }
 }
 
+#[test]
+fn blanks_around_the_name_of_a_column_are_left_out_of_its_cells_too() {
+    let ids = |table: &str| read("a.csv", table).rows[0].input_ids.clone();
+    let expected = ids("prompt,completion\nq,a\n");
+    for table in ["prompt, completion\nq, a\n", "prompt ,completion\nq ,a\n", "prompt,\tcompletion \nq,\ta \n"] {
+        assert_eq!(ids(table), expected, "{table:?}");
+    }
+    for table in ["prompt,completion\nq, a\n", "prompt, completion\nq , a\n"] {
+        assert_ne!(ids(table), expected, "{table:?}");
+    }
+    let quoted = refusal(load_named("a.csv", "prompt, completion\nq, \"a\"\n", &options()));
+    assert_says(&quoted, &["row 1", "quotes behind a blank"]);
+}
+
 /// Cells of CSV files, read as pandas does, and `datasets` by it.
 #[test]
 fn cells_that_say_nothing_are_null() {
@@ -449,6 +463,41 @@ fn turns_are_read_by_the_keys_that_are_named() {
     // Rows without turns have none of these keys.
     let plain = r#"{"instruction": "q", "output": "a"}"#;
     assert_eq!(load_named("a.jsonl", plain, &keyed("from", "value")).unwrap().rows[0].input_ids, expected);
+}
+
+#[test]
+fn turns_may_have_other_names_for_roles() {
+    let expected = read("a.jsonl", chat("a").to_string()).rows[0].input_ids.clone();
+    let names = ["customer", "agent"].map(str::to_owned).into_iter().zip(["user", "assistant"]).collect::<Vec<_>>();
+    let turn = |keys: [&str; 2], who: &str, said: &str| json!({keys[0]: who, keys[1]: said});
+    for (list, keys) in
+        [("messages", ["role", "content"]), ("conversations", ["from", "value"]), ("messages", ["who", "said"])]
+    {
+        let columns = || match keys[0] {
+            "who" => Columns::default().turn_keys(Some("who"), Some("said")),
+            _ => Columns::default(),
+        };
+        let row = json!({list: [turn(keys, "customer", "q"), turn(keys, "agent", "a")]}).to_string();
+        let options = DataOptions { columns: columns().roles(&names), ..options() };
+        assert_eq!(load_named("a.jsonl", &row, &options).unwrap().rows[0].input_ids, expected, "{row}");
+        let unknown = refusal(load_named("a.jsonl", &row, &DataOptions { columns: columns(), ..options }));
+        assert_says(&unknown, &["[0]`", "\"customer\"", "`--roles user=NAME`"]);
+    }
+    // By such a role it is known that a turn without a content may call.
+    let columns = || Columns::default().turn_keys(Some("who"), Some("said")).roles(&names);
+    let call = json!({"who": "agent", "tool_calls": [{"function": {"name": "lookup", "arguments": {}}}]});
+    let row = json!({"messages": [turn(["who", "said"], "customer", "q"), call]}).to_string();
+    let options = DataOptions { columns: columns(), ..options() };
+    let refused = refusal(load_named("a.jsonl", &row, &options));
+    assert_says(&refused, &["`messages[1]`", "does not write the turn's `tool_calls`"]);
+    // Earlier turns, in a table a text of JSON.
+    let before = json!([turn(["role", "content"], "customer", "b"), turn(["role", "content"], "agent", "c")]);
+    let row = |history: Value| json!({"instruction": "q", "output": "a", "history": history}).to_string();
+    let options = DataOptions { columns: Columns::default().roles(&names), ..options };
+    let pairs = load_named("a.jsonl", row(json!([["b", "c"]])), &options).unwrap();
+    for history in [before.clone(), json!(before.to_string())] {
+        assert_eq!(load_named("a.jsonl", row(history), &options).unwrap().rows[0], pairs.rows[0]);
+    }
 }
 
 /// A row that has the known column instead of the one that is named is not read by it.

@@ -373,6 +373,38 @@ fn keys_that_look_like_flags_are_warned_of() {
 }
 
 #[test]
+fn flags_with_letters_swapped_or_missing_are_warned_of() {
+    let turns = |answer: Value| json!({"messages": [{"role": "user", "content": "q"}, answer]});
+    let answer = json!({"role": "assistant", "content": "a"});
+    let rows = |key: &str, value: &Value| {
+        let of_turn = turns(with(answer.clone(), key, value.clone()));
+        [("a turn", of_turn), ("the row", with(turns(answer.clone()), key, value.clone()))]
+    };
+    for (key, value, words) in [
+        ("trian", json!(false), "`train` is read"),
+        ("Trian", json!(0), "`train` is read"),
+        ("tain", json!(false), "`train` is read"),
+        ("traning", json!(false), "`training` is read"),
+        ("wieght", json!(0), "`weight` is read"),
+        ("maksed", json!(true), "`train: false`"),
+        ("laern", json!(false), "`train: false`"),
+        ("do_not_trian", json!(true), "`train: false`"),
+    ] {
+        for (whose, row) in rows(key, &value) {
+            let said = remarks(&row);
+            assert_eq!(said.len(), 1, "{said:?}");
+            assert_says(&said[0], &["warning: ", whose, &format!("`{key}`"), words]);
+        }
+    }
+    // Other words.
+    for key in ["trait", "trail", "trains", "lean", "raining"] {
+        for (_, row) in rows(key, &json!(false)) {
+            assert_says(&remarks(&row)[0], &[&format!("not used: `{key}` of ")]);
+        }
+    }
+}
+
+#[test]
 fn known_keys_in_other_letters_are_warned_of() {
     let turns = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
     for (key, known) in

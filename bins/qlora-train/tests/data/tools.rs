@@ -88,6 +88,29 @@ fn parts_that_are_thoughts_and_calls_stand_for_the_keys_of_turns() {
     assert_says(&refusal(load_row(&calling(twice), WHOLE)), &["`messages[1]` has `reasoning_content` and parts"]);
 }
 
+/// The flag of a text is none of the calls that stand behind it.
+#[test]
+fn calls_behind_parts_that_are_not_learned_are_learned() {
+    let part = |text: &str, flag: Value| json!({"type": "text", "text": text, "weight": flag});
+    let call = json!({"type": "tool_use", "id": "1", "name": "f", "input": {"x": "Oslo"}});
+    let (off, on) = (json!(0), Value::Null);
+    for (parts, learned) in [
+        (vec![part("so ", off.clone())], CALL.to_owned()),
+        (vec![part("well, ", on.clone()), part("so ", off.clone())], format!("well, {CALL}")),
+        (vec![part("well, ", off.clone()), part("so ", on)], format!("so {CALL}")),
+        (vec![part("", off.clone())], CALL.to_owned()),
+    ] {
+        let among: Vec<Value> = parts.iter().cloned().chain([call.clone()]).collect();
+        let beside = json!({"role": "assistant", "content": parts, "tool_calls": [call]});
+        for turn in [json!({"role": "assistant", "content": among}), beside] {
+            assert_eq!(texts(&calling(turn.clone()), WHOLE).1, format!("{learned}three<|im_end|>"), "{turn}");
+        }
+    }
+    // The turn's flag is that of all of it.
+    let whole = json!({"role": "assistant", "train": false, "content": [part("so ", off), call]});
+    assert_eq!(texts(&calling(whole), WHOLE).1, "three<|im_end|>");
+}
+
 #[test]
 fn calls_that_are_none_are_refused() {
     for (turn, parts) in [
@@ -309,6 +332,10 @@ fn variables_of_a_row_reach_the_template() {
     assert!(texts(&row(json!({"mood": "good"})), &template).0.starts_with("[good]"));
     assert!(texts(&row(Value::Null), &template).0.starts_with("[none]"));
     assert_says(&refusal(load_row(&row(json!(3)), &template)), &["chat_template_kwargs", "an object"]);
+    // A text of JSON, as tables hold them.
+    assert!(texts(&row(json!("{\"mood\": \"good\"}")), &template).0.starts_with("[good]"));
+    assert!(texts(&row(json!("")), &template).0.starts_with("[none]"));
+    assert_says(&refusal(load_row(&row(json!("good")), &template)), &["the string \"good\"", "a JSON text"]);
 }
 
 /// OpenAI's older rows define tools as bare `functions`.
