@@ -2,7 +2,7 @@
 
 use super::config::last_part;
 use super::module_pattern::layer_of;
-use super::{Adapter, metadata};
+use super::{Adapter, Recipe, metadata};
 use crate::arch::Arch;
 use crate::base::{BaseFingerprint, BaseName};
 use crate::error::{Error, Result};
@@ -136,6 +136,30 @@ impl Adapter {
             warnings.push(format!("the adapter targets {first}{more} but holds no tensors for it: it stays as it is"));
         }
         Ok(warnings)
+    }
+
+    /// A warning of a base that is held otherwise than the one that the adapter was trained on: what differs, and what
+    /// it changes. None: it is held so, or the adapter does not say; or `base`, where it is known, has other weights in
+    /// 16 bits, of which [`check_base`](Self::check_base) says so: they may be those of NF4, dequantized.
+    pub fn check_recipe(&self, base: Option<&BaseFingerprint>, held: &Recipe) -> Option<String> {
+        // Whoever follows the record says what is wrong with it.
+        let trained = self.recipe("").ok().flatten().filter(|trained| trained != held)?;
+        let is_other = |base: &BaseFingerprint| self.base_fingerprint().is_some_and(|own| own != base.whole);
+        let changed = match (&trained, held) {
+            (_, Recipe::None {}) if base.is_some_and(is_other) => return None,
+            (_, Recipe::None {}) => "it learned with rounded weights, and these are not rounded",
+            (Recipe::None {}, _) => "it learned with weights that are not rounded, and these are",
+            _ => "these weights are rounded otherwise",
+        };
+        let held_as = |recipe: &Recipe| match recipe {
+            Recipe::None {} => "in 16 bits".to_owned(),
+            nf4 => format!("quantized as {nf4}"),
+        };
+        let (trained, held) = (held_as(&trained), held_as(held));
+        Some(format!(
+            "the adapter was trained on a base {trained}; this base is {held}: {changed}, so that losses and answers are \
+             not those of the training"
+        ))
     }
 
     fn own_base(&self) -> &str {

@@ -232,9 +232,25 @@ impl AdapterConfig {
     /// Reads PEFT's object; `path` is what errors call it. A key that changes what the adapter computes in a way that
     /// is not supported is refused; a key that PEFT does not know only warns.
     pub fn from_json(path: &Path, map: &Map<String, Value>) -> Result<Self> {
+        let config = Self::read(path, map)?;
+        let known = config.to_json();
+        for key in map.keys().map(String::as_str) {
+            if !known.contains_key(key)
+                && !["exclude_modules", token_rows::KEY].contains(&key)
+                && !HARMLESS.contains(&key)
+                && !REFUSED_UNLESS_EMPTY.contains(&key)
+            {
+                crate::report::warning!("{}: key `{key}` is not known and not used", path.display());
+            }
+        }
+        Ok(config)
+    }
+
+    /// Like [`from_json`](Self::from_json), without a word of other keys.
+    pub(super) fn read(path: &Path, map: &Map<String, Value>) -> Result<Self> {
         let keys = Keys::new(path, map);
         check_kind(&keys)?;
-        let config = Self {
+        Ok(Self {
             base_model_name_or_path: keys.text("base_model_name_or_path")?.map(str::to_owned),
             revision: keys.text("revision")?.map(str::to_owned),
             r: keys.whole("r")?.filter(|&r| r > 0).ok_or_else(|| keys.wrong("r", "a whole number above 0"))?,
@@ -253,18 +269,7 @@ impl AdapterConfig {
             modules_to_save: saved_modules(&keys)?,
             ensure_weight_tying: keys.flag("ensure_weight_tying")?.unwrap_or(false),
             trainable_token_indices: token_rows::token_indices(&keys)?,
-        };
-        let known = config.to_json();
-        for key in map.keys().map(String::as_str) {
-            if !known.contains_key(key)
-                && !["exclude_modules", token_rows::KEY].contains(&key)
-                && !HARMLESS.contains(&key)
-                && !REFUSED_UNLESS_EMPTY.contains(&key)
-            {
-                crate::report::warning!("{}: key `{key}` is not known and not used", path.display());
-            }
-        }
-        Ok(config)
+        })
     }
 }
 

@@ -63,7 +63,7 @@ impl Adapter {
 
     /// Adds the three files of an adapter whose tensors are not in memory: `values` gives each by its key, in the order
     /// of the keys, and only one of them is held. A tokenizer that was added before is named by the card as the
-    /// adapter's.
+    /// adapter's; a card that was added before stays.
     pub(crate) fn add_streamed<'a>(
         &self,
         files: &mut AtomicFiles,
@@ -95,6 +95,8 @@ impl Adapter {
         })?;
         let folded = Self { config, tensors: BTreeMap::new(), metadata };
         match is_ours(files, CARD)? {
+            // That of a run, which was added before.
+            _ if files.holds(CARD) => {}
             true => {
                 let card = plain_card(&folded, files.holds(TOKENIZER_FILES[0]));
                 files.add(CARD, |to| to.write_all(card.as_bytes()))?;

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::files::json::read_bounded;
 use crate::hub::{HubId, is_hub_name, is_rather_path};
 use crate::refuse;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// The record of a run, or an adapter's configuration.
@@ -19,19 +19,38 @@ pub fn is_adapter(dir: &Path) -> bool {
     dir.join(ADAPTER_CONFIG).symlink_metadata().is_ok() && !dir.join("config.json").is_file()
 }
 
+/// A value in a JSON file. None: there is no such file, it is damaged, or it holds none there.
+fn value_in(file: &Path, pointer: &str) -> Option<Value> {
+    let json: Value = serde_json::from_slice(&read_bounded(file, MAX_RECORD_BYTES).ok()?).ok()?;
+    json.pointer(pointer).cloned()
+}
+
 /// A text in a JSON file. None: there is no such file, it is damaged, or it holds none there.
 fn text_in(file: &Path, pointer: &str) -> Option<String> {
-    let json: Value = serde_json::from_slice(&read_bounded(file, MAX_RECORD_BYTES).ok()?).ok()?;
-    json.pointer(pointer).and_then(Value::as_str).map(str::to_owned)
+    value_in(file, pointer)?.as_str().map(str::to_owned)
+}
+
+/// The record of the run that an adapter is the result or a checkpoint of, as far as `pointer` leads. None: the adapter
+/// has no such record.
+pub(super) fn recorded(adapter: &Path, pointer: &str) -> Option<Value> {
+    let run = [adapter.join(RUN_FILE), adapter.parent()?.join(RUN_FILE)];
+    let is_checkpoint = adapter.file_name()?.to_str()?.starts_with("checkpoint-");
+    let runs = if is_checkpoint { &run[..] } else { &run[..1] };
+    runs.iter().find_map(|run| value_in(run, pointer))
 }
 
 /// A setting, where it is a word or a path, of the run that an adapter is the result or a checkpoint of. None: the
 /// adapter has no such record.
 pub fn recorded_setting(adapter: &Path, name: &str) -> Option<String> {
-    let run = [adapter.join(RUN_FILE), adapter.parent()?.join(RUN_FILE)];
-    let is_checkpoint = adapter.file_name()?.to_str()?.starts_with("checkpoint-");
-    let runs = if is_checkpoint { &run[..] } else { &run[..1] };
-    runs.iter().find_map(|run| text_in(run, &format!("/settings/{name}")))
+    recorded(adapter, &format!("/settings/{name}"))?.as_str().map(str::to_owned)
+}
+
+/// All settings of the run that is in a directory, or whose checkpoint this is. None: it has no such record.
+pub fn recorded_settings(dir: &Path) -> Option<Map<String, Value>> {
+    match recorded(dir, "/settings")? {
+        Value::Object(settings) => Some(settings),
+        _ => None,
+    }
 }
 
 /// The base that an adapter was trained on: as its run was told, else as adapter_config.json names it.

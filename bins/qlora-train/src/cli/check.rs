@@ -10,8 +10,9 @@ use crate::config::{Purpose, Settings};
 use crate::error::Result;
 use crate::export::{Engine, LogitChange, Subject, Verdict, logit_change};
 use crate::hub::HubId;
-use crate::report::{printable, status};
+use crate::report::{printable, status, warning};
 use crate::session::Device;
+use crate::session::chat_template::warn_of_templates;
 use crate::session::host::set_threads;
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -81,12 +82,16 @@ pub fn run(args: &CheckArgs) -> Result<Answer> {
     let id = HubId::parse(&model).filter(|_| !Path::new(&model).exists());
     let name = id.map_or(model.clone(), |id| id.name);
     let mut subject = Subject::read(&args.adapter, &name, &dir, &arch)?;
+    warn_of_templates(Some(&dir), std::slice::from_ref(&args.adapter));
     let change = match args.logits && subject.is_sound() {
         true => Some(logits(args, &model)?),
         false => None,
     };
     if let Some(change) = &change {
         subject.take_logits(change);
+    }
+    if let Some(text) = subject.warning() {
+        warning!("{text}");
     }
     let asked: Vec<Engine> = args.engines.iter().map(|&engine| engine.into()).collect();
     let engines = Engine::ALL.into_iter().filter(|engine| asked.is_empty() || asked.contains(engine));

@@ -63,6 +63,9 @@ pub struct EvalArgs {
     /// Key of a turn's content, where it is not content or value
     #[arg(long)]
     content_key: Option<String>,
+    /// Names that turns have for roles, such as user=customer,assistant=agent
+    #[arg(long)]
+    roles: Option<String>,
     /// Column of the rows that holds the text
     #[arg(long)]
     text_column: Option<String>,
@@ -109,6 +112,7 @@ impl EvalArgs {
             ("messages_column", &self.messages_column),
             ("role_key", &self.role_key),
             ("content_key", &self.content_key),
+            ("roles", &self.roles),
             ("text_column", &self.text_column),
         ];
         for (name, value) in given {
@@ -121,6 +125,7 @@ impl EvalArgs {
                 "messages_column" => settings.messages_column = read.messages_column,
                 "role_key" => settings.role_key = read.role_key,
                 "content_key" => settings.content_key = read.content_key,
+                "roles" => settings.roles = read.roles,
                 _ => settings.text_column = read.text_column,
             }
         }

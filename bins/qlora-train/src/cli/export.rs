@@ -12,7 +12,7 @@ use crate::files::units::format_bytes;
 use crate::refuse;
 use crate::report::{Bars, printable, status, warning};
 use crate::session::Interruption;
-use crate::session::chat_template::open_tokenizer;
+use crate::session::chat_template::{open_tokenizer, warn_of_templates};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use std::path::PathBuf;
@@ -113,6 +113,7 @@ pub fn run(args: &ExportArgs) -> Result<Answer> {
 fn uniform(args: &UniformArgs) -> Result<Answer> {
     args.device.check("export uniform")?;
     let adapter = Adapter::load(&args.adapter)?;
+    warn_of_templates(None, std::slice::from_ref(&args.adapter));
     let uniform = export_uniform(&adapter, &args.adapter, &args.output_dir)?;
     let (config, output) = (&uniform.config, args.output_dir.display().to_string());
     if let Some(what) = not_plain(config) {

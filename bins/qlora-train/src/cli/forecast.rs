@@ -9,7 +9,7 @@ use crate::config::{Settings, gpu_named};
 use crate::error::Result;
 use crate::model::ModelSpec;
 use crate::refuse;
-use crate::report::{count, duration, thousands};
+use crate::report::{count, duration, status, thousands};
 use crate::session::Device;
 use crate::session::plan::MemoryPlan;
 use crate::session::predicted;
@@ -80,14 +80,16 @@ struct Speed {
 
 impl Speed {
     fn of_gpu(name: &str, spec: &ModelSpec, plan: &MemoryPlan) -> Option<Self> {
-        let predicted = predicted::step_seconds(spec, plan).into_iter().find(|(card, _)| name.contains(card));
+        let predicted = predicted::step_seconds(spec, plan).into_iter().find(|(card, _)| is_card(name, card));
+        // States come once a step, of however many micro-batches.
+        let paging = predicted.as_ref().map_or(0.0, |_| predicted::paging_seconds(spec));
         let (source, seconds) = match predicted {
-            Some((_, seconds)) => (Source::Predicted, seconds),
+            Some((_, seconds)) => (Source::Predicted, seconds - paging),
             None => (Source::Datasheet, plan.flops / peak_flops(name)?),
         };
         let token = seconds / spec.tokens.max(1) as f64;
         let evaluated_token = token * forward_share(plan);
-        Some(Self { machine: name.to_owned(), source, token, evaluated_token, update: 0.0 })
+        Some(Self { machine: name.to_owned(), source, token, evaluated_token, update: paging })
     }
 
     fn of_cpu(planned: &Planned, size: &RunSize) -> Result<Self> {
@@ -143,6 +145,13 @@ impl Forecast {
                 "--measure measures layers that are in memory, and weights of this run stay on disk: leave it out, or \
                  give `--weights resident`"
             );
+        }
+        if let Some(name) = gpu.filter(|name| Speed::of_gpu(name, spec, plan).is_none()) {
+            if price.is_some() {
+                refuse!("--price-per-hour: {}", unknown_speed(name));
+            }
+            status!("{}", unknown_speed(name));
+            return Ok(None);
         }
         let Some(size) = planned.size.clone().filter(|_| speed_is_known) else {
             return match (price.is_some() || measure).then(|| missing(speed_is_known, device.is_cpu())) {
@@ -206,7 +215,7 @@ impl Forecast {
         );
         if let (Some(price), Some(cost)) = (self.price, self.cost()) {
             let each = if self.world.machines() > 1 { " for a machine" } else { "" };
-            text += &format!("; at {price} an hour{each}: {cost:.2}");
+            text += &format!("; at {price} an hour{each}: {}", amount(cost));
         }
         text
     }
@@ -224,6 +233,28 @@ impl Forecast {
             "cost": self.cost(),
         })
     }
+}
+
+/// A price with cents, or, where it is less than ten of them, with two significant digits.
+fn amount(cost: f64) -> String {
+    match cost {
+        cost if cost <= 0.0 || cost >= 0.0995 => format!("{cost:.2}"),
+        cost if cost < 1e-6 => format!("{cost:.1e}"),
+        cost => {
+            let decimals = (1.0 - cost.log10().floor()) as usize;
+            format!("{cost:.decimals$}")
+        }
+    }
+}
+
+/// Whether a card whose speed is predicted is the GPU of this name, as H100 is not the H100 PCIe.
+fn is_card(name: &str, card: &str) -> bool {
+    name.rsplit(' ').next() == Some(card)
+}
+
+/// Words for a GPU of which nothing but its memory is known.
+fn unknown_speed(name: &str) -> String {
+    format!("no time is predicted for the {name}: its speed is not known, only its memory")
 }
 
 /// What keeps a forecast that is asked for from being made.
@@ -283,11 +314,32 @@ mod tests {
     }
 
     #[test]
-    fn every_gpu_of_the_setting_has_a_peak() {
-        for (key, name, _) in GPUS {
-            assert!(peak_flops(name).is_some(), "{key}");
-            assert_eq!(gpu_named(&key.to_uppercase()).unwrap().0, name);
+    fn a_small_price_is_not_shown_as_nothing() {
+        let amounts = [0.0, 2.5, 0.0999, 0.05, 0.0012, 3.5e-5, 2e-9].map(amount);
+        assert_eq!(amounts, ["0.00", "2.50", "0.10", "0.050", "0.0012", "0.000035", "2.0e-9"]);
+        let text = forecast(Source::Predicted, Some(0.001), 0.0).text();
+        assert!(text.ends_with("; at 0.001 an hour: 0.0011") || text.ends_with(": 0.0010"), "{text}");
+    }
+
+    #[test]
+    fn a_predicted_card_is_that_of_its_whole_name_and_a_peak_is_no_other_cards() {
+        let cards = ["A100", "A6000", "L40S", "4090", "H100", "5090"];
+        let predicted = |name: &str| cards.iter().any(|card| is_card(name, card));
+        let named: Vec<&str> = GPUS.iter().map(|gpu| gpu.name).filter(|name| predicted(name)).collect();
+        assert_eq!(named, ["L40S", "RTX A6000", "RTX 4090", "RTX 5090", "A100", "H100"]);
+        for (name, peak) in [
+            ("H100 PCIe", Some(756e12)),
+            ("H200", Some(989e12)),
+            ("RTX 3090 Ti", Some(80e12)),
+            ("RTX A4000", Some(77e12)),
+            ("RTX A5000", None),
+            ("RTX 4090 D", None),
+            ("RTX 5090 D", None),
+            ("H20", None),
+            ("RTX PRO 6000", None),
+            ("L4", None),
+        ] {
+            assert_eq!(peak_flops(name), peak, "{name}");
         }
-        assert_eq!((gpu_named("RTX 4090").unwrap().0, gpu_named("voodoo")), ("RTX 4090", None));
     }
 }

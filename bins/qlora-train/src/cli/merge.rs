@@ -16,6 +16,7 @@ use crate::files::units::{format_bytes, parse_bytes};
 use crate::infer::Adapters;
 use crate::refuse;
 use crate::report::{Bars, count, printable, status, status_lines, warning};
+use crate::session::chat_template::warn_of_templates;
 use crate::session::host::{host_budget, set_threads};
 use crate::session::training_data::{data_options, find_files, training_options};
 use crate::session::{Device, Interruption, Loaded};
@@ -125,7 +126,10 @@ pub fn run(args: &MergeArgs) -> Result<Answer> {
     let memory = merge_memory(&checkpoint, &parts, &options)?;
     say_memory(&memory, parts.len(), host_budget(host_memory.map(|bytes| bytes.0)))?;
     let measured = match args.data.is_empty() {
-        true => None,
+        true => {
+            warn_of_templates(Some(checkpoint.dir()), &adapters.dirs);
+            None
+        }
         false => Some(measure_on_rows(args, &model, &parts, &adapters, base)?),
     };
     let mut bar = Bars::new("merging", checkpoint.arch().tensors().len() as u64);
@@ -198,6 +202,10 @@ fn measure_on_rows(
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     let options = training_options(&settings, data_options(&settings, &loaded));
     let dataset = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
+    // Whoever opens the tokenizer is warned.
+    if loaded.tokenizer().is_none() {
+        warn_of_templates(Some(loaded.checkpoint.dir()), &adapters.dirs);
+    }
     status_lines!(dataset.report.lines());
     let measured = measure(&settings, &loaded.checkpoint, parts, adapters, base, trained, &dataset.rows, &device)?;
     if let Some(text) = measured.warning() {

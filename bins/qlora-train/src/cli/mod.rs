@@ -65,7 +65,7 @@ enum Command {
     Train(SettingsArgs),
     /// Plan memory, time and cost of a run, with --gpu on one that is not here; exit status 0 if it fits, 1 if not
     Plan(plan::PlanArgs),
-    /// Show rows as they are tokenized: what is trained on, special tokens, lengths
+    /// Show rows as they are tokenized, with --adapter DIR as for that one: what is trained on, special tokens, lengths
     Preview(preview::PreviewArgs),
     /// Quantize a model to NF4, in the format of bitsandbytes
     Quantize(quantize::QuantizeArgs),

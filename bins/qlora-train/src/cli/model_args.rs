@@ -51,6 +51,10 @@ pub(super) struct ModelArgs {
     /// at a time where they are used; without it resident where they fit
     #[arg(long)]
     pub weights: Option<String>,
+    /// Where the output layer is: resident, or host (for a GPU), from where it is copied whenever it is used; without
+    /// it resident where it fits
+    #[arg(long)]
+    pub lm_head: Option<String>,
     /// Host memory that may be used, such as 8GiB
     #[arg(long)]
     pub host_memory: Option<String>,
@@ -95,6 +99,7 @@ impl ModelArgs {
             ("device", self.device.as_ref()),
             ("compute", self.compute.as_ref()),
             ("weights", self.weights.as_ref()),
+            ("lm_head", self.lm_head.as_ref()),
             ("host_memory", self.host_memory.as_ref()),
             ("device_memory", self.device_memory.as_ref()),
             ("threads", self.threads.as_ref()),

@@ -10,11 +10,12 @@ use crate::arch::shapes::shape;
 use crate::backend::{PlannedBuffer, Quantization};
 use crate::bench::stored_in_16_bits;
 use crate::comm::launch::Launch;
-use crate::config::{BestMetric, Purpose, SamplePrompts, Settings, SettingsArgs, WeightResidency};
+use crate::config::{self, BestMetric, Purpose, SamplePrompts, Settings, SettingsArgs, WeightResidency};
 use crate::data::Rows;
 use crate::error::{Context, Result};
 use crate::files::json::read_object;
 use crate::files::units::format_bytes;
+use crate::hub::Environment;
 use crate::infer::questions::{Questions, check_positions};
 use crate::model::ModelSpec;
 use crate::refuse;
@@ -25,12 +26,12 @@ use crate::session::model_spec::{
     check_quantization, effective_settings, model_spec, model_spec_of, of_settings, of_steps,
 };
 use crate::session::plan::{MemoryPlan, StoredAs};
-use crate::session::predicted::step_seconds;
-use crate::session::training_data::find_files;
+use crate::session::predicted::{states_note, step_seconds};
+use crate::session::training_data::find_files_by;
 use crate::session::{
     Budget, Device, Loaded, TrainingData, advice, description_alone, plan, planner, replace_adapter_by_base,
 };
-use crate::train::{Sums, initial_adapter};
+use crate::train::{Sums, commits_to_follow, initial_adapter};
 use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -62,6 +63,12 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
     let make = |settings: &Settings, device: &Device, spec: &ModelSpec, plan: &MemoryPlan, size: Option<RunSize>| {
         Forecast::make(&args.forecast, &Planned { settings, device, spec, plan, gpu: gpu.as_deref(), size, world })
     };
+    if let Some(gpu) = gpu.as_deref().filter(|_| settings.device == Some(config::Device::Cpu)) {
+        refuse!(
+            "`gpu`: found `{gpu}`, but `device: cpu` plans a run on the CPU: leave `device` out for a run on that GPU, \
+             or `gpu` for one on this CPU"
+        );
+    }
     settings.validate(Purpose::Plan)?;
     // From now on those of all processes, whose steps are those of one with as many.
     settings.gradient_accumulation_steps = settings.gradient_accumulation_steps.saturating_mul(world.size);
@@ -69,11 +76,13 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
     if let Some(adapter) = &settings.init_adapter {
         check_adapter(adapter).usage_context(|| "`init_adapter`".to_owned())?;
     }
-    find_files(&mut settings)?;
+    // A run that goes on stays on the commits that it began on.
+    let hub = Environment::read().following(commits_to_follow(&settings));
+    find_files_by(&mut settings, &hub)?;
     settings.leave_out_evaluations();
     let device = Device::choose_for_plan(&settings, gpu.as_deref())?;
     let named = named_shape(&settings)?;
-    if let Some(arch) = named.map_or_else(|| described_model(&settings), |arch| Ok(Some(arch)))? {
+    if let Some(arch) = named.map_or_else(|| described_model(&settings, &hub), |arch| Ok(Some(arch)))? {
         let rows = settings.per_device_train_batch_size;
         let (tokens, positions) = (rows * settings.max_length, settings.max_length);
         let device = device.for_model(&settings, &arch);
@@ -89,7 +98,7 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
         }
         return answer(&settings, &device, spec, &stored_in_16_bits, rows, world, &forecast);
     }
-    let mut loaded = Loaded::open(&settings)?;
+    let mut loaded = Loaded::open_by(&settings, &hub)?;
     loaded.set_processes_here(world.here);
     if settings.tokenized_cache.is_some() {
         // A run of today is told the same date, so that it finds the rows.
@@ -116,7 +125,7 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
     check_positions(&questions.prompts(), checkpoint.arch(), positions)?;
     let spec = model_spec(&settings, checkpoint, tokens, positions)?.with_prompts(questions.prompts());
     // What a run would refuse when it begins.
-    settings.init_adapter.as_deref().map(|path| initial_adapter(path, &loaded, &spec)).transpose()?;
+    settings.init_adapter.as_deref().map(|path| initial_adapter(path, &settings, &loaded, &spec)).transpose()?;
     let size = match &data {
         Some(data) => Some(RunSize::of(&settings, checkpoint.arch(), data, world)),
         None => RunSize::of_settings(&settings, checkpoint.arch(), world),
@@ -157,9 +166,9 @@ fn named_shape(settings: &Settings) -> Result<Option<Arch>> {
 
 /// The architecture of a model of the hub whose weights the cache lacks: a plan without rows needs no more. None: the
 /// weights are there or have to be, as those of a quantized model, which say themselves how they are stored.
-fn described_model(settings: &Settings) -> Result<Option<Arch>> {
+fn described_model(settings: &Settings, hub: &Environment) -> Result<Option<Arch>> {
     let needs_tokens = !settings.data.is_empty() || settings.sample_prompts != SamplePrompts::None;
-    let Some(dir) = (if needs_tokens { None } else { description_alone(settings)? }) else { return Ok(None) };
+    let Some(dir) = (if needs_tokens { None } else { description_alone(settings, hub)? }) else { return Ok(None) };
     let config = dir.join("config.json");
     if read_object(&config)?.contains_key("quantization_config") {
         return Ok(None);
@@ -250,6 +259,20 @@ fn count_of_micro_batches(number: usize) -> String {
     format!("{} micro-batch{}", thousands(number as u64), if number == 1 { "" } else { "es" })
 }
 
+/// What a plan settles beside activations.
+pub fn settled(spec: &ModelSpec) -> Map<String, Value> {
+    let place = |is_on_host: bool| json!(if is_on_host { "host" } else { "resident" });
+    let weights = if spec.is_streamed() { json!("disk") } else { place(spec.pinned_layers() > 0) };
+    let all = [
+        ("weights", weights),
+        ("pinned_layers", json!(spec.pinned_layers())),
+        ("lm_head", place(spec.head_waits())),
+        ("optimizer_states", place(spec.states_on_host)),
+        ("token_tile", json!(spec.token_tile.filter(|&tile| tile < spec.tokens))),
+    ];
+    all.map(|(name, value)| (name.to_owned(), value)).into_iter().collect()
+}
+
 /// The plan of training with `spec`, in micro-batches of `rows` rows, of each process of `world`.
 pub fn answer(
     settings: &Settings,
@@ -313,18 +336,22 @@ pub fn answer(
     }
     let counts = spec.activation_counts();
     let activations = if counts.keep < counts.layers() { format!(" ({counts})") } else { String::new() };
-    for note in [spec.tile_note(), spec.weights_note()].into_iter().flatten() {
+    let head_note = planner::head_note(&spec, stored, &plan)?;
+    let states = states_note(&spec, budget.limit);
+    for note in [spec.tile_note(), spec.weights_note(), head_note, states].into_iter().flatten() {
         let _ = writeln!(text, "{note}: the same result");
     }
-    let verdict = |bytes: u64, limit: u64| if bytes <= limit { "fits" } else { "does not fit" };
+    let verdict = |bytes: u64, limit: u64| match bytes.checked_sub(limit) {
+        None | Some(0) => format!("fits in {}", format_bytes(limit)),
+        Some(missing) => format!("does not fit in {} (short by {})", format_bytes(limit), plan::shortage(missing)),
+    };
     let _ = writeln!(
         text,
-        "{:>12}  of {} in all for batches of {tokens} tokens{}: {} in {}",
+        "{:>12}  of {} in all for batches of {tokens} tokens{}: {}",
         format_bytes(plan.peak_bytes()),
         plan.place(),
         activations,
-        verdict(plan.peak_bytes(), budget.limit),
-        format_bytes(budget.limit)
+        verdict(plan.peak_bytes(), budget.limit)
     );
     if !plan.on_host.is_empty() {
         let (bytes, pinned, limit) = (plan.host_bytes(), plan.pinned_bytes(), plan.host_limit);
@@ -332,8 +359,7 @@ pub fn answer(
             0 => "pinned in host memory in all".to_owned(),
             _ => format!("in host memory in all, {} of it pinned", format_bytes(pinned)),
         };
-        let _ =
-            writeln!(text, "{:>12}  {what}: {} in {}", format_bytes(bytes), verdict(bytes, limit), format_bytes(limit));
+        let _ = writeln!(text, "{:>12}  {what}: {}", format_bytes(bytes), verdict(bytes, limit));
     }
     if let Some(note) = plan.sharing_note() {
         let _ = writeln!(text, "{note}");
@@ -370,35 +396,29 @@ pub fn answer(
         // Pinned, but for AdaLoRA's importance; the rows and one matrix on its way come on top.
         Device::Cuda(_) => (planned, json!({"budget_bytes": plan.host_limit, "peak_bytes": plan.host_bytes()})),
     };
-    Ok(Answer {
-        text,
-        json: json!({
-            "fits": plan.fits(),
-            "device": on_device,
-            "host": on_host,
-            "max_length": max_length,
-            "step_seconds": forecast.as_ref().and_then(Forecast::measured_step_seconds),
-            "recompute": counts.keep < counts.layers(),
-            "offload": counts.offload > 0,
-            "activations": counts.to_json(),
-            "groups": groups.iter().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
-            "flops_per_micro_batch": plan.flops,
-            "operations": plan.work,
-            "predicted_step_seconds": predicted.into_iter().map(|(card, seconds)| (card, json!(seconds))).collect::<Map<_, _>>(),
-            "buffers": buffers,
-            "weights": match spec.pinned_layers() {
-                _ if spec.is_streamed() => "disk",
-                0 => "resident",
-                _ => "host",
-            },
-            "pinned_layers": spec.pinned_layers(),
-            "shared_weights": shared_weights,
-            "token_tile": spec.token_tile.filter(|&tile| tile < tokens),
-            "suggestions": suggestions,
-            "processes": processes.map(|(_, json)| json),
-            "forecast": forecast.map(|forecast| forecast.json()),
-        }),
-    })
+    let mut json = json!({
+        "fits": plan.fits(),
+        "device": on_device,
+        "host": on_host,
+        "max_length": max_length,
+        "step_seconds": forecast.as_ref().and_then(Forecast::measured_step_seconds),
+        "recompute": counts.keep < counts.layers(),
+        "offload": counts.offload > 0,
+        "activations": counts.to_json(),
+        "groups": groups.iter().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
+        "flops_per_micro_batch": plan.flops,
+        "operations": plan.work,
+        "predicted_step_seconds": predicted.into_iter().map(|(card, seconds)| (card, json!(seconds))).collect::<Map<_, _>>(),
+        "buffers": buffers,
+        "shared_weights": shared_weights,
+        "suggestions": suggestions,
+        "processes": processes.map(|(_, json)| json),
+        "forecast": forecast.map(|forecast| forecast.json()),
+    });
+    for (name, value) in settled(&spec) {
+        json[name] = value;
+    }
+    Ok(Answer { text, json })
 }
 
 #[cfg(test)]

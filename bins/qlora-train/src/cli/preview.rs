@@ -1,9 +1,11 @@
 //! `qlora-train preview`
 
 use super::answer::Answer;
+use crate::adapter::check_adapter;
 use crate::config::{Purpose, Settings, SettingsArgs};
 use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens, UNSUPERVISED};
 use crate::error::Result;
+use crate::infer::Adapters;
 use crate::refuse;
 use crate::report::{count, printable, printable_lines, status_lines};
 use crate::session::host::set_threads;
@@ -21,6 +23,7 @@ use serde_json::{Value, json};
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::ops::Range;
+use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct PreviewArgs {
@@ -86,12 +89,27 @@ fn styled(token: &str, supervised: bool, special: bool) -> String {
     format!("{style}{token}{style:#}")
 }
 
+/// The settings with a directory that `--adapter` names as the adapter whose base, template and form of rows are used.
+/// In the files of Axolotl the key says how the base is held.
+fn with_adapter(args: &SettingsArgs) -> Result<SettingsArgs> {
+    let mut args = args.clone();
+    for (name, value) in args.overrides.iter_mut().filter(|(name, _)| name == "adapter") {
+        let dir = PathBuf::from(&*value);
+        if dir.is_dir() || !["lora", "qlora"].contains(&value.trim()) {
+            let named = Adapters::parse([&dir])?;
+            (*name, *value) = ("init_adapter".to_owned(), named.dirs[0].display().to_string());
+        }
+    }
+    Ok(args)
+}
+
 /// The rows are read, checked and tokenized as `train` would, all of them, so that a wrong one is found here.
 pub fn run(args: &PreviewArgs) -> Result<Answer> {
-    let mut settings = args.settings.load()?;
+    let mut settings = with_adapter(&args.settings)?.load()?;
     settings.validate(Purpose::Preview)?;
     set_threads(settings.threads)?;
     replace_adapter_by_base(&mut settings)?;
+    settings.init_adapter.as_deref().map(check_adapter).transpose()?;
     find_files(&mut settings)?;
     let loaded = Loaded::open(&settings)?;
     let options = data_options(&settings, &loaded);

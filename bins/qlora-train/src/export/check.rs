@@ -1,7 +1,7 @@
 //! Whether other programs take an adapter as it lies on the disk, why not, and the command that serves it.
 //!
-//! Only config.json and the tokenizer of the base are read here, and no weights. What the engines take is as in PEFT
-//! 0.21, vLLM 0.33, SGLang 0.5 and llama.cpp of 2026.
+//! The base's config.json and tokenizer are read here, and of its weights at most the headers. What the engines take is
+//! as in PEFT 0.21, vLLM 0.33, SGLang 0.5 and llama.cpp of 2026.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -10,13 +10,16 @@ use serde_json::{Map, Value, json};
 
 use super::logits::LogitChange;
 use crate::adapter::engines::{VLLM_RANKS, vllm_rank_flag};
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, check_unchanged, read_tokens};
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, Recipe, check_unchanged, read_tokens};
 use crate::arch::{Arch, Wrapper};
+use crate::base::Checkpoint;
+use crate::config::Settings;
 use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::files::json::read_object;
 use crate::files::safetensors::TensorFile;
 use crate::lora::{ParamId, ParamKind};
+use crate::session::model_spec::recipe;
 
 /// A program that serves adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +104,18 @@ impl<'a> Subject<'a> {
     /// Whether the adapter can be put on a base of these shapes: nothing that was read is wrong.
     pub fn is_sound(&self) -> bool {
         self.own.is_ok() && self.faults.is_empty()
+    }
+
+    /// A warning of a base whose files hold it otherwise than the one that the adapter was trained on: engines take it
+    /// as it is stored.
+    pub fn warning(&self) -> Option<String> {
+        let adapter = self.own.as_ref().ok()?;
+        let in_16_bits = !read_object(&self.base_dir.join("config.json")).ok()?.contains_key("quantization_config");
+        let held = match in_16_bits {
+            true => Recipe::NONE,
+            false => recipe(&Settings::default(), &Checkpoint::open(self.base_dir).ok()?),
+        };
+        adapter.check_recipe(None, &held)
     }
 
     /// Takes in what the logits of a prompt say: where none moves, every engine serves the base.

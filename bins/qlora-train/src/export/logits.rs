@@ -105,7 +105,9 @@ impl DeviceJob for Prompt<'_> {
         let Self { settings, checkpoint, dir, device, row } = self;
         let (length, adapters) = (row.len(), Adapters::one_by_one(vec![dir.to_owned()]));
         let job = InferenceJob::Loss;
-        let mut loaded = InferenceModel::load(settings, checkpoint, &adapters, job, length, length, device, build)?;
+        // Whoever asks says how the base's files hold it.
+        let mut loaded =
+            InferenceModel::load_rewritten(settings, checkpoint, &adapters, None, job, length, length, device, build)?;
         let tokens = MicroBatch::new([&row]);
         let (batch, all) = (Batch::from(&tokens), (0..length).collect::<Vec<usize>>());
         let with = loaded.model.logits(&mut loaded.backend, &batch, &all)?;

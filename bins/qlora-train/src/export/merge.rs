@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::parts::{Part, check_together, side_files};
-use crate::adapter::{LoraPair, TokenRows, WholeModule};
+use crate::adapter::{LoraPair, Recipe, TokenRows, WholeModule};
 use crate::base::{BaseFingerprint, Checkpoint, Rewrite, Written, write_dense};
 use crate::error::{Context, Result};
 use crate::files::tensor::{HostTensor, StoredType, TensorData};
@@ -269,9 +269,16 @@ impl Rewrite for Merging<'_> {
 
     fn check_base(&mut self, fingerprint: &BaseFingerprint) -> Result<()> {
         let (arch, name) = (self.checkpoint.arch(), self.checkpoint.base_name());
+        let held = match self.base {
+            MergeBase::Original => Recipe::NONE,
+            MergeBase::Nf4(Nf4Options { block_size, double_quant }) => {
+                Recipe::nf4(block_size, double_quant, self.checkpoint.skipped_modules().len())
+            }
+        };
         for part in &self.parts {
             let found = part.adapter.check_base(arch, fingerprint, name, self.allow_other_base);
-            let found = found.context(|| part.shown())?;
+            let mut found = found.context(|| part.shown())?;
+            found.extend(part.adapter.check_recipe(Some(fingerprint), &held));
             let named = |text: String| if self.parts.len() > 1 { format!("{}: {text}", part.shown()) } else { text };
             self.warnings.extend(found.into_iter().map(named));
         }

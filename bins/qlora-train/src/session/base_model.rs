@@ -2,9 +2,9 @@
 
 use super::Device;
 use super::chat_template::open_tokenizer;
-use crate::adapter::{is_adapter, recorded_base, recorded_setting};
-use crate::base::{Checkpoint, resolve_description, resolve_model_by};
-use crate::config::{PromptCompletion, Settings};
+use crate::adapter::{ADAPTER_CONFIG, is_adapter, lora_settings, recorded_base, recorded_setting, recorded_settings};
+use crate::base::{Checkpoint, resolve_description_by, resolve_model_by};
+use crate::config::{PromptCompletion, Resume, Settings};
 use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::hub::{Environment, HubId};
@@ -12,6 +12,7 @@ use crate::refuse;
 use crate::report::{status, warning};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use serde_json::Value;
 use std::cell::OnceCell;
 use std::path::PathBuf;
 
@@ -130,20 +131,20 @@ impl Loaded {
 
 /// Directory of a model of the hub whose weights the cache lacks, and which has its description. None: the weights are
 /// there or have to be, as those of a directory.
-pub fn description_alone(settings: &Settings) -> Result<Option<PathBuf>> {
+pub fn description_alone(settings: &Settings, environment: &Environment) -> Result<Option<PathBuf>> {
     let model = settings.model_path()?;
     let Some(name) = model.to_str().filter(|name| HubId::parse(name).is_some()) else { return Ok(None) };
     if model.exists() {
         return Ok(None);
     }
-    let dir = resolve_description(name, settings.revision.as_deref())?;
+    let dir = resolve_description_by(name, settings.revision.as_deref(), environment)?;
     let has_weights = ["model.safetensors", "model.safetensors.index.json"].iter().any(|file| dir.join(file).exists());
     Ok((!has_weights).then_some(dir))
 }
 
 /// Puts the base of an adapter in its place where `model` names the adapter's directory, and the run begins with it; or
-/// where the run begins with an adapter and no model is named. What a run begins with an adapter for is read in the
-/// adapter's form, unless another one is chosen.
+/// where the run begins with an adapter and no model is named. The terms of such a run are the adapter's and its rows
+/// are read in the adapter's form, as far as nothing else is given.
 pub fn replace_adapter_by_base(settings: &mut Settings) -> Result<()> {
     if let Some(adapter) = settings.model.clone().map(PathBuf::from).filter(|model| is_adapter(model)) {
         if let Some(other) = settings.init_adapter.as_ref().filter(|other| **other != adapter) {
@@ -163,7 +164,43 @@ pub fn replace_adapter_by_base(settings: &mut Settings) -> Result<()> {
         status!("model: {base}, the base of {}", adapter.display());
         settings.model = Some(base);
     }
+    follow_terms(settings)?;
     follow_form(settings)
+}
+
+/// Takes ranks, modules, scale and the like of the adapter that the run begins with where they are not given. Refused:
+/// a value that no run has, such as a rank above the highest.
+fn follow_terms(settings: &mut Settings) -> Result<()> {
+    let Some(adapter) = settings.init_adapter.clone() else { return Ok(()) };
+    let Some(own) = lora_settings(&adapter) else { return Ok(()) };
+    let config = adapter.join(ADAPTER_CONFIG).display().to_string();
+    let mut with_own = settings.clone();
+    let taken = with_own.take_where_not_given(&config, &own);
+    if taken.as_ref().is_ok_and(Vec::is_empty) {
+        return Ok(());
+    }
+    if began_without(settings, &own) {
+        status!("the run began without the terms of {} that are not given, and keeps its own", adapter.display());
+        return Ok(());
+    }
+    let taken = taken?.join(", ");
+    status!("as {} has them: {taken}", adapter.display());
+    *settings = with_own;
+    Ok(())
+}
+
+/// Whether the run that is gone on with, or asked about again, began with the same adapter and has for terms that are
+/// not given what these settings have: it began before the adapter's were taken.
+fn began_without(settings: &Settings, own: &[(&str, Value)]) -> bool {
+    let run = match &settings.resume_from_checkpoint {
+        Resume::From(dir) => Some(dir),
+        Resume::Latest | Resume::No => settings.output_dir.as_ref(),
+    };
+    let Some(began) = run.and_then(|run| recorded_settings(run)) else { return false };
+    let now = settings.to_json();
+    let is_same = |name: &str| began.get(name).is_none_or(|value| *value == now[name]);
+    let mut not_given = own.iter().map(|(name, _)| *name).filter(|name| !settings.given.has(name));
+    began.get("init_adapter") == now.get("init_adapter") && not_given.all(is_same)
 }
 
 /// Takes the form in which the adapter that the run begins with read texts under prompt and completion. One that is

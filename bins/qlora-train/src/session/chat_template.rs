@@ -30,40 +30,18 @@ pub fn open_tokenizer(
     let chosen = tokenizer.template_is_chosen();
     let mut used: Option<&PathBuf> = None;
     for adapter in adapters {
-        let Some(Trained { recorded, tokenizer: beside }) = trained_with(checkpoint.dir(), adapter)? else { continue };
+        let Some(trained) = Trained::read(adapter)? else { continue };
         let own = tokenizer.template_hash();
-        let held = beside.as_ref().and_then(ChatTokenizer::template_hash);
-        let Some(theirs) = beside.filter(|_| !chosen) else {
-            match recorded.or(held.clone()) {
-                hash if hash == own => used = Some(adapter),
-                _ if held.is_some() => warning!(
-                    "{}: was trained with another chat template than the one chosen; leave chat_template out to use it",
-                    adapter.display()
-                ),
-                hash => warning!(
-                    "{}: was trained with another chat template (SHA-256 {}) than the one in use ({}), and does not \
-                     hold it: its answers may differ from what it learned",
-                    adapter.display(),
-                    short(&hash.unwrap_or_default()),
-                    tokenizer.template_origin()
-                ),
+        if let Some(text) = trained.warning(adapter, chosen, own.as_deref(), tokenizer.template_origin()) {
+            warning!("{text}");
+        }
+        let Some((_, held)) = trained.held.as_ref().filter(|_| !chosen) else {
+            if trained.hash() == own.as_deref() {
+                used = Some(adapter);
             }
             continue;
         };
-        // Who changes the file beside an adapter wants it used; every other program uses it too.
-        if let Some(recorded) = recorded.filter(|recorded| held.as_ref() != Some(recorded)) {
-            warning!(
-                "{}: is not the chat template that this adapter was trained with (SHA-256 {}): it was changed since, and \
-                 is used as it is now, so that answers may differ from what was learned; {}",
-                theirs.template_origin(),
-                short(&recorded),
-                match own == Some(recorded.clone()) {
-                    true => "without it there, that of the model is used, which is the one of the training",
-                    false => "put the one of the training back there",
-                }
-            );
-        }
-        if own == held {
+        if own.as_ref() == Some(held) {
             used = Some(adapter);
             continue;
         }
@@ -75,9 +53,39 @@ pub fn open_tokenizer(
                 other.display()
             );
         }
+        let Some(theirs) = ChatTokenizer::open_with_template_of(checkpoint.dir(), adapter)? else { continue };
         (tokenizer, used) = (theirs, Some(adapter));
     }
     Ok(tokenizer)
+}
+
+/// Warns where the chat template that goes along with what is made of adapters is not the one of their training. It is
+/// the first that stands beside one of them, else that of the model in `base` (None: nothing of it goes along).
+pub fn warn_of_templates(base: Option<&Path>, adapters: &[PathBuf]) {
+    // A config may be all that there is of a model.
+    let base = base.filter(|base| base.join("tokenizer.json").is_file());
+    let own = base.and_then(|base| ChatTokenizer::template_in(base).ok());
+    let mut all = Vec::with_capacity(adapters.len());
+    for adapter in adapters {
+        match Trained::read(adapter) {
+            Ok(trained) => all.extend(trained.map(|trained| (adapter, trained))),
+            // It goes along all the same.
+            Err(error) => warning!("{error}"),
+        }
+    }
+    let first = all.iter().find_map(|(_, trained)| trained.held.as_ref());
+    for (adapter, trained) in &all {
+        let along = match (&own, first) {
+            (Some(own), _) if trained.held.is_some() => own.as_ref(),
+            (_, Some(first)) => Some(first),
+            (Some(own), None) => own.as_ref(),
+            (None, None) => continue,
+        };
+        let (origin, hash) = along.map_or(("none", None), |(origin, hash)| (origin.as_str(), Some(hash.as_str())));
+        if let Some(text) = trained.warning(adapter, false, hash, origin) {
+            warning!("{text}");
+        }
+    }
 }
 
 /// The first characters of a hash.
@@ -89,20 +97,57 @@ fn short(hash: &str) -> &str {
 struct Trained {
     /// Hash of the one that it was trained with. None: it is another program's, and does not say.
     recorded: Option<String>,
-    /// With the template that stands beside it. None: there is none.
-    tokenizer: Option<ChatTokenizer>,
+    /// Place and hash of the one that stands beside it. None: there is none.
+    held: Option<(String, String)>,
 }
 
-/// What an adapter was trained with. None: it does not say, and holds no template.
-fn trained_with(base: &Path, adapter: &Path) -> Result<Option<Trained>> {
-    let file = adapter.join(ADAPTER_MODEL);
-    let recorded = match regular::is_there(&file)? {
-        true => TensorFile::open(&file)?.metadata.get(metadata::CHAT_TEMPLATE_SHA256).cloned(),
-        false => None,
-    };
-    let tokenizer = ChatTokenizer::open_with_template_of(base, adapter)?;
-    let says = recorded.is_some() || tokenizer.is_some();
-    Ok(says.then_some(Trained { recorded, tokenizer }))
+impl Trained {
+    /// What an adapter was trained with. None: it does not say, and holds no template.
+    fn read(adapter: &Path) -> Result<Option<Self>> {
+        let file = adapter.join(ADAPTER_MODEL);
+        let recorded = match regular::is_there(&file)? {
+            true => TensorFile::open(&file)?.metadata.get(metadata::CHAT_TEMPLATE_SHA256).cloned(),
+            false => None,
+        };
+        let held = ChatTokenizer::template_in(adapter)?;
+        let says = recorded.is_some() || held.is_some();
+        Ok(says.then_some(Self { recorded, held }))
+    }
+
+    /// Hash of the template of the training, as far as it is known.
+    fn hash(&self) -> Option<&str> {
+        self.recorded.as_deref().or(self.held.as_ref().map(|(_, hash)| hash.as_str()))
+    }
+
+    /// A sentence for users where the template in use is not the one of the training. `own` and `origin` are hash and
+    /// place of the one that is used where none stands beside the adapter, or where one was `chosen`.
+    fn warning(&self, adapter: &Path, chosen: bool, own: Option<&str>, origin: &str) -> Option<String> {
+        let dir = adapter.display();
+        match &self.held {
+            // Who changes the file beside an adapter wants it used; every other program uses it too.
+            Some((file, held)) if !chosen => {
+                let recorded = self.recorded.as_deref().filter(|recorded| *recorded != held.as_str())?;
+                let what_to_do = match own == Some(recorded) {
+                    true => "without it there, that of the model is used, which is the one of the training",
+                    false => "put the one of the training back there",
+                };
+                Some(format!(
+                    "{file}: is not the chat template that this adapter was trained with (SHA-256 {}): it was changed since, \
+                     and is used as it is now, so that answers may differ from what was learned; {what_to_do}",
+                    short(recorded)
+                ))
+            }
+            _ if self.hash() == own => None,
+            Some(_) => Some(format!(
+                "{dir}: was trained with another chat template than the one chosen; leave chat_template out to use it"
+            )),
+            None => Some(format!(
+                "{dir}: was trained with another chat template (SHA-256 {}) than the one in use ({origin}), and does not \
+                 hold it: its answers may differ from what it learned",
+                short(self.hash().unwrap_or_default())
+            )),
+        }
+    }
 }
 
 /// Adds the tokenizer of the base to what is trained, with the chat template that was trained with.

@@ -223,7 +223,8 @@ pub fn columns(settings: &Settings) -> Columns {
         settings.messages_column.as_deref(),
         settings.text_column.as_deref(),
     )
-    .turn_keys(settings.role_key.as_deref(), settings.content_key.as_deref());
+    .turn_keys(settings.role_key.as_deref(), settings.content_key.as_deref())
+    .roles(settings.roles.pairs());
     // The template of Alpaca rows says what they are, beside the texts that others made of them.
     match settings.chat_template.as_deref() {
         Some("alpaca") => columns.meaning(RowKind::Alpaca),

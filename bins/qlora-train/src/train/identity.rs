@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Two runs with equal identities, on bases of equal fingerprints, give the same bytes.
@@ -82,7 +82,8 @@ impl Identity {
         Self { questions: judged.then(|| questions.hash()), ..self }
     }
 
-    /// The first thing in which `earlier`, which was recorded, differs from this run; none if they are the same.
+    /// Everything in which `earlier`, which was recorded, differs from this run, what changes rows first; none if they
+    /// are the same.
     pub fn difference(&self, earlier: &Self) -> Option<String> {
         self.difference_but_for(earlier, &[])
     }
@@ -93,60 +94,96 @@ impl Identity {
     }
 
     fn difference_but_for(&self, earlier: &Self, uncounted: &[&str]) -> Option<String> {
-        let names = self.settings.keys().chain(earlier.settings.keys());
         let says_nothing = |name: &str| self.tokens == earlier.tokens && OF_ROWS.contains(&name);
-        for name in names.filter(|name| !uncounted.contains(&name.as_str()) && !says_nothing(name)) {
-            let (here, there) = (self.settings.get(name), earlier.settings.get(name));
-            if here != there && name == ARITHMETIC {
-                let of = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or("f32 on the CPU").to_owned();
-                let (there, here) = (of(there), of(here));
-                // In full: what differs may stand at the end.
-                return Some(format!("arithmetic (`compute`, `linear`, `device`) was {there:?} and is {here:?} now"));
-            }
-            if here != there {
-                let of = |value: Option<&Value>| value.map_or("nothing".to_owned(), shown);
-                return Some(format!("`{name}` was {} and is {} now", of(there), of(here)));
-            }
+        let differs = |name: &&String| {
+            let counts = !uncounted.contains(&name.as_str()) && !says_nothing(name);
+            counts && self.settings.get(*name) != earlier.settings.get(*name)
+        };
+        let names: BTreeSet<&String> = self.settings.keys().chain(earlier.settings.keys()).filter(differs).collect();
+        let (lengths, names): (Vec<&String>, Vec<&String>) =
+            names.into_iter().partition(|name| LENGTHS.contains(&name.as_str()));
+        let (of_rows, others): (Vec<&String>, Vec<&String>) =
+            names.into_iter().partition(|name| ROWS.contains(&name.as_str()));
+        let told =
+            |names: &[&String]| -> Vec<String> { names.iter().map(|name| self.other_setting(earlier, name)).collect() };
+        let mut found = self.other_text(earlier);
+        found.extend(told(&of_rows));
+        // All that was named may come to other tokens.
+        if found.is_empty() && others.is_empty() && self.tokens != earlier.tokens {
+            let made = "the tokens that this version of the program makes of the same rows and tokenizer changed";
+            found.push(made.to_owned());
         }
-        if let (Some(here), Some(there)) = (&self.sums, &earlier.sums)
-            && here != there
-        {
-            return Some(format!("gradients of the processes were added up {there} and are {here} now (QLORA_SUMS)"));
-        }
-        let names = self.special_tokens.keys().chain(earlier.special_tokens.keys());
-        let token = |of: &Self, name: &String| of.special_tokens.get(name).cloned();
-        let named = names.into_iter().find(|name| token(self, name) != token(earlier, name));
-        let special_token = named.map(|name| {
-            let of = |token: Option<String>| token.map_or("nothing".to_owned(), |token| format!("{token:?}"));
-            let (there, here) = (of(token(earlier, name)), of(token(self, name)));
-            format!("`{name}` of the model's tokenizer_config.json was {there} and is {here} now")
-        });
+        found.extend(told(&others));
         let parts = [
             (self.base_config == earlier.base_config, "the model's config.json"),
             (self.not_quantized == earlier.not_quantized, "which linear layers the base keeps unquantized"),
-            (self.tokenizer == earlier.tokenizer, "the model's tokenizer.json"),
-            (special_token.is_none(), ""),
-            (self.added_tokens == earlier.added_tokens, "the tokens that are added to the model's vocabulary"),
-            (self.chat_template == earlier.chat_template, "the chat template"),
-            (self.tool_template == earlier.tool_template, "the chat template for conversations with tools"),
-            (self.data == earlier.data, "the contents of `data`"),
-            (self.val_data == earlier.val_data, "the contents of `val_data`"),
             (self.init_adapter == earlier.init_adapter, "the contents of `init_adapter`"),
             (
                 self.questions == earlier.questions,
                 "what is asked while the run trains (`sample_prompts`, `eval_answers`)",
             ),
-            (self.clock == earlier.clock, "the date that the chat template writes"),
-            (
-                self.tokens == earlier.tokens,
-                "the tokens that this version of the program makes of the same rows and tokenizer",
-            ),
         ];
-        match parts.into_iter().find(|(same, _)| !same)? {
-            (_, "") => special_token,
-            (_, what) => Some(format!("{what} changed")),
+        found.extend(changed(&parts));
+        if let (Some(here), Some(there)) = (&self.sums, &earlier.sums)
+            && here != there
+        {
+            found.push(format!("gradients of the processes were added up {there} and are {here} now (QLORA_SUMS)"));
         }
+        found.extend(told(&lengths));
+        (!found.is_empty()).then(|| found.join("; "))
     }
+
+    /// A setting that `earlier` has otherwise.
+    fn other_setting(&self, earlier: &Self, name: &str) -> String {
+        let (here, there) = (self.settings.get(name), earlier.settings.get(name));
+        if name == ARITHMETIC {
+            let of = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or("f32 on the CPU").to_owned();
+            let (there, here) = (of(there), of(here));
+            // In full: what differs may stand at the end.
+            return format!("arithmetic (`compute`, `linear`, `device`) was {there:?} and is {here:?} now");
+        }
+        let of = |value: Option<&Value>| value.filter(|value| !value.is_null()).map_or("nothing".to_owned(), shown);
+        format!("`{name}` was {} and is {} now", of(there), of(here))
+    }
+
+    /// Differences to `earlier` of the rows and of all that makes tokens of them, beside settings.
+    fn other_text(&self, earlier: &Self) -> Vec<String> {
+        let data = [
+            (self.data == earlier.data, "the contents of `data`"),
+            (self.val_data == earlier.val_data, "the contents of `val_data`"),
+        ];
+        let mut found = changed(&data);
+        // Other rows may be token ids, which have no tokenizer.
+        if !found.is_empty() && self.tokenizer.is_some() != earlier.tokenizer.is_some() {
+            return found;
+        }
+        found.extend(changed(&[(self.tokenizer == earlier.tokenizer, "the model's tokenizer.json")]));
+        let names: BTreeSet<&String> = self.special_tokens.keys().chain(earlier.special_tokens.keys()).collect();
+        for name in names {
+            let of = |tokens: &BTreeMap<String, String>| {
+                tokens.get(name).map_or("nothing".to_owned(), |token| format!("{token:?}"))
+            };
+            let (there, here) = (of(&earlier.special_tokens), of(&self.special_tokens));
+            if there != here {
+                found.push(format!("`{name}` of the model's tokenizer_config.json was {there} and is {here} now"));
+            }
+        }
+        let same_template = self.chat_template == earlier.chat_template;
+        let parts = [
+            (self.added_tokens == earlier.added_tokens, "the tokens that are added to the model's vocabulary"),
+            (same_template, "the chat template"),
+            (self.tool_template == earlier.tool_template, "the chat template for conversations with tools"),
+            // Not every template writes one.
+            (!same_template || self.clock == earlier.clock, "the date that the chat template writes"),
+        ];
+        found.extend(changed(&parts));
+        found
+    }
+}
+
+/// Words for the parts that are not the same.
+fn changed(parts: &[(bool, &str)]) -> Vec<String> {
+    parts.iter().filter(|(same, _)| !same).map(|(_, what)| format!("{what} changed")).collect()
 }
 
 /// Settings that name a place; what is found there counts.
@@ -218,11 +255,13 @@ pub fn commits_of_run(output: &Path) -> Vec<HubCommit> {
 }
 
 /// Commits of the hub on which the run began that this one goes on with. None where it begins anew.
-pub fn commits_to_follow(settings: &Settings, output: &Path) -> Vec<HubCommit> {
+pub fn commits_to_follow(settings: &Settings) -> Vec<HubCommit> {
     match &settings.resume_from_checkpoint {
         Resume::From(dir) => read_record(&dir.join(RUN_STATE)).as_ref().map(commits_in).unwrap_or_default(),
         // A run that is to be overwritten has nothing to say.
-        Resume::Latest if !settings.overwrite_output_dir => commits_of_run(output),
+        Resume::Latest if !settings.overwrite_output_dir => {
+            settings.output_dir.as_deref().map(commits_of_run).unwrap_or_default()
+        }
         Resume::Latest | Resume::No => Vec::new(),
     }
 }
@@ -290,7 +329,34 @@ pub fn recorded_sums(settings: &Settings, output: &Path, result_settings: &Map<S
 
 /// Settings that decide nothing but the tokens that rows come to, which count themselves. Another version of this
 /// program may understand in another way what a file of another trainer says of them.
-const OF_ROWS: [&str; 4] = ["messages_column", "role_key", "content_key", "too_long"];
+const OF_ROWS: [&str; 5] = ["messages_column", "role_key", "content_key", "roles", "too_long"];
+
+/// Settings of which rows there are and what tokens they come to, which are told before the others.
+const ROWS: [&str; 23] = [
+    "val_set_size",
+    "max_samples",
+    "data_max_samples",
+    "data_rows",
+    "val_data_rows",
+    "data_weights",
+    "mix_strategy",
+    "interleave_probs",
+    "prompt_column",
+    "completion_column",
+    "input_column",
+    "system_column",
+    "messages_column",
+    "role_key",
+    "content_key",
+    "roles",
+    "text_column",
+    "max_length",
+    "too_long",
+    "on_bad_row",
+    "prompt_completion",
+    "deduplicate",
+    "packing",
+];
 
 /// Settings of a run's length, which one that goes on may change.
 const LENGTHS: [&str; 2] = ["num_train_epochs", "max_steps"];
@@ -337,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_difference_is_named_and_every_one_changes_the_hash() {
+    fn every_difference_is_named_and_changes_the_hash() {
         let settings = |seed: u64| json!({"lora_r": 4, "seed": seed}).as_object().unwrap().clone();
         let tokens = |eos: &str| BTreeMap::from([("eos_token".to_owned(), eos.to_owned())]);
         let one = Identity {
@@ -408,6 +474,19 @@ mod tests {
         assert_eq!(one.difference(&read("from", "t")), None);
         let difference = read("role", "t").difference(&read("from", "u")).unwrap();
         assert_eq!(difference, "`role_key` was \"from\" and is \"role\" now");
+        // All is told, what changes rows first, and the length last.
+        let all = json!({"lora_r": 8, "max_length": 64, "max_steps": 9, "seed": 1}).as_object().unwrap().clone();
+        let (chat_template, tokens) = (Some("t".to_owned()), "u".to_owned());
+        let several = Identity { settings: all, chat_template, tokens, ..one.clone() };
+        let told = "the chat template changed; `max_length` was nothing and is 64 now; `lora_r` was 4 and is 8 now";
+        assert_eq!(several.difference_beyond_length(&one).unwrap(), told);
+        assert_eq!(several.difference(&one).unwrap(), format!("{told}; `max_steps` was nothing and is 9 now"));
+        // What a setting without a value is recorded as is no word for people.
+        let unset = json!({"lora_r": 4, "max_steps": null, "seed": 1}).as_object().unwrap().clone();
+        let unset = Identity { settings: unset, ..one.clone() };
+        let given = json!({"lora_r": 4, "max_steps": 9, "seed": 1}).as_object().unwrap().clone();
+        let given = Identity { settings: given, ..one.clone() };
+        assert_eq!(unset.difference(&given).unwrap(), "`max_steps` was 9 and is nothing now");
         // A run in one process may go on in several, and the other way round.
         let summed = |sums: &str| Identity { sums: Some(sums.to_owned()), ..one.clone() };
         assert!(one.difference(&summed("by NCCL")).is_none() && summed("by NCCL").difference(&one).is_none());

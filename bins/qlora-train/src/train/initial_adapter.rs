@@ -1,8 +1,9 @@
 //! The adapter that a run begins with.
 
 use crate::adapter::Adapter;
+use crate::config::Settings;
 use crate::error::{Context, Result};
-use crate::lora::LoraSpec;
+use crate::lora::{LoraSpec, LoraTerm};
 use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{count, status};
@@ -11,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The adapter that a run begins with, with the run's alphas. Refused: other ranks or layers than the run's.
-pub(crate) fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) -> Result<Adapter> {
+pub(crate) fn initial_adapter(path: &Path, settings: &Settings, loaded: &Loaded, spec: &ModelSpec) -> Result<Adapter> {
     let what = || path.display().to_string();
     let mut adapter = Adapter::load(path)?;
     adapter.check_shapes(loaded.checkpoint.arch(), loaded.checkpoint.base_name()).context(what)?;
@@ -33,11 +34,12 @@ pub(crate) fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) ->
         format!("rank{s} {} on {}{dora}", ranks.join(", "), count(lora.terms.len() as u64, "linear layer"))
     };
     if ranks(&own) != ranks(&spec.lora) {
+        let (theirs, ours) = (has(&own), has(&spec.lora));
+        let which = if theirs == ours { first_other(&own, &spec.lora) } else { String::new() };
         refuse!(
-            "`init_adapter`: {} has {}, the run has {}; give its lora_r, lora_target_modules and use_dora",
+            "`init_adapter`: {} has {theirs}, the run has {ours}{which}; {}",
             path.display(),
-            has(&own),
-            has(&spec.lora)
+            leave_out(settings, &others(&own, &spec.lora))
         );
     }
     let untied = own.untied && loaded.checkpoint.arch().tie_word_embeddings;
@@ -47,11 +49,12 @@ pub(crate) fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) ->
             false => whole.iter().cloned().collect::<Vec<_>>().join(", "),
         };
         refuse!(
-            "`init_adapter`: {} holds whole weights of {}{}, the run trains {}; give its modules_to_save",
+            "`init_adapter`: {} holds whole weights of {}{}, the run trains {}; {}",
             path.display(),
             named(&own.whole),
             if untied { ", with an output layer of its own beside the embedding" } else { "" },
-            named(&spec.lora.whole)
+            named(&spec.lora.whole),
+            leave_out(settings, &["modules_to_save"])
         );
     }
     if own.tokens != spec.lora.tokens {
@@ -62,10 +65,11 @@ pub(crate) fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) ->
             }
         };
         refuse!(
-            "`init_adapter`: {} holds rows of tokens {}, the run trains {}; give its trainable_token_indices",
+            "`init_adapter`: {} holds rows of tokens {}, the run trains {}; {}",
             path.display(),
             named(&own.tokens),
-            named(&spec.lora.tokens)
+            named(&spec.lora.tokens),
+            leave_out(settings, &["trainable_token_indices"])
         );
     }
     if adapter.rescale(&spec.lora).context(what)? {
@@ -75,6 +79,44 @@ pub(crate) fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) ->
         );
     }
     Ok(adapter)
+}
+
+/// Settings by which the run may have other terms than the adapter.
+fn others(own: &LoraSpec, run: &LoraSpec) -> Vec<&'static str> {
+    let differ = |of: &dyn Fn(&LoraTerm, &LoraTerm) -> bool| {
+        own.terms.iter().any(|(module, term)| run.terms.get(module).is_some_and(|other| of(term, other)))
+    };
+    let mut names = Vec::new();
+    if !own.terms.keys().eq(run.terms.keys()) {
+        names.extend(["lora_target_modules", "layers_to_transform"]);
+    }
+    if differ(&|one, other| one.r != other.r) {
+        names.extend(["lora_r", "rank_pattern"]);
+    }
+    if differ(&|one, other| one.kind != other.kind) {
+        names.push("use_dora");
+    }
+    names
+}
+
+/// The first linear layer that has another term in the run than in the adapter, where their counts do not tell them
+/// apart.
+fn first_other(own: &LoraSpec, run: &LoraSpec) -> String {
+    let of = |lora: &LoraSpec, module: &str| lora.terms.get(module).map(|term| (term.r, term.kind));
+    let mut modules = own.terms.keys().chain(run.terms.keys());
+    let Some(module) = modules.find(|module| of(own, module) != of(run, module)) else { return String::new() };
+    let told = |lora: &LoraSpec| of(lora, module).map_or("none".to_owned(), |(r, _)| format!("rank {r}"));
+    format!(", not on the same ones ({module}: {} in the adapter, {} in the run)", told(own), told(run))
+}
+
+/// Advice where the run trains something else than the adapter by some of these settings: those that were given.
+fn leave_out(settings: &Settings, names: &[&str]) -> String {
+    let given: Vec<String> =
+        names.iter().filter(|name| settings.given.has(name)).map(|name| format!("`{name}`")).collect();
+    match given.is_empty() {
+        true => format!("give its {}", names.join(", ")),
+        false => format!("leave out {}: what the adapter has is taken then", given.join(" and ")),
+    }
 }
 
 /// The first of these tokens, for a message.

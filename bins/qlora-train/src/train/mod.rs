@@ -26,6 +26,7 @@ mod trained_card;
 mod watch;
 
 pub use identity::Identity;
+pub(crate) use identity::commits_to_follow;
 pub(crate) use initial_adapter::initial_adapter;
 pub use run::{TrainOutcome, train, train_among};
 pub use snapshot::Snapshot;

@@ -80,11 +80,14 @@ pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result
     let recorded: Identity = serde_json::from_value(recorded).usage_context(|| {
         format!("{}: a run of another version; choose another output_dir, or move that run away", dir.display())
     })?;
-    if longer && identity.difference(&recorded).is_some() && identity.difference_beyond_length(&recorded).is_none() {
+    let (difference, beyond_length) = (identity.difference(&recorded), identity.difference_beyond_length(&recorded));
+    if longer && difference.is_some() && beyond_length.is_none() {
         return Ok(Found::Unfinished);
     }
-    if let Some(difference) = identity.difference(&recorded) {
-        let goes_on = match identity.difference_beyond_length(&recorded) {
+    // A length that may change is no reason.
+    let reason = if longer { &beyond_length } else { &difference };
+    if let Some(difference) = reason {
+        let goes_on = match beyond_length {
             Some(_) => String::new(),
             None if checkpoints::list(dir)?.is_empty() => format!("; {}", begin_with(dir)),
             None => "; `--resume-from-checkpoint` goes on with it to the new length".to_owned(),

@@ -3,7 +3,7 @@
 //! A process that cannot read one part goes on with those that do not need it: one look tells all that is amiss. One
 //! that is alone has nothing to compare: there it is enough that files are there and can be read.
 
-use super::identity::{result_settings, run_identity};
+use super::identity::{commits_to_follow, result_settings, run_identity};
 use super::sharing::{ASKED, KIND_OF_DEVICE, kind_of_device, name_of_part, settings_of_all};
 use super::summing::{Sums, VARIABLE};
 use crate::adapter::check_adapter;
@@ -143,7 +143,8 @@ struct Reading {
 impl Reading {
     fn of(settings: Result<Settings>, place: &Place) -> Self {
         let mut reading = Self::default();
-        let hub = Environment::read();
+        let commits = settings.as_ref().map(commits_to_follow).unwrap_or_default();
+        let hub = Environment::read().following(commits);
         let Some((mut settings, files)) = reading.note(SETTINGS, prepared(settings, place, &hub)) else {
             return reading;
         };
@@ -181,7 +182,7 @@ impl Reading {
 
     /// Notes the model of a process that is alone, which is not read: weights that are on the hub stay there.
     fn look_at_model(&mut self, settings: &mut Settings, device: Option<&Device>, place: &Place, hub: &Environment) {
-        let not_here = match description_alone(settings) {
+        let not_here = match description_alone(settings, hub) {
             Ok(Some(dir)) => described(&dir),
             Ok(None) => {
                 let Some(loaded) = self.note(MODEL, opened(settings, device, place, hub)) else { return };

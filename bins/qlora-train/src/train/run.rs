@@ -42,7 +42,7 @@ use crate::session::chat_template::add_tokenizer;
 use crate::session::host_copy::{HostCopies, PAGE, Settled};
 use crate::session::interruption::Interruption;
 use crate::session::lint_facts::facts;
-use crate::session::model_spec::{check_quantization, lora_spec, model_spec, of_steps};
+use crate::session::model_spec::{check_quantization, lora_spec, model_spec, of_steps, recipe};
 use crate::session::plan;
 use crate::session::training_data::find_files_by;
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData, replace_adapter_by_base};
@@ -74,8 +74,8 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     replace_adapter_by_base(&mut settings)?;
     let output = settings.output_path()?.to_owned();
     // A run that goes on stays on the commits that it began on, whatever a branch of the hub stands for by now.
-    let hub = Environment::read()
-        .following(from_first(comm, "commits of the hub", || Ok(commits_to_follow(&settings, &output)))?);
+    let hub =
+        Environment::read().following(from_first(comm, "commits of the hub", || Ok(commits_to_follow(&settings)))?);
     find_files_by(&mut settings, &hub)?;
     if settings.leave_out_evaluations() {
         status!("eval_steps: the data has no rows to validate on, so that nothing is evaluated");
@@ -260,7 +260,8 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         details,
         findings,
     } = prepared;
-    let init = settings.init_adapter.as_deref().map(|path| initial_adapter(path, &loaded, &spec)).transpose()?;
+    let init =
+        settings.init_adapter.as_deref().map(|path| initial_adapter(path, &settings, &loaded, &spec)).transpose()?;
     let mut source =
         CheckpointSource::with_adapter(&loaded.checkpoint, init.as_ref(), settings.seed)?.beginning(&spec.lora);
     if settings.report {
@@ -269,8 +270,8 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     if waits {
         source = source.waiting_for(&mut *comm);
     }
-    let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
-    let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set(layer as u64, String::new()))?;
+    let (mut bar, stored) = (Bars::new("loading", spec.arch.num_layers as u64), loaded.checkpoint.stored_bytes());
+    let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set_read(layer as u64, stored))?;
     bar.finish();
     let (norms, starts) = (source.take_norms(), source.take_starts());
     let fingerprint = source.finish()?;
@@ -283,7 +284,8 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     if let (Some(adapter), Some(path)) = (&init, &settings.init_adapter) {
         let (arch, name) = (loaded.checkpoint.arch(), loaded.checkpoint.base_name());
         let warnings = adapter.check_base(arch, &fingerprint, name, settings.allow_other_base);
-        for told in warnings.context(|| path.display().to_string())? {
+        let of_recipe = adapter.check_recipe(Some(&fingerprint), &recipe(&settings, &loaded.checkpoint));
+        for told in warnings.context(|| path.display().to_string())?.into_iter().chain(of_recipe) {
             warning!("{told}");
         }
         status!("the adapter begins with the weights of {}", path.display());
@@ -418,7 +420,9 @@ fn finish<B: Backend>(mut run: Run<B>, norms: &BTreeMap<String, f64>) -> Result<
         tokens_per_second: run.speed.tokens_per_second(),
         peak_bytes: run.backend.bytes(),
     };
-    write_card(&run, &summary)?;
+    if let Some(record) = &run.record {
+        write_card(record, &run.told(), eval_loss)?;
+    }
     if let Some(record) = &mut run.record {
         record.finish(&summary)?;
         if let Err(error) = run.observer.measure(&run.backend, &run.model, &run.starts, norms, &run.loaded.checkpoint) {

@@ -7,7 +7,8 @@ use super::observer::Observer;
 use super::progress::{Progress, Speed};
 use super::record::{LogEntry, RunRecord, TrainerState, add_json};
 use super::snapshot::{DataCursor, RngState, RunState, Snapshot, add_optimizer};
-use super::trained_adapter::add_trained_adapter;
+use super::trained_adapter::{add_trained_adapter, described};
+use super::trained_card::Told;
 use super::watch::{Watch, is_measured};
 use crate::backend::{Backend, Batch, TraceMode};
 use crate::base::BaseFingerprint;
@@ -294,11 +295,13 @@ impl<B: Backend> Run<'_, B> {
         let asked = self.accumulation_per_process;
         let accumulation_per_process = (asked != accumulation).then_some(asked);
         let state = RunState { accumulation_per_process, hub_commits: self.hub_commits.clone(), ..state };
+        let told = self.told();
+        let (training, adapter) = (told.of_checkpoint(), told.adapter);
         let Some(record) = &mut self.record else { return Err(Error::Failed("rank 0 alone saves".to_owned())) };
         let dir = checkpoints::write(record, step, |files| {
             let (loaded, model, backend) = (self.loaded, &self.model, &self.backend);
-            // The card names a tokenizer that is there already.
             add_tokenizer(loaded.checkpoint.dir(), loaded.tokenizer(), files)?;
+            adapter.add_story(files, &training, None)?;
             add_trained_adapter(files, self.settings, loaded, self.base_fingerprint, model, &self.starts, backend)?;
             add_optimizer(files, &self.backend, model, within > 0)?;
             add_json(files, STATE_FILE, &self.state)?;
@@ -308,6 +311,21 @@ impl<B: Backend> Run<'_, B> {
         let best = self.state.best_model_checkpoint.as_deref();
         checkpoints::prune(record, step, self.settings.save_total_limit.0, best);
         Ok(dir)
+    }
+
+    /// What cards tell of the run.
+    pub fn told(&self) -> Told<'_> {
+        Told {
+            settings: self.settings,
+            loaded: self.loaded,
+            data: self.data,
+            identity: self.identity,
+            state: &self.state,
+            train_loss: self.progress.whole_run.mean(),
+            adapter: described(self.settings, self.loaded, self.base_fingerprint, &self.model),
+            parameters: self.model.spec().trained_parameters(),
+            processes: self.comm.world_size(),
+        }
     }
 
     /// Fails where the trainable tensors of a rank are not those of rank 0.

@@ -351,3 +351,14 @@ fn long_rows_end_an_evaluation_only_where_that_is_not_chosen_otherwise() {
     }
     sandbox.refused("eval --model model --data rows.jsonl --too-long maybe", &["too-long", "maybe"]);
 }
+
+#[test]
+fn a_base_that_is_quantized_without_an_adapter_is_told() {
+    let sandbox = Sandbox::new();
+    let told = |more: &str| {
+        let done = sandbox.run(&format!("eval --model model --data rows.jsonl {more}")).ok();
+        done.stderr.contains("quantized as it is loaded") && done.stderr.contains("`--quantization none`")
+    };
+    assert!(told(""));
+    assert!(!told("--quantization none"));
+}

@@ -39,6 +39,55 @@ fn a_card_has_hours_and_a_price_of_its_predicted_steps() {
     assert!(forecast(&sandbox, "--model llama-3-8b --gpu h100").is_null(), "nothing says how many steps");
 }
 
+/// Names as nvidia-smi prints them, and as people write them; the size chooses where there are two.
+#[test]
+fn a_card_is_known_by_its_names_and_the_size_of_its_memory() {
+    let sandbox = Sandbox::new();
+    let plan = |gpu: &str| {
+        let mut command = sandbox.command("plan --json --model llama-3-8b --max-length 1024 --host-memory 64GiB");
+        let done = command.args(["--gpu", gpu]).output().unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
+        let json: Value = serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{gpu}: {said}"));
+        (number(&json["device"], "budget_bytes") / f64::from(1 << 30), said)
+    };
+    for (gpu, memory) in [
+        ("NVIDIA GeForce RTX 4090", 23.5),
+        ("rtx-4090", 23.5),
+        ("A100 80GB", 79.1),
+        ("NVIDIA A100-SXM4-40GB", 39.3),
+        ("NVIDIA H100 80GB HBM3", 79.1),
+        ("rtx 6000 ada", 44.4),
+    ] {
+        let (found, said) = plan(gpu);
+        assert!((found - memory).abs() < 1e-6, "{gpu}: {found}");
+        assert!(!said.contains("is taken") && !said.contains("no time is predicted"), "{gpu}: {said}");
+    }
+    let (found, said) = plan("a100");
+    assert!(
+        (found - 79.1).abs() < 1e-6 && said.contains("the A100 with 80 GB is taken; there is a100-40gb too"),
+        "{said}"
+    );
+    let (found, said) = plan("NVIDIA L4");
+    assert!((found - 21.9).abs() < 1e-6 && said.contains("no time is predicted for the L4"), "{said}");
+    let on_cpu = "plan --model llama-3-8b --gpu 4090 --device cpu";
+    sandbox.refused(on_cpu, &["`gpu`: found `4090`", "leave `device` out"]);
+    // Where each of so many rows is as long as the model allows, attention has more products than 64 bits count.
+    let rows = "--max-length 2 --per-device-train-batch-size 1000 --host-memory 64GiB";
+    let plan = sandbox.run(&format!("plan --json --model llama-3-8b --gpu 4090 {rows}")).json();
+    assert!(plan["fits"] == true && number(&plan, "max_length") >= 2.0, "{plan}");
+    sandbox.refused("plan --model llama-3-8b --gpu 4090s", &["--gpu", "`4090s`", "l40s, l40", "4090 is nearest"]);
+    sandbox.refused("plan --model llama-3-8b --gpu gh200", &["--gpu", "`gh200`", "--device-memory"]);
+    let price =
+        "plan --model llama-3-8b --max-length 64 --gpu h100 --max-steps 10 --price-per-hour 0.5 --host-memory 64GiB";
+    let text = sandbox.run(price).ok().stdout;
+    assert!(text.contains("; at 0.5 an hour: 0.0") && !text.contains("an hour: 0.00\n"), "{text}");
+    // A run on a GPU refuses it too.
+    for gpu in ["--gpu a100", "--device cuda --device-memory 40GiB"] {
+        let line = format!("plan --model llama-3-8b {gpu} --compute f32");
+        sandbox.refused(&line, &["`compute`: found f32", "expected bf16", "--device cpu"]);
+    }
+}
+
 #[test]
 fn a_run_here_is_measured_and_counts_its_rows_and_evaluations() {
     let sandbox = Sandbox::new();
@@ -70,6 +119,8 @@ fn a_forecast_that_cannot_be_made_is_refused() {
     ] {
         sandbox.refused(&format!("plan {line}"), words);
     }
+    let words = ["--price-per-hour", "no time is predicted for the RTX A5000"];
+    sandbox.refused("plan --model llama-3-8b --gpu a5000 --max-steps 9 --price-per-hour 2", &words);
     let wrong = sandbox.run("plan --model model --price-per-hour free");
     assert!(wrong.status == Some(2) && wrong.stderr.contains("2.49"), "{wrong:#?}");
 }

@@ -51,7 +51,7 @@ fn a_new_run_begins_with_an_adapter() {
     sandbox.run(&format!("{plan} --lora-r 4 --model first")).ok();
     sandbox.refused(&format!("{plan} --lora-r 3 --model first"), &["`init_adapter`", "rank", "lora_r"]);
     sandbox.refused(&format!("{plan} --model model --init-adapter nothing"), &["`init_adapter`", "nothing"]);
-    for gpu in ["t4", "24GB", "a100-40gb"] {
+    for gpu in ["24GB", "a100-60gb"] {
         sandbox.refused(&format!("{plan} --model model --gpu {gpu}"), &[gpu, "--device-memory"]);
     }
 }
@@ -194,6 +194,56 @@ fn a_run_that_begins_with_an_adapter_uses_its_template_and_form() {
     let (found, said) = ids("--model text --prompt-completion chat");
     assert_ne!(found, of_text);
     assert!(said.contains("was trained with `prompt_completion: text`"), "{said}");
+}
+
+/// Commands that only save the template of an adapter, or name it, warn like those that ask by it, and once.
+#[test]
+fn a_chat_template_that_is_not_the_one_of_the_training_is_told_by_every_command() {
+    let sandbox = Sandbox::chat();
+    sandbox.train_into("out", "--data chat.jsonl").ok();
+    let on_base = |to: &str| {
+        [
+            format!("merge --model model --adapter out --output-dir {to}-alone"),
+            format!("merge --model model --adapter out --output-dir {to}-turns --data chat.jsonl"),
+            format!("merge --model model --adapter out --output-dir {to}-ids --data rows.jsonl"),
+            format!("export gguf --model model --adapter out --output-dir {to}-gguf --lora"),
+            "check out --model model".to_owned(),
+            "preview --model out --data chat.jsonl".to_owned(),
+        ]
+    };
+    let warned = |line: &str, words: &[&str]| {
+        let said = sandbox.run(line).ok().stderr;
+        let lines: Vec<&str> = said
+            .lines()
+            .filter(|line| {
+                line.contains("the chat template that this adapter was") || line.contains("another chat template")
+            })
+            .collect();
+        assert_eq!(lines.len(), usize::from(!words.is_empty()), "{line}: {said}");
+        assert!(words.iter().all(|word| lines[0].contains(word)), "{line}: {said}");
+    };
+    on_base("same").iter().for_each(|line| warned(line, &[]));
+    warned("export uniform --adapter out --output-dir same", &[]);
+
+    let own = sandbox.read("model/tokenizer_config.json");
+    let edited = own.replacen("{% for", "{# edited #}{% for", 1);
+    assert_ne!(own, edited);
+    sandbox.write("out/tokenizer_config.json", &edited);
+    let changed = ["warning: out/tokenizer_config.json: chat_template: is not the chat template", "changed since"];
+    on_base("edited").iter().for_each(|line| warned(line, &[changed[0], changed[1], "that of the model is used"]));
+    let back = [changed[0], changed[1], "put the one of the training back there"];
+    warned("export uniform --adapter out --output-dir edited", &back);
+
+    // Without one beside the adapter, that of the model counts.
+    for name in ["tokenizer_config.json", "tokenizer.json"] {
+        std::fs::remove_file(sandbox.path("out").join(name)).unwrap();
+    }
+    on_base("moved").iter().for_each(|line| warned(line, &[]));
+    sandbox.write("model/tokenizer_config.json", &edited);
+    let other =
+        ["warning: out: was trained with another chat template", "model/tokenizer_config.json", "does not hold it"];
+    on_base("other").iter().for_each(|line| warned(line, &other));
+    warned("export uniform --adapter out --output-dir other", &[]);
 }
 
 /// What stands where an adapter or a model belongs is told by what it is.

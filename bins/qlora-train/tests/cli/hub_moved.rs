@@ -49,10 +49,13 @@ fn a_run_goes_on_with_the_commits_that_it_began_on() {
     ];
     world.run(&line("")).ended(2, &both);
 
+    // What the run would read is planned for.
+    let told = format!("org/rows: commit {} of `main`, on which the run began", &began[..12]);
     world.hub.forget();
+    let plan = world.run(&line("--resume-from-checkpoint").replacen("train", "plan", 1)).ok();
+    assert!(world.hub.requests().is_empty() && plan.stderr.contains(&told), "{plan:#?}");
     let resumed = world.run(&line("--resume-from-checkpoint")).ok();
     assert!(world.hub.requests().is_empty(), "{:?}", world.hub.requests());
-    let told = format!("org/rows: commit {} of `main`, on which the run began", &began[..12]);
     for words in ["resuming after step 2 of 4", &told] {
         assert!(resumed.stderr.contains(words), "{words:?} in {}", resumed.stderr);
     }

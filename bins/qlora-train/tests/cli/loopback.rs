@@ -61,8 +61,10 @@ pub struct State {
     pub revisions: Mutex<BTreeMap<(String, String), (String, Files)>>,
     /// SHA-256 → bytes of large files that were sent
     pub objects: Mutex<Files>,
-    /// Those of large files that are sent in parts: SHA-256 and number
+    /// Those of large files that are sent in parts: SHA-256 with the upload, and number
     pub parts: Mutex<BTreeMap<(String, usize), Vec<u8>>>,
+    /// Uploads in parts that a place was given for
+    pub uploads: Mutex<usize>,
     /// Bytes of a part; 0: files are sent as a whole.
     pub part_size: Mutex<usize>,
     /// Repositories that not everybody may read

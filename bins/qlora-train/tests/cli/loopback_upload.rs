@@ -90,11 +90,16 @@ fn batch(state: &State, json: &Value, host: &str) -> Option<Answer> {
         let upload = match part {
             0 => json!({"href": format!("http://{host}/storage/{oid}")}),
             part => {
-                let at =
-                    |number: usize| (format!("{number:05}"), json!(format!("http://{host}/storage/{oid}/{number}")));
+                // Each is an upload of its own, as in stores of files.
+                let mut uploads = state.uploads.lock().unwrap();
+                let upload = format!("uploadId={uploads}");
+                *uploads += 1;
+                let at = |number: usize| {
+                    (format!("{number:05}"), json!(format!("http://{host}/storage/{oid}/{number}?{upload}")))
+                };
                 let mut header: Map<String, Value> = (1..=size.div_ceil(part)).map(at).collect();
                 header.insert("chunk_size".to_owned(), part.to_string().into());
-                json!({"href": format!("http://{host}/complete/{oid}"), "header": header})
+                json!({"href": format!("http://{host}/complete/{oid}?{upload}"), "header": header})
             }
         };
         json!({"oid": oid, "size": size, "actions": {"upload": upload, "verify": verify}})
@@ -111,18 +116,20 @@ fn put(state: &State, path: &str, bytes: &[u8]) -> Option<Answer> {
         state.objects.lock().unwrap().insert(path.to_owned(), bytes.to_vec());
         return Some((200, Vec::new(), Vec::new()));
     };
+    let (number, upload) = number.split_once('?')?;
     let number: usize = number.parse().ok()?;
-    state.parts.lock().unwrap().insert((oid.to_owned(), number), bytes.to_vec());
+    state.parts.lock().unwrap().insert((format!("{oid}?{upload}"), number), bytes.to_vec());
     Some((200, vec![("ETag", format!("\"{}\"", git_hash(bytes)))], Vec::new()))
 }
 
-/// Puts the parts together that the client names.
-fn complete(state: &State, oid: &str, json: &Value) -> Option<Answer> {
+/// Puts the parts of an upload together that the client names.
+fn complete(state: &State, upload: &str, json: &Value) -> Option<Answer> {
+    let (oid, _) = upload.split_once('?')?;
     assert_eq!(json["oid"], oid);
     let sent = state.parts.lock().unwrap();
     let mut whole = Vec::new();
     for (at, part) in json["parts"].as_array()?.iter().enumerate() {
-        let bytes = sent.get(&(oid.to_owned(), at + 1))?;
+        let bytes = sent.get(&(upload.to_owned(), at + 1))?;
         let expected = json!({"partNumber": at + 1, "etag": format!("\"{}\"", git_hash(bytes))});
         assert_eq!(*part, expected);
         whole.extend(bytes);

@@ -1,6 +1,7 @@
 //! The binary from end to end, on tiny random models: what it writes, what it says, and what it refuses.
 
 mod adalora;
+mod adapters;
 mod answers;
 mod arithmetic;
 mod asked;

@@ -168,10 +168,12 @@ fn whole_modules_are_evaluated_merged_and_served_where_they_can_be() {
         assert!(reasons[1..].iter().all(|reason| reason.contains("modules_to_save")), "{reasons:?}");
         sandbox
             .refused("export gguf --lora --model model --adapter out --output-dir gguf", &["whole weight", "--lora"]);
-        // A run that begins with it has to train the same modules.
+        // A run that begins with it trains the same modules.
         sandbox
-            .run(&format!("{plain} --init-adapter out --output-dir other"))
-            .ended(2, &["`init_adapter`", "model.norm", "trains none", "modules_to_save"]);
+            .run(&format!("{plain} --modules-to-save norm --init-adapter out --output-dir other"))
+            .ended(2, &["`init_adapter`", "model.embed_tokens", "the run trains", "leave out `modules_to_save`"]);
+        let line = line.replace("cfg.yaml", "rest.yaml");
+        sandbox.write("rest.yaml", &WHOLE.replace("modules_to_save: [embed_tokens, norm]\n", ""));
         let more = sandbox.run(&format!("{line} --init-adapter out --output-dir more")).ok().stderr;
         assert!(more.contains("begins with the weights of out"), "{more}");
         let more = sandbox.eval(&format!("--adapter more {rows}"));
@@ -271,6 +273,9 @@ fn both_ranks_of_an_adapter_to_begin_with_are_told() {
     let more = begin("--lora-r 4 --lora-target-modules q_proj,v_proj --rank-pattern v_proj=2");
     let on = format!("the run has ranks 2, 4 on {} linear layers", 2 * layers);
     sandbox.run(&more).ended(2, &["`init_adapter`", &has, &on, "lora_target_modules"]);
+    let same_count = begin("--lora-r 4 --lora-target-modules k_proj");
+    let which = "model.layers.0.self_attn.q_proj: rank 4 in the adapter, none in the run";
+    sandbox.run(&same_count).ended(2, &[&has, which, "leave out `lora_target_modules`"]);
 }
 
 /// The adapter is one for the base as it is: what it computes there is what was trained, but for rounding.
@@ -373,7 +378,8 @@ fn dora_is_evaluated_merged_and_served_where_it_can_be() {
         sandbox.run(&format!("{line} --output-dir other")).ended(2, words);
     }
     let line = settings(&sandbox, "plain", "lora_r: 4\n");
-    sandbox.run(&format!("{line} --init-adapter out-f32 --output-dir other")).ended(2, &["`init_adapter`", "use_dora"]);
+    let other = format!("{line} --use-dora false --init-adapter out-f32 --output-dir other");
+    sandbox.run(&other).ended(2, &["`init_adapter`", "leave out `use_dora`"]);
     let mut config = sandbox.json("out-f32/adapter_config.json");
     config["use_dora"] = json!(false);
     sandbox.write("out-f32/adapter_config.json", &config.to_string());

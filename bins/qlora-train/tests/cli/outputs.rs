@@ -224,11 +224,22 @@ fn a_gpu_is_planned_for_in_every_build_by_the_name_of_model_and_gpu() {
     assert_eq!(groups, ["weights", "adapters", "optimizer", "activations", "workspace", "other"]);
     let total: u64 = plan["groups"].as_array().unwrap().iter().map(|g| g["bytes"].as_u64().unwrap()).sum();
     assert_eq!(total, plan["device"]["peak_bytes"]);
+    assert_eq!(plan["lm_head"], "resident");
+    // Vocabulary and width in 16 bits.
+    let line = "plan --model llama-3-8b --gpu 4090 --max-length 1024 --host-memory 64GiB --lm-head host";
+    let (_, plan) = of(&format!("{line} --json"));
+    let waiting = plan["buffers"].as_array().unwrap().iter().find(|line| line["name"] == "lm_head in host memory");
+    assert_eq!(plan["lm_head"], "host");
+    assert_eq!(waiting.unwrap()["bytes"], 2u64 * 128_256 * 4096);
+    let text = sandbox.run(line).stdout;
+    assert!(text.contains("lm_head: host (−") && text.contains("% time): the same result"), "{text}");
+    sandbox.refused("plan --model model --device cpu --lm-head host", &["`lm_head`: found host", "auto or resident"]);
     let line = "plan --json --model llama-3-70b --gpu 4090 --max-length 1024 --host-memory 64GiB";
     let (status, plan) = of(&format!("{line} --weights resident"));
     assert_eq!((status, &plan["fits"]), (Some(1), &false.into()), "{plan}");
     let missing = plan["suggestions"].to_string();
-    for words in ["more device_memory at least", "weights: auto fits", "wait in host memory"] {
+    let none = "with the settings as they are, no length fits: ";
+    for words in [none, "more device_memory at least", "weights: auto fits", "wait in host memory"] {
         assert!(missing.contains(words), "{words}: {missing}");
     }
     // What auto makes of it.

@@ -14,6 +14,7 @@ fn spec(config: Arch, modules: &[Projection]) -> ModelSpec {
         trainable: true,
         states: qlora_train::backend::StateFormat::F32,
         activations: Vec::new(),
+        states_on_host: false,
         residency: Vec::new(),
         token_tile: None,
         tokens: 1,

@@ -97,7 +97,27 @@ fn another_chat_template_is_another_run() {
     sandbox.run(&line).ok();
     sandbox.run(&line).ok();
     sandbox.write("template.jinja", trainer_lab::fixture::LLAMA3);
-    sandbox.refused(&line, &["holds a different run"]);
+    sandbox.refused(&line, &["holds a different run: the chat template changed;"]);
+}
+
+/// A template changes rows, which is told before a length, which a run that goes on may change.
+#[test]
+fn a_longer_run_with_another_template_is_refused_by_the_template() {
+    let sandbox = Sandbox::chat();
+    sandbox.write("template.jinja", trainer_lab::fixture::CHATML);
+    let line = |more: &str| {
+        train(&format!("--data chat.jsonl --chat-template template.jinja --save-steps 1 --save-total-limit 0 {more}"))
+    };
+    sandbox.run(&line("--max-steps 2")).ok();
+    sandbox.write("template.jinja", &trainer_lab::fixture::CHATML.replacen("{%", "{# edited #}{%", 1));
+    let both = "out: holds a different run: the chat template changed; `max_steps` was 2 and is 4 now; choose another";
+    sandbox.refused(&line("--max-steps 4"), &[both]);
+    let template = "out: holds a different run: the chat template changed; choose another";
+    sandbox.refused(&line("--max-steps 4 --resume-from-checkpoint"), &[template]);
+    let from = line("--max-steps 4 --output-dir new --resume-from-checkpoint out/checkpoint-2");
+    sandbox.refused(&from, &["is of a different run: the chat template changed;"]);
+    let rate = line("--max-steps 4 --learning-rate 0.5 --resume-from-checkpoint");
+    sandbox.refused(&rate, &["the chat template changed; `learning_rate` was 0.01 and is 0.5 now; choose another"]);
 }
 
 #[test]
