@@ -221,9 +221,10 @@ DOCUMENTS = {
 RANK, ALPHA = 3, 6
 
 
-def random_model(family):
+def random_model(family, **more):
+    """`more`: sizes in place of the family's."""
     config, model_class, sizes, biased = FAMILIES[family]
-    model = model_class(config(**{**SIZES, **sizes}))
+    model = model_class(config(**{**SIZES, **sizes, **more}))
     # Gemma's weights are less by 1.
     norm = 0.0 if family.startswith("gemma") else 1.0
     with torch.no_grad():

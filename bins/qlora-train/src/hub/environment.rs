@@ -65,6 +65,8 @@ pub struct Environment {
     /// The token, and the variable that it is from
     token: Option<(&'static str, String)>,
     token_files: Vec<PathBuf>,
+    /// Folder of what is kept of uploads that ended before they were done
+    pub(super) uploads: Option<PathBuf>,
     /// Commits that stand for a revision, whatever the hub says by now
     recorded: Vec<HubCommit>,
     /// Revisions that were asked for
@@ -117,6 +119,7 @@ impl Environment {
             timeout: text(TIMEOUT),
             token,
             token_files,
+            uploads: homes.first().map(|home| home.join("qlora-train/uploads")),
             recorded: Vec::new(),
             met: RefCell::default(),
         }

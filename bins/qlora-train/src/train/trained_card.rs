@@ -1,10 +1,8 @@
-//! The model card of a finished run, with what came of it: the same for the same run, wherever and however it was done.
+//! The model card of a run, with what came of it so far: the same for the same run, wherever and however it was done.
 
-use super::record::{LogEntry, RunSummary};
-use super::steps::Run;
-use super::trained_adapter::described;
-use crate::adapter::{TrainedFile, Training};
-use crate::backend::Backend;
+use super::identity::Identity;
+use super::record::{LogEntry, RunRecord, TrainerState};
+use crate::adapter::{Adapter, TrainedFile, Training};
 use crate::base::BaseName;
 use crate::config::{FALLBACK_TEMPLATE, SETTINGS, SamplePrompts, Settings};
 use crate::data::Builtin;
@@ -12,6 +10,7 @@ use crate::error::Result;
 use crate::export::has_gguf;
 use crate::hub::{DataSetFile, data_set_of, is_hub_name, license_of};
 use crate::run_report::learning_curve;
+use crate::session::{Loaded, TrainingData};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value};
@@ -22,20 +21,46 @@ const PLACE: &str = "path/to";
 /// What a run computes in whose record has no word of it
 const PLAIN: &str = "f32";
 
+/// A run as far as it has come.
+pub(super) struct Told<'a> {
+    pub settings: &'a Settings,
+    pub loaded: &'a Loaded,
+    pub data: &'a TrainingData,
+    pub identity: &'a Identity,
+    pub state: &'a TrainerState,
+    /// Mean loss of its steps
+    pub train_loss: f64,
+    /// Without its tensors
+    pub adapter: Adapter,
+    pub parameters: u64,
+    pub processes: usize,
+}
+
+impl Told<'_> {
+    /// What the card of the checkpoint tells that is written here.
+    pub fn of_checkpoint(&self) -> Training {
+        let (step, history) = (self.state.global_step, &self.state.log_history);
+        let here = history.iter().rev().take_while(|entry| entry.step == step).find_map(|entry| entry.eval_loss);
+        Training {
+            of_steps: Some(self.data.schedule.total_steps()),
+            logged: history.iter().rev().find_map(|entry| Some((entry.step, entry.loss?))),
+            ..training(self, here)
+        }
+    }
+}
+
 /// Writes the card and the learning curve of a run whose adapter is there. A card of somebody else's is left alone.
-pub(super) fn write_card<B: Backend>(run: &Run<B>, summary: &RunSummary) -> Result<()> {
-    let Some(record) = &run.record else { return Ok(()) };
-    let adapter = described(run.settings, run.loaded, run.base_fingerprint, &run.model);
+pub(super) fn write_card(record: &RunRecord, run: &Told, eval_loss: Option<f64>) -> Result<()> {
     let curve = learning_curve(&run.state.log_history);
     let mut files = record.files()?;
-    if adapter.add_story(&mut files, &training(run, summary), curve.as_deref())? {
+    if run.adapter.add_story(&mut files, &training(run, eval_loss), curve.as_deref())? {
         files.update_sums()?;
         files.commit()?;
     }
     Ok(())
 }
 
-fn training<B: Backend>(run: &Run<B>, summary: &RunSummary) -> Training {
+fn training(run: &Told, eval_loss: Option<f64>) -> Training {
     let (settings, data, identity) = (run.settings, run.data, run.identity);
     let checkpoint = &run.loaded.checkpoint;
     let files = trained_files(&settings.data, &data.hashes);
@@ -52,11 +77,13 @@ fn training<B: Backend>(run: &Run<B>, summary: &RunSummary) -> Training {
     }
     Training {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        steps: summary.steps,
+        steps: run.state.global_step,
+        of_steps: None,
         epochs: run.state.epoch,
-        parameters: run.model.spec().trained_parameters(),
-        train_loss: summary.train_loss,
-        eval_loss: summary.eval_loss,
+        parameters: run.parameters,
+        train_loss: run.train_loss,
+        logged: None,
+        eval_loss,
         lowest: lowest(&run.state.log_history),
         rows: data.rows.len() as u64,
         validation_rows: data.validation.len() as u64,
@@ -67,7 +94,7 @@ fn training<B: Backend>(run: &Run<B>, summary: &RunSummary) -> Training {
         tokens_hash: identity.tokens.clone(),
         arithmetic: Some(arithmetic.to_owned()),
         date: identity.clock.map(date),
-        sums: identity.sums.as_deref().map(|sums| summed(run.comm.world_size(), sums)),
+        sums: identity.sums.as_deref().map(|sums| summed(run.processes, sums)),
         settings: repeated,
         license: license_of(checkpoint.dir()),
         // It goes beside the adapter even where all rows are token ids.

@@ -82,15 +82,53 @@ fn arithmetic_and_date_of_a_run_are_told() {
     let date = format!(" It computed in f32. The chat template writes the date, which was {} (UTC): on", &clock[..10]);
     assert!(card.contains(&date) && block(&card, "yaml").contains("\ncompute: \"f32\"\n"), "{card}");
     // Of token ids nothing is dated, and the tokenizer is beside the adapter all the same.
-    sandbox.train_into("plain", "--compute f32 --max-steps 2").ok();
+    sandbox.train_into("plain", "--compute f32 --max-steps 2 --quantization none").ok();
     let card = sandbox.read("plain/README.md");
     assert!(sandbox.path("plain/tokenizer.json").exists() && !card.contains("writes the date"), "{card}");
     assert!(card.contains("AutoTokenizer.from_pretrained(\"ADAPTER\")"), "{card}");
+    assert!(card.contains("| Base weights in training | not quantized |"), "{card}");
     let settings = block(&card, "yaml").replace("path/to/base", "model").replace("path/to/rows", "rows.jsonl");
     sandbox.write("settings.yaml", &settings);
     sandbox.run("train settings.yaml --output-dir adapter --allow all").ok();
     for file in ["adapter_model.safetensors", "adapter_config.json", "README.md", "learning_curve.svg"] {
         assert!(sandbox.bytes(&format!("adapter/{file}")) == sandbox.bytes(&format!("plain/{file}")), "{file} differs");
+    }
+}
+
+/// A checkpoint's adapter is made again by what its card says, and by a run that goes on from an earlier one.
+#[test]
+fn the_card_of_a_checkpoint_tells_what_had_come_of_the_run_and_repeats_it() {
+    let sandbox = Sandbox::new();
+    sandbox.write_rows("val.jsonl", 4, 2);
+    let line = "--val-data val.jsonl --eval-steps 2 --max-steps 5 --save-steps 2 --save-total-limit 0";
+    sandbox.train(line).ok();
+    let card = sandbox.read("out/checkpoint-4/README.md");
+    for line in [
+        "# LoRA adapter: checkpoint after step 4 of 5\n",
+        "| Base fingerprint | ",
+        "| Optimizer steps | 4 of 5 (",
+        " at step 4 |\n| Training loss, mean of the run | ",
+        "| Validation loss | ",
+        "| Lowest validation loss | ",
+        "PeftModel.from_pretrained(",
+        "\nThe adapter is then in `adapter/checkpoint-4`.\n",
+    ] {
+        assert!(card.contains(line), "{line}: {card}");
+    }
+    assert_sums_hold(&sandbox, "out/checkpoint-4");
+    let settings = block(&card, "yaml").replace("path/to/base", "model").replace("path/to/rows", "rows.jsonl");
+    sandbox.write("settings.yaml", &settings.replace("path/to/validation-rows", "val.jsonl"));
+    let command = card.lines().find_map(|line| line.strip_prefix("qlora-train train settings.yaml")).unwrap();
+    sandbox.run(&format!("train settings.yaml{command} --eval-steps 2 --allow all")).ok();
+    sandbox.train_into("again", &format!("{line} --resume-from-checkpoint out/checkpoint-2")).ok();
+    for (dir, file) in [
+        ("adapter", "adapter_model.safetensors"),
+        ("adapter", "adapter_config.json"),
+        ("adapter", "README.md"),
+        ("again", "README.md"),
+    ] {
+        let [expected, found] = ["out", dir].map(|dir| sandbox.bytes(&format!("{dir}/checkpoint-4/{file}")));
+        assert!(found == expected, "{dir}/{file} differs");
     }
 }
 

@@ -187,8 +187,8 @@ fn a_large_file_goes_in_parts_where_the_hub_asks_for_them() {
     let parts = size.div_ceil(size / 3);
     // One part breaks, one is not taken at first.
     world.hub.answer(move |request, nth| match (request.method.as_str(), nth) {
-        ("PUT", 0) if request.path.ends_with("/2") => Some(Reply::Take(500)),
-        ("PUT", 0) if request.path.ends_with("/3") => Some(busy(500, "0")),
+        ("PUT", 0) if request.path.contains("/2?") => Some(Reply::Take(500)),
+        ("PUT", 0) if request.path.contains("/3?") => Some(busy(500, "0")),
         _ => None,
     });
     let done = world.push();
@@ -199,6 +199,48 @@ fn a_large_file_goes_in_parts_where_the_hub_asks_for_them() {
     assert_eq!(world.sent("PUT", "/storage/").len(), parts + 2);
     assert_eq!(world.sent("POST", "/complete/").len(), 1);
     assert!(world.sent("PUT", "/storage/").iter().all(|part| part.body.len() <= size / 3));
+}
+
+/// With a push of a file in so many parts that ended at the third.
+fn cut_at_the_third_part() -> (World, usize) {
+    let world = World::new();
+    let size = world.sandbox.bytes(&format!("out/{TENSORS}")).len();
+    world.hub.in_parts(size / 4);
+    world.hub.answer(|request, _| request.path.contains("/3?").then_some(Reply::Take(10)));
+    world.ends_without_commit(world.push(), 1, &["org/mine", "nothing was committed", "run the command again"]);
+    world.hub.answer(|_, _| None);
+    world.hub.forget();
+    (world, size.div_ceil(size / 4))
+}
+
+#[test]
+fn parts_that_were_taken_are_not_sent_again() {
+    let (world, parts) = cut_at_the_third_part();
+    let done = world.push().ok();
+    assert!(done.stderr.contains(&format!("{TENSORS}: going on behind 2 of {parts} parts")), "{done:#?}");
+    world.assert_arrived();
+    let sent = world.sent("PUT", "/storage/");
+    let paths: Vec<&str> = sent.iter().map(|request| request.path.as_str()).collect();
+    assert_eq!(paths.len(), parts - 2, "{paths:?}");
+    assert!(paths.iter().all(|path| path.ends_with("?uploadId=0")), "{paths:?}");
+    // What was kept of it is needed no more.
+    let kept = world.sandbox.path("home/qlora-train/uploads");
+    assert!(std::fs::read_dir(kept).unwrap().next().is_none());
+}
+
+#[test]
+fn a_file_whose_earlier_places_are_too_old_is_sent_whole() {
+    let (world, parts) = cut_at_the_third_part();
+    let too_old = || Reply::Text(403, "<Error>Request has expired</Error>".to_owned());
+    world.hub.answer(move |request, _| request.path.contains("uploadId=0").then(too_old));
+    let done = world.push().ok();
+    for words in ["asking for another", "the hub begins anew, and all of it is sent again"] {
+        assert!(done.stderr.contains(words), "{done:#?}");
+    }
+    world.assert_arrived();
+    let sent = world.sent("PUT", "/storage/");
+    assert_eq!(sent.iter().filter(|request| !request.path.contains("uploadId=0")).count(), parts);
+    assert_eq!(sent.len(), parts + 1);
 }
 
 #[test]

@@ -97,6 +97,7 @@ fn spec(checkpoint: &Checkpoint, layers: usize, quantization: Quantization, toke
         trainable: false,
         states: StateFormat::F32,
         activations: Vec::new(),
+        states_on_host: false,
         residency: Vec::new(),
         token_tile: None,
         tokens,

@@ -38,7 +38,10 @@ fn card(adapter: &Adapter, training: Option<&Training>, tokenizer: bool) -> Stri
     let recorded = adapter.metadata.get(metadata::BASE_NAME).map(String::as_str);
     let base = recorded.or(config.base_model_name_or_path.as_deref()).filter(|name| is_hub_name(name));
     let mut card = front_matter(base, config.revision.as_deref(), training);
-    card += &format!("\n{MARK}\n\n# LoRA adapter\n\n");
+    let checkpoint = training.and_then(|training| Some((training.steps, training.of_steps?)));
+    let title =
+        checkpoint.map(|(step, all)| format!(": checkpoint after step {} of {}", thousands(step), thousands(all)));
+    card += &format!("\n{MARK}\n\n# LoRA adapter{}\n\n", title.unwrap_or_default());
     card += &table(facts(adapter, training));
     if let Some(training) = training {
         card += &results(training);
@@ -100,6 +103,8 @@ fn facts(adapter: &Adapter, training: Option<&Training>) -> Vec<(String, String)
     };
     let stored = |key: &str| adapter.metadata.get(key).cloned();
     let recipe = adapter.recipe("adapter").ok().flatten().map(|recipe| recipe.to_string());
+    let held = recipe.or_else(|| stored(metadata::QUANTIZATION));
+    let held = held.map(|held| if held == "none" { "not quantized".to_owned() } else { held });
     let license = training.and_then(|training| training.license.as_ref());
     let layers = |layers: &Vec<usize>| layers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     let rows = [
@@ -107,7 +112,7 @@ fn facts(adapter: &Adapter, training: Option<&Training>) -> Vec<(String, String)
         ("Base revision", config.revision.clone()),
         ("Base fingerprint", stored(metadata::BASE_FINGERPRINT)),
         ("License of the base", license.map(|license| license.name.as_ref().unwrap_or(&license.id).clone())),
-        ("Base weights in training", recipe.or_else(|| stored(metadata::QUANTIZATION))),
+        ("Base weights in training", held),
         ("Chat template (SHA-256)", stored(metadata::CHAT_TEMPLATE_SHA256)),
         ("Rank", Some(with_pattern(&config.r, &config.rank_pattern))),
         ("Alpha", Some(with_pattern(&config.lora_alpha, &config.alpha_pattern))),
@@ -146,16 +151,18 @@ fn decimal(value: f64, decimals: usize) -> String {
 
 fn results(training: &Training) -> String {
     let loss = |loss: f64| format!("{loss:.4}");
-    let lowest = training.lowest.map(|(step, lowest)| format!("{} at step {}", loss(lowest), thousands(step)));
+    let at = |(step, found): (u64, f64)| format!("{} at step {}", loss(found), thousands(step));
     let epochs = decimal(training.epochs, 2);
     let noun = if epochs == "1" { "epoch" } else { "epochs" };
-    let steps = format!("{} ({epochs} {noun})", thousands(training.steps));
+    let all = training.of_steps.map(|all| format!(" of {}", thousands(all))).unwrap_or_default();
+    let steps = format!("{}{all} ({epochs} {noun})", thousands(training.steps));
     let rows = [
         ("Optimizer steps", Some(steps)),
+        ("Training loss, last in the log", training.logged.map(at)),
         ("Training loss, mean of the run", Some(loss(training.train_loss))),
         ("Validation loss", training.eval_loss.map(loss)),
         ("Validation perplexity", training.eval_loss.map(|loss| format!("{:.3}", loss.exp()))),
-        ("Lowest validation loss", lowest),
+        ("Lowest validation loss", training.lowest.map(at)),
     ];
     let rows = rows.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
     let mut text = format!("\n## Results\n\nLosses are in nats per learned token.\n\n{}", table(rows));
@@ -194,15 +201,18 @@ fn repeat(training: &Training) -> String {
         let was = "The chat template writes the date, which was";
         format!(" {was} {} (UTC): on another day it makes other tokens.", inline(date))
     });
+    let step = training.of_steps.map(|_| training.steps).filter(|step| *step > 0);
+    let saved = step.map_or(String::new(), |step| format!(" --save-steps {step} --save-total-limit 0"));
+    let place = step.map_or(String::new(), |step| format!("\nThe adapter is then in `adapter/checkpoint-{step}`.\n"));
     format!(
         "\n## To repeat it\n\nTrained by qlora-train {}.{}{}{} In `settings.yaml`, `path/to` stands for where files are \
-         that are not on the hub.\n\n{}\n{}",
+         that are not on the hub.\n\n{}\n{}{place}",
         inline(&training.version),
         computed.unwrap_or_default(),
         sums.unwrap_or_default(),
         date.unwrap_or_default(),
         code("yaml", &yaml),
-        code("sh", "qlora-train train settings.yaml --output-dir adapter")
+        code("sh", &format!("qlora-train train settings.yaml --output-dir adapter{saved}"))
     )
 }
 

@@ -56,9 +56,11 @@ fn training() -> Training {
     Training {
         version: "0.1.0".into(),
         steps: 1030,
+        of_steps: None,
         epochs: 2.5,
         parameters: 8192,
         train_loss: 1.234_567,
+        logged: None,
         eval_loss: Some(0.5),
         lowest: Some((1000, 0.4)),
         rows: 1200,
@@ -98,6 +100,28 @@ fn a_card_is_this_page() {
     }
     let expected = std::fs::read_to_string(&path).unwrap();
     assert!(card == expected, "run this test with QLORA_UPDATE_DOCS=1 to write it anew; now:\n{card}");
+}
+
+#[test]
+fn a_checkpoint_is_told_by_its_step() {
+    let checkpoint = Training { of_steps: Some(4000), logged: Some((1028, 1.5)), eval_loss: None, ..training() };
+    let adapter = adapter("org/tiny-llama", Some(COMMIT));
+    let card = model_card(&adapter, Some(&checkpoint));
+    for line in [
+        "# LoRA adapter: checkpoint after step 1,030 of 4,000\n",
+        "| Optimizer steps | 1,030 of 4,000 (2.5 epochs) |\n",
+        "| Training loss, last in the log | 1.5000 at step 1,028 |\n",
+        "| Training loss, mean of the run | 1.2346 |\n",
+        "| Lowest validation loss | 0.4000 at step 1,000 |\n",
+        "qlora-train train settings.yaml --output-dir adapter --save-steps 1030 --save-total-limit 0\n```\n",
+        "\nThe adapter is then in `adapter/checkpoint-1030`.\n",
+    ] {
+        assert!(card.contains(line), "{line}: {card}");
+    }
+    assert!(!card.contains("| Validation loss |"), "{card}");
+    // Before the first step nothing was saved by steps.
+    let card = model_card(&adapter, Some(&Training { steps: 0, ..checkpoint }));
+    assert!(card.contains("settings.yaml --output-dir adapter\n") && !card.contains("is then in"), "{card}");
 }
 
 #[test]

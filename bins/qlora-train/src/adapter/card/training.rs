@@ -11,11 +11,15 @@ pub(crate) struct Training {
     /// Version of this program
     pub version: String,
     pub steps: u64,
+    /// Steps of the whole run, where the adapter is that of a checkpoint
+    pub of_steps: Option<u64>,
     pub epochs: f64,
     /// Trained parameters
     pub parameters: u64,
-    /// Mean over the learned tokens of the whole run
+    /// Mean over the learned tokens of all steps
     pub train_loss: f64,
+    /// Step and loss of a checkpoint's last entry of the log
+    pub logged: Option<(u64, f64)>,
     /// Loss of the validation rows, by the adapter that was written
     pub eval_loss: Option<f64>,
     /// Step and loss of the best evaluation

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::super::client::{Fault, header};
+use super::kept::{Beginning, Begun, Kept};
 use super::local::LocalFile;
 use super::request::{LFS, Payload, Reply, Request, Sender};
 use crate::report::{count, status, thousands};
@@ -57,9 +58,13 @@ pub(super) fn upload(
     file: &LocalFile,
     sent: &mut dyn FnMut(i64),
 ) -> Result<bool, Fault> {
+    let mut kept = None;
     for address in 1..=MOST_ADDRESSES {
-        let Some(actions) = place(sender, revision, file)? else { return Ok(false) };
-        let Some(action) = actions.upload else { return Ok(false) };
+        let actions = place(sender, revision, file)?;
+        let Some((action, check)) = actions.and_then(|actions| Some((actions.upload?, actions.verify))) else {
+            Kept::remove(sender.uploads, file.sha256());
+            return Ok(false);
+        };
         let mut counted = 0;
         let mut count = |bytes| {
             counted += bytes;
@@ -67,19 +72,24 @@ pub(super) fn upload(
         };
         let reply = match parts(action.header.as_ref(), file.size()) {
             Ok(None) => put_whole(sender, &action, file, &mut count)?,
-            Ok(Some(parts)) => put_parts(sender, &action, &parts, file, &mut count)?,
+            Ok(Some(parts)) => {
+                let kept = kept.get_or_insert_with(|| Kept::open(sender.uploads, file.sha256()));
+                put_parts(sender, kept, begun(sender, &action, parts, file), file, &mut count)?
+            }
             Err(why) => return Err(sender.lost(format!("{}: {why}", file.name()))),
         };
         match reply.status {
             200..300 => {
-                verify(sender, actions.verify.as_ref(), file)?;
+                verify(sender, check.as_ref(), file)?;
                 return Ok(true);
             }
             400 | 403 | 404 | 410 if address < MOST_ADDRESSES => {
                 sent(-counted);
+                kept.iter_mut().for_each(Kept::refuse);
                 status!("{}: the place for it answers {}; asking for another", file.name(), reply.status);
             }
             status => {
+                kept.iter_mut().for_each(Kept::forget);
                 let why = format!(
                     "{}: the place that the hub gives for it answers {status}; nothing was committed: run the command \
                      again, what the hub has by then is not sent again",
@@ -156,17 +166,44 @@ fn put(
     sender.send(&request, sent)
 }
 
-/// Puts each part where it goes, and says that all are there. A part whose connection breaks is sent again alone.
-/// Returns the answer to the last request, which is that of the first that was not taken.
+/// The upload of a file in parts at the place that the hub gives.
+fn begun(sender: &Sender, action: &Action, (part, places): (u64, Vec<String>), file: &LocalFile) -> Begun {
+    Begun {
+        hub: sender.client.endpoint.to_string(),
+        repository: sender.name.to_owned(),
+        sha256: file.sha256().to_owned(),
+        size: file.size(),
+        part,
+        places,
+        complete: action.href.clone(),
+        taken: Vec::new(),
+    }
+}
+
+/// Puts each part where it goes, behind those that were taken before, and says that all are there. A part whose
+/// connection breaks is sent again alone. Returns the answer to the last request, which is that of the first that was
+/// not taken.
 fn put_parts(
     sender: &Sender,
-    action: &Action,
-    (size, places): &(u64, Vec<String>),
+    kept: &mut Kept,
+    place: Begun,
     file: &LocalFile,
     sent: &mut dyn FnMut(i64),
 ) -> Result<Reply, Fault> {
-    let mut done = Vec::new();
-    for (at, href) in places.iter().enumerate() {
+    let (begun, beginning) = kept.begin(place);
+    sent(begun.taken_bytes() as i64);
+    let Begun { part: size, places, complete, taken, .. } = begun;
+    match beginning {
+        Beginning::New => {}
+        Beginning::GoesOn => {
+            let all = count(places.len() as u64, "part");
+            status!("{}: going on behind {} of {all}, which were taken before", file.name(), taken.len());
+        }
+        Beginning::Again => status!("{}: the hub begins anew, and all of it is sent again", file.name()),
+    }
+    let name = |at: usize, etag: &str| json!({"partNumber": at + 1, "etag": etag});
+    let mut done: Vec<Value> = taken.iter().enumerate().map(|(at, etag)| name(at, etag)).collect();
+    for (at, href) in places.iter().enumerate().skip(taken.len()) {
         let from = at as u64 * size;
         let reply = put(sender, href, file, (from, (from + size).min(file.size())), sent)?;
         if !reply.is_done() {
@@ -175,13 +212,18 @@ fn put_parts(
         let Some(etag) = header(&reply.headers, "etag").filter(|etag| !etag.is_empty()) else {
             return Err(sender.lost(format!("{}: part {} was taken without a name (ETag)", file.name(), at + 1)));
         };
-        done.push(json!({"partNumber": at + 1, "etag": etag}));
+        kept.take(etag);
+        done.push(name(at, etag));
     }
-    let address = sender.given_address(&action.href)?;
+    let address = sender.given_address(&complete)?;
     let json = json!({"oid": file.sha256(), "parts": done}).to_string();
     let payload = Payload::Bytes(json.as_bytes());
     let request = Request { address: &address, content_type: Some(LFS), as_user: false, payload };
-    sender.send(&request, &mut |_| ())
+    let reply = sender.send(&request, &mut |_| ())?;
+    if reply.is_done() {
+        kept.forget();
+    }
+    Ok(reply)
 }
 
 /// Asks the hub whether it has what was sent, where it wants to be asked.

@@ -1,9 +1,10 @@
 //! A commit of files to a model of the hub, as Hugging Face's own client makes it.
 //!
 //! The hub is asked what it has, and which files it keeps apart from git; those are sent first, the rest goes with the
-//! commit. What it has by its hash is not sent, so that a push that was broken goes on when it is run again. Until the
-//! commit nobody sees anything of it, and the commit has all of it.
+//! commit. What it has by its hash is not sent, nor parts of a large file that its store has taken, so that a push that
+//! was broken goes on when it is run again. Until the commit nobody sees anything of it, and the commit has all of it.
 
+mod kept;
 mod large;
 mod local;
 mod request;
@@ -117,7 +118,7 @@ pub fn push(environment: &Environment, upload: &Upload) -> Result<Pushed> {
         );
     }
     let subject = Subject { kind: Kind::Model, name: name.to_owned(), revision: upload.revision.to_owned() };
-    let sender = Sender { client: &client, name };
+    let sender = Sender { client: &client, name, uploads: environment.uploads.as_deref() };
     Job { upload, subject, sender }.run().map_err(|fault| match fault {
         // The commit itself has words of its own for it.
         Fault::Broken(why) => Error::Failed(format!("{name}: {why}; {NOTHING}")),

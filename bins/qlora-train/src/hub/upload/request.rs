@@ -2,6 +2,7 @@
 //! what to do.
 
 use std::io::Read;
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -55,6 +56,8 @@ pub(super) struct Sender<'a> {
     pub client: &'a Client,
     /// `org/name`
     pub name: &'a str,
+    /// Folder of what is kept of uploads in parts
+    pub uploads: Option<&'a Path>,
 }
 
 impl Sender<'_> {
