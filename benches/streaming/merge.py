@@ -8,8 +8,8 @@ NF4 weights; then, for a checkpoint in bf16 of --bf16-layers layers, into these 
 quantized to (`--base nf4`). Measured of each: seconds, bytes read and written, and the most anonymous memory of the process
 (RssAnon, every 5 ms) beside the bound that is computed here from the shapes: the adapter in f32, the tensor that takes most,
 and 32 MiB. A linear weight takes 6 bytes an element (f32 and bf16 at once), a tensor that stays as it is 2. The process may
-not take more than the bound and --slack: RLIMIT_DATA, which the kernel enforces. Where the program says
-a bound of its own before it begins, that is held against the memory too.
+not take more than the bound and --slack: RLIMIT_DATA, which the kernel enforces. What the program
+says before it begins that it takes at most is held against the memory too.
 
 Checked with numpy: rows of every linear weight of the first and the last layer against `W + scale · B · A` in f64, within half
 a unit of bf16 and the rounding of the sum in f32; all bytes of the tensors that stay. With `--base nf4`, W is what `quantize`
@@ -169,7 +169,7 @@ class Merges:
         record = {
             "what": name, "layers": c["num_hidden_layers"], "read_bytes": read, "written_bytes": answer["bytes"],
             "seconds": seconds, "gb_per_second": (read + answer["bytes"]) / seconds / 1e9, "changed": answer["changed"],
-            "adapter_bytes": adapter_bytes, "bound_bytes": allowed, "said_bytes": answer.get("memory", {}).get("bytes"),
+            "adapter_bytes": adapter_bytes, "bound_bytes": allowed, "said_bytes": answer["memory"]["bytes"],
             "anonymous_bytes": peak, "measured_over_bound": peak / allowed, "data_limit_bytes": allowed + self.args.slack,
             "checked": check(c, Tensors(base), Tensors(adapter), Tensors(out)),
         }
@@ -230,7 +230,7 @@ def main():
     for merge in merges.merges:
         if merge["anonymous_bytes"] > merge["bound_bytes"]:
             sys.exit(f"more was held than the bound: {merge['anonymous_bytes']} of {merge['bound_bytes']} bytes")
-        if merge["said_bytes"] is not None and merge["anonymous_bytes"] > merge["said_bytes"]:
+        if merge["anonymous_bytes"] > merge["said_bytes"]:
             sys.exit(f"more was held than was said: {merge['anonymous_bytes']} of {merge['said_bytes']} bytes")
     shutil.rmtree(args.scratch)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A training run whose base weights stay on disk, beside the run in memory, on random weights of a model's shape.
 
-    python3 benches/streaming/run.py llama-3-8b SCRATCH [--layers N] [--tokens 32] [--steps 3] [--no-resident]
+    python3 benches/streaming/run.py llama-3-8b SCRATCH [--layers N] [--tokens 32] [--steps 3] [--no-resident] [--peft PYTHON]
 
 Makes the checkpoint with checkpoint.py in SCRATCH and verifies it by its hashes, trains --steps optimizer steps of one row
 of --tokens tokens with `weights: resident` and with `weights: disk`, and once more on disk with a kill after the first
@@ -105,6 +105,14 @@ def measured(runs, weights, out, limit=None):
     return record
 
 
+def peft_keys(python, model, adapter):
+    """The words of peft_keys.py, which PEFT's own loader has to be content with."""
+    done = subprocess.run([python, HERE / "peft_keys.py", model, adapter], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def machine():
     info = pathlib.Path("/proc/cpuinfo").read_text()
     model = next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), "unknown")
@@ -123,6 +131,7 @@ def main():
     parser.add_argument("--slack", type=int, default=256 << 20, help="bytes of RLIMIT_DATA beyond the plan: stacks, code")
     parser.add_argument("--no-resident", action="store_true", help="leave out the run in memory, where it does not fit")
     parser.add_argument("--binary", default=ROOT / "target/release/qlora-train")
+    parser.add_argument("--peft", help="a Python with torch, transformers and peft, which has to load the adapter")
     parser.add_argument("--note", help="a sentence for the record")
     args = parser.parse_args()
     args.scratch.mkdir(parents=True)
@@ -141,6 +150,7 @@ def main():
         interrupted = args.scratch / "interrupted"
         killed = runs.train("disk", interrupted, kill_after=1) is None
         resumed = runs.train("disk", interrupted) if killed else sys.exit("the run was not killed")
+        keys = peft_keys(args.peft, model, interrupted) if args.peft else None
     finally:
         shutil.rmtree(model)
     same = {"resumed": resumed["adapter_sha256"] == disk["adapter_sha256"]}
@@ -151,7 +161,7 @@ def main():
         "seed": args.seed, "checkpoint_bytes": total, "checkpoint_sha256": digest, "rows": 1,
         "tokens": args.tokens, "steps": args.steps, "disk": disk, "resident": resident,
         "killed_after_step_1_and_resumed": {"adapter_sha256": resumed["adapter_sha256"]},
-        "adapter_is_the_same_as": same, "machine": machine(), "note": args.note,
+        "adapter_is_the_same_as": same, "loaded_by_peft": keys, "machine": machine(), "note": args.note,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     path = HERE / "records" / f"{args.shape}-{c['num_hidden_layers']}.json"
