@@ -13,9 +13,19 @@
 # TIMEOUT is kept as slow-unit-*, for a look on a quiet machine. Executions count beyond those of the corpus, which
 # every slice begins with; seconds are those of the processor.
 #
+# COMPARES=0 builds targets that do not say which numbers they compare: they are faster, and guided by edges alone. A
+# corpus is made with comparisons first. MAX_LEN: the longest input of every target, in place of its own.
+#
+# A row adds up executions of two kinds. In the first 4.3 million of all rows, each made its tokenizer or model anew,
+# went through every function that reads the file, and had up to 64 KiB of input. Now they are made once, an input goes
+# through one of the functions that would do the same with it, and it has the bytes of `longest` at most. Edges were
+# those of all crates, and are those of the crates in rustc.sh. Inputs of safetensors and gguf were whole files, and are
+# headers: corpora of these two from before are of no use.
+#
 # WORK (target/campaign of this folder's workspace) keeps corpora and findings. PROGRAMS: a folder of targets that were
 # built before; RECORD: another record. The corpora of a target that is done may be thrown away.
-# Needs nothing but the compiler of the workspace: the flags below are what cargo-fuzz passes, less the sanitizer.
+# Needs nothing but the compiler of the workspace: the flags below are what cargo-fuzz passes, less the sanitizer, and
+# rustc.sh passes them to the crates that read files.
 set -u -o pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 goal=${GOAL:-10000000} runs=${RUNS:-} each=${SECONDS_EACH:-7200} all=${SECONDS_ALL:-}
@@ -36,12 +46,22 @@ if [ -z "$programs" ]; then
     # Without AddressSanitizer: the parsers are safe code, and a third of the executions would be left. A target is
     # named, so that build scripts and macros are not instrumented.
     host=$(rustc -vV | sed -n 's/^host: //p')
-    coverage="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
+    coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
         -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
-        -Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-simplifycfg-branch-fold-threshold=0"
-    RUSTFLAGS=$(echo $coverage) nice -n 19 cargo build --manifest-path "$here/Cargo.toml" --target-dir "$here/target" \
-        --release --target "$host" --locked --bins 2> "$work/build" || { tail -20 "$work/build"; exit 1; }
-    programs=$here/target/$host/release
+        -Cllvm-args=-simplifycfg-branch-fold-threshold=0"
+    built=$here/target/edges
+    if [ "${COMPARES:-1}" != 0 ]; then
+        coverage+=" -Cllvm-args=-sanitizer-coverage-trace-compares" built=$here/target/compares
+    fi
+    # cargo does not know of the flags that rustc.sh adds: with others everything is built anew.
+    added=$(cat "$here/rustc.sh"; echo $coverage)
+    [ "$added" = "$(cat "$built/added" 2> /dev/null)" ] || rm -rf "$built"
+    mkdir -p "$built"
+    echo "$added" > "$built/added"
+    COVERAGE=$coverage RUSTC_WRAPPER=$here/rustc.sh RUSTFLAGS="--cfg fuzzing" nice -n 19 cargo build --release \
+        --locked --bins --manifest-path "$here/Cargo.toml" --target-dir "$built" --target "$host" 2> "$work/build" ||
+        { tail -20 "$work/build"; exit 1; }
+    programs=$built/$host/release
 fi
 # Files of one execution lie in memory; one thread reads rows.
 export TMPDIR=${TMPDIR:-/dev/shm} RAYON_NUM_THREADS=1
@@ -52,6 +72,18 @@ dictionary() {
         settings|hub_card) echo yaml ;;
         safetensors|rows|compressed|csv|data_folder|tokenizer_json|tokenizer_config|side_files|index|adapter|quant_state|model_config|generation_config|run_record|checkpoint) echo json ;;
         hub_listing|token_rows|rank_meeting|rank_agreement) echo json ;;
+    esac
+}
+
+# Bytes of an input at most: a few times its seeds. What is longer repeats itself, and takes the time of many.
+longest() {
+    case $1 in
+        hub_id) echo 256 ;;
+        quant_state|data_folder|rank_agreement) echo 512 ;;
+        settings|generation_config|side_files|csv|compressed|rank_frames) echo 1024 ;;
+        tokenizer_json) echo 8192 ;;
+        parquet|arrow|checkpoint|gguf) echo 4096 ;;
+        *) echo 2048 ;;
     esac
 }
 
@@ -122,7 +154,7 @@ while target=$(next) && [ -n "$target" ]; do
     # The program's own output goes to the log; what is left is the time.
     cpu=$({ time nice -n 19 "$programs/$target" "$corpus" "$here/seeds/$target" -runs=$((left + inputs)) \
         -max_total_time="$seconds" -timeout="$timeout" -report_slow_units=1 -rss_limit_mb=1024 \
-        -malloc_limit_mb=1024 -max_len="${MAX_LEN:-65536}" -print_final_stats=1 \
+        -malloc_limit_mb=1024 -max_len="${MAX_LEN:-$(longest "$target")}" -print_final_stats=1 -reload=0 \
         -artifact_prefix="$findings/" ${words:+-dict="$here/dictionaries/$words"} > "$log" 2>&1; echo $? > "$log.status"; } 2>&1)
     ended=$(cat "$log.status")
     cpu=$(tail -1 <<< "$cpu" | awk '{ print int($1 + $2 + 1) }')

@@ -252,6 +252,22 @@ fn seeds_of_what_other_programs_say_are_taken() {
     assert_eq!(hub::fuzzing::listing(&seed("hub_listing/data-set")).unwrap(), 2);
 }
 
+/// What a target puts around its input fits the seeds.
+#[test]
+fn seeds_of_parts_of_a_model_are_taken() {
+    let seed = |name: &str| std::fs::read(seeds_folder().join(name)).unwrap();
+    let mut header = seed("safetensors/tiny");
+    assert!(fuzz_targets::is_header(&header));
+    header[9] = b'{';
+    assert!(!fuzz_targets::is_header(&header));
+    assert!(fuzz_targets::is_quant_state(&seed("quant_state/single")));
+    assert!(!fuzz_targets::is_quant_state(b"{}"));
+    for name in ["map", "objects"] {
+        assert!(fuzz_targets::are_side_files(&seed(&format!("side_files/{name}"))), "{name}");
+    }
+    assert!(!fuzz_targets::are_side_files(b"{}\n{\"<new>\": 41}"));
+}
+
 /// Calls of the script go on where the ones before ended: with programs that only say what libFuzzer says.
 #[test]
 fn a_campaign_is_done_in_pieces() {

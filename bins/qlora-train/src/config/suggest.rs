@@ -69,6 +69,11 @@ fn is_close(known: &str, name: &str) -> bool {
     const ONE_WORD: f64 = 0.75;
     const WORD_OF_SEVERAL: f64 = 0.6;
     const OTHER_WORDS: f64 = 0.85;
+    // Their distance is the difference of their lengths at least: most names are told apart by that.
+    let (one, other) = (known.chars().count(), name.chars().count());
+    if (one.min(other) as f64) < WHOLE * one.max(other) as f64 {
+        return false;
+    }
     let whole = strsim::normalized_damerau_levenshtein(known, name);
     let (known, name) = (words(known), words(name));
     if known.len() != name.len() {
@@ -100,6 +105,15 @@ mod tests {
             ["compiler", "target", "train_kind", "use_lofta", "foo_token", "special_tokens.foo_token", "no_such_thing"]
         {
             assert_eq!(suggestion(name, true), None, "{name}");
+        }
+    }
+
+    /// Names as near as their lengths let them be.
+    #[test]
+    fn no_close_name_is_passed_over_for_its_length() {
+        for (one, other) in (1..80).flat_map(|one| (1..80).map(move |other| ("a".repeat(one), "a".repeat(other)))) {
+            let is_near = strsim::normalized_damerau_levenshtein(&one, &other) >= 0.75;
+            assert_eq!(is_close(&one, &other), is_near, "{one} {other}");
         }
     }
 

@@ -28,8 +28,9 @@ pub(super) use python::python_float;
 use supervise::{Stopped, supervised, supervised_costed};
 
 /// One unit is about one instruction or 64 bytes of text. A conversation of 1,000 turns takes some 50,000; this much
-/// ends a template that loops for ever within a second or two.
-const FUEL: u64 = 5_000_000;
+/// ends a template that loops for ever within a second or two. A fuzzer has less, as of memory: what is ended by it is
+/// not given up, and leaves nothing behind.
+const FUEL: u64 = if supervise::FUZZED { 100_000 } else { 5_000_000 };
 /// Nested calls cost stack; rows are rendered on worker threads with 2 MiB of it.
 const RECURSION_LIMIT: usize = 100;
 /// Filters that minijinja has and Jinja answers otherwise, and what is to be said of each.

@@ -24,7 +24,7 @@ const STACK_BYTES: usize = 512 << 20;
 pub(super) const MAX_SECONDS: u64 = if cfg!(debug_assertions) { 60 } else { 1 };
 /// Work that is given up keeps its memory, and a fuzzer goes on after it.
 #[allow(unexpected_cfgs)]
-const FUZZED: bool = cfg!(fuzzing);
+pub(super) const FUZZED: bool = cfg!(fuzzing);
 /// Memory of one piece of work. The longest text that is tokenized takes a tenth.
 pub(super) const MAX_BYTES: i64 = if FUZZED { 8 << 20 } else { 256 << 20 };
 /// Memory of one piece of work that others may take meanwhile: far more than a conversation of usual length needs.
