@@ -1,6 +1,7 @@
 //! A file of `benches/records/calibration/`: cycles of single instructions on one GPU, as
 //! `benches/calibration/calibrate.cu` writes it.
 
+use crate::folder::json_files_if_there;
 use crate::format::{check_run, file_name, positive};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
@@ -118,14 +119,7 @@ impl Calibration {
 /// All calibrations of a folder, oldest first; none where there is no folder.
 pub fn read(dir: &Path) -> Result<Vec<Calibration>> {
     let mut all = Vec::new();
-    if !dir.is_dir() {
-        return Ok(all);
-    }
-    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
-        let path = entry?.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
+    for path in json_files_if_there(dir)? {
         let found = Calibration::read(&path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let expected = found.file_name();

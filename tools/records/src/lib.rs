@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod calibration;
+mod folder;
 pub mod format;
 mod goals;
 mod levers;
@@ -58,12 +59,7 @@ fn readme(root: &Path) -> Result<(String, String)> {
 /// All records, oldest first. An error names the file and what is wrong with it.
 pub fn read(dir: &Path) -> Result<Vec<Record>> {
     let mut records = Vec::new();
-    let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
+    for path in folder::json_files(dir)? {
         let shown = path.display();
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {shown}"))?;
         let record: Record = serde_json::from_str(&text).with_context(|| format!("{shown} is not a record"))?;

@@ -1,6 +1,7 @@
 //! `benches/records/loading/`: layers in 16 bits that a GPU and its host read and quantized, by the bundle's stage
 //! `loading`. The stage fails where the two differ.
 
+use crate::folder::json_files_if_there;
 use crate::format::positive;
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
@@ -27,14 +28,7 @@ pub struct Loading {
 /// All of them, oldest first. An error names the file and what is wrong with it.
 pub fn read(dir: &Path) -> Result<Vec<Loading>> {
     let mut all = Vec::new();
-    if !dir.exists() {
-        return Ok(all);
-    }
-    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
-        let path = entry?.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
+    for path in json_files_if_there(dir)? {
         let shown = path.display();
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {shown}"))?;
         let loading: Loading =

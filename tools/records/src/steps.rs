@@ -1,5 +1,6 @@
 //! `benches/records/steps/`: what `qlora-train bench --json` printed of whole training steps on GPUs.
 
+use crate::folder::json_files_if_there;
 use crate::format::positive;
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
@@ -186,14 +187,7 @@ impl Steps {
 /// All of them, newest first. An error names the file and what is wrong with it.
 pub fn read(dir: &Path) -> Result<Vec<Steps>> {
     let mut all = Vec::new();
-    if !dir.exists() {
-        return Ok(all);
-    }
-    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
-        let path = entry?.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
+    for path in json_files_if_there(dir)? {
         let shown = path.display();
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {shown}"))?;
         let mut steps: Steps =
