@@ -25,7 +25,7 @@ pub type Result<T> = std::result::Result<T, String>;
 /// A compiler with the flags for every file.
 pub struct Compiler {
     pub path: PathBuf,
-    /// What `--version` prints.
+    /// The output of `--version`.
     version: String,
     flags: Vec<OsString>,
     /// A folder of objects by their hash, which builds share: `QLORA_OBJECT_CACHE`, which xtask sets. A build does not
@@ -176,8 +176,8 @@ fn architecture_flags(list: &str) -> Result<Vec<OsString>> {
     Ok(flags)
 }
 
-/// nvcc of NVCC, CUDA_HOME, CUDA_PATH or PATH (`variable` reads the environment), else of `wheels`: directories that
-/// may hold what `cargo xtask setup-cuda` fetches. None if there is none; an NVCC that is not a file is an error.
+/// nvcc of NVCC, CUDA_HOME, CUDA_PATH or PATH (`variable` reads the environment), otherwise of `wheels`: directories
+/// that may hold what `cargo xtask setup-cuda` fetches. None if there is none; an NVCC that is not a file is an error.
 pub fn find_nvcc(variable: impl Fn(&str) -> Option<String>, wheels: Vec<PathBuf>) -> Result<Option<PathBuf>> {
     if let Some(nvcc) = variable("NVCC") {
         let nvcc = PathBuf::from(nvcc);

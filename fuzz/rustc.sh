@@ -1,9 +1,9 @@
 #!/bin/bash
 # The compiler of a campaign (RUSTC_WRAPPER of campaign.sh): adds the flags in COVERAGE for what reads files.
 #
-# What stands around a parser (hashes, threads, regular expressions at work, words of the terminal, the targets
-# themselves) takes a multiple of its time with counters, tells a fuzzer nothing, and has its counters looked through
-# after every execution. csv-core makes the table that it reads by for each file anew.
+# The code around a parser (hashes, threads, regular expressions at work, terminal output, the targets themselves) takes
+# a multiple of its time with counters, gives a fuzzer no information, and has its counters scanned after every
+# execution. csv-core makes the table that it reads by for each file anew.
 readers="qlora-train serde_json safetensors parquet flatbuffers arrow-array arrow-buffer arrow-data arrow-ipc
     arrow-schema arrow-select csv flate2 zlib-rs snap lz4_flex serde-saphyr granit-parser glob minijinja
     minijinja-contrib tokenizers fancy-regex spm_precompiled"

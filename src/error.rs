@@ -1,7 +1,9 @@
 //! The errors of devices and kernels.
 
+/// A result of this crate.
 pub type Result<T> = std::result::Result<T, CudaError>;
 
+/// An error of a device, of its driver, or of a call to the kernels.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CudaError {
     /// Refused before anything was queued: an argument's length, shape or alignment.
@@ -27,7 +29,7 @@ impl CudaError {
         }
     }
 
-    /// Whether the GPU can do nothing more for this process: the runtime and the driver number such errors alike.
+    /// True if the GPU can do nothing more for this process: the runtime and the driver number such errors alike.
     pub fn is_lost(&self) -> bool {
         // Uncorrectable ECC and NVLink errors, a contained one; from an illegal address to a launch that failed; a lost
         // service or device; unknown.

@@ -5,16 +5,21 @@ use crate::real::Real;
 /// One tensor's settings for one update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
+    /// Step size η
     pub learning_rate: f64,
+    /// Decay of the first moment, in [0, 1)
     pub beta1: f64,
+    /// Decay of the second moment, in [0, 1)
     pub beta2: f64,
+    /// Added to the root of the second moment
     pub epsilon: f64,
+    /// Share of a value that is taken off, times the learning rate
     pub weight_decay: f64,
     /// The first update is 1.
     pub step: u64,
 }
 
-/// What an update computes with. Computed in f64, as PyTorch does, and rounded once.
+/// The scalars of an update, computed in f64, as PyTorch does, and rounded once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWScalars<T> {
     /// 1 − learning_rate · weight_decay
@@ -23,16 +28,20 @@ pub struct AdamWScalars<T> {
     pub step_size: T,
     /// √(1 − beta2^step)
     pub root: T,
+    /// Decay of the first moment
     pub beta1: T,
     /// 1 − beta1
     pub rest1: T,
+    /// Decay of the second moment
     pub beta2: T,
     /// 1 − beta2
     pub rest2: T,
+    /// Added to the root of the second moment
     pub epsilon: T,
 }
 
 impl AdamW {
+    /// The scalars of this update, each rounded once from f64.
     pub fn scalars<T: Real>(&self) -> AdamWScalars<T> {
         let step = self.step as f64;
         AdamWScalars {

@@ -28,6 +28,7 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 /// when its 32-bit number is at least `p · 2³²`; kept elements are multiplied by `1 / (1 − p)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
+    /// The key of the generator
     pub seed: u64,
     /// layer · 16 + input
     pub dropout_id: u32,
@@ -51,6 +52,7 @@ impl Dropout {
         self.p
     }
 
+    /// True if nothing is dropped.
     pub fn is_identity(&self) -> bool {
         self.threshold == 0
     }
@@ -86,6 +88,7 @@ impl Stream {
         }
     }
 
+    /// The next 32 bits.
     pub fn next_u32(&mut self) -> u32 {
         if self.used == 4 {
             let counter = [self.block as u32, (self.block >> 32) as u32, self.domain[0], self.domain[1]];

@@ -3,7 +3,7 @@
 use crate::real::Real;
 use std::sync::Arc;
 
-/// How the frequencies are stretched beyond the trained context.
+/// The stretching of the frequencies beyond the trained context.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     Default,
@@ -27,7 +27,7 @@ pub enum RopeScaling {
         beta_slow: f64,
         original_max_position_embeddings: usize,
         attention_factor: f64,
-        /// Whether the ends of the blend are rounded outwards to whole indices.
+        /// Rounds the ends of the blend outwards to whole indices.
         truncate: bool,
     },
     /// LongRoPE (Ding et al. 2024): every frequency divided by a factor of its own, those of `long_factor` where a
@@ -43,7 +43,7 @@ pub enum RopeScaling {
 }
 
 impl RopeScaling {
-    /// What cos and sin are multiplied by.
+    /// The factor of cos and sin.
     fn attention_factor(&self) -> f64 {
         match self {
             Self::Yarn { attention_factor, .. } | Self::LongRope { attention_factor, .. } => *attention_factor,
@@ -70,8 +70,8 @@ impl<T: Real> RopeTable<T> {
         Self::scaled(rotary_dim, theta, scaling, positions, 1.0)
     }
 
-    /// Like [`new`](Self::new), with queries and keys multiplied by `scale` as they turn: the scores of attention are
-    /// multiplied by `scale²`.
+    /// The table of [`new`](Self::new) with queries and keys multiplied by `scale` as they turn: the scores of
+    /// attention are multiplied by `scale²`.
     pub fn scaled(rotary_dim: usize, theta: f64, scaling: RopeScaling, positions: usize, scale: f64) -> Self {
         let half = rotary_dim / 2;
         let frequencies: Vec<f64> = (0..half).map(|i| frequency(i, rotary_dim, theta, &scaling, positions)).collect();
@@ -84,6 +84,7 @@ impl<T: Real> RopeTable<T> {
         }
     }
 
+    /// Rows of the table: positions 0 to this, exclusive.
     pub fn positions(&self) -> usize {
         self.cos.len() / self.half
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// The keys that a query of a causal attention sees: those of its document up to its own position, or the last so many
+/// The keys that a query of a causal attention sees: those of its document up to its own position, or the last `window`
 /// of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Visible {
@@ -27,7 +27,7 @@ impl Visible {
     }
 }
 
-/// What the gate of a gated MLP goes through.
+/// The activation function of the gate of a gated MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GateActivation {
     /// x·σ(x)

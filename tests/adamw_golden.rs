@@ -128,7 +128,7 @@ fn blockwise(tensor: &Tensor, mut at: impl FnMut(u64, &Blockwise)) {
     }
 }
 
-/// What is found of one tensor at one step.
+/// Differences from bitsandbytes in one tensor at one step.
 struct Comparison {
     /// Shares of the codes that differ.
     m: f64,

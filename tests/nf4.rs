@@ -109,7 +109,7 @@ proptest! {
         prop_assert_eq!(bits(&out), bits(&whole[range.start * cols..range.end * cols]));
     }
 
-    /// Where absmax is a power of two its reciprocal is exact, so every code finds itself again.
+    /// The reciprocal of an absmax that is a power of two is exact, so every code finds itself again.
     #[test]
     fn quantizing_what_was_dequantized_changes_nothing_under_powers_of_two(
         (rows, cols, codes, exponents, options) in (shapes(), options()).prop_flat_map(|((rows, cols), options)| {

@@ -1,4 +1,4 @@
-//! NF4 against what bitsandbytes 0.50.2 makes of real and of crafted weights (`tests/golden/README.md`).
+//! NF4 against the results of bitsandbytes 0.50.2 on real and on crafted weights (`tests/golden/README.md`).
 
 use half::bf16;
 use qlora_kernels::nf4::{
@@ -127,9 +127,9 @@ fn their_tensors_dequantize_bit_exactly() {
     }
 }
 
-/// How many nested codes differ, having checked that each that does has a reason: bitsandbytes' CPU path looks codes up
-/// in a table of 65,536 bins over [−1, 1], so its entry is the nearest to some value at most a bin away, and at most
-/// two bins farther off than ours. (Around 0 the map's entries lie closer together than the bins.)
+/// The number of nested codes that differ, having checked that each does for a reason: bitsandbytes' CPU path looks
+/// codes up in a table of 65,536 bins over [−1, 1], so its entry is the nearest to some value at most a bin away, and
+/// at most two bins farther off than ours. (Around 0 the map's entries lie closer together than the bins.)
 fn count_differing(what: &str, absmax: &[f32], ours: &Absmax, theirs: &[u8]) -> usize {
     const BIN: f32 = 2.0 / 65536.0;
     let Absmax::DoubleQuantized { codes, nested_absmax, nested_map, offset, .. } = ours else {

@@ -17,7 +17,7 @@ fn assert_code(quantizer: &Quantizer, x: f32) {
     assert_eq!(quantizer.code(x), dynamic_code(quantizer.map(), x).max(raised.into()), "{x:e}");
 }
 
-/// Where a code could go wrong: thresholds between codes, edges of the bins, and their neighboring floats.
+/// Values at which a code could go wrong: thresholds between codes, edges of the bins, and their neighboring floats.
 #[test]
 fn codes_are_those_of_the_binary_search_at_every_edge() {
     for (quantizer, signed) in quantizers() {

@@ -261,7 +261,7 @@ void check(cudaError_t error, const char *what) {
 }
 
 constexpr int kRounds = 200, kRepeats = 7;
-// So long the tensor cores of all multiprocessors run for the clock to settle; at most so many rounds.
+// Time that the tensor cores of all multiprocessors run for the clock to settle, and the most rounds of it.
 constexpr double kClockNanoseconds = 3e8;
 constexpr int kLongestRun = 1 << 20;
 

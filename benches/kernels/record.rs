@@ -55,7 +55,7 @@ struct Built {
     nvcc: Option<String>,
 }
 
-/// From the bundle's file, else from the repository it was built in.
+/// The facts from the bundle's file, or from the repository it was built in.
 fn built() -> Result<Built, String> {
     if let Ok(path) = std::env::var("QLORA_BUILT") {
         let text = std::fs::read_to_string(&path).map_err(|error| format!("QLORA_BUILT, {path}: {error}"))?;

@@ -60,8 +60,8 @@ impl Timer {
         unsafe { Stream::from_raw(self.stream.cast()) }
     }
 
-    /// How many sets of buffers, of `bytes` each, take three times the L2 together: then no launch finds its operands
-    /// in the cache.
+    /// Sets of buffers, of `bytes` each, that take three times the L2 together: then no launch finds its operands in
+    /// the cache.
     pub fn sets(&self, bytes: usize) -> usize {
         sets(self.facts.l2_bytes, bytes)
     }

@@ -52,7 +52,7 @@ def llama(path, prompt, answer, threads):
     model = llama_cpp.Llama(path, n_ctx=prompt + answer, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
     generator = random.Random(7)
     tokens = generator.choices(range(3, model.n_vocab()), k=prompt)
-    # What is touched for the first time does not count.
+    # The first touch of weights and cache does not count.
     model.eval(tokens[:8])
     model.reset()
     times = [time.perf_counter()]

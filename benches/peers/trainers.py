@@ -30,7 +30,7 @@ def load_peft(torch, settings):
         settings["model"], **quantization, dtype=compute, device_map={"": settings["device"]}
     )
     for module in model.modules():
-        # Where the processor has avx512_bf16, bitsandbytes would repack the weight for inference and lose gradients.
+        # On processors with avx512_bf16 bitsandbytes would repack the weight for inference and lose gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if settings["recompute"]:

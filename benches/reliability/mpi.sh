@@ -32,7 +32,7 @@ done
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 QLORA_JOIN_SECONDS=30 MASTER_PORT=29521
 
 for dir in "${libraries[@]}"; do
-    # What the last build linked is another library.
+    # The last build linked another library.
     cargo clean --release --quiet -p mpi-sys 2> /dev/null
     MPICC=$dir/bin/mpicc cargo build --release --locked --quiet -p qlora-train --features mpi \
         || failed "the build with $dir"

@@ -7,7 +7,7 @@
 #            checkpoint, packing, dropout, rsLoRA, states of 8 bits; in the first process, after it resumed, while it
 #            finished
 # syscalls   each system call in the output directory fails with each of ENOSPC, EIO and EINTR (needs strace)
-# memory     31 settings on a real model: what was planned is what is held (needs `cargo xtask setup`)
+# memory     34 settings on a real model: what was planned is what is held (needs `cargo xtask setup`)
 #
 # Each is a test of the trainer in its long form: it fails where anything is lost.
 set -u -o pipefail

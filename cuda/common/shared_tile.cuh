@@ -2,7 +2,7 @@
 //
 // A tile's row is kChunks chunks of 16 bytes. Every thread has one chunk of every kApart-th row: its addresses are one
 // pointer on either side, and the rest are constants and multiples of a stride. (A loop over i = threadIdx.x computes
-// row, chunk and a 64-bit product anew for each chunk, and does not unroll.) A swizzle that exchanges chunks by the
+// row, chunk and a 64-bit product for each chunk, and does not unroll.) A swizzle that exchanges chunks by the
 // row's number repeats after kPeriod rows, so that it too is a part of the one pointer.
 #pragma once
 

@@ -111,7 +111,7 @@ void count_block_begins(unsigned warps) {
     counters().threads.assign(size_t(warps) * 32, {});
 }
 
-// What not every lane came to counts as it is.
+// An access that not every lane came to counts as it is.
 void count_block_ends() {
     Counters &c = counters();
     for (auto &warp : c.warps)

@@ -54,7 +54,7 @@ void count_matrix(const void *const (&rows)[32], Site site);
 void count_barrier();
 // An mma of a warp.
 void count_product(unsigned warp);
-// A cp.async of a thread in its group of this number, which reads so many bytes.
+// A cp.async of a thread, of `bytes` bytes, in its group of this number.
 void count_copy(unsigned thread, unsigned group, unsigned bytes);
 // The thread's groups before this one are there.
 void count_wait(unsigned thread, unsigned group);
@@ -62,10 +62,10 @@ void count_wait(unsigned thread, unsigned group);
 }  // namespace emulation
 
 extern "C" {
-// Counts the launches that this OS thread makes from now on, anew; or, if `on` is 0, stops, and keeps what was counted.
+// Counts the launches that this OS thread makes from now on, from zero; or, if `on` is 0, stops, and keeps the counts.
 void qk_emulation_count(int on);
-// What was counted at place number `index`, or NULL past the last; valid until counting begins anew.
+// The counts of place number `index`, or NULL past the last; valid until counting begins again.
 const emulation::Counted *qk_emulation_counted(uint64_t index);
-// Launch number `index` (0 is the first) of those that were counted, likewise.
+// Launch number `index` (0 is the first) of those that were counted, valid as long.
 const emulation::CountedLaunch *qk_emulation_counted_launch(uint64_t index);
 }

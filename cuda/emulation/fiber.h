@@ -1,5 +1,5 @@
 // Switching between stacks. On x86-64 a few lines of assembly (tens of nanoseconds), elsewhere ucontext. Under
-// AddressSanitizer, which is told of each switch, too: its own swapcontext clears the shadow of the whole stack.
+// AddressSanitizer, which learns of each switch, too: its own swapcontext clears the shadow of the whole stack.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// A record of the kernels launched and their dynamic shared memory, for whoever wants to know: with
+// A record of the kernels launched and their dynamic shared memory, for other programs: with
 // QLORA_EMULATION_LAUNCHES naming a file, a line "address-in-the-executable bytes executable" is appended to it for
 // every launch that is new to this process. A symbol table tells the kernel's name.
 #ifndef _GNU_SOURCE

@@ -147,7 +147,7 @@ void qk_emulation_sample(uint64_t launch, uint64_t blocks);
 uint64_t qk_emulation_blocks(void);
 // Launches of this OS thread so far: a test can show that something ran.
 uint64_t qk_emulation_launches(void);
-// Who takes the launches of this OS thread whose streams have work that waits for its turn: 1, or 0 where the stream is
-// none of those. What was taken is run on this thread, and then released.
+// The taker of this OS thread's launches on streams whose work waits for its turn: it answers 1, or 0 where the stream
+// is none of those. Work that was taken is run on this thread, and then released.
 void qk_emulation_take_work(int (*take)(void *stream, void *work, int (*run)(void *), void (*release)(void *)));
 }

@@ -33,7 +33,7 @@ struct Nf4Rows {
     }
     __device__ __forceinline__ Raw load(int, int64_t row, int64_t tile, int lane) const {
         int64_t block = row * blocks + tile, at = transposed ? tile * n + row : block;
-        // Under double quantization the factor is that of 256 row-major blocks; else it lies where the absmax does.
+        // Under double quantization the factor is that of 256 row-major blocks; in f32 it lies where the absmax does.
         return {load_as<uint2>(codes + block * (kTileK / 2) + lane * 8),
                 factors[nested ? block / QK_NESTED_BLOCK : at], absmax_codes[at]};
     }

@@ -5,10 +5,10 @@
 // With a rotation the heads of q and k are turned by their positions as rope.cu turns them, behind the norm or before
 // it, without another pass over memory; the gradient turns dy back, or its own result. Nothing is rounded in between.
 //
-// As many lanes of a warp as a part has units (a power of two, 32 at most) take one part. A unit is a group of 8
-// elements, or, of what is turned, the two groups of 8 pairs: 16 lanes if D = 128, 8 if it is turned, so that a block
-// takes 16 heads, or 32. The second pass reads the part again, from the first-level cache. Bytes: 4 an element, 6 for
-// the gradient, which is what limits it; the tables' rows stay in the caches.
+// A part is taken by as many lanes of a warp as it has units (a power of two, 32 at most). A unit is a group of 8
+// elements, or, of rotated elements, the two groups of 8 pairs: 16 lanes if D = 128, 8 if it is rotated, so that a
+// block takes 16 heads, or 32. The second pass reads the part again, from the first-level cache. Limit: bytes, 4 an
+// element, 6 for the gradient; the tables' rows stay in the caches.
 #include "common/abi.cuh"
 #include "common/rows.cuh"
 
@@ -70,7 +70,7 @@ template <int V> struct Operands {
     bool is_pair;
 };
 
-// What the norm of a unit reads: x as it is normalized, dy as the gradient of the norm itself.
+// Operands of the norm of a unit: x as it is normalized, dy as the gradient of the norm itself.
 template <int V, bool backward, int rotation>
 __device__ __forceinline__ Operands<V> operands_of(const HeadNorm &norm, Unit unit, const bf16 *x, const bf16 *dy,
                                                    const float *weight, int64_t position) {

@@ -88,7 +88,7 @@ size_t workspace_bytes(const qk_magnitude_args &args) {
     return args.dmagnitude == nullptr ? 0 : size_t(token_chunks(args.m) * args.n) * sizeof(float);
 }
 
-// What both functions need: QK_OK or the error.
+// Checks of both functions: QK_OK or the error.
 int check_operands(const qk_magnitude_args &args) {
     if (args.ldy < args.n) return QK_ERROR_SHAPE;
     if (args.m == 0) return QK_OK;
@@ -111,7 +111,7 @@ Magnitude layer_of(const qk_magnitude_args &args) {
             args.lddy};
 }
 
-// Whether every vector of 8 begins at a multiple of its bytes.
+// True if every vector of 8 begins at a multiple of its bytes.
 bool is_vector_layer(const Magnitude &layer) {
     bool vector = is_vector(layer.n) && is_vector(layer.ldy) && (layer.dy == nullptr || is_vector(layer.lddy));
     return vector && is_aligned(layer.magnitude, 16) && is_aligned(layer.norms, 16) && is_aligned(layer.bias, 16);

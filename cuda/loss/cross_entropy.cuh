@@ -35,7 +35,7 @@ struct CrossEntropyView {
     bf16 *picked;               // [chunk, ld_picked]: columns head_rows of that gradient, zeros past them; or nothing
     void *head_sums;            // sums over tokens of the gradient of a small output layer, or nothing
 
-    // Whether a row is computed.
+    // True if a row is computed.
     __device__ __forceinline__ bool is_supervised(int64_t row) const {
         return targets[row] >= 0 && (weights == nullptr || weights[row] != 0.0f);
     }

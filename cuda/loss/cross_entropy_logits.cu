@@ -18,7 +18,7 @@ constexpr size_t kStageBytes = Tile<kFeatures>::bytes(kTokens + kColumns), kShar
 static_assert(kSharedBytes <= kMaxSharedBytes, "fits every card");
 static_assert(kTokens / kWarpTokens * (kColumns / kWarpColumns) * 32 == kThreads, "the warps cover the tile");
 
-// What this thread copies of a bf16 matrix: 8 features of every 32nd row, 64 features further with each tile.
+// This thread's share of the copies of a bf16 matrix: 8 features of every 32nd row, 64 features further with each tile.
 struct Cursor {
     static constexpr int kRows = kThreads / 8; // of the block at once
     static_assert(kRows % 8 == 0, "a thread's rows have the same swizzle");
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                     if (column == target) view.target_logits[row] = z;
                 }
             largest = row_max(largest);
-            // Where no logit is above minus infinity every exponential is to be 0, not NaN.
+            // If no logit is above minus infinity, every exponential has to be 0, not NaN.
             float base = largest == -INFINITY ? 0.0f : largest;
 #pragma unroll
             for (int n = 0; n < kWarpColumns / 8; ++n)

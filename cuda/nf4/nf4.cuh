@@ -39,7 +39,7 @@ __device__ __forceinline__ unsigned nf4_encode(float normalized) {
     return code;
 }
 
-// What a kernel needs of a qk_nf4, by value.
+// A kernel's view of a qk_nf4, by value.
 struct Nf4View {
     const uint8_t *codes;
     const uint8_t *absmax_codes;

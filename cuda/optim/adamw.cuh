@@ -14,7 +14,7 @@ struct AdamWEntry {
     uint32_t rate, reserved;
 };
 
-// What the kernels need of a qk_adamw_args, by value.
+// The kernels' view of a qk_adamw_args, by value.
 struct AdamWView {
     const AdamWEntry *entries;    // device, [num_tensors]
     const uint32_t *chunk_tensor; // device, [chunks]: the tensor of each chunk of QK_ADAMW_CHUNK elements

@@ -77,7 +77,7 @@ template <bool is_signed> struct DynamicMap {
                 // threshold is 0.
                 unsigned bits = __float_as_uint(threshold);
                 if (code % 2 == 1) threshold = __uint_as_float(bits >> 31 ? bits + 1 : bits - 1);
-                // What is above 0 stays above 0: the root of a second moment of 0 would divide the first by epsilon
+                // A value above 0 stays above 0: the root of a second moment of 0 would divide the first by epsilon
                 // alone.
                 if (!is_signed && code == 0) threshold = 0.0f;
             }

@@ -1,4 +1,4 @@
-/* What the engine brings along: memory, a stream, and the end of the program when something fails. */
+/* The engine's own part: memory, a stream, and the end of the program when something fails. */
 #ifndef ENGINE_DEVICE_H
 #define ENGINE_DEVICE_H
 
@@ -98,7 +98,7 @@ static inline void add(sum *s, double product) {
     s->terms++;
 }
 
-/* |error| of what a kernel found as a share of what it may be off by: f32 sums in any order (2^-23 a term, because
+/* |error| of a kernel's result as a share of its bound: f32 sums in any order (2^-23 a term, because
  * tensor cores cut where f32 rounds) and one rounding to bf16 (rounding -8), or to none (-24). Infinite for a NaN. */
 static inline double share(double found, const sum *s, int rounding) {
     double error = fabs(found - s->value) / (ldexp(fabs(s->value), rounding) + ldexp(s->terms * s->size, -23));

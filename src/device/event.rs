@@ -51,6 +51,7 @@ pub struct EventTimer {
 }
 
 impl EventTimer {
+    /// A timer on the stream of `device`, with no event yet.
     pub fn new(device: &Device) -> Result<Self> {
         Ok(Self { driver: device.driver().clone(), events: Vec::new(), recorded: 0 })
     }
@@ -66,7 +67,7 @@ impl EventTimer {
         Ok(())
     }
 
-    /// Seconds from each recorded event to the next; waits for the last, and starts anew.
+    /// Seconds from each recorded event to the next; waits for the last, and starts again.
     pub fn elapsed(&mut self) -> Result<Vec<f64>> {
         self.driver.bind()?;
         let events = &self.events[..std::mem::take(&mut self.recorded)];

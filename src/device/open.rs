@@ -74,6 +74,7 @@ impl Device {
         self.0.identity()
     }
 
+    /// Name, compute capability and sizes of the device.
     pub fn info(&self) -> Result<DeviceInfo> {
         self.0.bind()?;
         self.0.info()
@@ -101,14 +102,14 @@ impl Device {
         self.0.synchronize()
     }
 
-    /// A copy of `data`, which is there for any stream when this returns.
+    /// A copy of `data`, which any stream finds when this returns.
     pub fn upload<T: Element>(&self, data: &[T]) -> Result<Buffer<T>> {
         let mut buffer = self.uninit(data.len())?;
         self.write(&mut buffer, data)?;
         Ok(buffer)
     }
 
-    /// `len` elements of zero bits, which are there for any stream when this returns.
+    /// `len` elements of zero bits, which any stream finds when this returns.
     pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         let mut buffer = self.uninit(len)?;
         self.clear(&mut buffer)?;

@@ -22,6 +22,7 @@ pub struct SideStream {
 }
 
 impl SideStream {
+    /// A second stream of `device`.
     pub fn new(device: &Device) -> Result<Self> {
         let driver = device.driver().clone();
         let (forked, done) = (Event::new(&driver)?, Event::new(&driver)?);
@@ -42,7 +43,7 @@ impl SideStream {
         Ok(unsafe { Stream::from_raw(self.driver.raw(Queue::Side).cast()) })
     }
 
-    /// What is queued on the device's stream from now on follows what this one has.
+    /// Makes work that is queued on the device's stream from now on follow the work of this one.
     pub fn join(&mut self) -> Result<()> {
         self.driver.bind()?;
         self.done.record(Queue::Side)?;

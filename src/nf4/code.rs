@@ -49,8 +49,8 @@ fn reciprocal(absmax: f32) -> Option<f32> {
     Some(1.0 / absmax).filter(|r| r.is_finite())
 }
 
-/// Divides a block by its largest magnitude, as the format wants it: multiplied by the rounded reciprocal.
-/// Where the reciprocal overflows, a true division; a zero block stays zero.
+/// Divides a block by its largest magnitude, as the format wants it: multiplied by the rounded reciprocal, or divided
+/// where the reciprocal overflows. A zero block stays zero.
 #[inline]
 pub(crate) fn normalize(block: &mut [f32], absmax: f32) {
     match reciprocal(absmax) {

@@ -1,4 +1,4 @@
-/// Why a matrix could not be quantized or put together.
+/// The reason why a matrix could not be quantized or put together.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Nf4Error {
     #[error("NF4 block size {found}: expected a power of two from 32 to 4096 (64 is usual)")]
@@ -12,7 +12,7 @@ pub enum Nf4Error {
     Length { part: &'static str, rows: usize, cols: usize, found: usize, expected: usize },
     #[error("{part}[{index}] is {value}: NF4 stores finite numbers only")]
     NotFinite { part: &'static str, index: usize, value: f32 },
-    /// Magnitudes so near the end of f32's range that a block's scale, stored in 8 bits, would come back infinite.
+    /// Magnitudes so near the end of f32's range that a block's scale, stored in 8 bits, would be infinite.
     #[error("block {block} has absmax {absmax:e}, which double quantization turns into {dequantized}: switch it off")]
     AbsmaxOverflow { block: usize, absmax: f32, dequantized: f32 },
 }

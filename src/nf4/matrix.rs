@@ -5,11 +5,12 @@ use super::{CODE, Nf4Error};
 /// Entries of absmax under one nested absmax in what [`Nf4Matrix::quantize`] makes.
 pub const NESTED_BLOCK_SIZE: usize = 256;
 
+/// Options of quantizing to NF4. The default is bitsandbytes': blocks of 64, double quantization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Nf4Options {
     /// Elements under one absmax: a power of two from 32 to 4096.
     pub block_size: usize,
-    /// Whether absmax is stored in 8 bits (0.127 bits a weight at block size 64) rather than in f32 (0.5).
+    /// Stores absmax in 8 bits (0.127 bits a weight at block size 64) rather than in f32 (0.5).
     pub double_quant: bool,
 }
 
@@ -185,6 +186,7 @@ impl Nf4Matrix {
         self.rows * self.cols
     }
 
+    /// True if it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -194,7 +196,7 @@ impl Nf4Matrix {
         self.block_size
     }
 
-    /// How many blocks, so scales, there are.
+    /// Blocks, each with one scale.
     pub fn blocks(&self) -> usize {
         self.len().div_ceil(self.block_size)
     }
@@ -209,6 +211,7 @@ impl Nf4Matrix {
         &self.codes
     }
 
+    /// The scales, `[ceil(rows * cols / block_size)]`, in f32 or double-quantized.
     pub fn absmax(&self) -> &Absmax {
         &self.absmax
     }
@@ -226,13 +229,13 @@ impl Nf4Matrix {
     }
 
     /// [`absmax_at`](Self::absmax_at) of the blocks from `first` on, as many as `out` has room for. Panics when there
-    /// are not so many.
+    /// are fewer.
     pub fn absmax_range(&self, first: usize, out: &mut [f32]) {
         self.absmax.range(first, out);
     }
 
     /// [`absmax_at`](Self::absmax_at) of every `stride`-th block from `first` on, as many as `out` has room for: those
-    /// of one column of blocks, where rows are whole blocks. Panics when there are not so many, or `stride` is 0.
+    /// of one column of blocks, where rows are whole blocks. Panics when there are fewer, or `stride` is 0.
     pub fn absmax_strided(&self, first: usize, stride: usize, out: &mut [f32]) {
         self.absmax.strided(first, stride, out);
     }
@@ -248,8 +251,8 @@ impl Nf4Matrix {
             }
     }
 
-    /// What [`bytes`](Self::bytes) will say of a matrix of this shape. Never panics: what cannot be counted is
-    /// `usize::MAX`, and a block size of 0 counts as 1.
+    /// The [`bytes`](Self::bytes) of a matrix of this shape. Never panics: `usize::MAX` where the number is too large,
+    /// and a block size of 0 counts as 1.
     pub fn bytes_for(rows: usize, cols: usize, options: &Nf4Options) -> usize {
         let Some(len) = rows.checked_mul(cols) else { return usize::MAX };
         let blocks = len.div_ceil(options.block_size.max(1));

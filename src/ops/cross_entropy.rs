@@ -17,7 +17,7 @@ pub const STATE_LEN: usize = size_of::<sys::qk_loss_state>() / 8;
 /// 128,256.
 pub const CHUNK: usize = 1024;
 
-/// What [`cross_entropy`] finds over all tokens.
+/// The findings of [`cross_entropy`] over all tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossState {
     /// Σ of the weighted losses: of 256 rows at a time, in order, in f64. NaN if one is not finite, or if there are
@@ -41,6 +41,7 @@ impl LossState {
     }
 }
 
+/// Sizes of the operation, which decide its workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// M, tokens
@@ -55,9 +56,10 @@ pub struct Shape {
     pub chunk: usize,
 }
 
-/// What the operation reads.
+/// The inputs of the operation.
 #[derive(Clone, Copy, Debug)]
 pub struct CrossEntropy<'a> {
+    /// Sizes of the operands.
     pub shape: Shape,
     /// Multiplies the gradient and no loss: 1 / supervised tokens of the whole optimizer step, for a mean.
     pub gradient_scale: f32,
@@ -74,12 +76,12 @@ pub struct CrossEntropy<'a> {
     pub soft_cap: Option<f32>,
 }
 
-/// The gradient of the output layer, which is added to, and the rows that it has.
+/// The gradient of the output layer, added to what is there, of all rows or of some.
 #[derive(Debug)]
 pub struct HeadGradient<'a> {
-    /// The rows that it has, each once, at least one and each below [`Shape::vocab`]; `None`: all
+    /// Rows of the output layer, each once, at least one and each below [`Shape::vocab`]; `None`: all
     pub rows: Option<View<'a, u32>>,
-    /// `[rows, h]`, `[vocab, h]` of all of them
+    /// `[rows, h]`, or `[vocab, h]` of all rows
     pub gradient: ViewMut<'a, f32>,
 }
 
@@ -89,12 +91,12 @@ pub fn workspace_bytes(shape: &Shape, gradient: bool) -> Result<usize> {
     bytes_of(shape, gradient, None)
 }
 
-/// Bytes of workspace of [`cross_entropy_with_head`], for the gradient of so many rows; `None`: of all.
+/// Bytes of workspace of [`cross_entropy_with_head`], for the gradient of `rows` rows; `None`: of all.
 pub fn workspace_bytes_with_head(shape: &Shape, rows: Option<usize>) -> Result<usize> {
     bytes_of(shape, true, Some(rows))
 }
 
-/// `head`: whether the gradient of the output layer is wanted, and of how many rows.
+/// `head`: the rows whose gradient of the output layer is wanted; `None`: no such gradient, `Some(None)`: all.
 fn bytes_of(shape: &Shape, gradient: bool, head: Option<Option<usize>>) -> Result<usize> {
     let operation = shape.operation("cross_entropy_workspace_size");
     shape.describe(&operation)?;

@@ -8,14 +8,14 @@ use crate::device::{Stream, ViewMut};
 use crate::error::Result;
 use half::bf16;
 
-/// Where dX goes.
+/// The destination of dX.
 #[derive(Debug)]
 pub struct InputGradient<'a> {
     /// At least `(m - 1) * lddx + k` elements
     pub dx: ViewMut<'a, bf16>,
     /// Elements from row to row of dx, at least k.
     pub lddx: usize,
-    /// dX becomes bf16(dX + gradient), else bf16(gradient).
+    /// dX becomes bf16(dX + gradient), otherwise bf16(gradient).
     pub accumulate: bool,
 }
 
@@ -32,9 +32,9 @@ pub fn path(backward: &Backward<'_>, segments: &[SegmentBackward<'_>]) -> Result
     Ok(if whole { Path::TensorCore } else { Path::Generic })
 }
 
-/// Blocks of [`linear_dx`] on tensor cores: how many, and how many of them a multiprocessor has at once. By the table
-/// of the kernels (`TileTimes`), in hundredths of the time of a large tile, which is 128 tokens by 256 columns; a small
-/// one is 64 by 128.
+/// Blocks of [`linear_dx`] of NF4 weights on tensor cores: how many, and how many of them a multiprocessor has at once.
+/// By the table of the kernels (`TileTimes`), in hundredths of the time of a large tile, which is 128 tokens by 256
+/// columns; a small one is 64 by 128.
 pub(super) fn blocks(m: usize, k: usize, multiprocessors: usize) -> (usize, usize) {
     let time = |blocks: usize, resident: usize, together: usize, alone: usize| {
         let last = match blocks % (multiprocessors * resident) {
@@ -49,8 +49,8 @@ pub(super) fn blocks(m: usize, k: usize, multiprocessors: usize) -> (usize, usiz
     if is_large { (large, 1) } else { (small, 2) }
 }
 
-/// The share of the time of [`linear_dx`] on tensor cores, by so many multiprocessors, in which they have no block: 256
-/// blocks on 84 are 80 short of a fourth wave.
+/// The share of the time of [`linear_dx`] of NF4 weights on tensor cores in which multiprocessors have no block: 256
+/// blocks on 84 multiprocessors are 80 short of a fourth wave.
 ///
 /// # Panics
 ///

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::sys;
 use half::bf16;
 
-/// What [`logits`] reads.
+/// The inputs of [`logits`].
 #[derive(Clone, Copy, Debug)]
 pub struct OutputLayer<'a> {
     /// M, rows of `hidden`

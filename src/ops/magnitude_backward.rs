@@ -21,13 +21,17 @@ pub fn workspace_bytes(m: usize, n: usize) -> usize {
 /// The gradient of a layer's output, and what it is made over.
 #[derive(Debug)]
 pub struct OutputGradient<'a> {
+    /// M, tokens
     pub m: usize,
+    /// N, out features
     pub n: usize,
     /// `[m, n]`, rows `lddy` apart: the gradient of the output with magnitudes
     pub dy: View<'a, bf16>,
+    /// Elements from row to row of dy, at least n.
     pub lddy: usize,
     /// `[m, n]`, rows `ldz` apart: the output before its magnitudes, which becomes its gradient
     pub z: ViewMut<'a, bf16>,
+    /// Elements from row to row of z, at least n.
     pub ldz: usize,
 }
 

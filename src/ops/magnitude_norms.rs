@@ -10,6 +10,7 @@ use half::bf16;
 /// A row's squares, and what the low-rank term adds to them.
 #[derive(Clone, Copy, Debug)]
 pub struct RowSquares<'a> {
+    /// Rank of the low-rank term
     pub r: usize,
     /// That of the LoRA pair.
     pub scale: f32,

@@ -66,7 +66,7 @@ impl Quantizer {
             thresholds[code] = if code % 2 == 0 { middle } else { middle.next_down() };
         }
         if !signed {
-            // What is above 0 stays above 0.
+            // A value above 0 stays above 0.
             thresholds[0] = 0.0;
         }
         let below = |x: f32| thresholds.iter().filter(|&&t| x > t).count() as u8;
@@ -80,6 +80,7 @@ impl Quantizer {
         Self { map: *map, thresholds, shift, lowest, bins }
     }
 
+    /// The values of the codes, ascending.
     pub fn map(&self) -> &[f32; 256] {
         &self.map
     }

@@ -10,6 +10,7 @@ pub struct LoraTerm<'a, T> {
     pub a: &'a [T],
     /// `[N, r]`
     pub b: &'a [T],
+    /// The rank
     pub r: usize,
     /// alpha / r, or alpha / √r with rsLoRA
     pub scale: T,

@@ -7,6 +7,7 @@ fn inverse_rms<T: Real>(x: &[T], eps: T) -> T {
     T::ONE / (dot(x, x) / T::of(x.len() as f64) + eps).sqrt()
 }
 
+/// `y = w ∘ x / √(mean(x²) + eps)` of every row.
 pub fn rms_norm<T: Real>(
     x: &[T],      // [M, H]
     weight: &[T], // [H]

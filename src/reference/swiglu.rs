@@ -25,6 +25,7 @@ fn activation<T: Real>(x: T, of: GateActivation) -> (T, T) {
     }
 }
 
+/// `out = activation(gate) ∘ up` of every row gate‖up.
 pub fn swiglu<T: Real>(
     gate_up: &[T], // [M, 2·I]
     out: &mut [T], // [M, I]

@@ -43,7 +43,7 @@ pub fn soft_caps() -> impl Strategy<Value = Option<f32>> {
     prop_oneof![3 => Just(None), 1 => sample::select(&[0.5f32, 3.0, 50.0][..]).prop_map(Some)]
 }
 
-/// Whatever is drawn, windows of few keys, in which one key more or less shows, and of more keys than a tile has.
+/// Besides the drawn cases, windows of few keys, in which one key more or less shows, and of more keys than a tile has.
 fn checked(name: &'static str, most: u32, backward: bool) {
     let tally = Tally::new(name, SCHEDULES);
     let device = device();
@@ -78,8 +78,8 @@ fn attention_gradients_are_within_their_rounding() {
     checked("attention backward", 20, true);
 }
 
-/// So many key heads that their query heads need no splits, or too few splits for one each: the heads of a group that
-/// one block then walks over.
+/// Key heads enough that their query heads need no splits, or too few splits for one each: one block then walks over
+/// the heads of a group.
 #[test]
 fn key_heads_enough_to_fill_a_gpu() {
     let (device, tally) = (device(), Tally::new("attention backward, many key heads", 1));
@@ -92,7 +92,8 @@ fn key_heads_enough_to_fill_a_gpu() {
     }
 }
 
-/// One token, which sees itself alone: dV is the sum of dO over the heads, and of numbers of which the order tells.
+/// One token, which sees itself alone: dV is the sum of dO over the heads, and the numbers make the order of the sum
+/// show.
 #[test]
 fn dk_and_dv_are_sums_in_the_order_of_the_heads() {
     let device = device();
@@ -120,7 +121,7 @@ fn example(backward: bool) -> AttentionOperation {
     AttentionOperation { shape, documents: vec![70, 3, 90], window: Some(40), backward, size: 2.0, seed: 3 }
 }
 
-/// What a kernel with a wrong mask, a wrong head or a dropped tile would give must turn the check red.
+/// The results of a kernel with a wrong mask, a wrong head or a dropped tile must turn the check red.
 #[test]
 fn the_check_sees_wrong_masks_heads_and_tiles() {
     let device = device();
@@ -167,7 +168,7 @@ fn the_check_sees_another_soft_cap() {
     }
 }
 
-/// Attention never looks at another document: what stands there may be NaN.
+/// Attention never looks at another document, whose values may be NaN.
 #[test]
 fn documents_do_not_see_each_other() {
     let device = device();

@@ -31,7 +31,7 @@ fn operations() -> impl Strategy<Value = CacheOperation> {
     let documents = prop_oneof![
         // Decoding: one new token each; some documents have ended.
         prop::collection::vec((0usize..300, 0usize..2), 1..8),
-        // Prompts, or what is said next.
+        // Prompts, or the next turns.
         prop::collection::vec((0usize..140, 0usize..40), 1..4),
         (380usize..530, 1usize..4).prop_map(|document| vec![document]),
         (Just(0usize), 120usize..150).prop_map(|document| vec![document]),
@@ -60,7 +60,7 @@ fn checked<O: Operation>(name: &'static str, most: u32, operations: impl Strateg
     outcome.unwrap();
 }
 
-/// Whatever is drawn, several documents of which some have more queries than a tile, and one has none.
+/// Besides the drawn cases, several documents of which some have more queries than a tile, and one has none.
 #[test]
 fn attention_over_a_cache_is_within_its_rounding() {
     let plain = [(64, None, None), (64, Some(70), None), (96, None, None), (256, Some(70), None)];
@@ -101,7 +101,7 @@ fn out_of(operation: &CacheOperation, output: &Output, tokens: std::ops::Range<u
     output.out[tokens.start * width..tokens.end * width].to_vec()
 }
 
-/// What a kernel with a wrong place, mask, head or a lost chunk would give must turn the check red.
+/// The results of a kernel with a wrong place, mask, head or a lost chunk must turn the check red.
 #[test]
 fn the_check_sees_wrong_places_masks_heads_and_chunks() {
     let device = device();
@@ -136,7 +136,7 @@ fn the_expected_values_are_the_references() {
     }
 }
 
-/// Bit for bit, whatever else is in the batch, however long documents may get, and wherever the rows are.
+/// Results have equal bits for any rest of the batch, any limit on the documents' lengths, and any place of the rows.
 #[test]
 fn a_document_is_answered_as_it_would_be_alone() {
     let device = device();
@@ -155,7 +155,7 @@ fn a_document_is_answered_as_it_would_be_alone() {
     }
 }
 
-/// Tokens one by one give what they give together.
+/// Tokens one by one have the results that they have together.
 #[test]
 fn tokens_appended_one_by_one_give_what_a_prompt_gives() {
     let device = device();
@@ -188,8 +188,7 @@ fn a_workspace_is_used_several_times() {
     verify(&device, &operation, 1, 1).unwrap();
 }
 
-/// Positions that are beyond what was said, or beyond the cache: NaN there, nothing written elsewhere, and the others
-/// as ever.
+/// Positions beyond `longest`, or beyond the cache: NaN there, nothing written elsewhere, and the others unchanged.
 #[test]
 fn places_beyond_the_cache_give_nan_and_write_nothing() {
     let device = device();

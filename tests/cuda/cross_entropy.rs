@@ -79,7 +79,7 @@ pub fn example() -> Loss {
     Loss { m: 70, h: 72, vocab: 333, chunk: 40, targets, gradient: true, weighted, values, soft_cap: None, seed: 3 }
 }
 
-/// Whatever is drawn, rows of several statistics: their maxima near each other, and so far apart that one is all.
+/// Besides the drawn cases, rows of several statistics: their maxima near each other, and so far apart that one is all.
 #[test]
 fn loss_and_gradient_of_several_statistics_are_within_their_rounding() {
     for size in [0.5, 2.0, 8.0] {
@@ -88,7 +88,7 @@ fn loss_and_gradient_of_several_statistics_are_within_their_rounding() {
     }
 }
 
-/// Whatever is drawn, a cap with and without a gradient, of widths that copy 16 bytes at a time and that do not.
+/// Besides the drawn cases, a cap with and without a gradient, of widths that copy 16 bytes at a time and that do not.
 #[test]
 fn losses_of_capped_logits_are_within_their_rounding() {
     for (h, soft_cap, gradient) in
@@ -99,7 +99,7 @@ fn losses_of_capped_logits_are_within_their_rounding() {
     }
 }
 
-/// What the checks here call the definition is the reference, loss and gradient.
+/// The definition that these checks use is the reference, in loss and gradient.
 #[test]
 fn the_definition_is_the_reference() {
     let random = example().values;
@@ -133,7 +133,7 @@ fn the_definition_is_the_reference() {
     }
 }
 
-/// What a kernel with a bug would give must turn the check red.
+/// The results of a kernel with a bug must turn the check red.
 #[test]
 fn the_check_sees_wrong_results() {
     let device = device();

@@ -32,7 +32,7 @@ fn tokens_without_a_target_have_no_loss_and_need_no_workspace() {
     }
 }
 
-/// 1,024 tokens of a vocabulary of 128,256 and the width of a 70B; what a plan asks before anything is allocated.
+/// 1,024 tokens of a vocabulary of 128,256 and the width of a 70B; a plan asks for it before anything is allocated.
 #[test]
 fn the_workspace_does_not_grow_with_the_tokens() {
     let shape = Shape { m: 1 << 17, h: 8192, vocab: 128_256, supervised: 1 << 17, chunk: 1024 };

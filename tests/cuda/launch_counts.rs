@@ -12,7 +12,7 @@ use qlora_kernels::device::emulation::{self, Access, LaunchCount};
 use qlora_kernels::shape::AttentionShape;
 use qlora_kernels::sys;
 
-/// The launches of an operation, at most so many blocks of each.
+/// The launches of an operation, at most `blocks` blocks of each.
 fn launches_of<O: Operation>(operation: &O, blocks: u64) -> Vec<LaunchCount> {
     let device = device();
     let mut buffers = operation.upload(&device, &operation.inputs()).unwrap();
@@ -48,8 +48,8 @@ struct Stage {
     before: u64,
 }
 
-/// Groups in flight at the matrix instructions of a warp, added up: so many stages but the one that is read, as far as
-/// there are tiles, and one fewer until a tile's copies start.
+/// Groups in flight at the matrix instructions of a warp, added up: `stages` but the one that is read, as far as there
+/// are tiles, and one fewer until a tile's copies start.
 fn in_flight(stages: u64, tiles: &[Stage]) -> u64 {
     let of_tile = |(left, tile): (u64, &Stage)| {
         left.min(stages - 2) * tile.before + left.min(stages - 1) * (tile.products - tile.before)
@@ -57,7 +57,7 @@ fn in_flight(stages: u64, tiles: &[Stage]) -> u64 {
     (0..).zip(tiles.iter().rev()).map(of_tile).sum()
 }
 
-/// What one block of a tiled product does.
+/// Instructions of one block of a tiled product.
 struct Block {
     warps: u64,
     barriers: u64,

@@ -106,7 +106,7 @@ fn swiglu_gradients_are_within_their_rounding() {
     checked("swiglu backward", kinds, widths(1000));
 }
 
-/// What a kernel with a bug would give must turn the check red.
+/// The results of a kernel with a bug must turn the check red.
 #[test]
 fn the_check_sees_wrong_results() {
     let device = device();
@@ -137,7 +137,7 @@ fn the_check_sees_wrong_results() {
     }
     let rope = |inverse| Kind::Rope { heads: 2, pad: 3, kept: 0, inverse };
     let norm = |whole, turn| Kind::HeadNorm(norms(whole, turn));
-    // What one gives on the inputs that it shares with the other.
+    // The results of one kind, on the inputs that it shares with the other.
     for (wrong, right) in [
         (rope(true), rope(false)),
         (Kind::Swiglu(Silu), Kind::Swiglu(GeluTanh)),
@@ -184,7 +184,7 @@ fn a_position_beyond_the_table_becomes_nan() {
     ops::rope(x.view_mut(), 8, 1, 8, positions.view(), table, false, device.stream()).unwrap();
     let x = device.download(&x).unwrap();
     assert!(x[..8].iter().all(|&x| x == bf16::ONE) && x[8..].iter().all(|x| x.is_nan()), "{x:?}");
-    // Of q and k; v is not rotated.
+    // Rotations of q and k; v is not rotated.
     let (x, weight) = (device.upload(&[bf16::ONE; 48]).unwrap(), device.upload(&[1.0f32; 8]).unwrap());
     for before_norm in [false, true] {
         let mut y = device.upload(&[bf16::ZERO; 48]).unwrap();

@@ -117,8 +117,8 @@ fn a_weight_block_that_is_not_finite_stays_in_its_row() {
     }
 }
 
-/// What a kernel with a bug would compute, brought about through its inputs: the check must turn red in the bounded
-/// cases and in the exact ones, on every path.
+/// The results of a kernel with a bug, made by changed inputs, must turn the check red: in the bounded cases and in the
+/// exact ones, on every path.
 #[test]
 fn faults_brought_about_through_the_inputs_are_seen() {
     let device = device();

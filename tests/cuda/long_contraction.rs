@@ -12,9 +12,9 @@ use lab::operation::{Operation, run};
 const N: usize = if cfg!(kernels = "cuda") { 128_256 } else { 4096 };
 const M: usize = 64;
 const K: usize = 128;
-/// What a GPU may lose, of the result: half a unit of the last place of bf16, more than which changes what is stored.
-/// Truncation that keeps one or two bits below f32's last place, of 8 or 16 products at a time, comes to 0.9e-3 to
-/// 1.6e-3 over so many positive terms (computed on the host; what a GPU keeps is not documented).
+/// The share of the result that a GPU may lose: half a unit of the last place of bf16, as more would change the stored
+/// value. Truncation that keeps one or two bits below f32's last place, of 8 or 16 products at a time, comes to 0.9e-3
+/// to 1.6e-3 over this many positive terms (computed on the host; a GPU's number of bits is not documented).
 const TRUNCATED: f64 = if cfg!(kernels = "cuda") { 1.0 / 512.0 } else { 0.0 };
 
 #[test]
@@ -39,8 +39,8 @@ fn dx_over_a_vocabulary_does_not_drift() {
         dropout: None,
     };
     let mut inputs = operation.inputs();
-    // Sums of so many terms are all alike. Rows and columns that grow spread them over two octaves, so that bf16 rounds
-    // them up as often as down.
+    // Sums of this many terms are all alike. Rows and columns that grow spread them over two octaves, so that bf16
+    // rounds them up as often as down.
     let grown = |value: f32, at: usize, of: usize| bf16::from_f32(value.abs() * (1.0 + at as f32 / of as f32));
     for (token, row) in inputs.dy[0].chunks_mut(N).enumerate() {
         row.iter_mut().for_each(|dy| *dy = grown(dy.to_f32(), token, M));
@@ -62,8 +62,8 @@ fn dx_over_a_vocabulary_does_not_drift() {
     }
     let errors = output.dx.iter().zip(&expected).map(|(&bits, sum)| bf16::from_bits(bits).to_f64() / sum - 1.0);
     let drift = errors.sum::<f64>() / (M * K) as f64;
-    // bf16 rounds each result by 2^-9 of it at most, and the mean of so many by their standard deviation, of which four
-    // are allowed; f32 rounds to nearest, each of the sums by 2^-24 at most, to both sides.
+    // bf16 rounds each result by 2^-9 of it at most, and the mean of all results by their standard deviation, of which
+    // four are allowed; f32 rounds to nearest, each of the sums by 2^-24 at most, to both sides.
     let most = TRUNCATED + 4.0 * 2.0_f64.powi(-9) / (3.0 * (M * K) as f64).sqrt() + N as f64 * 2.0_f64.powi(-28);
     println!("dX over {N} tokens of a vocabulary: drift {drift:+.2e}, at most {most:.2e}");
     assert!(drift.abs() <= most, "{drift:+.2e}, at most {most:.2e}");

@@ -56,8 +56,8 @@ fn zero_tiny_and_huge_blocks_quantize_as_the_reference() {
     }
 }
 
-/// What the header promises of values that the host quantizer refuses: the block's absmax is the NaN or the infinity,
-/// its codes are some, and no other block changes.
+/// The header's promise on values that the host quantizer refuses: the block's absmax is the NaN or the infinity, its
+/// codes are in range, and no other block changes.
 #[test]
 fn a_nan_or_an_infinity_stays_in_its_block() {
     let device = device();

@@ -101,7 +101,7 @@ mod seeded {
         (status, out)
     }
 
-    /// How many threads a grid of 5 x 3 x 2 blocks of 64 x 2 counts.
+    /// The count of threads of a grid of 5 x 3 x 2 blocks of 64 x 2.
     pub fn count() -> (i32, u32) {
         let mut counter = 0;
         // SAFETY: one counter.

@@ -93,7 +93,7 @@ fn gradients_of_rows_of_the_output_layer_are_within_their_rounding() {
 }
 
 /// Rows have the bits that they have in the gradient of the whole table, and no bit depends on chunks of multiples of
-/// 256: of both kernels, of few rows and of so many that blocks of 64 are taken, and of one that no table has.
+/// 256: of both kernels, of few rows and of enough that blocks of 64 are taken, and of one that no table has.
 #[test]
 fn gradients_of_rows_of_the_output_layer_are_those_of_the_table() {
     let device = device();
@@ -129,7 +129,7 @@ fn replaced_rows_are_those_that_are_given() {
     checked("replaced rows", 20, operations, |operation| operation.seed, |_, _| Ok(()));
 }
 
-/// What a kernel with a bug would give must turn the checks red.
+/// The results of a kernel with a bug must turn the checks red.
 #[test]
 fn the_checks_see_wrong_rows() {
     let device = device();

@@ -40,7 +40,7 @@ def main():
         if tag in tags and len(accumulator.Scalars(tag)) != len(found):
             print(f"{tag}: a step is there twice")
             wrong += 1
-        # The speed is of the process that measured it: a resumed run logs it anew.
+        # The speed is of the process that measured it: a resumed run logs it again.
         for step in sorted(logged.keys() | found.keys()):
             compared += 1
             same = step in logged and step in found and numpy.float32(logged[step]) == numpy.float32(found[step])

@@ -38,7 +38,7 @@ SIZES = dict(
     bos_token_id=1,
     eos_token_id=2,
 )
-# What is passed to BitsAndBytesConfig.
+# Arguments of BitsAndBytesConfig.
 THEIRS = {
     "double": dict(bnb_4bit_use_double_quant=True),
     "bf16-storage": dict(bnb_4bit_use_double_quant=False, bnb_4bit_quant_storage="bfloat16"),
@@ -50,7 +50,7 @@ THEIRS = {
     # An explicit list without lm_head: it is quantized too.
     "head": dict(bnb_4bit_use_double_quant=True, llm_int8_skip_modules=["model.layers.0.mlp.up_proj"]),
 }
-# What is passed to `qlora-train quantize`.
+# Arguments of `qlora-train quantize`.
 OURS = {
     "double": [],
     "plain": ["--no-double-quant", "--nf4-block-size", "128"],
@@ -93,7 +93,7 @@ def theirs(base, out):
         )
         shutil.rmtree(directory, ignore_errors=True)
         model.save_pretrained(directory)
-        # As a second program reads it back.
+        # A second program reads it back.
         facts[variant] = dequantized_hashes(check_quantized.load(directory))
         assert facts[variant] == dequantized_hashes(model), variant
         print(variant, len(facts[variant]), "quantized weights")

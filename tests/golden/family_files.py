@@ -214,7 +214,7 @@ TOKENS, PROMPT = 23, 7
 APART = {"granitemoehybrid", "mistral", "qwen3-window", "smollm3-window", "olmo3", "phi3-long", "gemma2", "gemma3"}
 DOCUMENTS = {
     **dict.fromkeys(sorted(APART), [17, 3, 9]),
-    # Each beyond the trained context: transformers chooses the factors anew for each.
+    # Each beyond the trained context: transformers chooses the factors for each.
     "phi3-long": [17, 11, 9],
     **dict.fromkeys(["llama", "hunyuan_v1_dense", "qwen2", "qwen3", "smollm3", "granite", "seed_oss", "olmo2", "phi3", "ministral3"], [14, 9]),
 }
@@ -230,7 +230,7 @@ def random_model(family, **more):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale, center = (0.1, norm) if "norm" in name else (0.5, 0.0) if "bias" in name else (0.15, 0.0)
-            # Of the stored type, and computed with in f32.
+            # Values of the stored type, computed with in f32.
             parameter.copy_((torch.randn(parameter.shape) * scale + center).to(torch.bfloat16))
     biases = {name.split(".")[-2] for name, _ in model.named_parameters() if name.endswith("bias")}
     assert biases == biased, biases

@@ -94,7 +94,7 @@ def theirs(directory, family):
     shutil.rmtree(out, ignore_errors=True)
     model.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
-    # As a second program reads it back.
+    # A second program reads it back.
     read, plain = check_quantized.load(out), load(directory)
     weights = dict(plain.named_parameters())
     count = 0

@@ -79,7 +79,7 @@ def golden(name):
     with torch.no_grad():
         logits = whole(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
     save_file({"input_ids": ids[0], "logits": logits.contiguous()}, out / "expected.safetensors")
-    # What reads images is large beside the rest; one tensor of it is left.
+    # The vision tower is large beside the rest; one tensor of it is left.
     stored = load_file(out / "model.safetensors")
     around = [key for key in stored if any(word in key for word in AROUND)]
     for key in around[1:]:

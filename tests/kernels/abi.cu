@@ -1,4 +1,4 @@
-// How the C interface reads a caller's structs, on a struct that has grown since its first version, for the tests.
+// Reading of a caller's structs by the C interface, on a struct that has grown since its first version, for the tests.
 #include "common/abi.cuh"
 
 struct Grown {

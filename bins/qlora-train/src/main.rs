@@ -3,8 +3,8 @@
 use git_version::git_version;
 use std::process::ExitCode;
 
-/// Commit that this was built from: what the build was told in QLORA_COMMIT, else that of the git checkout, or empty.
-/// Named here and not in the library, so that a new commit links the program again and compiles nothing else.
+/// Commit that this was built from: the value of QLORA_COMMIT at build time, or the commit of the git checkout, or
+/// empty. Named here and not in the library, so that a new commit links the program again and compiles nothing else.
 const COMMIT: &str = match option_env!("QLORA_COMMIT") {
     Some(commit) => commit,
     None => git_version!(args = ["--always", "--abbrev=12", "--dirty=-modified", "--exclude=*"], fallback = ""),

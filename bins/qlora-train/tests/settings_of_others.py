@@ -20,7 +20,7 @@ PACKAGES = {
                             r"examples/extras/[^/]+/[^/]*lora[^/]*\.yaml$"],
 }
 
-# What a file asks for that is no LoRA on answers, by a pattern of its text: (pattern, name).
+# Requests of a file for something other than LoRA on answers, by a pattern of its text: (pattern, name).
 OTHER_TASKS = [
     (r"^rl: *(\w+)", "preferences"),
     (r"^stage: *(?!sft)(\w+)", "another stage"),

@@ -18,12 +18,12 @@ const TRAINER: &str = "qlora-train";
 /// Builds and packs into `<target>/dist`.
 pub fn run(workspace: &Workspace, with_cuda: bool) -> Result<()> {
     let folder = workspace.target.join("dist");
-    // Made anew, so that nothing of an earlier one stays.
+    // An earlier folder is removed first, so that nothing of it stays.
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     let packed = folder.to_string_lossy();
-    // What is missing is told before minutes of building.
+    // A missing nvcc is reported before minutes of building.
     let nvcc = if with_cuda { Some(cuda::toolkit(workspace)?.nvcc) } else { None };
     nvcc.as_deref().map(check_version).transpose()?;
     let build = |features: &[&str], variables: &[(&str, &str)]| -> Result<String> {
@@ -66,7 +66,7 @@ fn release_of(text: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Packs, installs and runs the program that the tests have built: another build of it would take minutes.
+/// Packs, installs and runs the program as the tests have built it: another build would take a minute.
 pub fn check_release(workspace: &Workspace, features: &[&str]) -> Result<Vec<String>> {
     let mut build = workspace.cargo(&["test", "--release", "--locked", "--workspace", "--no-run", "--quiet"]);
     check(build.args(features))?;

@@ -10,9 +10,9 @@ use std::process::{Command, Stdio};
 use tools_support::command::{check, check_and_keep};
 use tools_support::workspace::Workspace;
 
-/// What the virtual environment has.
+/// Packages of the virtual environment.
 const PACKAGES: [&str; 2] = ["numpy==2.2.6", "cmake==3.31.6"];
-/// Real codes and absmax of bitsandbytes, with what it makes of them.
+/// Real codes and absmax of bitsandbytes, with the weights that it dequantizes from them.
 const WEIGHTS: &str = "tests/golden/nf4.safetensors";
 /// The tensor of which the damaged copy has one byte changed.
 const DAMAGED: &str = "up.b64.codes";

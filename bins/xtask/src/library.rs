@@ -9,7 +9,7 @@ use std::process::Command;
 use tools_support::compile::{self, Compiler, sources};
 use tools_support::workspace::Workspace;
 
-/// What differs between the library for GPUs and the emulated one.
+/// The differences of the library for GPUs and the emulated one.
 struct Kind {
     /// `-lLIBRARY`, and the name for CMake's `find_package`.
     library: &'static str,
@@ -17,7 +17,7 @@ struct Kind {
     package: &'static str,
     description: &'static str,
     definitions: &'static str,
-    /// What linking the static library needs, first the directory of cudart.
+    /// Flags for linking the static library, first the directory of cudart.
     private_libraries: String,
     compiler: Compiler,
     sources: Vec<PathBuf>,

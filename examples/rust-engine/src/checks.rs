@@ -25,8 +25,8 @@ pub fn column<T>(matrix: &[T], columns: usize, column: usize) -> impl Iterator<I
     matrix[column..].iter().step_by(columns)
 }
 
-/// The largest |error| / bound that was seen. A bound is what f32 sums of that many terms in any order, and the
-/// rounding of what is stored, can differ by; 2⁻²³ a term, because tensor cores cut where f32 rounds.
+/// The largest |error| / bound that was seen. A bound is the error of f32 sums of that many terms in any order, and
+/// that of rounding the stored value; 2⁻²³ a term, because tensor cores cut where f32 rounds.
 #[derive(Default)]
 pub struct Worst(pub f64);
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Bytes of the name of a group, which one rank makes and all of them are given: `NCCL_UNIQUE_ID_BYTES`.
 pub(super) const ID_BYTES: usize = 128;
 
-/// What is said where there is no library.
+/// The error's text where there is no library.
 #[cfg(not(kernels = "absent"))]
 pub(super) const MISSING: &str = "no NCCL: libnccl.so.2 is not where the loader looks (LD_LIBRARY_PATH may name its \
                                   directory; the packages libnccl2 and, of PyPI, nvidia-nccl-cu13 have it)";
@@ -21,7 +21,7 @@ pub trait Others {
     fn check(&mut self) -> Result<()>;
     /// Replaces the values by their sums over all ranks. Asked for in the emulation only, by all ranks alike.
     fn sum(&mut self, values: &mut [f32]) -> Result<()>;
-    /// How long the ranks have for what one of them has begun.
+    /// The time that the ranks have for what one of them has begun.
     fn patience(&self) -> Duration;
 }
 
@@ -40,7 +40,7 @@ pub(super) trait Calls: Sized {
     /// Begins to join the group of `id`, for the device that is current in this thread.
     fn init_rank(&self, id: &[u8; ID_BYTES], rank: usize, world_size: usize) -> Result<Handle>;
 
-    /// Whether the last call has been carried out; an error if it could not be, or a queued sum failed.
+    /// True if the last call has been carried out; an error if it could not be, or a queued sum failed.
     ///
     /// # Safety
     ///

@@ -39,7 +39,7 @@ struct Config {
     magic: c_uint,
     version: c_uint,
     blocking: c_int,
-    /// What is there in later versions, in the last bytes of the size.
+    /// Fields of later versions, in the last bytes of the size.
     rest: c_int,
 }
 

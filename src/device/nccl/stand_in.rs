@@ -20,7 +20,7 @@ pub struct StandIn {
     groups: Cell<u64>,
     /// Arrays whose sums are not made yet, in order, each with the stream that it waits for.
     queued: RefCell<Vec<(*mut f32, usize, *mut c_void)>>,
-    /// Whether the last call is told to be on its way still.
+    /// True while the last call is reported as under way.
     is_under_way: Cell<bool>,
 }
 

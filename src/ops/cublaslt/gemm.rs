@@ -9,14 +9,19 @@ use half::bf16;
 /// `y = x · wᵀ (+ y) (+ bias)`, or `x · w`; f32 sums, rounded once.
 #[derive(Debug)]
 pub struct Gemm<'a> {
+    /// M, rows of x and y
     pub m: usize,
+    /// N, columns of y
     pub n: usize,
+    /// K, columns of x
     pub k: usize,
     /// `[m, k]`, rows `ldx` apart
     pub x: View<'a, bf16>,
+    /// Elements from row to row of x, at least k.
     pub ldx: usize,
     /// `[n, k]`, or `[k, n]`, rows `ldw` apart
     pub w: View<'a, bf16>,
+    /// Elements from row to row of w, at least its columns.
     pub ldw: usize,
     /// w is `[k, n]`: the product is `x · w`.
     pub k_by_n: bool,
@@ -24,6 +29,7 @@ pub struct Gemm<'a> {
     pub bias: Option<View<'a, bf16>>,
     /// `[m, n]`, rows `ldy` apart
     pub y: ViewMut<'a, bf16>,
+    /// Elements from row to row of y, at least n.
     pub ldy: usize,
     /// Adds to what y holds.
     pub accumulate: bool,

@@ -22,14 +22,17 @@ impl std::fmt::Debug for CublasLt {
 }
 
 impl CublasLt {
+    /// A stand-in, which is always there.
     pub fn open() -> Result<Self> {
         Ok(Self { _own_workspace: None })
     }
 
+    /// A stand-in that keeps the workspace as the library does.
     pub fn with_workspace(own_workspace: Buffer<u8>) -> Result<Self> {
         Ok(Self { _own_workspace: Some(own_workspace) })
     }
 
+    /// True: a stand-in is always there.
     pub fn is_present() -> bool {
         true
     }
@@ -39,6 +42,7 @@ impl CublasLt {
         Ok(VERSION.into())
     }
 
+    /// Words in place of a version.
     pub fn version(&self) -> String {
         VERSION.into()
     }
@@ -48,6 +52,7 @@ impl CublasLt {
         Vec::new()
     }
 
+    /// Queues the product, after checks of every length and stride.
     pub fn gemm(&self, gemm: Gemm<'_>, stream: Stream) -> Result<()> {
         gemm.check()?;
         let Gemm { m, n, k, x, ldx, w, ldw, k_by_n, bias, y, ldy, accumulate } = gemm;

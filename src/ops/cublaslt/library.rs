@@ -30,7 +30,7 @@ pub struct CublasLt {
     plans: RefCell<HashMap<Key, Plan>>,
 }
 
-/// What the choice of an algorithm depends on.
+/// The properties of a product that decide its algorithm.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     n: usize,
@@ -59,7 +59,7 @@ struct Chosen {
     workspace: usize,
 }
 
-/// What a product over so many tokens has of its own.
+/// The parts of a product that depend on the number of its tokens.
 struct OfTokens {
     x: Layout,
     y: Layout,
@@ -108,7 +108,7 @@ impl CublasLt {
         Ok(Self { handle, own_workspace: RefCell::new(own_workspace), plans: RefCell::default() })
     }
 
-    /// Whether the library is where the loader looks.
+    /// True if the library is where the loader looks.
     pub fn is_present() -> bool {
         // cudarc panics where the library is missing: look first.
         // SAFETY: only tries to load the library.
@@ -154,6 +154,7 @@ impl CublasLt {
         algorithms
     }
 
+    /// Queues the product, after checks of every length and stride.
     pub fn gemm(&self, gemm: Gemm<'_>, stream: Stream) -> Result<()> {
         let operation = gemm.check()?;
         let Gemm { m, n, k, x, ldx, w, ldw, k_by_n, bias, y, ldy, accumulate } = gemm;
@@ -161,7 +162,7 @@ impl CublasLt {
             return Ok(());
         }
         let bias = bias.map(|bias| bias.address());
-        // What is added to y is read as y is written: no algorithm may expect more of it.
+        // The addend of y is read as y is written: no algorithm may expect more of its alignment.
         let beside_y = bias.map_or(MOST_ALIGNMENT, |bias| alignment(bias as usize));
         let of_y = alignment(y.address() as usize).min(beside_y);
         let alignment = [alignment(x.address() as usize), alignment(w.address() as usize), of_y];
@@ -304,8 +305,8 @@ impl Plan {
         Ok(plan)
     }
 
-    /// What a product over m tokens needs: the plan's algorithm, or, where that does not serve so many, the one that
-    /// the library chooses for them.
+    /// Prepares a product over m tokens: with the plan's algorithm, or, where that does not serve this number, with the
+    /// one that the library chooses for it.
     fn prepare(&mut self, handle: sys::cublasLtHandle_t, key: &Key, m: usize) -> Result<()> {
         if self.of_tokens.contains_key(&m) {
             return Ok(());

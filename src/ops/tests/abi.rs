@@ -118,7 +118,7 @@ mod grown {
         fn test_first_version(name: *const c_char) -> u32;
     }
 
-    /// What the library reads of a struct that says it has `struct_size` bytes.
+    /// The library's reading of a struct that says it has `struct_size` bytes.
     fn read(struct_size: u32, reserved: u32) -> (i32, Grown) {
         let from = [Grown { struct_size, reserved, first: 1, added: 2, appended: 3 }, Grown::default()];
         let mut to = Grown { first: -1, added: -1, appended: -1, ..Grown::default() };

@@ -46,14 +46,14 @@ impl Gather {
     }
 }
 
-/// What a call that does not wait for the stream reads, as `cuMemcpyDtoH` does: memory of the emulation is the host's.
+/// A read that does not wait for the stream, as that of `cuMemcpyDtoH`: memory of the emulation is the host's.
 fn read_now(buffer: &Buffer<bf16>) -> Vec<bf16> {
     let view = buffer.view();
     // SAFETY: the buffer's elements, which nothing writes meanwhile.
     unsafe { std::slice::from_raw_parts(view.address(), view.len()) }.to_vec()
 }
 
-/// What a call does that does not wait for the stream, as `cuMemcpyHtoD` does not.
+/// A write that does not wait for the stream, as that of `cuMemcpyHtoD`.
 fn write_now(buffer: &mut Buffer<bf16>, data: &[bf16]) {
     assert_eq!(data.len(), buffer.len());
     // SAFETY: as many elements, which nothing uses meanwhile.

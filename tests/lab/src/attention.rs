@@ -99,7 +99,7 @@ impl Heads<'_> {
         &self.qkv[token * self.shape.qkv() + column..][..self.shape.head_dim]
     }
 
-    /// The score of a query and a key, and what an f32 sum of it may be off by, in any order and with the scaling. A
+    /// The score of a query and a key, and the largest error of an f32 sum of it, in any order and with the scaling. A
     /// soft cap is a tanh to 2⁻²¹, with an argument whose factor is rounded; the third number is its slope.
     fn score(&self, query: usize, key: usize, head: usize) -> (f64, f64, f64) {
         let (q, k) = (self.at(query, head * self.shape.head_dim), self.at(key, self.shape.key_column(head)));
@@ -113,8 +113,8 @@ impl Heads<'_> {
 }
 
 impl AttentionOperation {
-    /// out and its bounds, and lse. A term of out is the product of so many exponentials: more than one where parts of
-    /// the keys are combined.
+    /// out and its bounds, and lse. A term of out is the product of `exponentials` exponentials: more than one where
+    /// parts of the keys are combined.
     pub fn forward(&self, qkv: &[bf16], exponentials: usize) -> (Vec<(f64, f64)>, Vec<f64>) {
         let (shape, heads) = (self.shape, Heads { shape: self.shape, qkv });
         let d = shape.head_dim;
@@ -144,7 +144,7 @@ impl AttentionOperation {
         (out, lse)
     }
 
-    /// What 1 − tanh² is off by, of a score that is off by so much.
+    /// The error of 1 − tanh², of a score with an error of `score_error`.
     fn slope_error(&self, score_error: f64) -> f64 {
         self.shape.soft_cap.map_or(0.0, |cap| 2.0 * score_error / f64::from(cap) + unit(22))
     }

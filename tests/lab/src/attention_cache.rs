@@ -1,5 +1,5 @@
 //! Attention over a KV cache as an [`Operation`]: append, then attention, against the definition in f64 over each
-//! document's whole length. What no document has reached yet is NaN in the cache.
+//! document's whole length. Rows that no document has reached yet are NaN in the cache.
 
 use super::attention::AttentionOperation;
 use super::device::to_bf16;
@@ -21,7 +21,7 @@ pub struct CacheOperation {
     pub window: Option<usize>,
     /// Rows of the cache before the first document, between two, and after the last.
     pub gap: usize,
-    /// How much longer documents may get than the longest of these.
+    /// Tokens by which documents may get longer than the longest of these.
     pub room: usize,
     /// Queries and keys are uniform in (-size, size).
     pub size: f32,
@@ -104,8 +104,8 @@ impl Operation for CacheOperation {
         4.0 * self.seen().0 * self.shape.out() as f64
     }
 
-    /// The cached rows read, new rows read and written, out written. Of what the kernel leaves for its second pass:
-    /// nothing.
+    /// The cached rows read, new rows read and written, out written. Partial results for the kernel's second pass count
+    /// for nothing.
     fn bytes(&self) -> f64 {
         let width = attention_cache::width(self.shape);
         let row = self.shape.qkv() + 2 * width + self.shape.out();

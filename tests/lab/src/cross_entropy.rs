@@ -86,7 +86,7 @@ pub struct Output {
     pub dhidden: Vec<u16>,
 }
 
-/// A value and what the kernels may be off by.
+/// A value, and the largest error of the kernels.
 pub type Bounded = (f64, f64);
 
 /// 2⁻ᵇ
@@ -172,7 +172,7 @@ impl Host {
     }
 }
 
-/// Σ aᵢ·bᵢ and what an f32 sum of it may be off by, in any order.
+/// Σ aᵢ·bᵢ and the largest error of an f32 sum of it, in any order.
 fn dot(a: &[bf16], b: &[bf16]) -> Bounded {
     let (sum, magnitude) = a.iter().zip(b).fold((0.0, 0.0), |(sum, magnitude), (a, b)| {
         let product = a.to_f64() * b.to_f64();
@@ -182,7 +182,7 @@ fn dot(a: &[bf16], b: &[bf16]) -> Bounded {
 }
 
 impl Buffers {
-    /// Device memory beside what the operation reads and writes.
+    /// Device memory beside the operation's inputs and outputs.
     pub fn transient_bytes(&self) -> usize {
         self.workspace.view().len()
     }

@@ -13,8 +13,7 @@ pub fn set_schedule(seed: u64) {
     qlora_kernels::device::emulation::set_schedule(seed);
 }
 
-/// How many cases a property runs: `most`, or PROPTEST_CASES if that is fewer (a sanitizer makes each many times
-/// slower).
+/// Cases that a property runs: `most`, or PROPTEST_CASES if that is fewer (a sanitizer makes each many times slower).
 pub fn cases(most: u32) -> u32 {
     let limit = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
     limit.map_or(most, |limit: u32| limit.min(most))

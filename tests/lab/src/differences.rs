@@ -24,7 +24,7 @@ pub fn magnitude(x: &[f64]) -> f64 {
     x.iter().map(|x| x.abs()).sum()
 }
 
-/// What bounds the error of a difference quotient of `L(x) = Σ cᵢ·yᵢ(x)`.
+/// Bounds for the error of a difference quotient of `L(x) = Σ cᵢ·yᵢ(x)`.
 pub struct ErrorOf {
     /// At least |∂⁵L/∂x⁵| within two steps of x, for any one element of x; 0 where L is affine in each of them.
     pub fifth_derivative: f64,
@@ -74,7 +74,7 @@ pub fn check_gradient(
     }
 }
 
-/// `after − before`: what an operation that adds to its output has added.
+/// `after − before`: the sum that an operation has added to its output.
 pub fn added(after: &[f64], before: &[f64]) -> Vec<f64> {
     after.iter().zip(before).map(|(a, b)| a - b).collect()
 }

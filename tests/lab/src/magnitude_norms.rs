@@ -69,7 +69,7 @@ fn magnitude(x: &[f64], y: &[f64]) -> f64 {
 }
 
 impl MagnitudeNorms {
-    /// (squares of the norms, what those found may be off by) of every row.
+    /// (squares of the norms, their largest error) of every row.
     fn expected(&self, host: &Host) -> Vec<(f64, f64)> {
         let Self { n, k, r, .. } = *self;
         let (scale, unit) = (f64::from(self.scale), |bits: i32| 2f64.powi(-bits));

@@ -75,7 +75,7 @@ impl Magnitudes {
         self.n + self.pad
     }
 
-    /// What y `[m, n]` and the gradient of the magnitudes `[n]` are to be.
+    /// Expected y `[m, n]` and gradient of the magnitudes `[n]`.
     fn expected(&self, host: &Host) -> (Vec<Bounded>, Vec<Bounded>) {
         let rows = |values: &[bf16]| -> Vec<f64> {
             values.chunks(self.ld()).flat_map(|row| &row[..self.n]).map(|x| x.to_f64()).collect()

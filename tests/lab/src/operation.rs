@@ -15,7 +15,7 @@ pub trait Operation: Clone + Debug {
 
     fn name(&self) -> String;
     fn shape(&self) -> String;
-    /// Multiplications and additions that the result needs, whatever the kernel does.
+    /// Multiplications and additions that the result needs; the kernel may make more.
     fn flops(&self) -> f64;
     /// Bytes of device memory that the operation must read and write at least, each once.
     fn bytes(&self) -> f64;
@@ -24,8 +24,8 @@ pub trait Operation: Clone + Debug {
     /// Queues the operation once.
     fn launch(&self, buffers: &mut Self::Buffers, stream: Stream) -> Result<()>;
     fn download(&self, device: &Device, buffers: &Self::Buffers) -> Result<Self::Output>;
-    /// Compares about `most` outputs (all of a smaller operation) with the reference: what differs, and by how much
-    /// against which bound.
+    /// Compares about `most` outputs (all of a smaller operation) with the reference. An error says which differ, by
+    /// how much, and the bound.
     fn check(&self, inputs: &Self::Inputs, output: &Self::Output, most: usize) -> std::result::Result<(), String>;
 }
 

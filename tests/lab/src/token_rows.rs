@@ -1,5 +1,5 @@
-//! Rows of single tokens of an embedding as [`Operation`]s: their gradients, and where they are put. Both are bit for
-//! bit what `reference` and a plain copy give.
+//! Rows of single tokens of an embedding as [`Operation`]s: their gradients, and writing them into a table. Both have
+//! the bits of `reference` and of a plain copy.
 
 use super::device::to_bf16;
 use super::operation::Operation;

@@ -1,4 +1,4 @@
-//! Numbers that the linear layer's operations are tested on, and which of their outputs are looked at.
+//! Numbers that the linear layer's operations are tested on, and the choice of outputs that are checked.
 
 use qlora_kernels::nf4::{Absmax, CODE, Nf4Matrix, dynamic_map_signed};
 use qlora_kernels::rng;

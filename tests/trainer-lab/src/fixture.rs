@@ -42,7 +42,7 @@ pub const THINKING: &str = r"{%- for message in messages %}
 /// in no answer.
 pub const CLOSING: &str = r"{% for message in messages %}{{ '<|start|>' + message['role'] + '\n' + message['content'] + '<|stop|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant\n<think>\n' }}{% else %}{{ eos_token }}{% endif %}";
 
-/// How byte-level tokenizers spell a byte.
+/// Spelling of a byte in byte-level tokenizers.
 fn spelling(byte: u8) -> char {
     let plain = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     if plain(byte) {
@@ -103,8 +103,8 @@ pub fn model_dir(template: Option<&str>) -> TempDir {
     model_dir_of(&tokenizer_json(), template)
 }
 
-/// Like [`model_dir`], with a tokenizer that is opened in a fraction of the time: of small letters, blanks and ends of
-/// lines, 31 tokens and then [`SPECIAL`].
+/// [`model_dir`] with a tokenizer that is opened in a fraction of the time: of small letters, blanks and ends of lines,
+/// 31 tokens and then [`SPECIAL`].
 pub fn small_model_dir(template: Option<&str>) -> TempDir {
     model_dir_of(&tokenizer_json_of(b"\n abcdefghijklmnopqrstuvwxyz"), template)
 }

@@ -32,14 +32,14 @@ impl BareRoot {
         Ok(Self { folder: folder.to_owned(), program })
     }
 
-    /// Whether this machine lets us enter it.
+    /// True if this machine lets us enter such a root.
     pub fn can_be_entered() -> bool {
         let mut command = entering(Path::new("/"));
         command.arg("true").stdout(Stdio::null()).stderr(Stdio::null());
         command.status().is_ok_and(|status| status.success())
     }
 
-    /// What the program prints in the root's /work.
+    /// The standard output of the program, run in the root's /work.
     pub fn run(&self, line: &str) -> Result<String> {
         let mut command = entering(&self.folder);
         command.args(["--wd", "/work", &self.program]).args(line.split_whitespace());

@@ -17,7 +17,7 @@ const EVERYWHERE: [&str; 9] = [
     "ld-linux-aarch64.so.1",
 ];
 
-/// What a binary needs where it runs.
+/// The needs of a binary of the system on which it runs.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Needs {
     pub libraries: Vec<String>,

@@ -29,10 +29,10 @@ const SCRIPTS: [(&str, &str); 2] = [("run", include_str!("run.sh")), ("measure",
 const LIMIT: u64 = 50_000_000;
 /// Executables of the kernels' package: cargo's target and its name in the bundle.
 const KERNELS: [(&str, &str); 2] = [("cuda", "suite"), ("kernels", "bench")];
-/// A check runs what it has built only as far as the question for a GPU: the trainer is compiled in less time, and is
-/// not larger for it, so that the limit holds.
+/// Cargo's arguments for a check, which runs its executables only as far as the question for a GPU: the trainer is
+/// compiled in less time and is no larger, so that the limit on sizes holds.
 const QUICK: [&str; 2] = ["--config", "profile.release.package.qlora-train.opt-level=1"];
-/// Executables of the trainer's package, likewise.
+/// Executables of the trainer's package, likewise: the program is that of the tests.
 const TRAINER: [(&str, &str); 2] = [("cuda", "training"), ("qlora-train", "qlora-train")];
 /// The program that times single instructions.
 const CALIBRATE: &str = "calibrate";
@@ -54,7 +54,7 @@ fn usage() -> Result<String> {
     bail!("usage: gpu-bundle, or gpu-bundle check, which runs what it has built")
 }
 
-/// Builds the bundle, with these arguments of cargo as well; what it is, in a sentence.
+/// Builds the bundle, with these arguments of cargo as well. Returns a sentence about it.
 fn run(workspace: &Workspace, more: &[&str]) -> Result<String> {
     let dir = workspace.target.join("gpu-bundle");
     let toolkit = cuda::toolkit(workspace)?;
@@ -63,7 +63,7 @@ fn run(workspace: &Workspace, more: &[&str]) -> Result<String> {
     // An integration test comes with the program that it runs.
     let of_trainer = ["--workspace", "--exclude", "qlora-kernels", "--test", "cuda"];
     let trainer = build(workspace, &[&of_trainer[..], more].concat())?;
-    // Made anew, so that nothing of an earlier one stays.
+    // An earlier bundle is removed first, so that nothing of it stays.
     if dir.exists() {
         fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }
@@ -126,7 +126,7 @@ fn check_bundle(workspace: &Workspace) -> Result<String> {
     }
 }
 
-/// The program that times instructions, asked wrongly: it starts, and says so.
+/// Calls the program that times instructions with a wrong argument: it starts, and reports that.
 fn check_calibration(program: &Path) -> Result<()> {
     let output = Command::new(program).arg("--nothing").output().context("cannot run the calibration")?;
     let errors = String::from_utf8_lossy(&output.stderr);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tools_support::command::check;
 
-/// The beginning of a fat binary: its magic number, version 1, and the 16 bytes of this header, of which the last 8 are
+/// The beginning of a fat binary: its magic number, version 1, and 16, the bytes of this header. Its last 8 bytes are
 /// the number of bytes that follow it.
 const HEAD: [u8; 8] = [0x50, 0xed, 0x55, 0xba, 1, 0, 16, 0];
 const HEADER: usize = 16;

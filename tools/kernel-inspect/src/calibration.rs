@@ -15,7 +15,7 @@ pub struct MicroKernel {
     pub count: usize,
     /// Other instructions that belong into a round, and how often
     pub with: &'static [(&'static str, usize)],
-    /// At most so many others: the loop's own, and addresses
+    /// Other instructions at most: the loop's own, and addresses
     pub others: usize,
 }
 
@@ -83,7 +83,7 @@ fn opcode(instruction: &Instruction) -> Option<&str> {
     (guard != "@!PT" && instruction.opcode != "NOP").then_some(opcode)
 }
 
-/// Whether an opcode is that one: `LDS.128` is no `LDS`, but `BAR.SYNC.DEFER_BLOCKING` is a `BAR.SYNC`.
+/// True if an opcode is the timed one: `LDS.128` is no `LDS`, but `BAR.SYNC.DEFER_BLOCKING` is a `BAR.SYNC`.
 fn is(opcode: &str, timed: &str) -> bool {
     let is_wider = timed == "LDS" && ["64", "128"].iter().any(|width| opcode.ends_with(&format!(".{width}")));
     opcode.strip_prefix(timed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')) && !is_wider

@@ -12,14 +12,14 @@ use tools_support::artifacts;
 use tools_support::launches;
 use tools_support::workspace::Workspace;
 
-/// What a block gets at most on sm_86 and sm_89: `kMaxSharedBytes` of cuda/common/launch.cuh.
+/// Most bytes of shared memory of a block on sm_86 and sm_89: `kMaxSharedBytes` of cuda/common/launch.cuh.
 pub const LIMIT: u64 = 99 * 1024;
 /// Cases of each property; with the seed, a run can be repeated.
 const CASES: &str = "12";
 const SEED: &str = "20250601";
 
 /// Kernels that were launched, with the most bytes of all their launches: by the suite, if it has run on the kernels as
-/// they are, else by a few of its cases.
+/// they are, and otherwise by a few of its cases.
 pub fn launched(workspace: &Workspace) -> Result<BTreeMap<String, u64>> {
     if launches::noted(workspace).is_none() {
         run_suite(workspace)?;
@@ -98,7 +98,7 @@ fn named(notes: &str, symbols: &BTreeMap<u64, String>) -> Result<BTreeMap<String
     Ok(most)
 }
 
-/// What is wrong, one line each: a kernel that the suite never launches, or one that asks for more than a block gets.
+/// Faults, one line each: a kernel that the suite never launches, or one that asks for more than a block gets.
 pub fn findings(rows: &[Row]) -> Vec<String> {
     let mut findings = Vec::new();
     for row in rows {

@@ -12,12 +12,12 @@ use tools_support::calibration;
 use tools_support::cuda::{self, ARCHS, Toolkit};
 use tools_support::workspace::Workspace;
 
-/// The built library. What is read of it is kept in the target directory, by the library's hash: to take all of the
-/// machine code apart is tens of seconds of a processor, and several checks read it.
+/// The built library. Its listings are kept in the target directory, by the library's hash: taking all of the machine
+/// code apart takes tens of seconds of a processor, and several checks read it.
 pub struct Library {
     toolkit: Toolkit,
     path: PathBuf,
-    /// Where listings of this library are kept.
+    /// Folder of this library's listings.
     listings: PathBuf,
 }
 
@@ -88,7 +88,7 @@ impl Library {
         Ok(resources::parse(&self.listing(&["--dump-resource-usage"])?))
     }
 
-    /// What `cuobjdump` prints with these arguments.
+    /// The output of `cuobjdump` with these arguments.
     pub fn listing(&self, arguments: &[&str]) -> Result<String> {
         let kept = self.listings.join(format!("{}.txt", arguments.join("").trim_start_matches('-')));
         if let Ok(listing) = fs::read_to_string(&kept) {

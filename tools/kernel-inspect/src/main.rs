@@ -28,7 +28,7 @@ fn usage() -> Result<String> {
     bail!("usage: kernel-inspect machine-code | kernel-inspect ptx")
 }
 
-/// Builds the kernels, prints what became of each, and fails on what a hot kernel must not have.
+/// Builds the kernels, prints a table of them, and fails on properties that a hot kernel must not have.
 fn check_machine_code(workspace: &Workspace) -> Result<String> {
     let library = Library::build_with_tests(workspace)?;
     let (code, resources) = (library.machine_code()?, library.resources()?);

@@ -82,7 +82,7 @@ fn count(statement: &str, kernel: &mut Arithmetic) {
     }
 }
 
-/// What is wrong among `listed` (name and number of `fma` its source asks for), one line each.
+/// Faults among `listed` (name and number of `fma` its source asks for), one line each.
 pub fn findings(kernels: &[(String, Arithmetic)], listed: &[(&str, usize)]) -> Result<Vec<String>> {
     let mut findings = Vec::new();
     for (name, asked_for) in listed {

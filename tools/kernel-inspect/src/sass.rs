@@ -20,12 +20,12 @@ pub struct Instruction {
     pub text: String,
     /// Up to the first dot: `HMMA` of `HMMA.16816.F32.BF16`.
     pub opcode: String,
-    /// Where a branch goes.
+    /// The target of a branch.
     pub target: Option<u64>,
     pub control: Control,
 }
 
-/// What the compiler tells the scheduler, in the upper bits of an instruction's encoding.
+/// The compiler's orders to the scheduler, in the upper bits of an instruction's encoding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
     /// Cycles until the warp's next instruction may issue.
@@ -85,7 +85,7 @@ impl Code {
         self.main_loop_span().map(|span| self.count(span))
     }
 
-    /// Where [`Self::main_loop`] lies in the instructions.
+    /// The range of [`Self::main_loop`] in the instructions.
     pub fn main_loop_span(&self) -> Option<Range<usize>> {
         let loops: Vec<(Range<usize>, Counts)> = self.loops().map(|span| (span.clone(), self.count(span))).collect();
         let most = loops.iter().map(|(_, counts)| counts.hmma).max().filter(|&most| most > 0)?;

@@ -9,10 +9,9 @@ use tools_support::cuda::ARCHS;
 /// A kernel that may neither spill nor use local memory, but for what is known.
 pub struct Hot {
     pub name: &'static str,
-    /// Whether its operands reach shared memory by asynchronous copies.
+    /// Its operands reach shared memory by asynchronous copies.
     pub copies: bool,
-    /// Whether its main loop has to hold matrix instructions. How fast it has to be is said by the goals of
-    /// `tools/predict`.
+    /// Its main loop has to hold matrix instructions. Goals for its speed are in `tools/predict`.
     pub is_tensor_core: bool,
     /// Bytes that are known to spill, and have yet to be saved.
     pub known_spills: u32,
@@ -243,7 +242,7 @@ pub fn shown(rows: &[Row]) -> String {
     lines.join("\n")
 }
 
-/// What is wrong, one line each.
+/// Faults, one line each.
 pub fn findings(rows: &[Row], hot: &[Hot]) -> Vec<String> {
     let mut findings = Vec::new();
     for row in rows.iter().filter(|row| row.whole.hmma > 0) {

@@ -11,9 +11,9 @@ use std::fmt::Write;
 const WARP_BYTES: f64 = 32.0 * 16.0;
 /// Cycles that the simulator adds to the latency of an LDS, for its way to the banks and its wavefront.
 const LDS_BESIDE: f64 = 1.0;
-/// Those of an LDSM of four matrices, with its four wavefronts.
+/// Cycles that the simulator adds to the latency of an LDSM of four matrices, with its four wavefronts.
 const LDSM_BESIDE: f64 = 4.0;
-/// Those of a copy and of what waits for it: the way to the banks, and the wait's own stall in the machine code.
+/// Cycles that it adds to a copy and to the wait for it: the way to the banks, and the wait's own stall.
 const COPY_BESIDE: f64 = 4.0 + 4.0;
 /// The stall of a branch in the machine code, which comes on top of the penalty.
 pub const BRANCH_STALL: f64 = 5.0;
@@ -24,7 +24,7 @@ const BARRIER_BESIDE: f64 = 1.0;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Beside {
     pub what: &'static str,
-    /// The constant that it is: the card or architecture, and the field. None: what follows from several.
+    /// The constant that it is: the card or architecture, and the field. None: it follows from several.
     pub constant: Option<(&'static str, &'static str)>,
     pub taken: f64,
     pub mark: Mark,
@@ -130,7 +130,7 @@ pub fn calibrated(calibration: &Calibration) -> Result<Calibrated<'_>> {
         let (taken, mark) = (constant.value, constant.mark);
         rows.push(Beside { what, constant: Some((of, field)), taken, mark, measured });
     }
-    // What the simulator makes of its constants for these two: the slower of the queues and the banks.
+    // The simulator's result from its constants for these two: the slower of the queues and the banks.
     let wavefront = architecture.wavefront_cycles();
     let queues = architecture.memory_interval.value / 4.0;
     for (what, wavefronts, measured) in

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use std::fmt;
 use std::sync::LazyLock;
 
-/// Where a constant comes from.
+/// The origin of a constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
     /// By our own bundle
@@ -41,12 +41,12 @@ const fn assumed(value: f64, source: &'static str) -> Constant {
     Constant { value, mark: Mark::Assumed, source }
 }
 
-/// What the cards of one architecture share. Cycles are those of the multiprocessor's clock.
+/// The constants that the cards of one architecture share. Cycles are those of the multiprocessor's clock.
 #[derive(Clone, Debug)]
 pub struct Architecture {
-    /// That of the cards
+    /// Name of the cards' architecture
     pub name: &'static str,
-    /// That of the machine code which runs there
+    /// Architecture of the machine code that runs there
     pub code: &'static str,
     /// Cycles from one floating-point instruction of a scheduler to the next
     pub float_interval: Constant,
@@ -87,7 +87,7 @@ pub struct Card {
     pub matrix_interval: Constant,
     /// GB/s
     pub dram: Constant,
-    /// What of it a plain copy reaches
+    /// Share of that bandwidth that a plain copy reaches
     pub copy_share: Constant,
     pub l2_megabytes: Constant,
     /// GiB

@@ -7,7 +7,7 @@ use crate::machine::walk::Step;
 use crate::simulator::{self, Memory, Run};
 use std::fmt;
 
-/// What takes the cycles.
+/// The limit of a loop's speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     Tensor,
@@ -93,16 +93,17 @@ impl Round {
     }
 }
 
-/// What a round holds that need not be there.
+/// Avoidable costs of a round.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Slowdowns {
-    /// Accesses of shared memory that take more wavefronts than they need: how many, wavefronts on top
+    /// Accesses of shared memory that take more wavefronts than they need: their number, and the extra wavefronts
     pub conflicts: (usize, u32),
-    /// Accesses of global memory whose sectors are mostly not asked for: how many, share of their bytes that is of use
+    /// Accesses of global memory that use less than half of their sectors: their number, and the used share of their
+    /// bytes
     pub uncoalesced: (usize, f64),
     /// Branches that jump, beside the loop's own
     pub branches: usize,
-    /// Loads that are each waited for before the next is asked for
+    /// Loads that are each waited for before the next begins
     pub serialized: usize,
 }
 

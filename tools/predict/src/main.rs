@@ -38,13 +38,13 @@ fn bail_usage() -> Result<String> {
     bail!("usage: predict [write | check | calibrate FILE]")
 }
 
-/// What the machine code says.
+/// The predictions from the machine code.
 struct Predicted {
     compiler: String,
     page: String,
     /// Rates, for the trainer's plans
     rates: String,
-    /// What is wrong with the predictions, one line each
+    /// Faults of the predictions, one line each
     findings: Vec<String>,
 }
 

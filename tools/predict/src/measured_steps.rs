@@ -22,7 +22,7 @@ pub struct ComparedStep {
     pub kinds: Vec<ComparedKind>,
 }
 
-/// All operations of one kind, in seconds; none of what is in only one of the two.
+/// All operations of one kind, in seconds; none where only one of the two has the kind.
 #[derive(Debug, PartialEq)]
 pub struct ComparedKind {
     pub name: String,
@@ -36,7 +36,7 @@ impl ComparedKind {
     }
 }
 
-/// What an operation of frozen layers ran on, by the record's lines.
+/// The code that an operation of frozen layers ran on, by the record's lines.
 fn products_of(steps: &Steps, operation: &Operation) -> Products {
     let n: usize = operation.segments.iter().map(|[n, _]| n).sum();
     let pass = if operation.name == "linear" { "forward" } else { "dX" };
@@ -55,7 +55,7 @@ fn operations_of(steps: &Steps) -> Result<Vec<Operation>> {
     Ok(operations)
 }
 
-/// The step in words, and of which kernels it is where those are not these.
+/// The step in words, with a note where it was measured with other kernels.
 fn work(steps: &Steps, hash: &str) -> String {
     let of_kernels = match steps.is_of(hash) {
         Some(true) => "",

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// How a grid ran.
+/// The run of a grid.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Makespan {
     pub end: f64,
@@ -35,7 +35,7 @@ impl Ord for Moment {
     }
 }
 
-/// Costs in the grid's order, on so many places.
+/// The run of blocks with these costs, in the grid's order, on `places` places.
 pub fn list(costs: impl IntoIterator<Item = f64>, places: usize) -> Makespan {
     let mut free: BinaryHeap<Reverse<Moment>> = (0..places.max(1)).map(|_| Reverse(Moment(0.0))).collect();
     let (mut end, mut work) = (0.0_f64, 0.0);
@@ -50,7 +50,7 @@ pub fn list(costs: impl IntoIterator<Item = f64>, places: usize) -> Makespan {
     Makespan { end, busy }
 }
 
-/// Like [`list`] for blocks that all take as long.
+/// The run of blocks that all cost the same: [`list`] without the loop.
 pub fn equal(blocks: usize, cost: f64, places: usize) -> Makespan {
     let waves = blocks.div_ceil(places.max(1));
     let end = waves as f64 * cost;

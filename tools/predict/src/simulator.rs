@@ -8,26 +8,26 @@ use crate::machine::access::SECTOR;
 use crate::machine::class::Class;
 use crate::machine::walk::Step;
 
-/// Which of the warps that could issue does.
+/// The choice among warps that could issue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Policy {
-    /// The one that issued last, else the oldest
+    /// The one that issued last; if it cannot, the oldest
     GreedyThenOldest,
     /// The next one in turn
     RoundRobin,
 }
 
-/// What a multiprocessor shares with the others while it runs the blocks.
+/// A multiprocessor's share of the L2 and of DRAM while it runs the blocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
     /// Bytes a cycle that reach this multiprocessor
     pub bytes_per_cycle: f64,
-    /// Cycles until what is asked for begins to come
+    /// Cycles from a request to its first bytes
     pub latency: f64,
 }
 
 impl Memory {
-    /// When so much of what is read comes from DRAM, with so many multiprocessors at work.
+    /// Memory where `from_dram` of all reads come from DRAM and `busy` multiprocessors are at work.
     pub fn of(card: &Card, from_dram: f64, busy: f64) -> Self {
         let architecture = card.architecture;
         let dram = card.copy_bandwidth() / card.hz() / busy.min(card.multiprocessors.value);
@@ -47,7 +47,7 @@ impl Memory {
     }
 }
 
-/// Why no warp of a scheduler could issue.
+/// Reasons for which no warp of a scheduler could issue, and the share that issued.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stalls {
     pub issued: f64,
@@ -73,14 +73,14 @@ struct Warp {
     at: usize,
     round: usize,
     ready: f64,
-    /// When each of the six barriers has fallen.
+    /// Time at which each of the six barriers has fallen.
     barriers: [f64; 6],
-    /// Which of them wait for memory.
+    /// True for barriers that wait for memory.
     of_memory: [bool; 6],
     waits_in_block: bool,
     is_done: bool,
     block: usize,
-    /// When the copies that are no group yet have come.
+    /// Time at which the copies that are in no group yet have arrived.
     open_group: f64,
     groups: Vec<f64>,
 }
@@ -101,15 +101,15 @@ struct Multiprocessor<'a> {
     integer: [f64; 4],
     special: [f64; 4],
     queue: [f64; 4],
-    /// When the banks, and the way from the L2, are free again.
+    /// Time at which the banks are free again; `global`: the path from the L2.
     banks: f64,
     global: f64,
 }
 
-/// Instructions of memory may wait for the banks, up to so many cycles' worth of them.
+/// Cycles of banks' work that may be queued before the next memory instruction has to wait.
 const QUEUE_CYCLES: f64 = 30.0;
 
-/// Cycles of `rounds` rounds of these steps by so many blocks at once.
+/// Cycles of `rounds` rounds of these steps by `blocks` blocks at once.
 fn run(steps: &[Step], card: &Card, memory: Memory, warps: usize, blocks: usize, rounds: usize, policy: Policy) -> Run {
     let warp = |index: usize| Warp {
         at: 0,
@@ -214,7 +214,7 @@ impl Multiprocessor<'_> {
                 }
             }
             let next = clock + 1.0;
-            // Nothing happens until then: skip it, and count it for what it is.
+            // Nothing happens until then: skip that time, and count it by its reason.
             if !any && soonest > next && soonest.is_finite() {
                 let skipped = soonest.ceil() - next;
                 stalls.memory += skipped * 4.0;
@@ -238,7 +238,7 @@ impl Multiprocessor<'_> {
         }
     }
 
-    /// Why the warp's next instruction cannot issue, and when that may change.
+    /// The reason for which the warp's next instruction cannot issue, and the time at which that may change.
     fn hindrance(&self, warp: usize, scheduler: usize, clock: f64) -> Option<(Hindrance, f64)> {
         let warp = &self.warps[warp];
         if warp.waits_in_block {
@@ -312,7 +312,7 @@ impl Multiprocessor<'_> {
                 is_memory = true;
             }
             Class::GlobalLoad { .. } | Class::GlobalStore { .. } | Class::Copy { .. } => {
-                // What comes is written to shared memory through the same banks; a load passes the L1 like them.
+                // Copies are written to shared memory through the same banks; loads pass through the L1 like them.
                 let wavefronts = match step.class {
                     Class::Copy { .. } => f64::from(step.wavefronts),
                     _ => f64::from(step.touched_sectors.div_ceil(4)),
@@ -366,7 +366,7 @@ impl Multiprocessor<'_> {
         }
     }
 
-    /// When an access begins in the banks.
+    /// Time at which an access begins in the banks.
     fn in_banks(&mut self, scheduler: usize, clock: f64, wavefronts: f64) -> f64 {
         self.queue[scheduler] = clock + self.architecture.memory_interval.value;
         let start = self.banks.max(clock + 4.0);
@@ -394,7 +394,7 @@ const POLICIES: [Policy; 2] = [Policy::GreedyThenOldest, Policy::RoundRobin];
 const WARM: usize = 4;
 const ALL: usize = 12;
 
-/// Cycles of one round of a loop in its steady state, by so many blocks at once: the mean of both policies.
+/// Cycles of one round of a loop in its steady state, by `blocks` blocks at once: the mean of both policies.
 pub fn steady(steps: &[Step], card: &Card, memory: Memory, warps: usize, blocks: usize) -> Run {
     let mut sum = Run { cycles: 0.0, stalls: Stalls::default() };
     for policy in POLICIES {
@@ -406,7 +406,7 @@ pub fn steady(steps: &[Step], card: &Card, memory: Memory, warps: usize, blocks:
     sum
 }
 
-/// Cycles of these steps, once, by so many blocks at once.
+/// Cycles of these steps, once, by `blocks` blocks at once.
 pub fn once(steps: &[Step], card: &Card, memory: Memory, warps: usize, blocks: usize) -> Run {
     let runs = POLICIES.map(|policy| run(steps, card, memory, warps, blocks, 1, policy));
     Run { cycles: (runs[0].cycles + runs[1].cycles) / 2.0, stalls: runs[1].stalls }

@@ -10,7 +10,7 @@ use predict::simulator::Memory;
 use records::calibration::{Calibration, Cycles};
 use std::fmt::Write;
 
-/// An instruction with what the scheduler is told: stall, write barrier, barriers to wait for.
+/// An instruction with its orders to the scheduler: stall, write barrier, barriers to wait for.
 struct Line(&'static str, u64, Option<u64>, u64);
 
 /// A kernel whose loop is `body` and whose last line jumps back.
@@ -42,7 +42,7 @@ fn plenty() -> Memory {
     Memory { bytes_per_cycle: 1e6, latency: 100.0 }
 }
 
-/// Without what has been measured, which changes what loops take.
+/// The A6000 without measured constants, which change the cycles of loops.
 fn a6000() -> &'static Card {
     WRITTEN.iter().find(|card| card.name == "A6000").unwrap()
 }
@@ -155,7 +155,7 @@ fn one_load_after_the_other_takes_a_latency_each() {
     assert_eq!(round.limit, Limit::Latency);
     assert!((4.0 * 500.0..4.0 * 540.0).contains(&round.run.cycles), "{}", round.run.cycles);
     assert!(round.run.stalls.memory > 0.9);
-    // Reported as what it is; with all four under way at once there is nothing to report.
+    // Each load is reported as waited for; with all four under way at once there is nothing to report.
     assert_eq!(Slowdowns::of(walk.round()).serialized, 4);
     let mut together: Vec<Line> = repeated(|| Line("LDG.E R32, [R1.64]", 1, Some(0), 0), 4);
     together.push(Line("IADD3 R2, R32, R1, RZ", 1, None, 1));
@@ -205,7 +205,7 @@ fn an_uncoalesced_load_is_reported() {
 fn a_branch_for_each_element_is_reported_and_costs_more_than_none() {
     let mut branching = vec![Line(MATRIX, 1, None, 0)];
     let mut straight = vec![Line(MATRIX, 1, None, 0)];
-    // Where each goes is not known: it skips a comparison, which is no work.
+    // The condition of each is not known: it skips a comparison, which is no work.
     const BRANCHES: [&str; 8] = [
         "@!P4 BRA 0x30",
         "@!P4 BRA 0x50",
@@ -249,7 +249,7 @@ fn loops_of_known_length_run_so_often_and_others_once() {
         Line("IADD3 R2, R2, 0x100, RZ", 1, None, 0),
         Line("ISETP.GE.AND P0, PT, R2, 0x400, PT", 1, None, 0),
         Line("@!P0 BRA 0x20", 1, None, 0),
-        // What decides this one comes from memory.
+        // The condition of this one comes from memory.
         Line("LDG.E R9, [R2.64]", 1, Some(0), 0),
         Line("ISETP.NE.AND P1, PT, R9, RZ, PT", 1, None, 1),
         Line("@P1 BRA 0x60", 1, None, 0),

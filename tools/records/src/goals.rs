@@ -1,4 +1,4 @@
-//! Goals of the kernels, and which rows of a record tell it.
+//! Goals of the kernels, and the rows of a record that they are read from.
 
 use super::format::Row;
 
@@ -9,7 +9,7 @@ pub struct Goal {
     pub figures: &'static [Figure],
 }
 
-/// One figure of it: the worst over the rows that have it.
+/// One figure of a goal: the worst over the rows that have it.
 pub struct Figure {
     pub what: &'static str,
     /// (value, where), of every row of a record that has it.

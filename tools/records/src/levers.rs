@@ -1,15 +1,15 @@
-//! The table of steps that saved memory: what they took beside what was planned, their speed, and whether they computed
-//! the same bits as the others on their rows.
+//! The table of steps that saved memory: their peak beside the plan, their speed, and whether they computed the same
+//! bits as the others on their rows.
 
 use crate::steps::{GIB, Link, Steps};
 use std::fmt::Write;
 
-/// Whether one's steps are the first ones of the other's, or the other way round.
+/// True if one's steps are the first ones of the other's, or the other way round.
 fn are_alike(one: &Steps, other: &Steps) -> bool {
     one.reports.iter().zip(&other.reports).all(|(one, other)| one == other)
 }
 
-/// Whether both computed on the same rows with the same code.
+/// True if both computed on the same rows with the same code.
 fn are_of_one_work(one: &Steps, other: &Steps) -> bool {
     let work = |steps: &Steps| {
         let Steps { shape, seq, batch, lora_r, linear, built, .. } = steps;

@@ -21,7 +21,7 @@ pub struct Loading {
     pub stored_bytes: u64,
     /// Seconds of reading and quantizing all of them, from the files to the GPU's memory
     pub device_seconds: f64,
-    /// Seconds of the same by the host's processor
+    /// Seconds of reading and quantizing them by the host's processor
     pub host_seconds: f64,
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Whatever is larger belongs into `target/`, fetched or made.
+/// Most bytes of a tracked file: larger ones belong into `target/`, fetched or made.
 const BYTE_LIMIT: u64 = 4 << 20;
 /// A question for a reader, not an error: a limit by line count cuts one thing in two.
 const LONG: [(Language, usize); 2] = [(Language::Rust, 400), (Language::C, 500)];

@@ -6,7 +6,7 @@ use std::fmt;
 pub enum Rule {
     /// A module from another folder.
     Path,
-    /// A file that opens with a question word.
+    /// A file or doc comment that opens with a question word.
     Opening,
     /// A comment that makes no sense without another.
     Leaning,

@@ -39,7 +39,7 @@ fn lines_of_script(text: &str) -> Vec<(usize, String)> {
     (1..).zip(text.lines()).filter(|(_, line)| is_command(line)).map(|(at, line)| (at, line.to_owned())).collect()
 }
 
-/// What stands behind `run:` and `working-directory:`, on the line or indented below it, and what `hashFiles` names.
+/// Texts behind `run:` and `working-directory:`, on the line or indented below it, and the names in `hashFiles`.
 fn lines_of_workflow(text: &str) -> Vec<(usize, String)> {
     let mut lines = Vec::new();
     // Indentation of a key whose lines follow.
@@ -79,7 +79,7 @@ pub fn missing_files(root: &Path, lines: &[CommandLine]) -> Vec<String> {
     findings
 }
 
-/// Words of a command that are paths in the repository: not what it makes, nor what is elsewhere.
+/// Words of a command that are paths in the repository: neither its outputs nor paths elsewhere.
 fn paths(command: &str) -> impl Iterator<Item = &str> {
     let words = command.split_whitespace().map(|word| word.trim_matches(['"', '\'', ';', '(', ')']));
     words.filter(|word| {

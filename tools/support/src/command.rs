@@ -13,7 +13,7 @@ pub fn check(mut command: impl BorrowMut<Command>) -> Result<()> {
     Ok(())
 }
 
-/// The standard output of a command that has succeeded; its failure is an error with what it said.
+/// The standard output of a command that has succeeded; its failure is an error with its standard error.
 pub fn finished(output: std::io::Result<Output>, shown: &str) -> Result<String> {
     let output = output.with_context(|| format!("cannot run {shown}"))?;
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -21,7 +21,7 @@ pub fn finished(output: std::io::Result<Output>, shown: &str) -> Result<String> 
     String::from_utf8(output.stdout).with_context(|| format!("the output of {shown} is not UTF-8"))
 }
 
-/// Like [`check`], and returns the lines of both outputs for which `is_closing` holds.
+/// Runs a command as [`check`] does, and returns the lines of both outputs for which `is_closing` holds.
 pub fn check_and_keep(command: &mut Command, is_closing: fn(&str) -> bool) -> Result<Vec<String>> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("cannot run {}", shown(command)))?;
@@ -38,7 +38,7 @@ pub fn check_and_keep(command: &mut Command, is_closing: fn(&str) -> bool) -> Re
     Ok(closing)
 }
 
-/// Like [`check`], for a tool of this repository: its last line on standard output sums it up.
+/// Runs a tool of this repository as [`check`] does. Its last line on standard output sums it up.
 pub fn last_line(mut command: Command) -> Result<Vec<String>> {
     let output =
         command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot run {}", shown(&command)))?;

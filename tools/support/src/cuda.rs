@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// The architectures that a cubin is made for.
 pub const ARCHS: [&str; 3] = ["sm_80", "sm_90", "sm_120"];
 
-/// What the wheels of nvcc unpack to, in the layout in which build.rs looks for it.
+/// The wheels of nvcc, which unpack to the layout in which build.rs looks for it.
 const NVCC_PACKAGES: [&str; 7] = [
     "nvidia-cuda-nvcc==13.0.*",
     "nvidia-cuda-crt==13.0.*",
@@ -32,7 +32,7 @@ pub struct Toolkit {
     pub cuobjdump: PathBuf,
 }
 
-/// Fetches what the machine has not, and says where everything is.
+/// Fetches the tools that the machine lacks, and prints the path of each.
 pub fn run(workspace: &Workspace) -> Result<()> {
     println!("nvcc:     {}", toolkit(workspace)?.nvcc.display());
     match libclang(workspace)? {
@@ -89,7 +89,7 @@ fn machine_nvcc(variable: impl Fn(&str) -> Option<OsString>) -> Result<Option<Pa
     Ok(found)
 }
 
-/// Whether `dir` holds libclang, and nvcc where that is wanted too.
+/// True if `dir` holds libclang, and nvcc where that is wanted too.
 fn is_complete(dir: &Path, with_nvcc: bool) -> bool {
     let root = dir.join(NVCC_BIN).join("..");
     dir.join(LIBCLANG_DIR).join("libclang.so").is_file()

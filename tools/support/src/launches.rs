@@ -1,4 +1,4 @@
-//! The file in which the emulated suite notes its launches, for whoever reads them later.
+//! The file in which the emulated suite notes its launches, for later readers.
 
 use crate::compile::sources;
 use crate::workspace::Workspace;
@@ -13,15 +13,15 @@ use std::time::SystemTime;
 /// Variable that names the file to the emulation.
 pub const VARIABLE: &str = "QLORA_EMULATION_LAUNCHES";
 
-/// Makes the file anew, with the kernels and tests that are about to run in its first line.
+/// Begins a new file, with the hash of the kernels and tests that are about to run in its first line.
 pub fn begin(workspace: &Workspace) -> Result<PathBuf> {
     let path = path(workspace);
     fs::write(&path, header(workspace)).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
 }
 
-/// What the suite noted of the kernels and tests as they are now. None: it has not run since they changed, or since a
-/// program whose functions are noted by their place was linked anew.
+/// The suite's notes of the kernels and tests as they are now. None: it has not run since they changed, or since a
+/// program whose functions are noted by their place was linked again.
 pub fn noted(workspace: &Workspace) -> Option<String> {
     let path = path(workspace);
     let text = fs::read_to_string(&path).ok()?;
@@ -29,7 +29,7 @@ pub fn noted(workspace: &Workspace) -> Option<String> {
     are_of_their_programs(notes, modified(&path)?).then(|| notes.to_owned())
 }
 
-/// Whether all programs that notes name are older than the notes.
+/// True if all programs that notes name are older than the notes.
 fn are_of_their_programs(notes: &str, written: SystemTime) -> bool {
     let programs: BTreeSet<&str> = notes.lines().filter_map(|line| line.splitn(3, ' ').nth(2)).collect();
     programs.iter().all(|program| modified(Path::new(program)).is_some_and(|linked| linked <= written))

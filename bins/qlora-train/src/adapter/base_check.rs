@@ -1,4 +1,4 @@
-//! Whether an adapter belongs to a base.
+//! The check that an adapter belongs to a base.
 
 use super::config::last_part;
 use super::module_pattern::layer_of;
@@ -138,11 +138,12 @@ impl Adapter {
         Ok(warnings)
     }
 
-    /// A warning of a base that is held otherwise than the one that the adapter was trained on: what differs, and what
-    /// it changes. None: it is held so, or the adapter does not say; or `base`, where it is known, has other weights in
-    /// 16 bits, of which [`check_base`](Self::check_base) says so: they may be those of NF4, dequantized.
+    /// A warning that the base is quantized in another way than the one that the adapter was trained on: what differs,
+    /// and what that changes. None: it is held in the same way, the adapter does not say, or `base`, where it is known,
+    /// has other weights in 16 bits. [`check_base`](Self::check_base) warns of those: they may be NF4 weights,
+    /// dequantized.
     pub fn check_recipe(&self, base: Option<&BaseFingerprint>, held: &Recipe) -> Option<String> {
-        // Whoever follows the record says what is wrong with it.
+        // A damaged record is reported where it is used.
         let trained = self.recipe("").ok().flatten().filter(|trained| trained != held)?;
         let is_other = |base: &BaseFingerprint| self.base_fingerprint().is_some_and(|own| own != base.whole);
         let changed = match (&trained, held) {
@@ -167,7 +168,7 @@ impl Adapter {
     }
 }
 
-/// Whether a name, or the last part of a path, is that of the base, or the model at a path has that name.
+/// True if a name, or the last part of a path, is that of the base, or the model at a path has that name.
 fn is_named(name: &str, base: &str) -> bool {
     let is_last = name.trim_end_matches('/').rsplit('/').next() == Some(base);
     name == base || is_last || BaseName::of_dir(Path::new(name)).is_some_and(|there| there.name == base)

@@ -2,18 +2,18 @@
 
 use super::AdapterConfig;
 
-/// Ranks that vLLM can be told to make room for (`--max-lora-rank`).
+/// Ranks that vLLM can make room for (`--max-lora-rank`).
 pub(crate) const VLLM_RANKS: [usize; 9] = [1, 8, 16, 32, 64, 128, 256, 320, 512];
-/// Without being told.
+/// vLLM's rank without that option.
 const VLLM_DEFAULT_RANK: usize = 16;
 
-/// The words that make vLLM's room for a rank, none where it is there without. None: there is no room for so much.
+/// The option that makes vLLM serve a rank; empty where its default is enough. None: vLLM serves no rank as large.
 pub(crate) fn vllm_rank_flag(r: usize) -> Option<String> {
     let rank = VLLM_RANKS.into_iter().find(|&rank| rank >= r)?;
     Some(if rank > VLLM_DEFAULT_RANK { format!(" --max-lora-rank {rank}") } else { String::new() })
 }
 
-/// Why engines that read plain LoRA of one rank do not serve an adapter. None: they do.
+/// The reason why engines that read plain LoRA of one rank do not serve an adapter. None: they do.
 pub(crate) fn not_plain(config: &AdapterConfig) -> Option<&'static str> {
     if config.use_dora {
         return Some("magnitudes (DoRA)");

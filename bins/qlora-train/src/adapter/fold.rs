@@ -1,5 +1,5 @@
-//! rsLoRA expressed as plain LoRA. SGLang and llama.cpp compute alpha / r whatever `use_rslora` says, so what is
-//! written must not depend on it: alpha / √r = (alpha · √r) / r.
+//! rsLoRA expressed as plain LoRA. SGLang and llama.cpp compute alpha / r whatever `use_rslora` says, so the written
+//! adapter must not depend on it: alpha / √r = (alpha · √r) / r.
 
 use super::{Adapter, LoraPair};
 use crate::error::Result;
@@ -39,7 +39,7 @@ fn multiply(b: &mut [f32], factor: f64) {
 
 impl Adapter {
     /// Gives its terms the alphas of `lora`, whose terms have the same ranks: B is multiplied so that what is computed
-    /// stays. Returns whether anything had to be.
+    /// stays. Returns whether anything changed.
     pub fn rescale(&mut self, lora: &LoraSpec) -> Result<bool> {
         let scale_of = |r, alpha, rslora| LoraSpec::scale(alpha, r, rslora);
         let own = self.config.use_rslora;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 pub const ADAPTER_MODEL: &str = "adapter_model.safetensors";
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
-/// Far above what a configuration takes.
+/// Limit far above the size of any configuration.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Refuses a path that holds no adapter, with what it is instead.
@@ -30,11 +30,11 @@ pub fn check_adapter(dir: &Path) -> Result<()> {
     refuse!("{}: found no such file, expected that of a PEFT adapter", dir.join(ADAPTER_CONFIG).display())
 }
 
-/// How mlx-lm's tensors differ from PEFT's.
+/// The difference between mlx-lm's tensors and PEFT's.
 pub(super) const MLX: &str = "its tensors are named `….lora_a` and `….lora_b` and lie transposed: PEFT's are `base_model.model.….lora_A.weight`, \
      `[r, k_in]`, and `….lora_B.weight`, `[n_out, r]`";
 
-/// Whether a JSON file is an object with this key.
+/// True if a JSON file is an object with this key.
 fn holds_key(file: &Path, key: &str) -> bool {
     let json = read_bounded(file, MAX_CONFIG_BYTES).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     json.is_some_and(|json| json.get(key).is_some())

@@ -39,7 +39,7 @@ pub struct WholeModule<'a> {
 impl Adapter {
     /// Every module that has an adapter. Refused: a key that is not recognized, half a pair, shapes that do not fit
     /// each other or the config's rank, a linear that `target_modules` or `layers_to_transform` leaves out, a value
-    /// that is not finite. Whether a model has these modules is for [`check_shapes`](Self::check_shapes) to say.
+    /// that is not finite. [`check_shapes`](Self::check_shapes) checks that a model has these modules.
     pub fn lora_pairs(&self) -> Result<BTreeMap<String, LoraPair<'_>>> {
         self.pairs("adapter")
     }
@@ -72,7 +72,7 @@ impl Adapter {
     fn whole_id(&self, key: &str) -> Option<ParamId> {
         let id = ParamId::from_peft_key(key).filter(|id| id.kind() == ParamKind::Whole)?;
         let named = |module: &str| self.config.modules_to_save.iter().any(|name| module.ends_with(name));
-        // Of two that stay one tensor PEFT may name one, and writes both.
+        // PEFT may name one of two modules that stay one tensor, and writes both.
         let ends = [LLAMA_NAMES.embedding_module(), LLAMA_NAMES.head_module()];
         let tied = self.config.ensure_weight_tying && ends.contains(&id.module()) && ends.iter().any(|end| named(end));
         (tied || named(id.module())).then_some(id)
@@ -209,7 +209,7 @@ impl Adapter {
 }
 
 impl AdapterConfig {
-    /// Whether `target_modules` and `layers_to_transform` name this module. A regular expression is taken to name what
+    /// True if `target_modules` and `layers_to_transform` name this module. A regular expression is taken to name what
     /// has tensors. Failed: a regular expression of `exclude_modules` that takes too many steps.
     pub fn targets(&self, module: &str) -> Result<bool, String> {
         match self.target_modules {
@@ -218,7 +218,7 @@ impl AdapterConfig {
         }
     }
 
-    /// Whether a module is named outright: not by a regular expression. Failed as [`Self::targets`].
+    /// True if a module is named outright: not by a regular expression. Failed as [`Self::targets`].
     pub(super) fn names(&self, module: &str) -> Result<bool, String> {
         let TargetModules::Names(names) = &self.target_modules else { return Ok(false) };
         Ok(names.iter().any(|name| is_suffix(name, module)) && self.transforms(module)?)
@@ -229,7 +229,7 @@ impl AdapterConfig {
         Ok(self.layers_to_transform.as_ref().is_none_or(listed) && !self.excludes(module)?)
     }
 
-    /// Whether `exclude_modules` leaves a module out: by its name or the end of its path, or by a regular expression
+    /// True if `exclude_modules` leaves a module out: by its name or the end of its path, or by a regular expression
     /// for the whole path, as PEFT reads it.
     fn excludes(&self, module: &str) -> Result<bool, String> {
         match &self.exclude_modules {
@@ -243,7 +243,7 @@ impl AdapterConfig {
     }
 }
 
-/// Whether a term belongs to a linear layer of a block, which is what can carry one.
+/// True if a term belongs to a linear layer of a block, which is what can carry one.
 fn is_linear(id: &ParamId) -> bool {
     !matches!(id.kind(), ParamKind::Whole | ParamKind::Tokens) && layer_of(id.module()).is_some()
 }

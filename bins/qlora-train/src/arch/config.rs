@@ -35,8 +35,7 @@ pub(super) struct Defaults {
     pub eos_token_id: Option<u32>,
 }
 
-/// An architecture like Llama's without biases, of the sizes in config.json. A family changes from it what it has
-/// otherwise.
+/// An architecture like Llama's without biases, of the sizes in config.json. A family then changes what differs.
 pub(super) fn read(
     keys: &Keys,
     family: &'static Family,
@@ -296,7 +295,7 @@ pub(super) fn window(keys: &Keys) -> Result<Option<usize>> {
     }
 }
 
-/// Whether each layer slides, where `layer_types` says so.
+/// For each layer, whether it has a sliding window; none without `layer_types`.
 pub(super) fn layer_types(keys: &Keys, num_layers: usize) -> Result<Option<Vec<bool>>> {
     let Some(value) = keys.get("layer_types") else { return Ok(None) };
     let expected = format!("a list of {num_layers}, as `num_hidden_layers` has it, each {FULL:?} or {SLIDING:?}");
@@ -342,7 +341,7 @@ pub(super) fn write_windows(arch: &Arch, map: &mut Map<String, Value>) {
     let Some(window) = window else { return };
     map.insert("sliding_window".into(), window.into());
     let kinds: Vec<&str> = windows.iter().map(|window| if window.is_some() { SLIDING } else { FULL }).collect();
-    // For what reads no list: true where the layers with a window are the last ones.
+    // For programs that read no list; right where the layers with a window are the last ones.
     let full = windows.iter().take_while(|window| window.is_none()).count();
     map.insert("max_window_layers".into(), full.into());
     map.insert("layer_types".into(), kinds.into());

@@ -46,7 +46,7 @@ const DEFAULTS: Defaults = Defaults {
     eos_token_id: Some(1),
 };
 
-/// What Gemma 2 and 3 share. `soft_caps` are the defaults of those of scores and logits.
+/// The keys that Gemma 2 and 3 share. `soft_caps` are the defaults for scores and logits.
 pub(super) fn read(
     keys: &Keys,
     family: &'static Family,

@@ -1,4 +1,4 @@
-//! Gemma 3, its text: Gemma 2 with norms of each head of q and k in the place of soft caps, and a window, with rotary
+//! Gemma 3, text model: Gemma 2 with norms of each head of q and k instead of soft caps, and a window, with rotary
 //! positions of its own, on five layers of six.
 //!
 //! A key that is absent has the default of transformers' `Gemma3TextConfig`.
@@ -40,7 +40,7 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 fn read(keys: &Keys) -> Result<Arch> {
-    // What transformers writes beside the list of layers.
+    // transformers writes it beside the list of layers.
     keys.known("_sliding_window_pattern");
     // A key of its config that no class of transformers reads.
     if keys.number("attn_logit_softcapping")?.is_some() {

@@ -33,7 +33,7 @@ fn read(keys: &Keys) -> Result<Arch> {
 /// The multipliers of a Granite whose norms have `eps`.
 pub(super) fn multipliers(keys: &Keys, eps: f32) -> Result<Multipliers> {
     let multipliers = Multipliers::from_keys(keys)?;
-    // The model divides by them: what f32 cannot hold then is found here.
+    // The model divides by them: values that overflow f32 are found here.
     let (scale, eps) = (multipliers.stream_scale(|x| x), multipliers.stream_eps(eps));
     for (key, value) in [("embedding_multiplier", scale), ("residual_multiplier", eps)] {
         if !value.is_normal() {

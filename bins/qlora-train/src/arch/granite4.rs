@@ -1,5 +1,5 @@
-//! Granite 4, dense: Granite 3 with gate and up in one tensor. transformers computes it by the class of its hybrids,
-//! whose other layers and experts a dense model has none of.
+//! Granite 4, dense: Granite 3 with gate and up in one tensor. transformers computes it with the class of its hybrid
+//! models; a dense model has none of their Mamba layers and experts.
 //!
 //! A key that is absent has the default of transformers' `GraniteMoeHybridConfig`.
 
@@ -35,7 +35,7 @@ const ROTARY: &str = "rope";
 /// A layer in published configs; transformers 5 writes "full_attention".
 const ATTENTION: &str = "attention";
 const DEFAULT_INTERMEDIATE_SIZE: usize = 1024;
-/// Sizes of what a dense model has not.
+/// Keys for sizes that a dense model does not have.
 const OTHERS: [&str; 16] = [
     "intermediate_size",
     "num_experts_per_tok",

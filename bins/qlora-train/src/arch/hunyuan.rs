@@ -32,7 +32,7 @@ fn read(keys: &Keys) -> Result<Arch> {
     let stretched = with_stretched_base(keys)?;
     let read = Keys::of(keys.source.clone(), &stretched);
     let arch = config::read(&read, &FAMILY, &HUNYUAN_NAMES, &DEFAULTS)?;
-    // What was read of the copy was read of the original.
+    // Keys that were read from the copy count as read from the original.
     let unread: Vec<&str> = read.never_asked().map(|(key, _)| key).collect();
     keys.map.keys().filter(|key| !unread.contains(&key.as_str())).for_each(|key| keys.known(key));
     let biased = keys.flag("attention_bias")?.unwrap_or(false);

@@ -48,7 +48,7 @@ fn read(keys: &Keys) -> Result<Arch> {
 
 /// Keys that some configs carry and that change the arithmetic: only their neutral value is supported.
 fn check_neutral(keys: &Keys) -> Result<()> {
-    // How Llama 2 was trained on several devices; it changes nothing since transformers 4.
+    // It records how Llama 2 was trained on several devices, and changes nothing since transformers 4.
     if keys.number("pretraining_tp")?.is_some_and(|ranks| ranks != 1.0) {
         crate::report::status!("{}: key `pretraining_tp` is not used: it changes nothing", keys.source);
     }

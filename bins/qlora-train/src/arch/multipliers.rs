@@ -4,8 +4,8 @@
 //! - The residual stream is held divided by the residual multiplier m: what a branch adds is then added as it is. A
 //!   norm reads x / m instead of x, and RMSNorm of that with eps / m² is RMSNorm of x with eps.
 //! - The embedding begins that stream, times its multiplier over m.
-//! - Scores q·k·s with s other than 1 / √D: queries and keys are each multiplied by √(s·√D) as they turn, by the tables
-//!   of cosines and sines.
+//! - Scores q·k·s with s other than 1 / √D: queries and keys are each multiplied by √(s·√D) as they are rotated, by the
+//!   tables of cosines and sines.
 //! - Logits are linear in the weight of the last norm, which is divided by their divisor.
 
 use crate::error::Result;
@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Multipliers {
     pub embedding: f32,
-    /// Whether that is rounded to the activations' type before it multiplies (Gemma).
+    /// That multiplier is rounded to the activations' type before it is used (Gemma).
     pub embedding_is_rounded: bool,
     /// The scale of the scores; `None`: 1 / √head_dim.
     pub attention: Option<f32>,
@@ -30,8 +30,8 @@ impl Multipliers {
     pub const NONE: Self =
         Self { embedding: 1.0, embedding_is_rounded: false, attention: None, residual: 1.0, logits_scaling: 1.0 };
 
-    /// What the rows of the embedding are multiplied by, to begin the residual stream as the model holds it; `rounded`
-    /// gives a number as activations hold it.
+    /// The factor of the embedding's rows at the beginning of the residual stream, as the model holds it; `rounded`
+    /// rounds a number to the activations' type.
     pub fn stream_scale(&self, rounded: impl Fn(f32) -> f32) -> f32 {
         let embedding = if self.embedding_is_rounded { rounded(self.embedding) } else { self.embedding };
         embedding / self.residual
@@ -42,14 +42,14 @@ impl Multipliers {
         eps / (self.residual * self.residual)
     }
 
-    /// What queries and keys are multiplied by as they turn.
+    /// The factor of queries and keys as they are rotated.
     pub fn rope_scale(&self, head_dim: usize) -> f64 {
         let of = |scale: f32| (f64::from(scale) * (head_dim as f64).sqrt()).sqrt();
         self.attention.map_or(1.0, of)
     }
 
-    /// The keys of Granite's config.json, each 1 where it is absent. Refused: what is not above 0, and what f32 cannot
-    /// hold.
+    /// The keys of Granite's config.json, each 1 where it is absent. Refused: a value that is not above 0, or that
+    /// overflows f32.
     pub(super) fn from_keys(keys: &Keys) -> Result<Self> {
         let read = |key: &str| match keys.number(key)?.unwrap_or(1.0) as f32 {
             x if x.is_normal() && x > 0.0 => Ok(x),

@@ -106,7 +106,7 @@ impl TensorNames {
         self.projections.iter().map(|(projection, _)| *projection)
     }
 
-    /// The projections of one input.
+    /// The projections that read one input.
     pub fn of_input(&self, input: Input) -> impl Iterator<Item = Projection> {
         self.all().filter(move |projection| projection.input() == input)
     }
@@ -155,7 +155,7 @@ mod tests {
             let listed: Vec<Projection> = Input::ALL.iter().flat_map(|input| names.of_input(*input)).collect();
             assert_eq!(listed, names.all().collect::<Vec<_>>());
             assert!(listed.is_sorted() && Input::ALL.iter().all(|input| names.of_input(*input).count() > 0));
-            // What lies between a branch and the next is normalized by one of them at least.
+            // At least one norm lies between a branch and the next.
             let [attention, mlp] = [names.attention_norms, names.mlp_norms];
             assert!(attention.output.is_some() || mlp.input.is_some());
             assert!(mlp.output.is_some() || attention.input.is_some());

@@ -42,7 +42,7 @@ const DEFAULTS: Defaults = Defaults {
     eos_token_id: Some(50_279),
 };
 
-/// What OLMo 2 and 3 share.
+/// The keys that OLMo 2 and 3 share.
 pub(super) fn read(keys: &Keys, family: &'static Family, rope_theta: f64) -> Result<Arch> {
     note_attention_dropout(keys)?;
     only_silu(keys)?;

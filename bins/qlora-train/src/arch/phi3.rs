@@ -1,5 +1,5 @@
-//! Phi-3, 3.5 and 4: Llama with q, k and v in one tensor, and gate and up; LoRA terms are of those. With a window on
-//! every layer or on none, and rotary positions of whole heads or of a part of each.
+//! Phi-3, 3.5 and 4: Llama with q, k and v in one tensor, and gate and up in another; LoRA terms belong to these. With
+//! a window on every layer or on none, and rotary positions of whole heads or of a part of each.
 //!
 //! A key that is absent has the default of transformers' `Phi3Config`.
 

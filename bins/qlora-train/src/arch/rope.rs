@@ -37,10 +37,10 @@ const KNOWN_KEYS: [&str; 20] = [
 /// Factor of attention by which vLLM and llama.cpp stretch with YaRN, and transformers does not.
 const ATTENTION_FACTOR: &str = "attn_factor";
 
-/// By how much queries grow beyond the trained context (Ministral 3, Llama 4).
+/// Key for the growth of queries beyond the trained context (Ministral 3, Llama 4).
 const QUERY_GROWTH: &str = "llama_4_scaling_beta";
 
-/// Whether queries grow with their position beyond the trained context.
+/// True if queries grow with their position beyond the trained context.
 pub(super) fn queries_grow(config: &Keys) -> Result<bool> {
     for key in ["rope_parameters", "rope_scaling"] {
         if let Some(nested) = config.object(key)? {
@@ -55,7 +55,7 @@ pub(super) fn queries_grow(config: &Keys) -> Result<bool> {
 pub(super) const FULL: &str = "full_attention";
 pub(super) const SLIDING: &str = "sliding_attention";
 
-/// Base wavelength and how the frequencies are stretched for long contexts.
+/// Base wavelength, and the scaling of the frequencies for long contexts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     pub theta: f64,
@@ -69,7 +69,7 @@ impl Rope {
         Self { theta, scaling, partial: 1.0 }
     }
 
-    /// Elements of a head of so many that are rotated.
+    /// Elements that are rotated of a head of `head_dim`.
     pub fn rotary_dim(&self, head_dim: usize) -> usize {
         (head_dim as f64 * self.partial) as usize
     }

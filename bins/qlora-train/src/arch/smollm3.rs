@@ -51,7 +51,7 @@ fn read(keys: &Keys) -> Result<Arch> {
     note_attention_dropout(keys)?;
     only_silu(keys)?;
     let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &DEFAULTS)?;
-    // Before there is an entry for each layer.
+    // This check comes before there is an entry for each layer.
     config::check(&arch, keys)?;
     let mut layers = layers(keys, arch.num_layers, arch.rope())?;
     set_windows(keys, &mut layers)?;

@@ -1,11 +1,11 @@
-//! Model types that are known and not trained, each with the nearest one that is.
+//! Model types that are known but cannot be trained, each with the nearest one that can.
 
 /// A line of `model_types.txt` that names a type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Untrained {
-    /// The model type of the nearest family that is trained
+    /// The model type of the nearest family that can be trained
     pub nearest: &'static str,
-    /// What is in the way, as the end of a sentence about the type: "is a mixture of experts"
+    /// The obstacle, as the end of a sentence about the type: "is a mixture of experts"
     pub what: &'static str,
 }
 

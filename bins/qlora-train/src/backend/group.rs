@@ -81,7 +81,7 @@ impl<B: Operands + ?Sized> LinearGroup<B> {
         self.segments.iter().map(|segment| [segment.n, segment.lora.as_ref().map_or(0, |lora| lora.r)]).collect()
     }
 
-    /// Whether a layer has magnitudes.
+    /// True if a layer has magnitudes.
     pub fn has_magnitudes(&self) -> bool {
         self.segments.iter().any(|segment| segment.lora.as_ref().is_some_and(|lora| lora.magnitude.is_some()))
     }

@@ -16,7 +16,7 @@ use crate::error::{Context, Result};
 use crate::files::safetensors::write_header;
 use crate::files::tensor::{HostTensor, StoredType};
 
-/// How the random model is written.
+/// Options of a random model.
 #[derive(Clone, Debug)]
 pub struct Synthetic {
     pub config: Arch,

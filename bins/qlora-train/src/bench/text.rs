@@ -1,4 +1,4 @@
-//! Text from a model of random weights, timed: reading prompts, and token after token of the answers.
+//! Timed generation by a model of random weights: reading prompts, then the answers token by token.
 
 use super::weights::RandomSource;
 use super::{host_peak_bytes, stored_in_16_bits};
@@ -32,7 +32,7 @@ pub struct Text {
     pub prompts: usize,
     /// Tokens of an answer, two or more
     pub answer: usize,
-    /// With adapters as the settings have them, else the base alone
+    /// With adapters as the settings have them; otherwise the base alone
     pub with_lora: bool,
 }
 
@@ -83,7 +83,7 @@ impl Text {
     }
 }
 
-/// Refused: what does not fit.
+/// Refused: prompts and answers that do not fit in memory.
 pub fn bench(settings: &Settings, text: Text) -> Result<MeasuredText> {
     set_threads(settings.threads)?;
     let device = Device::choose(settings)?.for_model(settings, &text.arch);

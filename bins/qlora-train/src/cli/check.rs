@@ -23,23 +23,23 @@ pub struct CheckArgs {
     /// Adapter directory
     adapter: PathBuf,
     /// Base model: a Hugging Face directory, or a hub id (org/name@revision); without it, the one that the adapter was
-    /// trained on. Of its files config.json is enough
+    /// trained on. Its config.json is enough
     #[arg(long)]
     model: Option<String>,
     /// Revision of a hub id
     #[arg(long)]
     revision: Option<String>,
-    /// Engines that are to serve it, separated by commas [default: all]
+    /// Engines to check, separated by commas [default: all]
     #[arg(long = "for", value_name = "ENGINES", value_delimiter = ',')]
     engines: Vec<EngineArg>,
-    /// Compute a short prompt with the adapter on its base and without: its logits have to move. The base's weights are
-    /// read for it, and held as the adapter was trained
+    /// Compute a short prompt with and without the adapter, and check that the logits change. This reads the base's
+    /// weights and quantizes them as in training
     #[arg(long)]
     logits: bool,
-    /// Compute it on a base with other weights than the adapter was trained on
+    /// With --logits: allow a base with other weights than the adapter was trained on
     #[arg(long, requires = "logits")]
     allow_other_base: bool,
-    /// Host memory that may be used for it, such as 8GiB
+    /// With --logits: host memory that may be used, such as 8GiB
     #[arg(long, requires = "logits")]
     host_memory: Option<String>,
     #[command(flatten)]

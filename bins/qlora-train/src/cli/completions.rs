@@ -8,11 +8,11 @@ use serde_json::json;
 
 #[derive(Args)]
 pub struct CompletionsArgs {
-    /// Shell that reads the script
+    /// Shell to write the script for
     shell: Shell,
 }
 
-/// A script by which a shell completes the commands and settings of `program`.
+/// A shell script that completes the commands and settings of `program`.
 pub fn run(args: &CompletionsArgs, mut program: Command) -> Result<Answer> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut program, "qlora-train", &mut script);

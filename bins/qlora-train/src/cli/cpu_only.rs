@@ -7,13 +7,13 @@ use clap::Args;
 
 #[derive(Args)]
 pub(super) struct CpuOnly {
-    /// Where to work: auto or cpu; the command uses no GPU
+    /// Device to compute on: auto or cpu; the command uses no GPU
     #[arg(long)]
     device: Option<String>,
 }
 
 impl CpuOnly {
-    /// Refused: a GPU, and what is no device.
+    /// Refused: a GPU, and a text that names no device.
     pub fn check(&self, command: &str) -> Result<()> {
         check_cpu_only(self.device.as_deref(), &format!("`{command}`"))
     }

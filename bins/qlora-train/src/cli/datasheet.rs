@@ -21,7 +21,7 @@ pub fn peak_flops(gpu: &str) -> Option<f64> {
         ("RTX 3090 Ti", 80e12),
         ("RTX 3090", 71e12),
     ];
-    // Slower ones, whose names hold those of others.
+    // Slower cards whose names contain those of faster ones.
     const OTHERS: [&str; 3] = ["4090 D", "5090 D", "Laptop"];
     if OTHERS.iter().any(|name| gpu.contains(name)) {
         return None;

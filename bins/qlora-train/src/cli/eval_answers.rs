@@ -1,4 +1,4 @@
-//! `qlora-train eval --answers`: what base and adapters answer, beside what the rows say.
+//! `qlora-train eval --answers`: answers of base and adapters, beside those of the rows.
 
 use super::answer::Answer;
 use crate::backend::Backend;
@@ -24,21 +24,21 @@ const SHOWN: usize = 200;
 
 #[derive(Args)]
 pub struct AnswersArgs {
-    /// Answer the rows instead of measuring their loss, and compare with their last answers: exact match, contained,
-    /// and ROUGE-L, by task too
+    /// Generate answers to the rows instead of measuring their loss, and compare them with the rows' last answers:
+    /// exact match, contained, and ROUGE-L, also for each task
     #[arg(long)]
     answers: bool,
-    /// Regular expression whose last match (its first group, if it has one) has to be that of the row's answer:
+    /// Regular expression whose last match (its first group, if it has one) must be the same in both answers, such as
     /// '#### (-?[0-9.,]+)'
     #[arg(long = "match", value_name = "REGEX", requires = "answers")]
     pattern: Option<String>,
-    /// Rows that are answered at most, the first of them
+    /// Answer only the first N rows
     #[arg(long, value_name = "ROWS", requires = "answers", value_parser = clap::value_parser!(u32).range(1..))]
     first: Option<u32>,
-    /// Tokens of an answer at most
+    /// Maximum number of tokens in an answer
     #[arg(long, default_value_t = 128, requires = "answers", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     max_new_tokens: u32,
-    /// Rows whose answers are printed beside those of the data
+    /// Number of rows whose answers are printed beside those of the data
     #[arg(long, default_value_t = 3, requires = "answers")]
     show: u32,
 }
@@ -48,7 +48,7 @@ impl AnswersArgs {
         self.answers
     }
 
-    /// The pattern. Refused: one that is none.
+    /// The pattern. Refused: a text that is no regular expression.
     pub fn pattern(&self) -> Result<Option<Regex>> {
         let compile = |pattern: &String| Regex::new(pattern).usage_context(|| format!("--match {pattern:?}"));
         self.pattern.as_ref().map(compile).transpose()
@@ -133,7 +133,7 @@ struct AnswerRows {
     adapters: Adapters,
     loaded: Loaded,
     questions: Vec<Question>,
-    /// Number of each question's adapter, where each row names its own; else empty.
+    /// Number of each question's adapter, where each row names its own; otherwise empty.
     numbers: Vec<i32>,
     pattern: Option<Regex>,
     stop: Stop,
@@ -146,7 +146,7 @@ struct AnswerRows {
     device: Device,
 }
 
-/// Who answered, what, and how it compares.
+/// The answers of one model, with their scores.
 struct Answered {
     name: String,
     texts: Vec<String>,
@@ -159,7 +159,7 @@ impl DeviceJob for AnswerRows {
     fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Answer> {
         let checkpoint = &self.loaded.checkpoint;
         let tokenizer = self.loaded.open_tokenizer()?;
-        // Planned for as many of the longest as are answered side by side.
+        // The plan is for a batch of the longest questions.
         let mut lengths: Vec<usize> = self.questions.iter().map(|question| question.prompt.len()).collect();
         lengths.sort_unstable_by(|one, other| other.cmp(one));
         lengths.truncate(AT_ONCE);

@@ -25,10 +25,10 @@ pub struct ExportArgs {
 
 #[derive(Subcommand)]
 enum Format {
-    /// Write a file of llama.cpp and a Modelfile of Ollama: a model with an adapter in its weights, the base alone, or
-    /// an adapter alone (--lora)
+    /// Write a GGUF file for llama.cpp and a Modelfile for Ollama: a model with an adapter merged into it, the base
+    /// alone, or an adapter alone (--lora)
     Gguf(GgufArgs),
-    /// Write an adapter as plain LoRA of one rank and one alpha, as vLLM and SGLang serve it: padded with zeros
+    /// Write an adapter as plain LoRA of one rank and one alpha, padded with zeros, as vLLM and SGLang serve it
     Uniform(UniformArgs),
 }
 
@@ -62,7 +62,7 @@ struct GgufArgs {
     /// Type of the weights [default: 16 bits as the model is stored; f32 for an adapter alone]
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<Type>,
-    /// Write the adapter alone, to be put on the base's file when it is served
+    /// Write the adapter alone; llama.cpp adds it to the base's file when it serves
     #[arg(long, requires = "adapter", conflicts_with_all = ["base", "allow_other_base"])]
     lora: bool,
     /// Weights to add the adapter to: the 16-bit original, or the NF4 ones that it was trained on, dequantized
@@ -73,7 +73,7 @@ struct GgufArgs {
     /// learned
     #[arg(long)]
     allow_other_base: bool,
-    /// Template of a base model that has none of its own: chatml, alpaca or a file
+    /// Chat template for a base model without one: chatml, alpaca or a file
     #[arg(long)]
     chat_template: Option<String>,
     #[command(flatten)]

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct ManArgs {
-    /// Command whose page is written, such as train, or export gguf; without one that of the program
+    /// Command to write the page of, such as train or export gguf [default: the program itself]
     command: Vec<String>,
-    /// Directory for the pages of the program and of all commands, such as ~/.local/share/man/man1
+    /// Directory to write the pages of the program and all commands into, such as ~/.local/share/man/man1
     #[arg(long, value_name = "DIR", conflicts_with = "command")]
     output_dir: Option<PathBuf>,
 }

@@ -33,8 +33,8 @@ pub struct MergeArgs {
     /// Revision of a hub id
     #[arg(long)]
     revision: Option<String>,
-    /// Adapter directory; repeated, their changes to the weights are added up. DIR:WEIGHT gives one a weight, which is
-    /// 1 without it, and NAME=DIR a name in the answer
+    /// Adapter directory; repeat the flag to add up the changes of several. DIR:WEIGHT sets a weight other than 1, and
+    /// NAME=DIR a name in the printed result
     #[arg(long, required = true, value_name = "[NAME=]DIR[:WEIGHT]")]
     adapter: Vec<PathBuf>,
     /// Directory to write; it must not exist, or be empty
@@ -48,20 +48,20 @@ pub struct MergeArgs {
     /// learned
     #[arg(long)]
     allow_other_base: bool,
-    /// Bytes of one weight file at most, such as 5GB
+    /// Maximum size of one weight file, such as 5GB
     #[arg(long, default_value = "5GB")]
     max_shard_size: String,
-    /// Rows to measure what merging changes on, before it is done: loss, and how far the next tokens are from what was
-    /// trained, of base, adapter, merged model, and merged model in NF4
+    /// Rows to measure the effect of merging on, before the model is written: the loss of base, adapter, merged model
+    /// and merged model in NF4, and how far their next tokens are from the trained adapter's
     #[arg(long)]
     data: Vec<PathBuf>,
-    /// Tokens of a row at most, with --data; longer rows are left out
+    /// Maximum number of tokens in a row of --data; longer rows are left out
     #[arg(long, requires = "data", default_value_t = 2048)]
     max_length: usize,
-    /// Where to measure: auto, cpu, cuda or cuda:N; merging itself is done on the CPU
+    /// Device to measure on: auto, cpu, cuda or cuda:N; merging itself uses the CPU
     #[arg(long)]
     device: Option<String>,
-    /// What the CPU computes in: auto, f32 or bf16
+    /// Number format of the CPU's arithmetic: auto, f32 or bf16
     #[arg(long, requires = "data")]
     compute: Option<String>,
     /// Host memory that may be used, such as 8GiB
@@ -148,12 +148,12 @@ pub fn run(args: &MergeArgs) -> Result<Answer> {
     Ok(answer)
 }
 
-/// Those of the settings that have a value.
+/// The settings that have a value.
 fn given<const N: usize>(texts: [(&str, Option<String>); N]) -> Vec<(String, String)> {
     texts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
-/// Says how much memory is taken at most by merging so many adapters. Refused: there is less.
+/// Prints the most memory that merging `count` adapters takes. Refused: the budget is smaller.
 fn say_memory(memory: &MergeMemory, count: usize, budget: u64) -> Result<()> {
     let MergeMemory { adapters, largest, largest_bytes } = memory;
     let (bytes, adapters, tensor) = (memory.bytes(), format_bytes(*adapters), format_bytes(*largest_bytes));
@@ -202,7 +202,7 @@ fn measure_on_rows(
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     let options = training_options(&settings, data_options(&settings, &loaded));
     let dataset = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
-    // Whoever opens the tokenizer is warned.
+    // The warning comes where the tokenizer is opened.
     if loaded.tokenizer().is_none() {
         warn_of_templates(Some(loaded.checkpoint.dir()), &adapters.dirs);
     }
@@ -227,7 +227,7 @@ fn answer(
         MergeBase::Original => ("bf16", "as the model is stored"),
         MergeBase::Nf4(_) => ("nf4", "dequantized from NF4"),
     };
-    // One is called by its directory, several by their sum.
+    // One adapter is named by its directory, several as their sum.
     let named: String = match adapters.is_sum() {
         true => adapters.passes().into_iter().flatten().collect(),
         false => adapters.dirs[0].display().to_string(),
@@ -271,7 +271,7 @@ fn answer(
     }
 }
 
-/// Words for so many weights that the adapter has itself.
+/// Words for the weights that the adapter itself holds.
 fn others(whole: usize) -> String {
     match whole {
         0 => String::new(),

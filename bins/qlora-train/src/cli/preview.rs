@@ -29,7 +29,7 @@ use std::path::PathBuf;
 pub struct PreviewArgs {
     #[command(flatten)]
     settings: SettingsArgs,
-    /// Rows to print, of those that would be trained on, in the order of the files
+    /// Number of rows to print, of those that would be trained on, in the order of the files
     #[arg(long, value_name = "N", default_value_t = 3)]
     rows: usize,
     /// Print one row: the N-th of those that would be trained on
@@ -38,10 +38,10 @@ pub struct PreviewArgs {
     /// Print the longest rows
     #[arg(long, conflicts_with = "random")]
     longest: bool,
-    /// Print rows drawn at random, by the seed
+    /// Print random rows, drawn by the seed
     #[arg(long)]
     random: bool,
-    /// Print which rows share a pack, of the first epoch: as many packs as --rows says
+    /// Print which rows share a pack in the first epoch; --rows sets the number of packs
     #[arg(long)]
     packs: bool,
 }
@@ -56,7 +56,7 @@ const SHOWN_AT_END: usize = 1_024;
 /// Tokens of a row in the answer of `--json` at most, all of its beginning.
 const ANSWERED_TOKENS: usize = 131_072;
 
-/// How the loss mask is shown.
+/// Style in which the loss mask is shown.
 #[derive(Clone, Copy, PartialEq)]
 enum Marks {
     /// Supervised tokens green, special ones bold.
@@ -90,7 +90,7 @@ fn styled(token: &str, supervised: bool, special: bool) -> String {
 }
 
 /// The settings with a directory that `--adapter` names as the adapter whose base, template and form of rows are used.
-/// In the files of Axolotl the key says how the base is held.
+/// In Axolotl's files the key `adapter` says how the base is quantized.
 fn with_adapter(args: &SettingsArgs) -> Result<SettingsArgs> {
     let mut args = args.clone();
     for (name, value) in args.overrides.iter_mut().filter(|(name, _)| name == "adapter") {
@@ -217,7 +217,7 @@ struct Shown<'a> {
 }
 
 impl Shown<'_> {
-    /// Whether a token is learned, how much it counts, and whether it is shown as a special one.
+    /// For one token: whether it is learned, its weight in the loss, and whether it is shown as a special token.
     fn kind(&self, at: usize) -> (bool, f32, bool) {
         let learned = at > 0 && self.row.labels[at] != UNSUPERVISED;
         let special = self.marks == Marks::Color && self.special.added.contains(&self.row.input_ids[at]);
@@ -267,10 +267,10 @@ impl Shown<'_> {
     }
 }
 
-/// Learned parts of a row stand in blocks of their own, and the others in others.
+/// Puts learned and other parts of a row into separate blocks of lines.
 #[derive(Default)]
 struct Blocks {
-    /// Whether the last piece was learned, and ended its line. None: there was none.
+    /// The last piece: whether it was learned, and whether it ended its line. None: there was no piece.
     last: Option<(bool, bool)>,
 }
 
@@ -287,7 +287,7 @@ impl Blocks {
     }
 }
 
-/// At the end of a line that the text does not end there.
+/// Mark at the end of a printed line whose text continues.
 const GOES_ON: &str = "¬";
 
 /// The first packs of the first epoch. Refused: packing is off.

@@ -16,22 +16,22 @@ pub struct PushArgs {
     /// Adapter directory: the output_dir of a finished run, one of its checkpoints, or what `export uniform` wrote
     #[arg(value_name = "DIR")]
     adapter: PathBuf,
-    /// Model on the hub, org/name, that it is committed to
+    /// Model on the hub to upload to, org/name
     #[arg(long, value_name = "ORG/NAME")]
     to: String,
     /// Branch [default: main]
     #[arg(long)]
     revision: Option<String>,
-    /// First line of the commit
+    /// Commit message, one line
     #[arg(short, long, default_value = "Upload adapter with qlora-train")]
     message: String,
-    /// Make the model on the hub, and the branch, where they are not there
+    /// Create the model on the hub, and the branch, if they do not exist
     #[arg(long)]
     create: bool,
-    /// Only to a model that not everybody may read; with --create, it is made as one
+    /// Upload only to a private model; with --create, create it as private
     #[arg(long)]
     private: bool,
-    /// List what would be sent, with sizes and hashes, and ask and send nothing
+    /// List the files with sizes and hashes, without contacting the hub
     #[arg(long)]
     dry_run: bool,
 }

@@ -24,10 +24,10 @@ pub struct QuantizeArgs {
     /// Directory to write; it must not exist, or be empty
     #[arg(long, visible_alias = "output")]
     output_dir: PathBuf,
-    /// Weights that share one absmax: a power of two from 32 to 4096
+    /// Number of weights that share one absmax: a power of two from 32 to 4096
     #[arg(long, alias = "block-size", default_value_t = 64)]
     nf4_block_size: usize,
-    /// Whether absmax is itself quantized to 8 bits
+    /// Quantize absmax itself to 8 bits
     #[arg(long, alias = "bnb-4bit-use-double-quant", default_value_t = true, action = clap::ArgAction::Set)]
     double_quant: bool,
     /// Short for --double-quant false
@@ -36,7 +36,7 @@ pub struct QuantizeArgs {
     /// Linear layers to leave as they are, such as down_proj or model.layers.0; separated by commas, or repeated
     #[arg(long, value_delimiter = ',')]
     llm_int8_skip_modules: Vec<String>,
-    /// Bytes of one weight file at most, such as 5GB
+    /// Maximum size of one weight file, such as 5GB
     #[arg(long, default_value = "5GB")]
     max_shard_size: String,
     #[command(flatten)]

@@ -16,7 +16,7 @@ const MAX_PAGE_BYTES: u64 = 1 << 30;
 
 #[derive(Args)]
 pub struct ReportArgs {
-    /// Output directories of runs; several stand side by side
+    /// Output directories of runs; several are compared side by side
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
     /// File to write [default: report.html in the run's directory, or for several in the working directory]

@@ -8,7 +8,7 @@ use crate::config::Settings;
 use crate::data::Rows;
 use crate::session::TrainingData;
 
-/// What a run computes, on average over its steps.
+/// The amount of work of a run, on average over its steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSize {
     pub steps: u64,
@@ -27,7 +27,7 @@ pub struct RunSize {
 }
 
 impl RunSize {
-    /// The run over these rows, by its first epoch.
+    /// The size of a run over these rows, from its first epoch.
     pub fn of(settings: &Settings, arch: &Arch, data: &TrainingData, world: World) -> Self {
         let schedule = &data.schedule;
         let (steps, per_epoch) = (schedule.total_steps(), schedule.steps_per_epoch());
@@ -54,7 +54,7 @@ impl RunSize {
         }
     }
 
-    /// Without rows, of as many steps as the settings name, each as long as they allow.
+    /// The size of a run without known rows: the steps that the settings name, each as long as they allow.
     pub fn of_settings(settings: &Settings, arch: &Arch, world: World) -> Option<Self> {
         let steps = settings.max_steps.0? as u64;
         let (rows, length) = (settings.per_device_train_batch_size, settings.max_length);
@@ -82,7 +82,7 @@ fn tokens_of(rows: &[RowShape]) -> usize {
     rows.iter().map(|row| row.length).sum()
 }
 
-/// Tokens of a step for the one of so many processes that has the most: they take its micro-batches in turn.
+/// Tokens of a step for the busiest of `processes`, which take its micro-batches in turn.
 fn most_of_a_process(micro_batches: &[Vec<RowShape>], processes: usize) -> usize {
     let of_process =
         |rank: usize| micro_batches.iter().skip(rank).step_by(processes).map(|rows| tokens_of(rows)).sum::<usize>();
@@ -95,7 +95,7 @@ fn shape_of(rows: &Rows, row: usize) -> RowShape {
     RowShape { length, learned: rows.supervised(row).clamp(1, length - 1) }
 }
 
-/// The first rows that are evaluated side by side: of at most so many tokens.
+/// The rows of the first batch of an evaluation: at most `capacity` tokens.
 fn first_batch(rows: &Rows, capacity: usize) -> Vec<RowShape> {
     let mut tokens = 0;
     let fits = |row: &RowShape| {

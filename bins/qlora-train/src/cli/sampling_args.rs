@@ -1,4 +1,4 @@
-//! Arguments of how text is drawn and where it ends, of `generate` and `chat`.
+//! Arguments for sampling and stopping, of `generate` and `chat`.
 
 use clap::Args;
 
@@ -6,23 +6,23 @@ use crate::model::generate::Sampling;
 
 #[derive(Args)]
 pub(super) struct SamplingArgs {
-    /// 0 takes the most likely token; above, tokens are drawn: at 1 as often as the model says
+    /// Sampling temperature: 0 takes the most likely token, 1 samples the model's own probabilities
     #[arg(long, alias = "temp", default_value_t = 0.0, value_parser = temperature)]
     temperature: f32,
-    /// Draw only from so many of the most likely tokens; 0: from all
+    /// Sample only from this many of the most likely tokens; 0: from all
     #[arg(long, default_value_t = 0)]
     top_k: usize,
-    /// Draw only from the most likely tokens whose probabilities reach this sum
+    /// Sample only from the most likely tokens whose probabilities add up to this
     #[arg(long, default_value_t = 1.0, value_parser = top_p)]
     top_p: f32,
-    /// Above 1, tokens that are in the prompt or the answer already become less likely; 1: no token does
+    /// Above 1, tokens that occur in the prompt or the answer become less likely; 1: off
     #[arg(long, alias = "repeat-penalty", default_value_t = 1.0, value_parser = repetition_penalty)]
     repetition_penalty: f32,
-    /// Text before which an answer ends, beside the tokens that end one, in place of the stop_strings of
-    /// generation_config.json; repeated for several. Answers then appear whole, not as they grow
+    /// Text that ends an answer and is not part of it, instead of the stop_strings of generation_config.json; repeat
+    /// the flag for several. Answers are then printed whole, not token by token
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub stop: Vec<String>,
-    /// Seed of the draws: the same seed gives the same text
+    /// Seed of sampling: the same seed gives the same text
     #[arg(long, default_value_t = 42)]
     seed: u64,
 }

@@ -13,7 +13,7 @@ use crate::train;
 use serde_json::json;
 use std::path::Path;
 
-/// `build`: what this program is.
+/// `build`: version and build of this program.
 pub fn run(args: &SettingsArgs, build: &str) -> Result<Answer> {
     let Some(launch) = Launch::detect()? else { return train_among(args, &mut SingleProcess) };
     set_rank(launch.rank);

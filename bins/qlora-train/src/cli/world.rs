@@ -1,4 +1,4 @@
-//! Processes of a run that is planned: as many as flags say, or as a launcher started.
+//! Processes of a planned run: as many as the flags say, or as a launcher started.
 
 use crate::comm::launch::Launch;
 use crate::error::Result;
@@ -7,10 +7,11 @@ use clap::Args;
 
 #[derive(Args)]
 pub struct WorldArgs {
-    /// Processes that will train together: the plan is that of each [default: those that a launcher started, or 1]
+    /// Number of processes that will train together; the plan is for each of them [default: those that a launcher
+    /// started, or 1]
     #[arg(long, value_name = "N", value_parser = number)]
     processes: Option<usize>,
-    /// How many of them are on one machine, whose memory they share [default: all of them]
+    /// Number of processes on one machine, whose memory they share [default: all of them]
     #[arg(long, value_name = "N", value_parser = number)]
     processes_per_machine: Option<usize>,
 }
@@ -26,7 +27,7 @@ fn number(text: &str) -> std::result::Result<usize, String> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct World {
     pub size: usize,
-    /// Those of one machine
+    /// Processes of one machine
     pub here: usize,
 }
 
@@ -58,7 +59,7 @@ impl World {
         self.size.div_ceil(self.here)
     }
 
-    /// Processes of the machine that has fewest of them, where all others have as many as they may.
+    /// Processes of the machine with the fewest, where all others are full.
     pub fn fewest(self) -> usize {
         match self.size % self.here {
             0 => self.here,
@@ -66,7 +67,7 @@ impl World {
         }
     }
 
-    /// Bytes that each process sends, and receives as many, for a sum of so many numbers of f32 over all of them.
+    /// Bytes that each process sends, and also receives, to sum `numbers` f32 numbers over all processes.
     pub fn moved_bytes(self, numbers: u64) -> u64 {
         let others = self.size as u64 - 1;
         (8 * numbers).saturating_mul(others) / self.size as u64

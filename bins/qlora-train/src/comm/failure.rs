@@ -1,4 +1,4 @@
-//! Why the processes of a run end: the first fault that one of them has, told to all.
+//! The reason why the processes of a run end: the first fault of one of them, sent to all.
 
 use crate::error::Error;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ pub(super) struct Failure {
     pub of: usize,
     /// A sentence that names it
     pub message: String,
-    /// Whether the input is at fault, so that nothing was done
+    /// True if the input is at fault, so that nothing was done
     pub usage: bool,
 }
 

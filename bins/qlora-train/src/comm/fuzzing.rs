@@ -1,11 +1,11 @@
-//! Doors for the fuzz targets into what reads the bytes of other ranks.
+//! Entry points for the fuzz targets to the code that reads the bytes of other ranks.
 
 use super::failure::Failure;
 use super::tcp::{packed, unpacked};
 use super::wire::{self, Kind};
 use super::{link, rendezvous};
 
-/// Frames one after the other. Each has to be written as it was read, by which all its parts are looked at.
+/// Reads frames one after the other. Each must be written back as it was read, which checks all its parts.
 pub fn frames(bytes: &[u8]) -> usize {
     let (mut rest, mut count) = (bytes, 0);
     loop {
@@ -25,8 +25,8 @@ pub fn frames(bytes: &[u8]) -> usize {
     }
 }
 
-/// Processes that come to rank 0 of four, the word of each on a line, and its answer as the others read it. Returns how
-/// many are taken.
+/// Lets processes join rank 0 of four, each with its introduction on a line, and reads the answer as the others do.
+/// Returns the number of processes that were accepted.
 pub fn meeting(lines: &[u8]) -> usize {
     let mut words = Vec::new();
     for line in lines.split(|&byte| byte == b'\n') {
@@ -40,7 +40,7 @@ pub fn meeting(lines: &[u8]) -> usize {
     taken
 }
 
-/// What each of `ranks` gave, as rank 0 sends it on.
+/// The bytes that each of `ranks` gave, as rank 0 sends them on.
 pub fn gathered(bytes: &[u8], ranks: usize) -> Option<Vec<Vec<u8>>> {
     let all = unpacked(bytes, ranks).ok()?;
     assert!(bytes.starts_with(&packed(&all)));

@@ -1,4 +1,4 @@
-//! The processes of a launch, met: over TCP, which needs no library, or over MPI.
+//! The connected processes of a launch: over TCP, which needs no library, or over MPI.
 
 use super::launch::{Launch, Way};
 #[cfg(feature = "mpi")]
@@ -6,7 +6,7 @@ use super::mpi::{self, Mpi};
 use super::{Communicator, Tcp, Timeouts};
 use crate::error::{Error, Result};
 
-/// One of several processes that have met.
+/// One of several connected processes.
 pub struct Joined(Kind);
 
 enum Kind {
@@ -16,8 +16,8 @@ enum Kind {
 }
 
 impl Joined {
-    /// Meets the other processes of a launch. `build` says which program this is: all must be the same. Failed: they
-    /// did not come, or do not fit together.
+    /// Connects to the other processes of a launch. `build` identifies the program, which must be the same for all.
+    /// Failed: they did not come, or do not fit together.
     pub fn join(launch: &Launch, build: &str, timeouts: Timeouts) -> Result<Self> {
         Ok(Self(match launch.way {
             Way::Tcp => Kind::Tcp(Tcp::join(launch, build, timeouts)?),
@@ -44,7 +44,7 @@ impl Joined {
         }
     }
 
-    /// Leaves the others: after a good end when all are there, else they are told why.
+    /// Leaves the others: after success when all have arrived, after an error at once, with the reason.
     pub fn leave(self, error: Option<&Error>) -> Result<()> {
         match self.0 {
             Kind::Tcp(comm) => comm.leave(error),

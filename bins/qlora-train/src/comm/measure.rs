@@ -1,4 +1,4 @@
-//! Speed at which processes add up, for people who ask before a run.
+//! Speed of sums over all processes, for `doctor`.
 
 use super::Communicator;
 use super::agreement::agree_on_results;
@@ -8,7 +8,7 @@ use std::time::Instant;
 /// Sums that are timed, after one that is not
 const TIMES: usize = 5;
 
-/// Seconds of a sum of `count` numbers over all ranks: the median of some. Failed: the ranks come to other sums.
+/// Seconds of a sum of `count` numbers over all ranks: the median of some. Failed: ranks have different sums.
 pub fn sum_seconds(comm: &mut dyn Communicator, count: usize) -> Result<f64> {
     let mut seconds = Vec::new();
     for time in 0..=TIMES {

@@ -1,7 +1,8 @@
-//! Processes that train one model together: who is who, the sum over all of them, and what they agree on.
+//! Processes that train one model together: their ranks, sums over all of them, and agreement.
 //!
 //! Every process runs the same steps and calls the same operations in the same order; rank 0 alone writes and speaks.
-//! Each operation is a meeting of all: it returns when everyone is there, or fails with the name of who is not.
+//! Each operation is collective: it returns when all ranks have joined it, or fails with the name of the one that has
+//! not.
 
 pub mod agreement;
 mod failure;
@@ -34,7 +35,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
-/// Values of gradients that are summed at a time, beside those of the tensor that is the last of them.
+/// Values of gradients that are summed at a time; the last tensor of a bucket may exceed it.
 pub const BUCKET: usize = 1 << 20;
 
 /// The processes of a run.
@@ -42,23 +43,23 @@ pub trait Communicator {
     /// This process, from 0.
     fn rank(&self) -> usize;
 
-    /// How many processes there are.
+    /// Number of processes.
     fn world_size(&self) -> usize;
 
-    /// Number of this process among those of its machine, and how many those are.
+    /// Number of this process among those of its machine, and the count of those.
     fn on_this_machine(&self) -> (usize, usize);
 
-    /// How many processes share the processors that this one may use: a launcher may give each its own.
+    /// Number of processes that share the processors that this one may use: a launcher may give each its own.
     fn on_these_processors(&self) -> usize {
         self.on_this_machine().1
     }
 
-    /// Number of a rank's machine: alike for the ranks of one machine.
+    /// Number of a rank's machine: equal for the ranks of one machine.
     fn machine_of(&self, rank: usize) -> usize {
         if self.on_this_machine().1 == self.world_size() { 0 } else { rank }
     }
 
-    /// How many machines they are on.
+    /// Number of machines.
     fn machines(&self) -> usize {
         1
     }
@@ -72,12 +73,12 @@ pub trait Communicator {
     /// the ranks and the same bits everywhere. Failed: a rank is gone, or its arrays are of another length.
     fn all_reduce_sum(&mut self, gradients: &mut [f32], totals: &mut [f64]) -> Result<()>;
 
-    /// Values of gradients from which on a sum of them begins: alike on all ranks.
+    /// Number of gradient values at which a sum begins: equal on all ranks.
     fn bucket(&self) -> usize {
         BUCKET
     }
 
-    /// The communicator for a thread that adds up beside the backward pass; none: that is done after it.
+    /// The communicator for a thread that adds up beside the backward pass; none: sums are made after it.
     fn beside(&mut self) -> Option<&mut (dyn Communicator + Send)> {
         None
     }
@@ -87,7 +88,7 @@ pub trait Communicator {
         Ok(())
     }
 
-    /// How long a rank that lives has to come to what all of them do.
+    /// Time in which a living rank must join an operation.
     fn patience(&self) -> Duration {
         Duration::from_secs(1800)
     }
@@ -99,7 +100,7 @@ pub trait Communicator {
     fn broadcast(&mut self, what: &str, own: Vec<u8>) -> Result<Vec<u8>>;
 }
 
-/// Whether this is the process that writes and speaks.
+/// True if this is the process that writes and speaks.
 pub fn is_first(comm: &dyn Communicator) -> bool {
     comm.rank() == 0
 }

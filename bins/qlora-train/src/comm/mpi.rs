@@ -1,5 +1,5 @@
-//! The library of a [`Meeting`]: MPI, by the crate `mpi`. A rank that dies is the launcher's to find: `mpirun` ends all
-//! others, as does a rank that ends without the library's own end.
+//! The library of a [`Meeting`]: MPI, by the crate `mpi`. The launcher notices a rank that dies: `mpirun` ends all
+//! others, also after a rank that exits without finalizing the library.
 
 use super::failure::Failure;
 use super::launch::Launch;
@@ -24,14 +24,14 @@ const NOTE: Tag = 1;
 /// One of several processes that meet by MPI.
 pub(super) type Mpi = Meeting<Library>;
 
-/// Whether any thread may end all processes, beside one that is inside of the library
+/// True if any thread may end all processes while another one is inside the library
 static MAY_ABORT: AtomicBool = AtomicBool::new(false);
 
 /// MPI between its beginning and its end, which comes when this is dropped.
 pub(super) struct Library(Universe);
 
-/// Meets the other processes by the library. Refused: it counts other processes than the launcher started, or they run
-/// another program.
+/// Connects to the other processes by the library. Refused: it counts other processes than the launcher started, or
+/// they run another program.
 pub(super) fn join(launch: &Launch, build: &str, timeouts: Timeouts) -> Result<Mpi> {
     let Launch { launcher, rank, world_size, local_rank, .. } = launch;
     let (overlaps, watchdog) = (overlaps_by_environment()?, Watchdog::start(end)?);
@@ -80,11 +80,11 @@ fn end(failure: &Failure) {
     if MAY_ABORT.load(Ordering::SeqCst) && !::mpi::is_finalized() {
         SimpleCommunicator::world().abort(status);
     }
-    // At once: what runs at a good end may wait for the thread that hangs.
+    // It exits at once: destructors and exit handlers may wait for the thread that hangs.
     signal_hook::low_level::exit(status);
 }
 
-/// Lengths and beginnings, as the library counts.
+/// Lengths and offsets, as the integers that the library takes.
 fn counted(slices: impl Iterator<Item = Range<usize>>) -> (Vec<Count>, Vec<Count>) {
     slices.map(|slice| (slice.len() as Count, slice.start as Count)).unzip()
 }

@@ -1,9 +1,9 @@
-//! Machines and processors of the processes of a run, by what each of them has said of itself.
+//! Machines and processors of the processes of a run, as each process reported them.
 
 use super::link::Peer;
 use std::collections::BTreeSet;
 
-/// Number of a process among those of its machine, by rank, and how many those are.
+/// Number of a process among those of its machine, by rank, and the count of those.
 pub(super) fn on_machine_of(peers: &[Peer], own: usize) -> (usize, usize) {
     let here = |rank: &usize| peers[*rank].machine == peers[own].machine;
     ((0..own).filter(here).count(), (0..peers.len()).filter(here).count())
@@ -14,13 +14,13 @@ pub(super) fn machine_of(peers: &[Peer], rank: usize) -> usize {
     peers.iter().position(|peer| peer.machine == peers[rank].machine).unwrap_or(rank)
 }
 
-/// How many processes may use the same processors as this one.
+/// Number of processes that may use the same processors as this one.
 pub(super) fn on_processors_of(peers: &[Peer], own: usize) -> usize {
     let of = |peer: &Peer| (peer.machine.clone(), peer.processors.clone());
     peers.iter().filter(|peer| of(peer) == of(&peers[own])).count()
 }
 
-/// How many machines they are on.
+/// Number of machines of these processes.
 pub(super) fn machines(peers: &[Peer]) -> usize {
     peers.iter().map(|peer| peer.machine.as_str()).collect::<BTreeSet<_>>().len()
 }

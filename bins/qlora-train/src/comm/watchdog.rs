@@ -1,6 +1,7 @@
 //! A thread that ends the process where something takes longer than it may.
 //!
-//! Time is counted in turns of the thread: a process that was stopped and goes on does not take the others for hanging.
+//! Time is counted in turns of the thread: a process that was suspended and resumes does not take the others for
+//! hanging.
 
 use super::failure::Failure;
 use crate::error::{Context, Result};
@@ -14,7 +15,7 @@ const TURN: u64 = 50;
 #[derive(Default)]
 struct State {
     is_over: bool,
-    /// Turn at which the process ends, and by which failure
+    /// Turn at which the process ends, and its failure
     limit: Option<(u64, Failure)>,
 }
 
@@ -68,7 +69,7 @@ impl Watchdog {
         Duration::from_millis(TURN * self.0.turns.load(Ordering::Relaxed))
     }
 
-    /// Ends the process by `failure` if this limit is there still after that time.
+    /// Ends the process by `failure` unless the limit is lifted within `patience`.
     pub fn limit(&self, patience: Duration, failure: Failure) {
         let turns = (patience.as_millis() as u64).div_ceil(TURN).max(1);
         self.0.state().limit = Some((self.0.turns.load(Ordering::Relaxed) + turns, failure));

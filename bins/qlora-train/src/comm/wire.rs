@@ -12,13 +12,13 @@ const PIECE: usize = 1 << 18;
 /// Meaning of a frame
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Who wants to join, or who has
+    /// Request to join, or its answer
     Join = 1,
     /// Part of an operation
     Data = 2,
     /// A sign of life
     Alive = 3,
-    /// Why the run ends
+    /// Reason why the run ends
     Abort = 4,
 }
 

@@ -23,7 +23,7 @@ pub struct SettingsArgs {
 }
 
 impl SettingsArgs {
-    /// Prints what should be told of the settings, such as keys that have no effect.
+    /// Reads the settings, and prints notes on them, such as keys that have no effect.
     pub fn load(&self) -> Result<Settings> {
         let loaded = Settings::load_noting(self.file.as_deref(), &self.overrides);
         let (settings, notes) = loaded.map_err(|error| self.doubting_the_file(error))?;
@@ -33,8 +33,8 @@ impl SettingsArgs {
         Ok(settings)
     }
 
-    /// An error, with a word on the settings file where its name is not that of one: rows that follow `--data a.jsonl`
-    /// without a flag of their own.
+    /// The error, with a hint if the name of the settings file is not one: rows that follow `--data a.jsonl` without a
+    /// flag of their own.
     fn doubting_the_file(&self, error: Error) -> Error {
         let Some(file) = self.file.as_deref() else { return error };
         let ending = file.extension().map(|ending| ending.to_string_lossy().to_lowercase());
@@ -50,7 +50,7 @@ impl SettingsArgs {
         Error::RefusedLines(lines)
     }
 
-    /// The value of a key as it was written, last of the flags, else of the file.
+    /// The value of a key as it was written: the last of the flags, or the file's.
     pub fn given(&self, key: &str) -> Option<String> {
         let flag = self.overrides.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.clone());
         flag.or_else(|| {
@@ -107,12 +107,12 @@ struct Flag {
     long: String,
     others: Vec<String>,
     help: Option<String>,
-    /// Over the group of settings that it is in
+    /// Heading of its group of settings
     heading: &'static str,
     switch: bool,
 }
 
-/// Below the settings in a command's `--help`.
+/// Text below the settings in a command's `--help`.
 const AFTER: &str = "Every setting can stand in CONFIG.yaml too, with _ for -; `qlora-train init` writes such a file.";
 
 /// clap keeps `&'static str`, so the spellings live as long as the process.
@@ -148,7 +148,7 @@ impl Args for SettingsArgs {
                 .aliases(flag.others.iter().map(String::as_str))
                 .value_name("VALUE")
                 .help_heading(flag.heading)
-                // Repetition is judged with the values, where lists grow and equal values pass.
+                // Repeated flags are checked with the values: lists grow, and equal values pass.
                 .action(ArgAction::Append)
                 .allow_negative_numbers(true);
             arg = match &flag.help {

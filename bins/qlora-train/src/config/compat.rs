@@ -1,5 +1,5 @@
-//! Names that are no settings here but that other trainers' files hold: they are read, checked and either agreed with
-//! or refused by name, never skipped in silence.
+//! Keys of other trainers' files that are no settings here: they are read, checked and either accepted or refused by
+//! name, never ignored silently.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -10,22 +10,22 @@ use super::template_names;
 use super::types::{Reject, SettingValue, is_auto, is_off, is_unset};
 use super::yaml::Value;
 
-/// Treatment of a key that other trainers have and this one has not.
+/// Treatment of a key that other trainers have and this one does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Treatment {
     /// It has one possible value here, under the names listed.
     Only,
-    /// A feature that is not here: a value that turns it off passes, another is refused.
+    /// A missing feature: a value that turns it off passes, any other is refused.
     Off,
-    /// It cannot change an adapter: every value passes, and one that asks for something is told.
+    /// It cannot change an adapter: every value passes, with a note if it asks for something.
     NoEffect,
-    /// It has one possible value here; others pass, and what is done instead is told.
+    /// It has one possible value here; others pass, with a note on what is done instead.
     Told,
-    /// A word that people try: refused, with what does it here.
+    /// A word that people try: refused, with the setting that does it here.
     Instead,
 }
 
-/// What is said of a key that passes.
+/// Note on a key that passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
     Nothing,
@@ -38,7 +38,7 @@ pub enum Heard {
 pub struct Foreign {
     pub name: &'static str,
     pub treatment: Treatment,
-    /// Lower case; beside the values that are off.
+    /// Values, in lower case, that ask for nothing, beside those that turn it off.
     pub neutral: Vec<&'static str>,
     /// Empty, or a clause that says what to do.
     pub advice: &'static str,
@@ -70,12 +70,12 @@ fn parse_foreign(text: &'static str) -> Vec<Foreign> {
 }
 
 impl Foreign {
-    /// A value that asks for nothing that is not done here anyway.
+    /// True if the value asks for nothing that is not done here anyway.
     fn is_neutral(&self, value: &Value) -> bool {
         let listed = |value: &Value| self.neutral.contains(&plain(value).as_str());
-        // `auto` leaves it to a trainer that has not the feature.
+        // `auto` leaves the choice to a trainer that does not have the feature.
         let has_off = !matches!(self.treatment, Treatment::Only | Treatment::Told);
-        // A section is handed on to somebody else, to whom `false` says something.
+        // A section of arguments for another library, where `false` has a meaning.
         let handed_on = matches!(value, Value::Map(entries) if !entries.is_empty()) && self.name.ends_with("_kwargs");
         let off = has_off && !handed_on && (is_off(value) || is_auto(value));
         match value {
@@ -85,7 +85,7 @@ impl Foreign {
         }
     }
 
-    /// Judges a value that is not refused.
+    /// Checks a value; returns the note for one that is not refused.
     pub fn check(&self, value: &Value) -> Result<Heard, String> {
         let asks = self.treatment != Treatment::Instead || *value == Value::Null;
         if asks && self.is_neutral(value) {
@@ -117,21 +117,21 @@ fn plain(value: &Value) -> String {
     }
 }
 
-/// A key of another trainer that says something about one of our settings.
+/// A key of another trainer that implies one of our settings.
 pub struct Derived {
     pub names: &'static [&'static str],
     pub switch: bool,
     pub values: &'static str,
-    /// None: it says nothing.
+    /// None: it implies nothing.
     pub read: fn(&Value) -> Result<Option<Implied>, Reject>,
 }
 
 pub struct Implied {
     pub setting: &'static str,
     pub value: Value,
-    /// Holds only where nothing else speaks of the setting.
+    /// Applies only where nothing else gives the setting.
     pub weak: bool,
-    /// Empty, or what should be told.
+    /// Empty, or a note for the user.
     pub note: Cow<'static, str>,
 }
 
@@ -173,23 +173,23 @@ fn per_epoch(setting: &'static str, value: &Value, weak: bool) -> Result<Option<
     }
 }
 
-/// Stands for alpha / r, which is alpha only once r is known.
+/// Name for alpha / r, which becomes alpha once r is known.
 pub const LORA_SCALE: &str = "lora.scale";
 
-/// Stands for mlx-lm's count of layers from the end, whose numbers follow once the model is known.
+/// Name for mlx-lm's count of layers from the end, which becomes layer numbers once the model is known.
 pub const LAST_LAYERS: &str = "lora.last_layers";
 
-/// Stands for ms-swift's rank that ranks are cut from, which it has beside that of LoRA.
+/// Name for ms-swift's initial rank of AdaLoRA, which it has beside the rank of LoRA.
 pub const ADALORA_RANK: &str = "lora.adalora_rank";
 
-/// Stand for the subset and the split of a data set of the hub, where they are given beside its id.
+/// Names for the subset and the split of a data set of the hub, where they are given beside its id.
 pub const SUBSET: &str = "data.name";
 pub const SPLIT: &str = "data.split";
 
 /// The split that is meant where none is named.
 pub const DEFAULT_SPLIT: &str = "train";
 
-/// A name that is part of the data set beside it. The default is one too: as a flag it takes the place of a file's.
+/// A name that is part of the data set beside it. The default counts as well: as a flag it replaces the file's.
 fn part_of_data(setting: &'static str, value: &Value, default: &str) -> Result<Option<Implied>, Reject> {
     let text = if is_unset(value) { default.to_owned() } else { String::read(value)? };
     Ok(Some(Implied::new(setting, Value::text(text.trim()))))
@@ -218,7 +218,7 @@ pub const DERIVED: &[Derived] = &[
             _ => Err(Reject::Wrong),
         },
     },
-    // mlx-lm counts from the end of the model; more than it has, and -1, are all.
+    // mlx-lm counts from the end of the model; -1, or more layers than there are, means all.
     Derived {
         names: &["num_layers", "lora_layers"],
         switch: false,
@@ -278,7 +278,7 @@ pub const DERIVED: &[Derived] = &[
         values: "a count of checkpoints in each epoch",
         read: |value| per_epoch("save_steps", value, false),
     },
-    // Without rows to validate on Axolotl does not evaluate, whatever this says.
+    // Axolotl does not evaluate without validation rows, whatever this says.
     Derived {
         names: &["evals_per_epoch"],
         switch: false,
@@ -298,7 +298,7 @@ pub const DERIVED: &[Derived] = &[
         read: |value| match value {
             value if is_off(value) => Ok(None),
             value => match bool::read(value)? {
-                // The nearest that there is: nothing is lost, and the memory of the weights doubles.
+                // The nearest equivalent: nothing is lost, and the weights take twice the memory.
                 true => Ok(Some(Implied {
                     note:
                         "the base is held in 16 bits, as 8 bits are not supported; `quantization: nf4` takes a quarter \
@@ -351,7 +351,7 @@ pub const DERIVED: &[Derived] = &[
             }
         },
     },
-    // Off, LLaMA-Factory writes an empty thought into each prompt of a model that thinks.
+    // With this off, LLaMA-Factory writes an empty thought into each prompt of a reasoning model.
     Derived {
         names: &["enable_thinking"],
         switch: true,
@@ -441,7 +441,7 @@ pub enum Known {
     Foreign(&'static Foreign),
 }
 
-/// Section names in use, and the one that dotted aliases are written with.
+/// Names of sections in use, each with the one in dotted aliases.
 const SECTIONS: &[(&str, &str)] = &[
     ("model", "model"),
     ("lora", "lora"),
@@ -460,7 +460,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("quantization", "quantization"),
     ("quantization_config", "quantization"),
     ("bnb_config", "quantization"),
-    // Keys that are handed on to bitsandbytes and to transformers: each is judged as it is elsewhere.
+    // Keys that are passed on to bitsandbytes and to transformers: each is checked as it is elsewhere.
     ("bnb_config_kwargs", "quantization"),
     ("model_init_kwargs", "model"),
     ("logging", "logging"),

@@ -1,5 +1,4 @@
-//! Axolotl's `datasets: [{path, type, …}]`: where the rows are, and what the keys beside say about columns and
-//! template.
+//! Axolotl's `datasets: [{path, type, …}]`: paths of the rows, and keys beside them for columns and template.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -37,7 +36,7 @@ const NEUTRAL: &[(&str, &[&str])] = &[
 /// Keys of a data set that change nothing.
 const NO_EFFECT: [&str; 4] = ["trust_remote_code", "preprocess_shards", "temperature", "description"];
 
-/// Keys of a data set, or of its `type`, and the setting that they speak of.
+/// Keys of a data set, or of its `type`, and the setting that each gives.
 const COLUMNS: &[(&str, &str)] = &[
     ("field_messages", "messages_column"),
     ("field_conversations", "messages_column"),
@@ -52,7 +51,7 @@ const COLUMNS: &[(&str, &str)] = &[
     ("field_model", "completion_column"),
 ];
 
-/// Stands for the model's own chat template, which a data set may ask for by name.
+/// Name for the model's own chat template, which a data set may ask for.
 pub const OWN_TEMPLATE: &str = "datasets.own_template";
 
 /// Files of rows, or Axolotl's `datasets: [{path, type}]`.
@@ -97,7 +96,7 @@ pub fn data_faults(value: &Value) -> Vec<DataFault> {
 /// Settings that have a number for each file of the rows that are trained on.
 pub const OF_EACH: [&str; 2] = ["data_weights", "data_max_samples"];
 
-/// The other settings that the data sets speak of.
+/// The other settings that the data sets give.
 pub fn data_implies(value: &Value) -> Result<Vec<Implied>, Reject> {
     let mut all = Vec::new();
     for set in sections(value) {
@@ -128,7 +127,7 @@ pub fn data_implies(value: &Value) -> Result<Vec<Implied>, Reject> {
 #[derive(Default)]
 struct DataSet {
     paths: Vec<PathBuf>,
-    /// How often its rows are trained on in an epoch, and how many of them
+    /// Weight of its rows in an epoch, and the limit on their number
     weight: Option<Value>,
     max_samples: Option<Value>,
     implied: Vec<Implied>,
@@ -232,7 +231,7 @@ impl DataSet {
     }
 }
 
-/// A `path` that says nothing beside the `data_files` of a data set.
+/// A `path` that adds nothing to the `data_files` of a data set.
 enum Beside {
     /// It is the one file.
     File,
@@ -276,7 +275,7 @@ fn hub_id(entries: &[Entry]) -> Option<(&Entry, &str)> {
     is_id.then_some((entry, text.as_str()))
 }
 
-/// Whether an entry of `data` may bring rows to validate on, as folders and data sets of the hub do.
+/// True if an entry of `data` may bring rows to validate on, as folders and data sets of the hub do.
 pub fn may_hold_validation(path: &Path) -> bool {
     let path = expand_home(path);
     let text = path.to_string_lossy();
@@ -433,7 +432,7 @@ fn row_type(value: &Value) -> Result<Vec<Implied>, Reject> {
     Err(not_supported("type", value, style))
 }
 
-/// Whether columns of a `type` make rows whose `input` is read, which stands a blank line behind the instruction.
+/// True if columns of a `type` make rows whose `input` is read; it follows the instruction after a blank line.
 fn reads_input(entries: &[Entry]) -> bool {
     let asked = column(entries, &["field_instruction", "field_human"]);
     let answered = column(entries, &["field_output", "field_model"]);
@@ -452,12 +451,12 @@ fn column<'e>(entries: &'e [Entry], keys: &[&str]) -> Option<&'e str> {
     names.find(|name| !name.trim().is_empty())
 }
 
-/// Whether a format has nothing but the places of instruction and input.
+/// True if a format consists only of the placeholders for instruction and input.
 fn is_placeholders(format: &str) -> bool {
     format.replace("{instruction}", "").replace("{input}", "").trim().is_empty()
 }
 
-/// Refuses a format of instruction and input that is not how rows are written here.
+/// Refuses a format of instruction and input other than the one that rows are written with here.
 fn check_format(format: &str, reads_input: bool) -> Result<(), Reject> {
     const WITH_INPUT: &str = "{instruction}\n\n{input}";
     match (format.trim(), reads_input) {
@@ -487,14 +486,13 @@ fn type_of(set: &Value) -> Option<&str> {
     }
 }
 
-/// Axolotl's types whose rows a chat template writes that the data set does not name.
+/// Axolotl's types whose rows are written by a chat template that the data set does not name.
 pub const BY_TEMPLATE: [&str; 2] = ["chat_template", "sharegpt"];
-/// Axolotl's types whose rows the alpaca template writes alike.
+/// Axolotl's types whose rows the built-in alpaca template writes in the same way.
 const ALPACA: [&str; 6] =
     ["alpaca", "alpaca:", "alpaca:instruct", "alpaca_instruct", "alpaca_instruct.load", "alpaca.load"];
 
-/// Beginnings of Axolotl's types of rows of instructions that write other prompts, and what can be done: the first that
-/// matches counts.
+/// Prefixes of Axolotl's instruction types that write other prompts, each with advice; the first match counts.
 const STYLES: [(&str, &str); 9] = [
     (
         "alpaca:chatml",
@@ -597,7 +595,7 @@ fn other(entry: &Entry) -> Result<Option<Implied>, Reject> {
         return Err(not_supported(key, value, "`train`, and the rows of a local file as `data_rows: [\":1000\"]`"));
     }
     if let Some((_, accepted)) = NEUTRAL.iter().find(|(name, _)| *name == key) {
-        // A value that is off says something too: no role, no end of a turn is learned.
+        // A value that is off has a meaning too: no role, or no end of a turn, is learned.
         let listed = |value: &Value| matches!(value, Value::Str(text) if accepted.contains(&text.as_str()));
         let all = match value {
             Value::List(items) => !items.is_empty() && items.iter().all(listed),

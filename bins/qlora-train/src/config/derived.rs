@@ -72,14 +72,14 @@ impl Settings {
         Ok(())
     }
 
-    /// Takes away what is said of single entries of `data`, which are other ones now.
+    /// Clears the settings for single entries of `data`, whose entries are now others.
     pub fn mix_nothing(&mut self) {
         (self.data_weights, self.interleave_probs) = (OfEach::NONE, OfEach::NONE);
         (self.data_max_samples, self.mix_strategy) = (OfEach::NONE, MixStrategy::Concat);
         self.data_rows = RowsOfEach::ALL;
     }
 
-    /// What mixes files has a number for each of them.
+    /// Refuses settings that mix files without one number for each file.
     fn check_mixing(&self) -> Result<()> {
         let given = [
             ("data_weights", self.data_weights.0.len()),
@@ -116,14 +116,13 @@ impl Settings {
         Ok(())
     }
 
-    /// Whether there are rows that validation works on, or the data may turn out to have some.
+    /// True if there are rows that validation works on, or the data may turn out to have some.
     fn has_validation(&self) -> bool {
         let chosen = self.val_set_size != ValSet::Off || !self.val_data.is_empty();
         chosen || self.data.iter().any(|path| may_hold_validation(path))
     }
 
-    /// Takes `eval_steps` away where the files that were found have no rows to validate on and nothing goes by them.
-    /// Returns whether it did.
+    /// Clears `eval_steps` if there are no validation rows and nothing depends on evaluations. Returns whether it did.
     pub fn leave_out_evaluations(&mut self) -> bool {
         let is_needed = self.is_judged() || self.metric_for_best_model != BestMetric::Loss;
         let without = self.eval_steps != Every::Never && !self.has_validation() && !self.answers() && !is_needed;
@@ -133,17 +132,17 @@ impl Settings {
         without
     }
 
-    /// Whether something is answered while the run trains.
+    /// True if the run generates answers during training.
     fn answers(&self) -> bool {
         self.sample_prompts != SamplePrompts::None || self.eval_answers > 0
     }
 
-    /// Whether an evaluation has a say in the run.
+    /// True if evaluations affect the run's result.
     fn is_judged(&self) -> bool {
         self.early_stopping_patience.0.is_some() || self.load_best_model_at_end
     }
 
-    /// What judges by a figure of evaluations needs them on the way, and what they are made of.
+    /// Refuses early stopping and best checkpoints without the evaluations, rows and answers that they need.
     fn check_evaluation(&self) -> Result<()> {
         let metric = self.metric_for_best_model;
         let wanted = [
@@ -211,8 +210,8 @@ impl Settings {
         }
     }
 
-    /// Peak learning rate of A in a model of `parameters`: as given, else 2e-4 (1e-4 from 60B up), halved by the
-    /// preset `loraplus`.
+    /// Peak learning rate of A in a model of `parameters`: as given, or 2e-4 (1e-4 from 60B up), halved by the preset
+    /// `loraplus`.
     pub fn learning_rate_for(&self, parameters: u64) -> f64 {
         let default = if parameters >= LARGE_MODEL_PARAMETERS { 1e-4 } else { 2e-4 };
         let preset = if self.preset == Some(Preset::Loraplus) { 0.5 } else { 1.0 };
@@ -225,7 +224,7 @@ impl Settings {
         (a, a * self.loraplus_lr_ratio)
     }
 
-    /// Writes down what depended on the model, so that record and hash hold numbers. Run it before either.
+    /// Fills in the defaults that depend on the model, so that record and hash hold numbers. Call it before either.
     pub fn resolve(&mut self, parameters: u64) {
         self.learning_rate = Some(self.learning_rate_for(parameters));
     }
@@ -257,8 +256,8 @@ impl Settings {
         serde_saphyr::to_string(&self.to_json()).context(|| "the settings cannot be written as YAML".into())
     }
 
-    /// Every setting that can change results, by name. `eval_steps` is one where an evaluation has a say in the run,
-    /// and what is answered where answers have.
+    /// Every setting that can change results, by name. `eval_steps` is one of them where evaluations affect the run,
+    /// and so are the settings of answers where answers do.
     pub fn result_settings(&self) -> Map<String, Json> {
         const OF_ANSWERS: [&str; 4] = ["sample_prompts", "eval_answers", "eval_max_new_tokens", "answer_match"];
         let (judged, default) = (self.is_judged(), Settings::default());
@@ -315,7 +314,7 @@ pub fn commented_yaml() -> String {
     text
 }
 
-/// The README's table of settings, in Markdown.
+/// The table of settings in docs/settings.md, in Markdown.
 pub fn settings_markdown() -> String {
     let mut table =
         String::from("| setting | default | accepted | what it does | other names |\n|---|---|---|---|---|\n");

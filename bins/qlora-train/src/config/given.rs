@@ -1,8 +1,8 @@
-//! Names of the settings that a user gave, as against those that have their defaults.
+//! Names of the settings that a user gave; the others have their defaults.
 
 use std::collections::BTreeSet;
 
-/// Names of settings. Settings are equal whatever of them was given.
+/// Names of settings. They do not count when settings are compared.
 #[derive(Clone, Debug, Default)]
 pub struct GivenNames {
     names: BTreeSet<&'static str>,

@@ -1,4 +1,4 @@
-//! Intervals of saving and evaluating, and where a run goes on from.
+//! Intervals of saving and evaluating, and the checkpoint that a run resumes from.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use super::types::{Reject, SettingValue, is_off};
 use super::yaml::Value;
 
-/// How often something happens in a run.
+/// Interval of something that a run repeats.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Every {
     Never,
@@ -17,12 +17,12 @@ pub enum Every {
     Share(f64),
     /// At the end of each, and of the run.
     Epoch,
-    /// So many times in each epoch, evenly, the last at its end; and at the end of the run.
+    /// This number of times in each epoch, evenly, the last at its end; and at the end of the run.
     PerEpoch(u64),
 }
 
 impl Every {
-    /// How often it happens in a run of `total` steps.
+    /// Number of times in a run of `total` steps.
     pub fn times(self, total: u64, steps_per_epoch: u64) -> u64 {
         match self {
             Every::Never => 0,
@@ -36,7 +36,7 @@ impl Every {
         }
     }
 
-    /// Whether it happens after `done` of `total` steps.
+    /// True if it happens after `done` of `total` steps.
     pub fn due(self, done: u64, total: u64, steps_per_epoch: u64) -> bool {
         match self {
             Every::Never => false,

@@ -2,7 +2,7 @@
 
 use super::enums::Scheduler;
 
-/// What the base rate is multiplied by at optimizer step `step` (0 is the first).
+/// The factor of the base rate at optimizer step `step` (0 is the first).
 ///
 /// With a warm-up the first step therefore has factor 0, exactly as in transformers, and the factor first reaches 1 at
 /// `step == warmup_steps`. Steps past the end stay at 0 (linear) or repeat the cosine's formula, never below 0.
@@ -24,7 +24,7 @@ pub fn factor(kind: Scheduler, step: usize, warmup_steps: usize, total_steps: us
     }
 }
 
-/// Warm-up steps of a run of `total_steps`: `steps` if given, else `ceil(ratio · total_steps)`.
+/// Warm-up steps of a run of `total_steps`: `steps` if given, otherwise `ceil(ratio · total_steps)`.
 pub fn warmup_steps(steps: Option<usize>, ratio: f64, total_steps: usize) -> usize {
     steps.unwrap_or_else(|| (ratio * total_steps as f64).ceil() as usize)
 }

@@ -1,11 +1,11 @@
-//! Facts of a model that settings go by before it is opened, from small files of its directory.
+//! Facts about a model that settings need before it is opened, from small files of its directory.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::Value as Json;
 
-/// A longer file is none of these.
+/// Limit on these files; a longer one is something else.
 const MAX_BYTES: u64 = 256 << 20;
 
 /// The object of a JSON file of the model; `None` where the model is no directory, or has no such file.

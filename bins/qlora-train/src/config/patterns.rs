@@ -1,4 +1,4 @@
-//! Settings that speak of single modules: PEFT's patterns of names, and numbers of layers.
+//! Settings for single modules: PEFT's patterns of names, and numbers of layers.
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
@@ -100,7 +100,7 @@ impl SettingValue for ModuleNames {
 /// Ids are in order and each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenIndices {
-    /// Without a name, where no module has one: of the embedding
+    /// Ids without a module, which are the embedding's
     unnamed: Vec<u32>,
     named: IndexMap<String, Vec<u32>>,
 }

@@ -1,4 +1,4 @@
-//! Names that turns have for the roles of those who speak.
+//! Names of roles in turns.
 
 use std::slice;
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json};
 use super::types::{Reject, SettingValue, is_off, is_unset};
 use super::yaml::{Entry, Value};
 
-/// Roles, and the names that stand for them without being named.
+/// Roles, and the names that stand for them by default.
 const ROLES: [(&str, &[&str]); 5] = [
     ("user", &["user", "human"]),
     ("assistant", &["assistant", "gpt", "chatgpt", "model", "bot"]),
@@ -30,7 +30,7 @@ impl RoleNames {
         &self.0
     }
 
-    /// Reads a value of the setting. The error is what was expected, in words: another form, a role that there is, a
+    /// Reads a value of the setting. The error is what was expected, in words: another form, a role that exists, or a
     /// name that stands for no other role.
     pub(super) fn of(value: &Value) -> Result<Self, String> {
         let mut names = Self::default();
@@ -69,7 +69,7 @@ impl RoleNames {
         Ok(names)
     }
 
-    /// Both values, where they differ by names alone that are known anyway. None: they differ by others too.
+    /// The union of both values, if they differ only in names that are known anyway. None: they differ in others too.
     pub(super) fn joined(one: &Value, other: &Value) -> Option<Value> {
         let is_known = |(name, role): &(String, &str)| {
             ROLES.iter().any(|(known, names)| known == role && names.contains(&name.as_str()))
@@ -98,7 +98,7 @@ impl RoleNames {
                 return Err(format!("`{shown}` as a name of one role, not of `{other}` and `{role}`"));
             }
             Some(_) => {}
-            // The role's own name says nothing.
+            // A role's own name needs no entry.
             None => self.0.extend((name != *role).then(|| (name.to_owned(), *role))),
         }
         Ok(())

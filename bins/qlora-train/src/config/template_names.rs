@@ -1,5 +1,5 @@
-//! Names of chat templates: those that other trainers' files hold and that stand for a text which is not built in.
-//! They are refused by name: another text in their place would train another model without a word.
+//! Other trainers' names of chat templates whose text is not built in. They are refused by name: another text in their
+//! place would silently train another model.
 
 use std::path::Path;
 
@@ -71,7 +71,7 @@ const OTHERS: &[(&[&str], &str)] = &[
     ),
 ];
 
-/// LLaMA-Factory's names of templates that the built-in ones write alike.
+/// LLaMA-Factory's names of templates that the built-in ones reproduce.
 const LLAMA_FACTORY: [&str; 11] =
     ["chatml", "qwen3_nothink", "yi", "smollm", "llama3", "gemma", "gemma2", "gemma3", "phi", "phi3", "alpaca"];
 
@@ -104,7 +104,7 @@ pub fn check(value: &Value) -> Result<(), Reject> {
     }
 }
 
-/// Refuses a value of LLaMA-Factory's `template` whose text the built-in template of the name does not write.
+/// Refuses a value of LLaMA-Factory's `template` whose text differs from the built-in template of that name.
 pub fn check_llama_factory(value: &Value) -> Result<(), Reject> {
     check(value)?;
     let Value::Str(name) = value else { return Err(Reject::Wrong) };
@@ -119,7 +119,7 @@ pub fn check_llama_factory(value: &Value) -> Result<(), Reject> {
     )))
 }
 
-/// Whether a value of `chat_template` is another trainer's name for the model's own, or says that a file follows.
+/// True if a value of `chat_template` is another trainer's name for the model's own template, or announces a file.
 pub fn own_template(value: &Value) -> bool {
     matches!(value, Value::Str(name) if ["default", "tokenizer_default", "jinja"].contains(&name.trim()))
 }

@@ -1,11 +1,11 @@
-//! Other trainers that settings files are written for, told by their keys, and what they do where a file says nothing.
+//! Other trainers that settings files are written for, recognized by their keys, and their defaults.
 
 use super::yaml::{Entry, Value};
 
 /// Another trainer that a settings file was written for.
 pub struct Tool {
     pub name: &'static str,
-    /// Keys that no other trainer has so many of: three tell the tool.
+    /// Keys that identify the tool: three of them are enough.
     keys: &'static [&'static str],
     /// Those of them that count twice
     sure: &'static [&'static str],
@@ -13,7 +13,7 @@ pub struct Tool {
     pub defaults: &'static [(&'static str, &'static str)],
     /// lora_alpha over lora_r, where neither it nor a scale is given. None: ours.
     pub alpha_over_r: Option<f64>,
-    /// Keys without which it does something that is not done here, and what is told of it.
+    /// Keys without which the tool does something that is not done here, each with the note for the user.
     pub told_without: &'static [(&'static str, &'static str)],
 }
 
@@ -143,13 +143,14 @@ static TRL: Tool = Tool {
     ],
 };
 
-/// Settings that say how long a run is: where one is given, the tool's own length does not count.
+/// Settings for the length of a run: if one is given, the tool's own default does not count.
 pub const LENGTHS: [&str; 2] = ["num_train_epochs", "max_steps"];
-/// Settings that say how it warms up.
+/// Settings for the warm-up.
 pub const WARM_UPS: [&str; 2] = ["warmup_ratio", "warmup_steps"];
 
 impl Tool {
-    /// The tool that a file was written for: one of whose keys it has three, or two with one that is nobody else's.
+    /// The tool that a file was written for: the file has three of its keys, or two including one that only this tool
+    /// has.
     pub fn of(entries: &[Entry]) -> Option<&'static Self> {
         let weight = |tool: &Self, key: &str| match () {
             _ if tool.sure.contains(&key) => 2,

@@ -5,7 +5,7 @@ use serde_json::Value as Json;
 use super::types::{Reject, SettingValue, is_off};
 use super::yaml::Value;
 
-/// Trackers that are told the figures of the log.
+/// Trackers that receive the metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReportTo {
     pub tensorboard: bool,
@@ -13,7 +13,7 @@ pub struct ReportTo {
     pub others: Vec<&'static str>,
 }
 
-/// Trackers of transformers and others that this program has not.
+/// Trackers of transformers and others that this program does not support.
 const OTHERS: [&str; 14] = [
     "wandb",
     "mlflow",

@@ -7,12 +7,12 @@ use serde_json::Value as Json;
 use super::yaml::Value;
 use crate::files::units::parse_bytes;
 
-/// Why a value cannot be taken. The caller adds the place and the setting.
+/// The reason why a value is not accepted. The caller adds the place and the setting.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reject {
     /// Not among the values of this setting.
     Wrong,
-    /// A value that the format knows and this version has not built.
+    /// A value that the format knows and this version does not implement.
     NotYet(&'static str),
     /// A whole sentence of its own.
     Because(String),
@@ -39,8 +39,8 @@ fn words(value: &Value) -> Option<String> {
     }
 }
 
-/// `null`, nothing, or a word for it. `auto` is none: it is a path or a name like others, and a setting that takes it
-/// says so.
+/// `null`, nothing, or a word for it. `auto` is not one of them: it may be a path or a name, and a setting that accepts
+/// it says so.
 pub fn is_unset(value: &Value) -> bool {
     *value == Value::Null || words(value).is_some_and(|w| ["", "null", "none"].contains(&w.as_str()))
 }
@@ -122,7 +122,7 @@ macro_rules! integers {
 }
 integers!(usize u64);
 
-/// Text cannot be told from a number once YAML has read it (`revision: 12e4` is 120000), so it must be quoted.
+/// Text cannot be distinguished from a number once YAML has read it (`revision: 12e4` is 120000), so it must be quoted.
 impl SettingValue for String {
     fn read(value: &Value) -> Result<Self, Reject> {
         match value {

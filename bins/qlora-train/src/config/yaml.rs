@@ -12,7 +12,7 @@ use serde_saphyr::Spanned;
 use crate::error::{Context, Error, Result};
 use crate::refuse;
 
-/// A settings file is a page of text; what is longer is some other file given by mistake.
+/// A settings file is a page of text; a longer one is another file, given by mistake.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Sections hold keys, keys hold lists of small maps: four levels in practice.
 const MAX_DEPTH: usize = 16;
@@ -62,7 +62,7 @@ impl From<&serde_json::Value> for Value {
     }
 }
 
-/// The form that error messages show: short, and what was written as far as it is known.
+/// The form that error messages show: short, and as it was written as far as that is known.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {

@@ -28,11 +28,11 @@ use super::unused::list_columns;
 use crate::error::{Context, Error, Result};
 use crate::refuse;
 
-/// At the beginning of a file and at its end; a stream has none.
+/// The magic at the beginning and the end of a file; a stream has none.
 pub(super) const FILE_MAGIC: &[u8] = b"ARROW1";
-/// Begins every message.
+/// The mark before every message.
 pub(super) const CONTINUATION: [u8; 4] = [0xFF; 4];
-/// Ends a stream.
+/// The mark at the end of a stream.
 const END: [u8; 8] = [0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0];
 const MAX_PADDING_BYTES: usize = 256;
 const MAX_HEADER_BYTES: u64 = 16 << 20;
@@ -109,7 +109,7 @@ fn check_columns(path: &Path, schema: &Schema, columns: &Columns) -> Result<()> 
     Ok(())
 }
 
-/// The next message with its body; none at the end, which a stream has to say.
+/// The next message with its body; none at the end, which a stream must mark.
 fn message(path: &Path, reader: &mut impl Read, pending: &mut Vec<u8>, budget: &mut Budget) -> Result<Option<Vec<u8>>> {
     let mut prefix = [0; 8];
     match std::mem::take(pending) {
@@ -138,7 +138,7 @@ fn message(path: &Path, reader: &mut impl Read, pending: &mut Vec<u8>, budget: &
     budget.allow(frame.len() as u64);
     let (header, body) = (&frame[prefix.len()..begins], &frame[begins..]);
     let expanded = guarded(|| root_as_message(header).map_or(0, |message| expanded(&message, body)));
-    // It is given back with its batch: only the largest counts.
+    // The memory is freed with its batch: only the largest counts.
     let expanded = expanded.ok_or_else(|| damaged(path, "a message that is none"))?;
     if expanded > MAX_BODY_BYTES {
         return Err(damaged(path, "a batch of more than 2 GiB"));
@@ -147,7 +147,7 @@ fn message(path: &Path, reader: &mut impl Read, pending: &mut Vec<u8>, budget: &
     Ok(Some(frame))
 }
 
-/// Bytes that the compressed buffers of a message say they become.
+/// Decompressed bytes that the buffers of a message claim.
 fn expanded(message: &Message, body: &[u8]) -> u64 {
     let batch = message.header_as_record_batch();
     let batch = batch.or_else(|| message.header_as_dictionary_batch().and_then(|dictionary| dictionary.data()));
@@ -166,7 +166,7 @@ fn fill(path: &Path, reader: &mut impl Read, to: &mut [u8]) -> Result<()> {
     reader.read_exact(to).map_err(|_| damaged(path, "it ends within a message, or says no end"))
 }
 
-/// Reads so many bytes; memory is taken as they come, not as they are claimed.
+/// Reads `bytes` bytes; memory is allocated as they arrive, not as they are claimed.
 fn append(path: &Path, reader: &mut impl Read, bytes: u64, to: &mut Vec<u8>) -> Result<()> {
     let read = reader.take(bytes).read_to_end(to).usage_context(|| format!("{}: cannot read", path.display()))?;
     if read as u64 == bytes { Ok(()) } else { Err(damaged(path, "it ends within a message")) }
@@ -179,7 +179,7 @@ fn damaged(path: &Path, why: &str) -> Error {
     Error::Refused(format!("{name}: cannot read as Arrow{why}: the file is cut off or damaged, get it again"))
 }
 
-/// Whether a column is of plain numbers, truth values or texts, or of lists.
+/// True if a column is of plain numbers, truth values or texts, or of lists.
 fn may_be_flags(kind: &DataType) -> bool {
     match kind {
         DataType::Dictionary(_, values) => may_be_flags(values),
@@ -201,14 +201,14 @@ fn unread(batch: &RecordBatch, columns: &Columns) -> Vec<String> {
 /// A way to read a column
 enum Way {
     Whole,
-    /// That it is there is all that matters, and it may be the bytes of an image.
+    /// Only its presence matters; it may be the bytes of an image.
     Presence,
-    /// A list whose length says enough, and which may be the pixels of an image.
+    /// Only the length of a list matters; it may be the pixels of an image.
     Length,
     Not,
 }
 
-/// The way of each column: to ask for it row by row would take longer than to read.
+/// The way of each column, found once: finding it for each row would take longer than reading.
 fn ways(schema: &Schema, columns: &Columns) -> Vec<Way> {
     let way = |(name, kind): (&String, &DataType)| {
         let is_number = kind.is_numeric() || *kind == DataType::Boolean;

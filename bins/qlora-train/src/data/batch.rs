@@ -1,4 +1,4 @@
-//! Rows laid one behind the other, without padding: what one forward and backward pass trains on.
+//! A micro-batch: rows laid one behind the other, without padding, for one forward and backward pass.
 
 use super::UNSUPERVISED;
 use super::row::Row;

@@ -1,4 +1,4 @@
-//! Limits on what a file becomes: a few compressed bytes may stand for as many rows as one likes.
+//! Limits on what a file becomes: a few compressed bytes may decode to any number of rows.
 
 use std::cell::Cell;
 use std::io::{self, BufRead, Read};
@@ -10,7 +10,7 @@ use serde_json::Value;
 const FLOOR: u64 = 32 << 20;
 /// Bytes beyond that, for each byte of the file. Rows of text or token ids shrink to a tenth or a hundredth.
 const FACTOR: u64 = 200;
-/// What a number or a list takes at least, once it is read.
+/// Least memory of a number or a list, once it is read.
 const VALUE_BYTES: u64 = 16;
 /// Values that a row may have: as many as it may have tokens with their labels and masks. Each takes some seventy bytes
 /// while the row is read.
@@ -21,7 +21,7 @@ pub(super) fn too_many_values() -> String {
     format!("more than the {MAX_VALUES} values that a row may have")
 }
 
-/// What may still be made of a file.
+/// Memory that reading a file may still take.
 #[derive(Clone)]
 pub(super) struct Budget {
     left: u64,
@@ -41,12 +41,12 @@ impl Budget {
         self.most = self.most.saturating_add(more);
     }
 
-    /// Counts a row, or one that cannot be read: a few bytes may stand for as many of those.
+    /// Counts a row, or one that cannot be read: a few bytes may decode to any number of those.
     pub fn spend_row(&mut self, row: &Result<Value, String>) -> Result<(), String> {
         self.spend(row.as_ref().map_or(VALUE_BYTES, size))
     }
 
-    /// Counts bytes that were, or are about to be, made of it.
+    /// Counts bytes of memory that are taken, or about to be.
     pub fn spend(&mut self, bytes: u64) -> Result<(), String> {
         match self.left.checked_sub(bytes) {
             Some(left) => self.left = left,
@@ -61,7 +61,7 @@ impl Budget {
     }
 }
 
-/// What a row takes, about.
+/// Approximate memory of a row.
 pub(super) fn size(value: &Value) -> u64 {
     VALUE_BYTES
         + match value {

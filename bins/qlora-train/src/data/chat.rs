@@ -21,15 +21,15 @@ use super::tools;
 pub struct ChatText {
     pub text: String,
     pub supervised: Vec<Range<usize>>,
-    /// How much a token of each of those ranges counts.
+    /// Loss weight of the tokens in each of those ranges.
     pub weights: Vec<f32>,
     /// Byte ranges of answers that are not learned because a part or a range of them says so, in order.
     pub excluded: Vec<Range<usize>>,
     /// Supervised turns that end without a token of their own: a model trained on them does not learn to stop.
     pub open_ended: usize,
-    /// A supervised turn stands behind another text than the end of a prompt to answer.
+    /// A supervised turn follows another text than the one that ends a prompt for generation.
     pub asked_otherwise: bool,
-    /// What the rendered text lacks of what was said.
+    /// Notes on parts of the conversation that are missing in the rendered text.
     pub notes: Vec<Note>,
 }
 
@@ -38,10 +38,10 @@ pub struct ChatText {
 pub struct ChatTokens {
     pub input_ids: Vec<u32>,
     pub labels: Vec<i32>,
-    /// How much each token counts; empty: 1 each.
+    /// Loss weight of each token; empty: 1 each.
     pub weights: Vec<f32>,
     pub open_ended: usize,
-    /// An answer stands behind another text than the end of a prompt to answer.
+    /// An answer follows another text than the one that ends a prompt for generation.
     pub asked_otherwise: bool,
     pub notes: Vec<Note>,
 }
@@ -120,7 +120,7 @@ impl ChatTokenizer {
         self.encode_conversation(&Conversation::new(messages.to_vec()))
     }
 
-    /// Like [`encode_chat`](Self::encode_chat), with tools.
+    /// [`encode_chat`](Self::encode_chat) for a conversation with tools.
     pub fn encode_conversation(&self, conversation: &Conversation) -> Result<ChatTokens, String> {
         let chat = self.render_conversation(conversation)?;
         let (input_ids, labels, weights) = self.labeled(&chat.text, &chat.supervised, &chat.weights, &chat.excluded)?;
@@ -128,10 +128,10 @@ impl ChatTokenizer {
         Ok(ChatTokens { input_ids, labels, weights, open_ended, asked_otherwise, notes })
     }
 
-    /// Tokenizes a prompt with its completion as one text, without a template: BOS (where the tokenizer puts one
-    /// before plain text), prompt, completion, EOS. Completion and EOS are supervised. A BOS that the text has already
-    /// is not given a second time, nor is an EOS where the text ends with it or with a token that ends turns. Other
-    /// added tokens (`</tool_call>`) end nothing.
+    /// Tokenizes a prompt with its completion as one text, without a template: BOS (where the tokenizer puts one before
+    /// plain text), prompt, completion, EOS. Completion and EOS are supervised. A BOS that the text has already is not
+    /// added again, nor is an EOS where the text ends with it or with a token that ends turns. Other added tokens
+    /// (`</tool_call>`) end no text.
     pub fn encode_completion(&self, prompt: &str, completion: &str) -> Result<ChatTokens, String> {
         let text = format!("{prompt}{completion}");
         let supervised = prompt.len()..text.len();
@@ -144,7 +144,7 @@ impl ChatTokenizer {
             labels.insert(0, UNSUPERVISED);
         }
         let last_supervised = labels.last().is_some_and(|&label| label != UNSUPERVISED);
-        // A template that is not understood does not tell what ends a turn.
+        // A template with unknown habits does not show which token ends a turn.
         let template = self.template().filter(|template| self.habits(template).is_some());
         let ends = last_supervised && self.ends_turn(template, completion);
         if let Some(eos) = self.eos_token_id().filter(|_| !ends) {
@@ -159,7 +159,7 @@ impl ChatTokenizer {
         Ok(ChatTokens { input_ids, labels, weights, open_ended, asked_otherwise, notes })
     }
 
-    /// Whether something follows a token in an answer that ends turns.
+    /// True if something follows a token in an answer that ends turns.
     fn ends_within(&self, template: Option<&ChatTemplate>, answer: &str) -> bool {
         let of_template = template.and_then(|template| self.habits(template));
         let of_template = of_template.into_iter().flat_map(|habits| [habits.closing.trim(), habits.inner.trim()]);
@@ -206,7 +206,7 @@ impl ChatTokenizer {
             while gaps.first().is_some_and(|gap| gap.end <= range.start) {
                 gaps = &gaps[1..];
             }
-            // A token of no text of its own stands at its start.
+            // A token without text counts at its start.
             let end = range.end.max(range.start + 1);
             let held = spans.iter().zip(&weights_of[at..]).take_while(|(span, _)| span.start < end);
             let weight = held.map(|(_, &weight)| weight).reduce(f32::min);
@@ -266,7 +266,7 @@ fn render(
     Ok((turns, text))
 }
 
-/// Why a template does not render a conversation, with what would help where that is known.
+/// The reason why a template does not render a conversation, with advice where there is some.
 fn explained(why: String, template: &ChatTemplate, conversation: &Conversation, messages: &[Message]) -> String {
     if !conversation.tools.iter().any(tools::is_bare) {
         return why;
@@ -282,8 +282,8 @@ fn explained(why: String, template: &ChatTemplate, conversation: &Conversation, 
     }
 }
 
-/// What is learned of an answer whose parts differ, with the weight of each. What stands before the content goes with
-/// its first character, and what follows it with its last one, if it has no weight of its own.
+/// The learned ranges of an answer whose parts differ, with the weight of each. Text before the content counts as its
+/// first character, and text behind it as its last one, unless it has a weight of its own.
 fn within(
     text: &str,
     span: Range<usize>,
@@ -292,7 +292,7 @@ fn within(
 ) -> Result<Vec<(Range<usize>, f32)>, String> {
     let content = message.content.as_deref().unwrap_or_default();
     let trimmed = content.trim();
-    // What is thought stands before it, and may say the same.
+    // The reasoning comes before the content, and may contain the same text.
     let thought = message.reasoning().map(str::trim).filter(|thought| !thought.is_empty());
     let thought_end = thought.and_then(|thought| Some(text[span.clone()].find(thought)? + thought.len())).unwrap_or(0);
     let find = |content: &str, from: usize| text[from..span.end].find(content).map(|at| from + at);
@@ -308,7 +308,7 @@ fn within(
     };
     let written = if skipped == 0 && text[start..].starts_with(content) { content.len() } else { trimmed.len() };
     let end = start + written;
-    // Calls that weigh otherwise than the text have to follow it.
+    // Calls with another weight than the text must follow it.
     let is_behind = |range: &Range<usize>| range.end == BEHIND;
     let apart = details.iter().any(|(range, _)| is_behind(range));
     let behind = text.get(end..span.end).unwrap_or_default();

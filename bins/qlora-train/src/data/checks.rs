@@ -28,7 +28,7 @@ impl SpecialTokens {
         let added = tokenizer.map(ChatTokenizer::added_token_ids).unwrap_or_default();
         if let Some(tokenizer) = tokenizer.filter(|tokenizer| tokenizer.template().is_some()) {
             let known = tokenizer.turn_end_ids();
-            // A template that is not understood may end a turn with any of them.
+            // A template with unknown habits may end a turn with any of them.
             ends.extend(if known.is_empty() { &added } else { &known });
         }
         let bos = tokenizer.filter(|tokenizer| tokenizer.begins_with_bos()).and_then(ChatTokenizer::bos_token_id);
@@ -40,7 +40,7 @@ impl SpecialTokens {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checks {
     pub rows: usize,
-    /// Whether rows should begin with a BOS.
+    /// Rows should begin with a BOS.
     pub expects_bos: bool,
     pub without_bos: usize,
     pub double_bos: usize,

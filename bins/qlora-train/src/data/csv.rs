@@ -23,8 +23,8 @@ pub(super) fn delimiter(path: &Path) -> Option<u8> {
     }
 }
 
-/// The delimiter of a table that begins so: another than the comma of its name where no comma is in the header, but
-/// semicolons, tabs or bars are, as in tables of spreadsheets and databases.
+/// The delimiter of a table with this header: other than the comma of its name if the header has no commas but
+/// semicolons, tabs or bars, as spreadsheets and databases write them.
 pub(super) fn delimiter_of(head: &[u8], named: u8) -> u8 {
     let header = head.split(|byte| matches!(byte, b'\n' | b'\r')).next().unwrap_or_default();
     let others = if named == b',' { &b";\t|"[..] } else { b"" };
@@ -44,7 +44,7 @@ pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: Eac
     if let Some((at, twice)) = header.iter().map(str::trim).enumerate().find(|(_, key)| !seen.insert(*key)) {
         refuse!("{name}: the column {twice:?} is there twice (the second time as column {})", at + 1);
     }
-    // Blanks that stand around the name of a column stand around its cells.
+    // Blanks around the name of a column are also around its cells.
     let trimmed: Vec<[bool; 2]> = header.iter().map(|key| [key.starts_with(BLANKS), key.ends_with(BLANKS)]).collect();
     if let Some(at) = trimmed.iter().position(|trims| trims.contains(&true)) {
         let key = header.get(at).unwrap_or_default();
@@ -82,7 +82,7 @@ fn without_blanks(text: &str, [begin, end]: [bool; 2]) -> Result<&str, String> {
     Ok(if end { text.trim_end_matches(BLANKS) } else { text })
 }
 
-/// The value of a column that says how much of a row is learned: `0`, `0.5`, `true`, and `False` as Python writes it.
+/// The value of a column for the weight of a row: `0`, `0.5`, `true`, and `False` as Python writes it.
 fn weight_in(text: &str) -> Value {
     let word = text.trim();
     match word.to_lowercase().as_str() {
@@ -95,14 +95,14 @@ fn weight_in(text: &str) -> Value {
         // Some programs write `.5` and `+1`.
         _ => match word.parse().ok().and_then(Number::from_f64) {
             Some(number) => Value::Number(number),
-            // That a row of `nan` counts as much as the others is nothing to be guessed.
+            // A `nan` must not silently count as a weight of 1.
             None if !text.is_empty() && NOTHING.contains(&text) => Value::String(text.to_owned()),
             None => value(text),
         },
     }
 }
 
-/// Cells that say nothing, as pandas reads them, and `datasets` by it: `na_values` of `read_csv` where none are given.
+/// Empty cells, as pandas and so `datasets` reads them: `na_values` of `read_csv` where none are given.
 const NOTHING: [&str; 19] = [
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
     "NULL", "NaN", "None", "n/a", "nan", "null",

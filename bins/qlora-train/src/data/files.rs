@@ -24,13 +24,13 @@ const ENDINGS: [&str; 11] = [
     ".json.gz",
     ".json.zst",
 ];
-/// How `datasets` tells the files of a table.
+/// File in which `datasets` lists the files of a table.
 const STATE: &str = "state.json";
 const TRAINING: [&str; 1] = ["train"];
 const VALIDATION: [&str; 5] = ["validation", "valid", "val", "dev", "eval"];
-/// Part that stands in for rows to validate on in a data set of the hub that has no others.
+/// Part that serves as validation rows in a data set of the hub without others.
 const TEST: [&str; 1] = ["test"];
-/// Where a data set of the hub keeps its files.
+/// Folder of the files in a data set of the hub.
 const DATA: &str = "data";
 
 /// Files of rows that were found, each once, in the order of their names.
@@ -49,7 +49,7 @@ impl DataFiles {
         Self::find_by(paths, &Environment::read())
     }
 
-    /// Like [`find`](Self::find), by the caches, the hub and the recorded commits of `environment`.
+    /// [`find`](Self::find) with the caches, the hub and the recorded commits of `environment`.
     pub fn find_by(paths: &[PathBuf], environment: &Environment) -> Result<Self> {
         let mut found = Self::default();
         for path in paths {
@@ -148,7 +148,7 @@ impl DataFiles {
     }
 }
 
-/// Whether a directory itself holds files of rows for training.
+/// True if a directory itself holds files of rows for training.
 fn has_training(dir: &Path) -> Result<bool> {
     Ok(entries(dir)?.iter().any(|file| TRAINING.iter().any(|name| is_part(file, name))))
 }
@@ -168,8 +168,8 @@ fn subsets(dir: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// The files of rows of a folder. Where `datasets` says which they are, in its order; what lies there of other versions
-/// of the table is left out. Refused: one that it names is missing; rows that are chosen by a list of their numbers.
+/// The files of rows in a folder. Where `datasets` lists them, these in its order; files of other versions of the table
+/// are left out. Refused: a listed file is missing; rows that are chosen by a list of their numbers.
 fn tables(dir: &Path, files: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
     let state = dir.join(STATE);
     if !state.is_file() {
@@ -197,7 +197,7 @@ fn tables(dir: &Path, files: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Whether a file belongs to a part of a data set: `train.jsonl`, `train-00000-of-00002.parquet`, `train_sft.json`.
+/// True if a file belongs to a part of a data set: `train.jsonl`, `train-00000-of-00002.parquet`, `train_sft.json`.
 fn is_part(file: &Path, part: &str) -> bool {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     name.strip_prefix(part).is_some_and(|rest| rest.starts_with(['.', '-', '_']))
@@ -219,8 +219,8 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Whether a part of a path begins with a dot where no such part of the pattern means it, as in a shell: editors and
-/// notebooks keep older copies of files so (`.ipynb_checkpoints`).
+/// True if a part of a path begins with a dot that the pattern does not ask for, as in a shell: editors and notebooks
+/// keep older copies of files in such folders (`.ipynb_checkpoints`).
 fn is_hidden(path: &Path, pattern: &Path) -> bool {
     let hidden = |path: &Path| -> Vec<String> {
         let parts = path.components().filter(|part| matches!(part, Component::Normal(_)));

@@ -11,12 +11,12 @@ use super::row_kind::RowKind;
 use super::rows::check_values;
 use super::{tools, weight};
 
-/// What a row says before it is tokenized.
+/// The content of a row before it is tokenized.
 pub(super) enum Content {
     Conversation(Conversation),
-    /// Text as it stands, of which what follows the prompt is supervised.
+    /// Plain text; everything after the prompt is supervised.
     Text {
-        /// What stands before a prompt and its completion as turns.
+        /// Text of the system before a prompt and its completion as turns.
         system: String,
         /// Earlier turns, which are not learned.
         history: Vec<Message>,
@@ -33,7 +33,7 @@ pub(super) enum Content {
 pub(super) enum AlpacaStyle {
     /// With a blank line between them.
     Plain,
-    /// Under the heading that the Alpaca prompt has for an input, with its other opening sentence.
+    /// Under the Alpaca prompt's heading for an input, with its other opening sentence.
     Headings,
 }
 
@@ -49,7 +49,7 @@ pub(super) fn content(
 ) -> Result<Content, String> {
     let none = Value::Null;
     let given = map.get("chat_template_kwargs").unwrap_or(&none);
-    // Tables hold them as a text.
+    // Tables hold them as JSON text.
     let parsed = given.as_str().and_then(|text| json::parse(text.trim()).ok());
     parsed.iter().try_for_each(|parsed| check_values(parsed, kind))?;
     let variables = match parsed.as_ref().unwrap_or(given) {
@@ -102,7 +102,7 @@ pub(super) fn content(
     Ok(Content::Conversation(Conversation { messages, tools, variables }))
 }
 
-/// Whether prompt and completion are turns, not texts.
+/// True if prompt and completion are turns, not texts.
 pub(super) fn is_of_turns(map: &Map<String, Value>) -> bool {
     ["prompt", "completion"].iter().any(|key| map.get(*key).is_some_and(Value::is_array))
 }
@@ -126,12 +126,12 @@ fn with_tools_of_turns(
     Ok((messages, tools))
 }
 
-/// How much of the loss the whole row has.
+/// Loss weight of the whole row.
 pub(super) fn row_weight(map: &Map<String, Value>, kind: RowKind) -> Result<f32, String> {
     let mut whole = Map::new();
     for (key, value) in map.iter().filter(|(key, value)| weight::is_of_row(key, value)) {
         match (value, kind) {
-            // With an entry for each token it is read with the tokens.
+            // A list with an entry for each token is read with the tokens.
             (Value::Array(_), RowKind::Tokenized) if weight::GRADED.contains(&key.as_str()) => continue,
             _ => whole.insert(key.clone(), value.clone()),
         };
@@ -198,7 +198,7 @@ fn with_system(map: &Map<String, Value>, turns: Vec<Message>, notes: &mut Vec<No
     after_system(system[0].content.as_deref().unwrap_or_default(), turns)
 }
 
-/// Puts a text of the system before turns, which may begin with the same one. Refused: they begin with another.
+/// Puts a system text before turns, which may begin with the same text. Refused: they begin with another.
 pub(super) fn after_system(system: &str, turns: Vec<Message>) -> Result<Vec<Message>, String> {
     if system.is_empty() {
         return Ok(turns);
@@ -224,7 +224,7 @@ fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
     }
 }
 
-/// Like [`text`], and an empty string where the key is missing or null.
+/// [`text`], or an empty string where the key is missing or null.
 fn optional<'a>(map: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
     match map.get(key) {
         None | Some(Value::Null) => Ok(""),
@@ -300,7 +300,7 @@ fn share_gpt_turn(turn: &Value, conversation: &mut Vec<Message>, notes: &mut Vec
         return Err(".value is null; expected a string".into());
     }
     check_other_form(map, if role == CALL { "assistant" } else { role })?;
-    // The rules of `messages` hold from here on, those of `weight` included.
+    // The rules of `messages` apply from here on, those of `weight` included.
     let mut fields = Map::new();
     fields.insert("role".into(), role.into());
     for (key, value) in map.iter().filter(|(key, _)| !matches!(key.as_str(), "from" | "role" | "content")) {
@@ -310,7 +310,7 @@ fn share_gpt_turn(turn: &Value, conversation: &mut Vec<Message>, notes: &mut Vec
     add(conversation, &turn, role == CALL, notes).map_err(|why| why.replacen(".content", ".value", 1))
 }
 
-/// Refuses a turn that says something else under the keys of the other form, of which one would be learned by chance.
+/// Refuses a turn with different texts under the keys of both forms: it is unclear which one to learn.
 fn check_other_form(map: &Map<String, Value>, role: &str) -> Result<(), String> {
     if let (Some(Value::String(content)), Some(Value::String(value))) = (map.get("content"), map.get("value"))
         && content != value
@@ -353,8 +353,9 @@ fn alpaca_turns(map: &Map<String, Value>, style: AlpacaStyle, notes: &mut Vec<No
 const ASKED: [&str; 7] = ["prompt", "query", "instruction", "question", "input", "user", "human"];
 const ANSWERED: [&str; 7] = ["completion", "response", "output", "answer", "assistant", "gpt", "bot"];
 
-/// The turns of `history`, or of a JSON text of it: a list of pairs of a question and its answer, or of turns; nothing
-/// of them is learned. In a row of a prompt the key has other meanings as well: what is no list is warned of there.
+/// The turns of `history`, or of a JSON text of it: a list of pairs of a question and its answer, or of turns; none of
+/// them is learned. In a row with a prompt the key may mean something else: a value that is no list gives a warning
+/// there.
 fn history(map: &Map<String, Value>, kind: RowKind, notes: &mut Vec<Note>) -> Result<Vec<Message>, String> {
     let Some(value) = map.get("history") else { return Ok(Vec::new()) };
     let parsed = value.as_str().and_then(|text| json::parse(text.trim()).ok());
@@ -416,7 +417,7 @@ fn pair(item: &Value) -> Option<[&str; 2]> {
         },
         other => other.as_object()?,
     };
-    // Numbers and truth values only tell of it.
+    // Numbers and truth values are only metadata.
     let tells = |value: &Value| is_empty(value) || value.is_number() || value.is_boolean();
     let mut said: Vec<(&String, &Value)> = map.iter().filter(|(_, value)| !tells(value)).collect();
     said.sort_by_key(|(key, _)| ANSWERED.contains(&key.as_str()));

@@ -1,5 +1,5 @@
-//! Doors for the fuzz targets into what reads files of tokenized rows, and into templates without a tokenizer that is
-//! opened anew.
+//! Entry points for the fuzz targets to the reader of tokenized rows, and to templates without opening a tokenizer
+//! anew.
 
 use std::path::{Path, PathBuf};
 
@@ -11,20 +11,20 @@ use super::tokenizer::ChatTokenizer;
 use super::{row_file, token_cache};
 use crate::error::Result;
 
-/// The key that a file has to have been made under.
+/// The key that a file must have.
 pub const KEY: &str = "key";
 
-/// A file whose sums are true: of rows, the table of their heads, and facts about all of them.
+/// A file with correct hashes: rows, the table of their heads, and facts about all of them.
 pub fn sealed_rows(rows: &[u8], heads: &[u8], facts: &[u8]) -> Vec<u8> {
     row_file::sealed(rows, heads, facts)
 }
 
-/// The rows that a cache would take from a file for these data files. None: it would make the file anew.
+/// The rows that a cache takes from a file for these data files. None: it makes a new file.
 pub fn cached_rows(path: &Path, data: &[PathBuf], options: &DataOptions) -> Result<Option<Dataset<Rows>>> {
     token_cache::kept(path, data, KEY, options)
 }
 
-/// Compiles a template and puts it in the place of the model's own. Refused: what opening a model with it refuses.
+/// Compiles a template and replaces the model's own by it. Refused: as opening a model with it.
 pub fn set_template(tokenizer: &mut ChatTokenizer, source: &str) -> Result<()> {
     tokenizer.set_template(source)
 }

@@ -1,4 +1,4 @@
-//! Calls of libraries that panic on some damaged files, made refusals.
+//! Calls to libraries that panic on some damaged files: the panic becomes a refusal.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};

@@ -1,4 +1,4 @@
-//! Habits of a chat template, found by rendering three short conversations: how it opens an answer, how it closes one.
+//! Habits of a chat template, found by rendering three short conversations: the texts that open an answer and close it.
 //!
 //! Most templates write the beginning of an answer (the header) only where `add_generation_prompt` is set. Some write
 //! it always, some never; some open more than an answer in a row has (`<think>`), and some close only the last turn.
@@ -32,7 +32,7 @@ pub(super) const TURN_ENDS: [&str; 16] = [
     "<eos>",
 ];
 
-/// How a template treats the beginning of an answer.
+/// A template's treatment of the beginning of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Header {
     /// It ends the prompt, where a prompt is asked for.
@@ -48,11 +48,11 @@ pub(super) struct Habits {
     pub header: Header,
     /// All that stands between the question and the end of the prompt.
     pub asked: String,
-    /// The header, where it can be told from what ends the question.
+    /// The header, if it can be distinguished from the end of the question.
     pub opening: Option<String>,
-    /// What stands between the prompt and an answer's content, where the answer is the last turn.
+    /// The text between the prompt and an answer's content, if the answer is the last turn.
     pub lead: Option<String>,
-    /// What closes an answer that is the last turn, and one that is not.
+    /// The text that closes an answer in the last turn, and in others.
     pub closing: String,
     pub inner: String,
     /// The text between the question and the answer in a row.
@@ -80,7 +80,7 @@ pub(super) struct OwnTokens<'a> {
 }
 
 impl OwnTokens<'_> {
-    /// Where the first of the tokens inside the text ends.
+    /// End of the first of the tokens inside the text.
     fn end_of_first(tokens: &[String], text: &str) -> Option<usize> {
         let first = tokens.iter().filter_map(|token| Some((text.find(token.as_str())?, token.len())));
         first.min_by_key(|&(at, len)| (at, usize::MAX - len)).map(|(at, len)| at + len)
@@ -143,15 +143,15 @@ impl Habits {
         })
     }
 
-    /// How much of [`closing`](Self::closing) belongs to the last turn: where it begins with the token that ends the
-    /// others, nothing behind that.
+    /// Bytes of [`closing`](Self::closing) that belong to the last turn: if it begins with the token that ends other
+    /// turns, nothing after that token.
     pub fn closing_of_turn(&self, ends_with_token: impl Fn(&str) -> bool) -> usize {
         let inner = self.inner.trim_end();
         if self.closing.starts_with(inner) && ends_with_token(inner) { inner.len() } else { self.closing.len() }
     }
 
-    /// Whether an answer that begins at `start` of a text stands behind what ends a prompt to answer. A row may have
-    /// the last of that in its answer: a `<think>` that the prompt writes too.
+    /// True if an answer that begins at `start` of a text follows the text that ends a prompt for generation. A row may
+    /// have the end of that text in its answer: a `<think>` that the prompt writes too.
     pub fn asks_as(&self, text: &str, start: usize) -> bool {
         match &self.header {
             Header::Never(_) => false,
@@ -165,7 +165,8 @@ impl Habits {
         }
     }
 
-    /// Where the prompt that `generate` writes differs from what stands before an answer in a row, in words.
+    /// A sentence on the difference between the prompt of `generate` and the text before an answer in a row; none: no
+    /// difference.
     pub fn prompt_differs(&self) -> Option<String> {
         match &self.header {
             Header::Never(header) => Some(format!(
@@ -195,8 +196,8 @@ fn header(before: &str, tail: &str, asked: &str, silent: Option<&str>, between: 
     if let Some(header) = before.strip_prefix(asked).filter(|header| !header.trim().is_empty()) {
         return Header::Never(header.to_owned());
     }
-    // What ends a conversation is what stands before an answer, but for white space, and does not stand between two
-    // turns.
+    // The text that ends a conversation equals the text before an answer, but for white space, and does not occur
+    // between two turns.
     let ends = between.is_some_and(|between| !between.starts_with(tail)) && before.trim_end() == asked.trim_end();
     if ends && !shared_end(tail.trim_end(), before.trim_end()).trim().is_empty() {
         Header::Always
@@ -205,7 +206,7 @@ fn header(before: &str, tail: &str, asked: &str, silent: Option<&str>, between: 
     }
 }
 
-/// What closes an answer that is not the last turn.
+/// The text that closes an answer that is not the last turn.
 fn inner(tail: &str, between: Option<&str>, opening: &str, tokens: &OwnTokens) -> String {
     let Some(between) = between else { return tail.to_owned() };
     if between.starts_with(tail) {
@@ -215,7 +216,7 @@ fn inner(tail: &str, between: Option<&str>, opening: &str, tokens: &OwnTokens) -
     if let Some(end) = tokens.end_of_last(shared_start(tail, between)) {
         return tail[..end].to_owned();
     }
-    // Or by another token, which begins no header.
+    // The other turns may be closed by another token, which begins no header.
     let first =
         tokens.all.iter().filter(|token| between.trim_start().starts_with(token.as_str())).max_by_key(|t| t.len());
     match first.filter(|token| !opening.contains(token.as_str()) && tokens.bos != Some(token.as_str())) {

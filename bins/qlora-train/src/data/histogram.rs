@@ -20,7 +20,7 @@ impl Histogram {
         self.0[bucket] += 1;
     }
 
-    /// Whether rows of such lengths can be: of a histogram that was read from a file.
+    /// True if a histogram that was read from a file is possible.
     pub(super) fn is_valid(&self, most: usize) -> bool {
         self.0.len() <= usize::BITS as usize && self.0.iter().all(|&rows| rows <= most)
     }

@@ -141,7 +141,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 }
 
-/// What a value is, in words for an error message: `a string`, `null`, `a number (2.5)`.
+/// The type of a value, in words for an error message: `a string`, `null`, `a number (2.5)`.
 pub(super) fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),

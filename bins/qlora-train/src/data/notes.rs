@@ -1,4 +1,4 @@
-//! Remarks about the rows of a file: counted, and told once.
+//! Remarks about the rows of a file: counted, and reported once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,10 +9,10 @@ use super::json;
 
 /// Lines named one by one; more than these are only counted.
 const NAMED: usize = 5;
-/// Different remarks and keys that are kept of a file.
+/// Maximum number of different remarks and keys that are kept for a file.
 const MOST: usize = 40;
 
-/// Whose keys are meant.
+/// The object that a key belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum KeyOf {
     Row,
@@ -42,7 +42,7 @@ pub enum Note {
     Said(String),
 }
 
-/// The rows that a sentence is true of.
+/// The rows that a sentence applies to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Said {
     rows: usize,

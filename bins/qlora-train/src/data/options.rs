@@ -14,31 +14,31 @@ pub type RowIdentity = [u8; 32];
 
 #[derive(Clone, Debug)]
 pub struct DataOptions {
-    /// Tokens of a row at most.
+    /// Maximum number of tokens in a row.
     pub max_length: usize,
     pub too_long: TooLong,
     /// Token ids of the model: 0..vocab_size.
     pub vocab_size: usize,
-    /// What ends a text, by the model's own config; the tokenizer's EOS counts too. Tokenized rows that mask it are
-    /// refused.
+    /// Tokens that end a text, by the model's own config; the tokenizer's EOS counts too. Tokenized rows that mask it
+    /// are refused.
     pub eos_token_ids: Vec<u32>,
-    /// Fate of a row that cannot be trained on.
+    /// Treatment of rows that cannot be trained on.
     pub on_bad_row: BadRow,
     /// Columns under other names.
     pub columns: Columns,
-    /// Rows taken of each file at most, the first of them.
+    /// Maximum number of rows from each file; the first ones are taken.
     pub max_samples: Option<usize>,
-    /// In its place for each of the files, 0 for all; empty: none has a number of its own.
+    /// Limit of each file instead, 0 for all rows; empty: no file has its own.
     pub max_samples_of_each: Vec<usize>,
-    /// Rows that are meant of each of the files, by their numbers; empty: all.
+    /// Range of rows to use from each file; empty: all.
     pub rows_of_each: Vec<Slice>,
-    /// Whether rows that were there before are left out.
+    /// Repeated rows are left out.
     pub deduplicate: bool,
-    /// Rows that count as having been there, for `deduplicate`.
+    /// Rows that count as seen already, for `deduplicate`.
     pub known_rows: Arc<HashSet<RowIdentity>>,
-    /// Whether a prompt and its completion are turns of the chat template.
+    /// Form of a prompt and its completion: plain text, or turns of the chat template.
     pub prompt_completion: PromptCompletion,
-    /// Whether a row's task is the adapter that it names under `adapter`, in place of what it has under `task`.
+    /// A row's task is the adapter that it names under `adapter`, instead of the value under `task`.
     pub by_adapter: bool,
     /// Bytes that the rows may take.
     pub memory: u64,
@@ -50,12 +50,12 @@ impl DataOptions {
         if self.by_adapter { ADAPTER } else { TASK }
     }
 
-    /// Numbers of the rows that are meant of a file, counted from 0.
+    /// Range of rows to use from a file, counted from 0.
     pub(super) fn rows_of(&self, file: usize) -> Range<u64> {
         self.rows_of_each.get(file).and_then(Slice::rows).unwrap_or(0..u64::MAX)
     }
 
-    /// Rows taken of a file at most.
+    /// Maximum number of rows from a file.
     pub(super) fn most_of(&self, file: usize) -> usize {
         match self.max_samples_of_each.get(file) {
             None | Some(0) => self.max_samples.unwrap_or(usize::MAX),

@@ -31,7 +31,7 @@ fn check_length(row: usize, length: usize, max_length: usize) -> Result<()> {
     Ok(())
 }
 
-/// Best-fit-decreasing: the longest row first, each into the bin that it leaves fullest, else into a new one.
+/// Best-fit-decreasing: the longest row first, each into the bin that it leaves fullest, or into a new one.
 ///
 /// `lengths[row]` are tokens, `order` the rows to pack. Rows of equal length are placed in that order, and bins are
 /// returned in the order of the row that opened them, so that another order gives other bins. Every row of `order` is

@@ -1,4 +1,4 @@
-//! The report on the rows of the data files: printed before a run, so that nothing is left out without a word.
+//! The report on the rows of the data files: printed before a run, so that nothing is left out silently.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -22,15 +22,15 @@ pub const MAX_TASKS: usize = 100;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileReport {
-    /// Not kept where tokenized rows are: what they are read from may have moved.
+    /// Not kept with tokenized rows: the data files may have moved.
     #[serde(skip)]
     pub path: PathBuf,
-    /// What its rows are counted by.
+    /// Unit that its rows are counted in.
     pub unit: Unit,
     pub rows: usize,
     /// Rows of each format found, in the order of [`RowKind::ALL`].
     pub kinds: Vec<(RowKind, usize)>,
-    /// What is to be said of its rows.
+    /// Remarks about its rows.
     pub notes: Notes,
 }
 
@@ -96,15 +96,15 @@ pub struct DatasetReport {
     pub open_ended: usize,
     /// Rows to train on with tokens that count more or less than others.
     pub weighted: usize,
-    /// Left out because they were there before (`deduplicate`).
+    /// Left out because they repeat earlier rows (`deduplicate`).
     pub duplicates: usize,
     /// Left out because they cannot be trained on (`on_bad_row: skip`).
     pub skipped: usize,
-    /// Why, of the first of those.
+    /// Reasons for the first of those.
     pub bad_rows: Vec<String>,
-    /// How rows were read, where it could be otherwise.
+    /// Remarks on the way rows were read, where there is another.
     pub remarks: Vec<String>,
-    /// What is to be said of the chat template.
+    /// Warnings about the chat template.
     pub warnings: Vec<String>,
     /// Different tasks that rows name.
     pub tasks: usize,
@@ -122,13 +122,13 @@ pub struct DatasetReport {
 }
 
 impl DatasetReport {
-    /// Where a row stands, for people: `data.jsonl line 3`.
+    /// Place of a row, for people: `data.jsonl line 3`.
     pub fn place(&self, file: usize, line: usize) -> String {
         let file = &self.files[file];
         format!("{} {} {line}", file.path.display(), file.unit.name())
     }
 
-    /// Whether a report that was read from a file is one of such rows: what is said of it counts on that.
+    /// True if a report that was read from a file is consistent with these counts, on which its sentences depend.
     pub(super) fn is_of(&self, rows: usize, tokens: usize, supervised_tokens: usize) -> bool {
         let counts = [
             self.rows_read,
@@ -181,8 +181,8 @@ impl DatasetReport {
 }
 
 impl DatasetReport {
-    /// One fact a line: the counts always, what was left out only if something was. A line break within one is of a
-    /// text that it quotes.
+    /// One fact a line: the counts always, what was left out only if something was. A line break within one belongs to
+    /// a quoted text.
     pub fn lines_of_run(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for file in &self.files {

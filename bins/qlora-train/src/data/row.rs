@@ -13,13 +13,13 @@ use super::options::RowIdentity;
 pub struct Row {
     pub input_ids: Vec<u32>,
     pub labels: Vec<i32>,
-    /// How much the loss of each token counts, as `labels` not shifted; empty: 1 each.
+    /// Loss weight of each token, not shifted, like `labels`; empty: 1 each.
     pub weights: Vec<f32>,
     /// Index into [`DatasetReport::files`](super::DatasetReport::files).
     pub file: usize,
-    /// Where the row stands in its file, counted from 1: its line, or its number in a Parquet file.
+    /// Place of the row in its file, counted from 1: its line, or its number in a Parquet file.
     pub line: usize,
-    /// What it is of, if it says so.
+    /// Task that the row names, if any.
     pub task: Option<Arc<str>>,
 }
 
@@ -32,12 +32,12 @@ impl Row {
         self.input_ids.is_empty()
     }
 
-    /// How much the loss of token `at` counts.
+    /// Loss weight of token `at`.
     pub fn weight(&self, at: usize) -> f32 {
         self.weights.get(at).copied().unwrap_or(1.0)
     }
 
-    /// Bytes that it takes in memory, about.
+    /// Approximate bytes in memory.
     pub(super) fn bytes(&self) -> u64 {
         let entries = self.input_ids.capacity() + self.labels.capacity() + self.weights.capacity();
         (size_of::<Self>() + 4 * entries) as u64
@@ -77,7 +77,7 @@ impl Row {
     }
 }
 
-/// Identities of rows, by which they are told apart.
+/// Identities of rows, equal for equal rows.
 pub fn identities(rows: &[Row]) -> HashSet<RowIdentity> {
     rows.iter().map(Row::identity).collect()
 }

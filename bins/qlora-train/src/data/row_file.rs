@@ -1,9 +1,9 @@
 //! A file of tokenized rows, written once and read row by row: rows ([`row_bytes`](super::row_bytes)), a table of their
 //! heads, facts about all of them as JSON, and an end of [`END_BYTES`] with sizes and hashes.
 //!
-//! It appears whole or not at all, and what is in it is checked when it is opened, every byte, and once more when a row
-//! is read. Rows are read by position instead of through a mapping: a file that is cut while it is in use is an error
-//! and no signal. No memory of the process holds them; the system keeps what it has room for.
+//! It appears whole or not at all. Every byte is checked when it is opened, and once more when a row is read. Rows are
+//! read by position instead of through a mapping: a file that is cut while it is in use is an error and no signal. No
+//! memory of the process holds them; the system keeps what it has room for.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -32,7 +32,7 @@ const MAGIC: [u8; 8] = *b"qlorarow";
 const END_BYTES: usize = 8 + 3 * 8 + 32 + 8;
 /// The name of writes for failpoints.
 const PLACE: &str = "tokenized-rows";
-/// Bytes of rows that are checked at once: they stay in the cache of the processor that does.
+/// Bytes of rows that are checked at once: they stay in the processor's cache.
 const CHECKED_BYTES: u64 = 256 << 10;
 /// Heads that are read at once.
 const HEADS_AT_ONCE: u64 = 1 << 14;
@@ -45,26 +45,26 @@ struct Facts<F> {
     tasks: Vec<String>,
     /// Different token ids, in order.
     ids: Vec<u32>,
-    /// Those of whoever writes the file.
+    /// Facts of the writer of the file.
     more: F,
 }
 
-/// Limits of what a file of rows may hold, by the settings of whoever reads it.
+/// Limits of what a file of rows may hold, by the settings of its reader.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     /// Tokens of a row
     pub max_length: usize,
-    /// Token ids are below.
+    /// Bound of the token ids.
     pub vocab_size: usize,
-    /// Bytes of memory for what is known of each row
+    /// Bytes of memory for the heads of the rows
     pub memory: u64,
 }
 
-/// Why a file of rows is not used.
+/// The reason why a file of rows is not used.
 #[derive(Debug, PartialEq)]
 pub(super) enum Unusable {
     Because(String),
-    /// Memory has no room for what is to be known of so many rows.
+    /// Memory has no room for the heads of this many rows.
     TooMany(u64),
 }
 
@@ -78,7 +78,7 @@ impl From<String> for Unusable {
 struct Nameless {
     dir: Dir,
     file: File,
-    /// Where the file system has no files without one: its name until it is whole.
+    /// Its name until it is whole, on a file system that has no nameless files.
     temporary: Option<String>,
 }
 
@@ -96,7 +96,7 @@ impl Nameless {
         format!(".{name}.{}.partial", unique())
     }
 
-    /// Gives the file its name, in place of what has it.
+    /// Gives the file its name, replacing a file of that name.
     fn put(mut self, name: &str) -> io::Result<()> {
         let temporary = match self.temporary.clone() {
             Some(temporary) => temporary,
@@ -125,7 +125,7 @@ impl Write for Nameless {
 impl Drop for Nameless {
     fn drop(&mut self) {
         if let Some(temporary) = &self.temporary {
-            // The failure that led here is the one to tell.
+            // The failure that led here is the one to report.
             let _ = self.dir.remove_file(temporary);
         }
     }
@@ -139,7 +139,7 @@ pub(super) struct RowWriter {
     heads: Vec<RowHead>,
     tasks: Vec<String>,
     numbers: HashMap<Arc<str>, u32>,
-    /// Whether a row has the token of this id.
+    /// True if a row has the token of this id.
     has: Vec<bool>,
     bytes: Vec<u8>,
 }
@@ -206,7 +206,7 @@ impl RowWriter {
         self.out.write_all(&self.bytes)
     }
 
-    /// Writes what stands behind the rows, and gives the file its name. Failed: there is no room for it.
+    /// Writes the parts after the rows, and gives the file its name. Failed: there is no room for it.
     pub fn finish(self, more: impl Serialize) -> Result<()> {
         let path = self.path.clone();
         self.end(more).failure_context(|| cannot_write(&path))
@@ -275,7 +275,7 @@ impl End {
         Some(Self { rows, heads, facts, hash: take(&mut body)? })
     }
 
-    /// Bytes of heads and facts, in a file of which so many stand before the end.
+    /// Bytes of heads and facts, in a file with `before` bytes before the end.
     fn table(&self, before: u64) -> Option<(usize, usize)> {
         let heads = self.heads.checked_mul(RowHead::BYTES as u64)?;
         let all = self.rows.checked_add(heads)?.checked_add(self.facts)?;
@@ -283,7 +283,7 @@ impl End {
     }
 }
 
-/// A file of these parts whose sums are true, whatever the parts hold: for the tests of what reads it.
+/// A file of these parts with correct hashes, whatever the parts hold, for tests of the reader.
 pub(super) fn sealed(rows: &[u8], heads: &[u8], facts: &[u8]) -> Vec<u8> {
     let (mut of_rows, mut table) = (Vec::new(), heads.to_vec());
     if RowHead::read(heads, &mut of_rows).is_some() {
@@ -301,7 +301,7 @@ pub(super) fn sealed(rows: &[u8], heads: &[u8], facts: &[u8]) -> Vec<u8> {
     [rows, &table, &end.to_bytes()].concat()
 }
 
-/// A file of rows, opened, of which the table and the facts were found whole.
+/// An opened file of rows whose table and facts are undamaged.
 #[derive(Debug)]
 pub(super) struct RowFile {
     file: File,
@@ -313,9 +313,9 @@ pub(super) struct RowFile {
 }
 
 impl RowFile {
-    /// The rows' file, their heads, and the facts that its writer gave. None: there is no such file. Error: why it is
-    /// not used. Whatever the file says of itself, no more memory is taken than `bounds` allow. The rows themselves are
-    /// left to [`check`](Self::check).
+    /// The rows' file, their heads, and the facts that its writer gave. None: there is no such file. Error: the reason
+    /// why it is not used. Whatever the file claims, no more memory is taken than `bounds` allow. The rows themselves
+    /// are left to [`check`](Self::check).
     pub fn open<F: DeserializeOwned>(path: &Path, bounds: Bounds) -> Result<Option<(Self, Vec<RowHead>, F)>, Unusable> {
         let cannot = |error: io::Error| format!("cannot be read ({error})");
         let damaged = || "is cut off or damaged".to_owned();
@@ -365,7 +365,8 @@ impl RowFile {
         Ok(Some((found, heads, facts.more)))
     }
 
-    /// Compares every row with the hash of its bytes, and with what rows are. Error: why the file is not used.
+    /// Checks every row against the hash of its bytes and the rules for rows. Error: the reason why the file is not
+    /// used.
     pub fn check(&self, heads: &[RowHead], vocab_size: usize) -> Result<(), String> {
         let mut parts: Vec<Range<usize>> = Vec::new();
         let mut begin = 0;
@@ -407,7 +408,7 @@ impl RowFile {
         &self.ids
     }
 
-    /// SHA-256 (hex) over what the file holds but the rows themselves, of which it has the hashes.
+    /// SHA-256 (hex) over everything in the file but the rows themselves, whose hashes it covers.
     pub fn digest(&self) -> &str {
         &self.digest
     }

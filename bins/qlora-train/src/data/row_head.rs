@@ -1,14 +1,14 @@
-//! Facts about a row that stands in a file, which are known without reading it.
+//! Facts about a row in a file that are known without reading the row.
 
 use super::row_bytes::RowForm;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RowHead {
-    /// Where its bytes begin in the file of rows.
+    /// Offset of its bytes in the file of rows.
     pub begin: u64,
     /// Hash of its bytes.
     pub hash: u64,
-    /// Where it stands in the data file.
+    /// Its line or number in the data file.
     pub line: u64,
     pub tokens: u32,
     pub supervised: u32,
@@ -36,7 +36,7 @@ impl RowHead {
         bytes.push(self.form.to_byte());
     }
 
-    /// Adds the heads of rows that follow each other, behind those that `heads` holds. Returns where the last one ends.
+    /// Adds the heads of rows that follow each other, behind those that `heads` holds. Returns the end of the last one.
     /// None: these are no heads.
     pub fn read(bytes: &[u8], heads: &mut Vec<Self>) -> Option<u64> {
         let mut begin = match heads.last() {
@@ -56,7 +56,7 @@ impl RowHead {
     }
 }
 
-/// Takes the first bytes away. None: there are fewer.
+/// Splits off the first N bytes. None: there are fewer.
 pub(super) fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     let (first, rest) = bytes.split_first_chunk::<N>()?;
     *bytes = rest;

@@ -89,7 +89,7 @@ impl Rows {
         (0..self.len()).map(|at| self.supervised(at)).sum()
     }
 
-    /// Number of the data file that a row is of.
+    /// Number of the data file that a row comes from.
     pub fn file(&self, at: usize) -> usize {
         match &self.0 {
             Kept::InMemory(rows) => rows[at].file,
@@ -113,7 +113,7 @@ impl Rows {
         }
     }
 
-    /// Token ids that the rows have, each at least once; of rows in a file those of all rows in it.
+    /// Token ids of the rows, each at least once; for rows in a file, the ids of all its rows.
     pub fn ids(&self) -> Box<dyn Iterator<Item = u32> + '_> {
         match &self.0 {
             Kept::InMemory(rows) => Box::new(rows.iter().flat_map(|row| row.input_ids.iter().copied())),
@@ -121,12 +121,12 @@ impl Rows {
         }
     }
 
-    /// Identities of the rows, by which those of another data set are told from them.
+    /// Identities of the rows, to compare them with another data set's.
     pub fn identities(&self) -> Result<HashSet<RowIdentity>> {
         self.iter().map(|row| Ok(row?.identity())).collect()
     }
 
-    /// The hash that tells the file of the rows from every other; none of rows in memory.
+    /// The hash that identifies the file of the rows; none for rows in memory.
     pub fn digest(&self) -> Option<&str> {
         match &self.0 {
             Kept::InMemory(_) => None,
@@ -134,7 +134,7 @@ impl Rows {
         }
     }
 
-    /// The file that the rows are in, and its bytes; none of rows in memory.
+    /// The file that the rows are in, and its bytes; none for rows in memory.
     pub fn place(&self) -> Option<(&Path, u64)> {
         match &self.0 {
             Kept::InMemory(_) => None,
@@ -142,8 +142,8 @@ impl Rows {
         }
     }
 
-    /// Takes rows at random out for validation: a share of them below 1 (rounded up), else that many. Both parts keep
-    /// their order. The same seed gives the same parts. Returns (training, validation) rows.
+    /// Takes rows at random out for validation: a share of them if below 1 (rounded up), otherwise that many. Both
+    /// parts keep their order. The same seed gives the same parts. Returns (training, validation) rows.
     pub fn split(self, val_set_size: f64, seed: u64) -> Result<(Self, Self)> {
         let is_validation = held_back(self.len(), val_set_size, seed)?;
         Ok(match self.0 {
@@ -162,7 +162,7 @@ impl Rows {
     }
 }
 
-/// Those for which `is_second` says no, and those for which it says yes.
+/// The entries where `is_second` is false, and those where it is true.
 pub(super) fn parts<T>(all: Vec<T>, is_second: &[bool]) -> (Vec<T>, Vec<T>) {
     let count = is_second.iter().filter(|second| **second).count();
     let mut parts = (Vec::with_capacity(all.len() - count), Vec::with_capacity(count));
@@ -172,7 +172,7 @@ pub(super) fn parts<T>(all: Vec<T>, is_second: &[bool]) -> (Vec<T>, Vec<T>) {
     parts
 }
 
-/// Where rows go as they are tokenized.
+/// Destination of rows as they are tokenized.
 pub(super) enum Sink {
     Memory(Vec<Row>),
     File(Box<RowWriter>),
@@ -194,7 +194,7 @@ impl Sink {
         Ok(())
     }
 
-    /// Bytes of memory that a row takes there, about.
+    /// Approximate bytes of memory that a row takes there.
     pub fn bytes(&self, row: &Row) -> u64 {
         match self {
             Sink::Memory(_) => row.bytes(),

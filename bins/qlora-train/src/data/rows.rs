@@ -1,4 +1,4 @@
-//! The format of a row, told by its keys, and the rows that are token ids already.
+//! Detection of a row's format from its keys, and rows that are token ids already.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use super::notes::{KeyOf, Note};
 use super::row_kind::{MASKS, RowKind};
 use super::{json, unused, weight};
 
-/// Refuses keys that give the row another meaning, and tells those that nothing reads. `task` is the key of its task.
+/// Refuses keys that give the row another meaning, and notes those that nothing reads. `task` is the key of its task.
 pub(super) fn check_keys(
     map: &Map<String, Value>,
     kind: RowKind,
@@ -37,7 +37,7 @@ pub(super) fn check_keys(
     Ok(())
 }
 
-/// Refuses a row that is a whole table: all that a row of its format has are the cells of columns.
+/// Refuses a row that is a whole table: all its values are columns.
 pub(super) fn check_no_table(map: &Map<String, Value>, kind: RowKind) -> Result<(), String> {
     let (of_one, is_listed) = match kind {
         RowKind::Messages | RowKind::ShareGpt => ("a list of turns", true),
@@ -57,7 +57,7 @@ pub(super) fn check_no_table(map: &Map<String, Value>, kind: RowKind) -> Result<
     }
 }
 
-/// Whether a value looks like the cells of a column: a list of texts or of lists, or an object whose keys are numbers.
+/// True if a value looks like the cells of a column: a list of texts or of lists, or an object whose keys are numbers.
 fn is_column(value: &Value) -> bool {
     match value {
         Value::Array(cells) => cells.first().is_some_and(|cell| cell.is_string() || cell.is_array()),
@@ -69,10 +69,10 @@ fn is_column(value: &Value) -> bool {
 const BY_COLUMNS: &str = "is it a whole table by columns, as pandas' `to_json()` and `to_dict(\"list\")` write it, give \
                           one object a row: `to_json(path, orient=\"records\", lines=True)`";
 
-/// Texts that nothing reads and that are looked for among those that are read: each costs a search of the row.
+/// Maximum number of unread texts per row that are searched for in the read ones: each costs a search of the row.
 const MAX_LOOKED_FOR: usize = 16;
 
-/// Why a row with a key of another meaning is refused.
+/// The reason why a row with a key of another meaning is refused.
 fn not_learned_here(map: &Map<String, Value>, key: &str, why: &str) -> String {
     let mut texts = map.iter().filter(|(name, value)| value.is_string() && *name != key).map(|(name, _)| name.as_str());
     let text = match (texts.next(), texts.next()) {
@@ -92,7 +92,7 @@ fn not_learned_here(map: &Map<String, Value>, key: &str, why: &str) -> String {
 /// Roles of those who speak in a conversation.
 const SPEAKERS: [&str; 8] = ["prompter", "assistant", "user", "human", "gpt", "system", "bot", "chatbot"];
 
-/// Refuses a text that is one turn of a conversation, like each row of a chat tree: by itself it answers nothing.
+/// Refuses a text that is one turn of a conversation, as in rows of a chat tree: alone it answers nothing.
 fn check_no_turn(map: &Map<String, Value>) -> Result<(), String> {
     let speaks = |role: &&str| SPEAKERS.contains(&role.trim().to_lowercase().as_str());
     let of_tree = ["message_id", "parent_id"].iter().all(|key| map.contains_key(*key));
@@ -111,7 +111,7 @@ fn check_no_turn(map: &Map<String, Value>) -> Result<(), String> {
     ))
 }
 
-/// How a tree of messages becomes rows.
+/// Advice for turning a tree of messages into rows.
 const WAYS: &str = "write each way from a first message to a last reply, along `parent_id` or `replies`, as one row of \
                     `messages`: `text` is the content of a turn, and the role `prompter` is the user; of several replies \
                     that of `rank` 0 is the preferred one";
@@ -147,7 +147,7 @@ pub(super) fn check_values(row: &Value, kind: RowKind) -> Result<(), String> {
     }
 }
 
-/// Whether a weight is one of the whole row.
+/// True if a weight applies to the whole row.
 fn of_row(key: &str, value: &Value) -> bool {
     weight::KEYS.contains(&key) && !value.is_array()
 }
@@ -155,7 +155,7 @@ fn of_row(key: &str, value: &Value) -> bool {
 /// Bytes of the name of a task.
 const MAX_TASK_BYTES: usize = 1000;
 
-/// The task of a row, if it names one under `key`. Numbers count as what they are written as.
+/// The task of a row, if it names one under `key`. A number counts as its text.
 pub(super) fn task(map: &Map<String, Value>, key: &str) -> Result<Option<String>, String> {
     match map.get(key) {
         None | Some(Value::Null) => Ok(None),
@@ -172,8 +172,8 @@ pub(super) fn task(map: &Map<String, Value>, key: &str) -> Result<Option<String>
 }
 
 /// Tells the format of a row from its keys. A key that is null counts as missing: tables that were put together from
-/// several formats hold nulls in the other formats' columns. Of several formats `meant` is taken, if it is among them.
-/// The error says what was found and what is supported.
+/// several formats hold nulls in the other formats' columns. If several formats fit, the one in `meant` is taken. The
+/// error says what was found and what is supported.
 pub(super) fn detect(row: &Value, meant: &[RowKind]) -> Result<RowKind, String> {
     let Value::Object(map) = row else {
         let whole = if holds_turns(row) { OF_TURNS } else { SUPPORTED };

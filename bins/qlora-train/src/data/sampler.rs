@@ -15,7 +15,7 @@ use crate::report::count;
 
 const ORDER_DOMAIN: u64 = 0x4F52_4445_0000_0000;
 
-/// A second's worth of shuffling and packing.
+/// Number of rows that are shuffled and packed in about a second.
 const MAX_WALKED_ROWS: usize = 1 << 21;
 
 /// The rows of an epoch in the order they are trained on, shuffled by seed and epoch (counted from 0).
@@ -25,7 +25,7 @@ pub fn order(rows: usize, epoch: u64, seed: u64) -> Vec<usize> {
     order
 }
 
-/// Settings of the names of FORMATS.md.
+/// Settings of the sampler, under the names of the run's settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScheduleOptions {
     /// Rows of a micro-batch, or packed bins when packing.
@@ -33,12 +33,12 @@ pub struct ScheduleOptions {
     /// Micro-batches of a step, of all ranks.
     pub gradient_accumulation_steps: usize,
     pub num_train_epochs: f64,
-    /// Optimizer steps; wins over the epochs.
+    /// Optimizer steps; overrides the epochs.
     pub max_steps: Option<u64>,
     pub packing: bool,
     /// Tokens of a packed bin.
     pub max_length: usize,
-    /// Whether each epoch has an order of its own; else all have that of the rows.
+    /// Each epoch is shuffled anew; otherwise all keep the order of the rows.
     pub shuffle: bool,
     pub seed: u64,
 }
@@ -71,7 +71,7 @@ impl Epoch {
         Self { rows: Vec::with_capacity(rows), ends: Vec::new() }
     }
 
-    /// Ends a micro-batch behind these rows, whose numbers fit 32 bits, as those of an epoch do.
+    /// Adds a micro-batch of these rows, whose numbers fit 32 bits, as those of an epoch do.
     fn push(&mut self, rows: impl Iterator<Item = usize>) {
         self.rows.extend(rows.map(|row| row as u32));
         self.ends.push(self.rows.len() as u32);
@@ -102,7 +102,7 @@ pub struct Schedule {
     options: ScheduleOptions,
     /// Packs of an epoch. None: rows are not packed.
     packs: Option<usize>,
-    /// The first epoch, which a start looks at several times
+    /// The first epoch, which the start of a run needs several times
     first: Arc<Epoch>,
     /// Tokens of the largest micro-batch of the first epoch, of all ranks
     largest_of_first: usize,
@@ -110,15 +110,15 @@ pub struct Schedule {
     total_steps: u64,
 }
 
-/// What one optimizer step trains on.
+/// The rows of one optimizer step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     /// Counted from 0.
     pub index: u64,
     /// Epochs done after this step: 0.5 is half of the rows.
     pub epoch: f64,
-    /// Row indices of each micro-batch, of all ranks, which take them in turn. The last step of an epoch may have fewer
-    /// micro-batches, and its last micro-batch fewer rows; nothing is left out.
+    /// Row indices of each micro-batch, for all ranks, which take them in turn. The last step of an epoch may have
+    /// fewer micro-batches, and its last micro-batch fewer rows; nothing is left out.
     pub micro_batches: Vec<Vec<usize>>,
 }
 
@@ -132,19 +132,19 @@ pub struct Longest {
     pub micro: usize,
 }
 
-/// What packing makes of the rows.
+/// Summary of the packing of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packing {
     pub rows: usize,
     pub packs: usize,
     /// Tokens of all rows.
     pub tokens: usize,
-    /// Tokens of a pack at most.
+    /// Maximum number of tokens in a pack.
     pub max_length: usize,
 }
 
 impl Packing {
-    /// The share of all packs' room that tokens fill, at most 1.
+    /// The share of the packs that tokens fill, at most 1.
     pub fn efficiency(&self) -> f64 {
         self.tokens as f64 / (self.packs.max(1) as f64 * self.max_length as f64)
     }
@@ -166,7 +166,7 @@ impl Schedule {
         Self::mixed(lengths, mix, options)
     }
 
-    /// Like [`new`](Self::new), with epochs of the rows of `mix`.
+    /// [`new`](Self::new) with epochs of the rows of `mix`.
     pub fn mixed(lengths: Vec<usize>, mix: Mix, options: ScheduleOptions) -> Result<Self> {
         if mix.is_empty() {
             refuse!("there is no row to train on");
@@ -198,7 +198,7 @@ impl Schedule {
         schedule.counted()
     }
 
-    /// With the number of steps.
+    /// This schedule with its number of steps.
     fn counted(mut self) -> Result<Self> {
         // Packing places rows by length or in their order, so every epoch has the same number of bins.
         let (packs, first) = self.packs_and_micro_batches(0)?;
@@ -241,7 +241,7 @@ impl Schedule {
         longest
     }
 
-    /// How full the packs of the first epoch are. None without packing.
+    /// Summary of the packs of the first epoch. None without packing.
     pub fn packing(&self) -> Option<Packing> {
         let (packs, tokens) = (self.packs?, self.tokens_of_epoch());
         Some(Packing { rows: self.mix.len(), packs, tokens, max_length: self.options.max_length })
@@ -268,7 +268,7 @@ impl Schedule {
         largest
     }
 
-    /// What no micro-batch can exceed.
+    /// Upper bound on the tokens of a micro-batch.
     fn most_tokens(&self) -> usize {
         let batch = self.options.per_device_train_batch_size;
         if self.options.packing {

@@ -1,10 +1,10 @@
 //! The files beside `tokenizer.json` and `tokenizer_config.json` in which older models keep their special tokens
 //! (`special_tokens_map.json`) and the tokens that were added to the vocabulary (`added_tokens.json`).
 //!
-//! They count as in transformers: where `tokenizer_config.json` has no `added_tokens_decoder`, and then win over it.
-//! Where it has one, its flags (`lstrip`, `rstrip`, `single_word`, `normalized`) win over those of `tokenizer.json`.
-//! Special tokens by name (`additional_special_tokens`, `extra_special_tokens`, `…_token`) become added tokens too,
-//! with the id that the vocabulary has for them, else the next free one.
+//! They count as in transformers: if `tokenizer_config.json` has no `added_tokens_decoder`, they win over it. If it has
+//! one, its flags (`lstrip`, `rstrip`, `single_word`, `normalized`) win over those of `tokenizer.json`. Named special
+//! tokens (`additional_special_tokens`, `extra_special_tokens`, `…_token`) become added tokens too, with the id that
+//! the vocabulary has for them, or the next free one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ pub(super) struct AddedTokens {
     path: PathBuf,
     /// By id.
     tokens: Vec<(u32, AddedToken)>,
-    /// Whether the flags of `tokens` win over those of `tokenizer.json`.
+    /// True if the flags of `tokens` win over those of `tokenizer.json`.
     flags_win: bool,
     /// Tokens of the vocabulary that the settings make special, such as `eos_token`.
     named: Vec<AddedToken>,
@@ -51,8 +51,8 @@ pub(super) struct AddedTokens {
     extra: Vec<AddedToken>,
 }
 
-/// Those of `added_tokens_decoder`, else of `added_tokens.json`. Refused: settings by which texts of special tokens are
-/// no tokens, those that a chat template writes among them.
+/// The tokens of `added_tokens_decoder`, or of `added_tokens.json`. Refused: settings under which texts of special
+/// tokens, such as those of a chat template, are not read as tokens.
 pub(super) fn added_tokens(dir: &Path, config: &Map<String, Value>) -> Result<AddedTokens> {
     if config.get(SPLIT).and_then(Value::as_bool) == Some(true) {
         refuse!(
@@ -92,7 +92,7 @@ pub(super) fn added_tokens(dir: &Path, config: &Map<String, Value>) -> Result<Ad
     Ok(AddedTokens { path, tokens, flags_win, named: named.collect(), extra: extra(dir, config)? })
 }
 
-/// The tokens of `extra_special_tokens`, a list or an object of names, else of `additional_special_tokens`.
+/// The tokens of `extra_special_tokens`, a list or an object of names, or of `additional_special_tokens`.
 fn extra(dir: &Path, config: &Map<String, Value>) -> Result<Vec<AddedToken>> {
     let names_any = |value: &&Value| value.as_array().is_none_or(|items| !items.is_empty()) && !value.is_null();
     let lists = ["extra_special_tokens", "additional_special_tokens"];
@@ -212,7 +212,7 @@ impl AddedTokens {
     }
 }
 
-/// How a token is found in a text, by the names in `tokenizer.json`.
+/// Flags for finding a token in a text, by their names in `tokenizer.json`.
 fn flags(token: &AddedToken) -> [(&'static str, bool); 4] {
     [
         ("lstrip", token.lstrip),
@@ -222,7 +222,7 @@ fn flags(token: &AddedToken) -> [(&'static str, bool); 4] {
     ]
 }
 
-/// Whether a setting names this token: a string, an object with `content`, or a list of these.
+/// True if a setting names this token: a string, an object with `content`, or a list of these.
 fn names(value: &Value, token: &str) -> bool {
     match value {
         Value::String(text) => text == token,

@@ -8,8 +8,8 @@ use crate::report::count;
 
 const SPLIT_DOMAIN: u64 = 0x5350_4C49_0000_0000;
 
-/// Whether each of `total` rows is held back: a share of them below 1 (rounded up), else that many. The same seed draws
-/// the same rows. Refused: a size that leaves no row, or is none.
+/// For each of `total` rows, whether it is held back: a share of them if below 1 (rounded up), otherwise that many. The
+/// same seed draws the same rows. Refused: a size that leaves no row, or is no valid size.
 pub(super) fn held_back(total: usize, val_set_size: f64, seed: u64) -> Result<Vec<bool>> {
     if !(val_set_size.is_finite() && val_set_size >= 0.0) || (val_set_size > 1.0 && val_set_size.fract() != 0.0) {
         refuse!("val_set_size is {val_set_size}; expected a share below 1 or a number of rows");

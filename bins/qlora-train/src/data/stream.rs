@@ -1,4 +1,4 @@
-//! Text as it grows, token by token.
+//! Text output as it grows, token by token.
 
 use std::io::{ErrorKind, Write};
 
@@ -13,7 +13,7 @@ pub struct TextStream<'a, W: Write> {
     /// Tokens from here on are decoded together; their text up to `shown` is written.
     context: usize,
     shown: usize,
-    /// None: nobody reads it.
+    /// None: no reader is left.
     out: Option<W>,
 }
 
@@ -31,7 +31,7 @@ impl<'a, W: Write> TextStream<'a, W> {
         self.write(&text)
     }
 
-    /// What is left: half a character becomes U+FFFD.
+    /// Writes the rest: half a character becomes U+FFFD.
     pub fn finish(&mut self) -> Result<()> {
         let text = self.next(true)?;
         self.write(&text)

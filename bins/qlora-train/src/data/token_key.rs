@@ -1,4 +1,4 @@
-//! Keys of tokenized rows: all that decides them, and what is said of them.
+//! Keys of tokenized rows: hashes over everything that decides the rows and the remarks about them.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -14,8 +14,8 @@ use super::tokenizer::ChatTokenizer;
 use crate::error::Result;
 use crate::files::hash::{file_hash, hex};
 
-/// Key of the rows of these files, of which the SHA-256s are given, but for the tokenizer, which may not be needed.
-/// `of` says what the tokenizer is opened from; `known` tells the rows that are left out.
+/// Key of the rows of these files, with the given SHA-256s, without the tokenizer, which may not be needed. `of`: where
+/// the tokenizer is opened from; `known`: the rows that are left out.
 pub(super) fn rows_key(
     paths: &[PathBuf],
     hashes: &[String],
@@ -40,7 +40,7 @@ pub(super) fn rows_key(
         by_adapter,
         memory: _,
     } = options;
-    // Paths too: what is said of rows names them, and CSV is told by its name.
+    // Paths belong to the key too: remarks about rows name them, and CSV is recognized by its name.
     let data = format!("{paths:?} {hashes:?} {of:?} {known:?}");
     let lengths = format!("{max_length} {too_long:?} {vocab_size} {eos_token_ids:?}");
     let taken = format!("{max_samples:?} {max_samples_of_each:?} {rows_of_each:?}");
@@ -51,14 +51,14 @@ pub(super) fn rows_key(
 
 /// The program that makes the rows: another build may make others.
 fn program() -> String {
-    // The file that runs, also where another one has its name by now.
+    // The running file, even if another one has its name by now.
     let file = std::fs::metadata("/proc/self/exe");
     let file = file.or_else(|_| std::env::current_exe().and_then(|path| path.metadata()));
     let built = file.and_then(|file| Ok((file.len(), file.modified()?)));
     format!("{} {:?}", env!("CARGO_PKG_VERSION"), built.ok())
 }
 
-/// Key of a tokenizer with its templates, which are told the time `clock`.
+/// Key of a tokenizer with its templates, which get the time `clock`.
 pub(super) fn tokenizer_key(tokenizer: &ChatTokenizer, clock: Option<Timestamp>) -> Result<String> {
     let files = ["tokenizer.json", "tokenizer_config.json"].map(|name| tokenizer.dir().join(name));
     let files = files.iter().filter(|path| path.is_file()).map(|path| file_hash(path)).collect::<Result<Vec<_>>>()?;
@@ -69,13 +69,13 @@ pub(super) fn tokenizer_key(tokenizer: &ChatTokenizer, clock: Option<Timestamp>)
     Ok(hex(Sha256::digest(key)))
 }
 
-/// The date as the templates write it: where it can be told which formats they ask for, what these give; else the
-/// time that they are told. None: they ask for none.
+/// The date as the templates write it: in the formats that they use, if these are known; otherwise the exact time that
+/// they get. None: they write no date.
 fn date(tokenizer: &ChatTokenizer, clock: Option<Timestamp>) -> Option<String> {
     if !tokenizer.uses_date() {
         return None;
     }
-    // Without a time of its own the tokenizer is told that of its opening, which no other start has.
+    // Without a given time the tokenizer uses the time of its opening, which no other run has.
     let Some(clock) = clock else { return Some(Timestamp::now().to_string()) };
     let template = tokenizer.template().filter(|_| tokenizer.tool_template_hash().is_none());
     let Some(formats) = template.and_then(|template| date_formats(template.source())) else {

@@ -8,7 +8,7 @@ use super::notes::{KeyOf, Note};
 use super::template::python_float;
 use super::unused;
 
-/// Keys under which a call has its arguments: OpenAI's, LangChain's, Llama's, Anthropic's, and that of ReAct.
+/// Keys for the arguments of a call: OpenAI's, LangChain's, Llama's, Anthropic's, and ReAct's.
 const ARGUMENTS: [&str; 5] = ["arguments", "args", "parameters", "input", "action_input"];
 /// Keys of a call that are read here or that templates know.
 const CALL_KEYS: [&str; 6] = ["type", "function", "id", "index", "call_id", "tool_call_id"];
@@ -79,7 +79,7 @@ pub(super) fn name(tool: &Value) -> Option<&str> {
     tool.get("function").unwrap_or(tool).get("name").and_then(Value::as_str)
 }
 
-/// Whether a definition is a bare function, which templates that read `tool.function` do not know.
+/// True if a definition is a bare function, which templates that read `tool.function` do not know.
 pub(super) fn is_bare(tool: &Value) -> bool {
     tool.get("function").is_none() && tool.get("type").and_then(Value::as_str) != Some("function")
 }
@@ -185,12 +185,12 @@ fn arguments(function: &Map<String, Value>) -> Result<Value, String> {
 pub(super) struct Leaf {
     /// The ways in which a template may write it.
     forms: Vec<String>,
-    /// Part of a longer word or number it is another one.
+    /// Inside a longer word or number it would be another value.
     is_word: bool,
 }
 
 impl Leaf {
-    /// The leaves of calls, each with how often they have it.
+    /// The leaves of calls, each with its count.
     pub fn of(calls: &[Value]) -> Vec<(Self, usize)> {
         let mut all = Vec::new();
         for function in calls.iter().filter_map(|call| call.get("function")) {
@@ -216,7 +216,7 @@ impl Leaf {
         self.forms.iter().filter_map(|form| text.find(form.as_str()).map(|at| at + form.len())).min()
     }
 
-    /// How often a text holds it.
+    /// Number of times that a text holds it.
     pub fn occurrences(&self, text: &str) -> usize {
         let is_one = |&(at, form): &(usize, &str)| {
             let joins = |c: char| c.is_alphanumeric() || c == '_';
@@ -276,7 +276,7 @@ fn distinct(forms: &[String]) -> Vec<String> {
     kept
 }
 
-/// Refuses numbers that 64 bits do not hold: read as floats they would be written as others.
+/// Refuses numbers that 64 bits do not hold: read as floats they would be written as other numbers.
 fn check_numbers(value: &Value) -> Result<(), String> {
     match value {
         Value::Number(number)

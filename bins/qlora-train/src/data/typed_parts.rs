@@ -1,4 +1,4 @@
-//! Parts of a content that are no text: what an assistant thinks, the tools that it calls, and what they returned.
+//! Content parts that are no text: reasoning, tool calls and tool results.
 
 use serde_json::{Map, Value, json};
 
@@ -8,9 +8,9 @@ use super::notes::{KeyOf, Note};
 use super::unused::note;
 use super::weight;
 
-/// Keys under which a part has what it holds.
+/// Keys for the value of a part.
 const HELD_UNDER: [&str; 6] = ["text", "content", "value", "reasoning", "thinking", "tool_call"];
-/// Keys of turns for what is no text.
+/// Keys of turns for reasoning and calls.
 const THOUGHT: &str = "reasoning_content";
 const CALLS: &str = "tool_calls";
 
@@ -32,7 +32,7 @@ impl Kind {
     }
 }
 
-/// The type of a part that is what a tool returned, and its keys.
+/// The type of a part that is a tool result, and its keys.
 const RESULT: &str = "tool_result";
 const RESULT_KEYS: [&str; 5] = ["type", "tool_use_id", "content", "is_error", "cache_control"];
 
@@ -41,7 +41,7 @@ pub(super) struct Piece {
     pub turn: Value,
     /// Place of its first part in the content that it was cut out of.
     first: usize,
-    /// How many of those parts are its own. None: it is one part, which has a content itself.
+    /// Number of those parts that are its own. None: it is one part, which has a content itself.
     parts: Option<usize>,
 }
 
@@ -56,9 +56,9 @@ impl Piece {
     }
 }
 
-/// The turns that one with results of tools among its parts (Anthropic's form) stands for, in their order: a turn of
-/// the tool for each result, and one of the same role for what stands between. None: it has no result. Refused: a
-/// result in a turn of the assistant or the system, and one that has no text.
+/// Splits a turn with tool results among its parts (Anthropic's form) into turns, in order: a tool turn for each
+/// result, and one of the same role for the parts between. None: it has no result. Refused: a result in a turn of the
+/// assistant or the system, and one that has no text.
 pub(super) fn results(turn: &Value, notes: &mut Vec<Note>) -> Result<Option<Vec<Piece>>, String> {
     let Some(Value::Array(parts)) = turn.get("content") else { return Ok(None) };
     let is_result = |part: &Value| part.get("type").and_then(Value::as_str) == Some(RESULT);
@@ -90,7 +90,7 @@ pub(super) fn results(turn: &Value, notes: &mut Vec<Note>) -> Result<Option<Vec<
             }
         }
     }
-    // The other keys of the turn are those of what is said in it.
+    // The other keys of the turn belong to its text.
     let said = pieces.iter().position(|piece| piece.parts.is_some());
     let of_speaker = |key: &str| said.is_none() && ["name", "id", "tool_call_id"].contains(&key);
     if let Value::Object(first) = &mut pieces[said.unwrap_or(0)].turn {
@@ -101,7 +101,7 @@ pub(super) fn results(turn: &Value, notes: &mut Vec<Note>) -> Result<Option<Vec<
     Ok(Some(pieces))
 }
 
-/// The turn of a tool that returned what a part says.
+/// The tool turn for a part that is a result.
 fn result(part: &Map<String, Value>, notes: &mut Vec<Note>) -> Result<Map<String, Value>, String> {
     if let Some((key, why)) = media(part) {
         return Err(format!(".{key}: {why}"));

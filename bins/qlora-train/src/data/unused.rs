@@ -1,5 +1,5 @@
-//! Keys that nothing reads: listed, and warned of where they look like one that says what is learned, or like a known
-//! key in other letters.
+//! Keys that nothing reads: listed, with a warning for those that look like a flag for what is learned, or like a
+//! misspelled known key.
 
 use std::collections::HashSet;
 
@@ -11,8 +11,8 @@ use super::notes::{KeyOf, Note};
 use super::row_kind::RowKind;
 use super::weight;
 
-/// Keys that other programs have for what is not learned, each with the value that says "learned". None: both values
-/// are found with both meanings.
+/// Keys of other programs for what is not learned, each with the value that means "learned". None: both values occur
+/// with both meanings.
 const FLAGS: [(&str, Option<bool>); 19] = [
     ("masked", Some(false)),
     ("is_masked", Some(false)),
@@ -35,7 +35,7 @@ const FLAGS: [(&str, Option<bool>); 19] = [
     ("weights", Some(true)),
 ];
 
-/// Words of further such keys: of those that say "learned", of those that say "not", and of those that say nothing.
+/// Words of further such keys: words that mean "learned", words that mean "not", and words without a meaning.
 const LEARN: [&str; 9] =
     ["train", "trained", "training", "trainable", "learn", "learned", "learnable", "supervised", "loss"];
 const LEAVE_OUT: [&str; 8] = ["mask", "masked", "ignore", "ignored", "skip", "skipped", "exclude", "excluded"];
@@ -67,7 +67,7 @@ const BESIDE: [&str; 24] = [
     "answer",
 ];
 
-/// The value under a key of such words that says "learned": `do_not_train` false, `useForTraining` true.
+/// The value under a key of such words that means "learned": `do_not_train` false, `useForTraining` true.
 fn learned_by_words(words: &[String]) -> Option<bool> {
     let is_of =
         |list: &[&str], word: &String| list.iter().any(|name| name == word || word.len() > 4 && is_near(name, word));
@@ -78,8 +78,8 @@ fn learned_by_words(words: &[String]) -> Option<bool> {
     (all && any).then_some(!leaves_out)
 }
 
-/// What is said of a key that nothing reads, beside the keys that are `known` there. Where nothing is learned anyway, a
-/// flag changes nothing.
+/// The note on a key that nothing reads, where the keys `known` are read. A flag changes nothing where nothing is
+/// learned anyway.
 pub(super) fn note<'k>(
     of: KeyOf,
     key: &str,
@@ -102,7 +102,7 @@ pub(super) fn note<'k>(
         if says_something(of, meant, value, is_learned) {
             return Note::Said(format!("{whose} has the key `{shown}`, which nothing reads; `{meant}` is read"));
         }
-        // By the known key it says "learned", whatever its words say.
+        // The known key decides that it means "learned", whatever its words mean.
         if weight::KEYS.contains(&meant) {
             return Note::UnusedKey(of, key.to_owned());
         }
@@ -123,18 +123,18 @@ pub(super) fn note<'k>(
     Note::UnusedKey(of, key.to_owned())
 }
 
-/// Whether a key that nothing reads may be warned of, by its name: it may say what is learned, is a known one in other
-/// letters, or may hold a part of what is asked.
+/// True if the name of an unread key may need a warning: it may be a flag for what is learned, a misspelled known key,
+/// or a part of the prompt.
 pub(super) fn may_be_meant(key: &str) -> bool {
     let (spelled, small) = (words(key).join("_"), key.to_lowercase());
     let known = || KNOWN_KEYS.iter().chain(&weight::KEYS).chain(&[TASK, ADAPTER]);
     let is_flag = FLAGS.iter().any(|(name, _)| spelled == *name) || learned_by_words(&words(key)).is_some();
-    // Beside a text it may say whose turn that is.
+    // Beside a text it may name the role of the turn.
     let is_flag = is_flag || misspelled(&spelled).is_some() || counts_a_prompt(key) || key == "role";
     is_flag || is_system(key) || is_context(key) || known().any(|name| small == *name || spelled == *name)
 }
 
-/// Whether a key is a name of at least five letters with two of them swapped, or with one behind the first missing.
+/// True if a key is a name of at least five letters with two of them swapped, or with one behind the first missing.
 fn is_near(name: &str, key: &str) -> bool {
     let sorted = |text: &str| {
         let mut letters: Vec<char> = text.chars().collect();
@@ -152,13 +152,13 @@ fn misspelled(key: &str) -> Option<&'static str> {
     if FLAGS.iter().any(|(name, _)| key == *name) || weight::KEYS.contains(&key) {
         return None;
     }
-    // A height is no weight.
+    // For example, a height is no weight.
     let is_meant = |name: &str| name.len() > 5 && name.chars().next() == key.chars().next();
     let is_one_off = |name: &str| is_meant(name) && strsim::osa_distance(name, key) == 1;
     weight::KEYS.into_iter().find(|name| is_near(name, key) || is_one_off(name))
 }
 
-/// Whether a key says how long the prompt among the tokens of a row is: `prompt_length`, `source_len`.
+/// True if a key says how long the prompt among the tokens of a row is: `prompt_length`, `source_len`.
 fn counts_a_prompt(key: &str) -> bool {
     let words = words(key);
     let has = |names: &[&str]| words.iter().any(|word| names.contains(&word.as_str()));
@@ -166,8 +166,8 @@ fn counts_a_prompt(key: &str) -> bool {
         && has(&["length", "len", "lengths", "lens", "end"])
 }
 
-/// A remark about a key of a tokenized row that seems to tell what is learned, and that nothing reads. None: it seems
-/// to tell something else, or the row is none of tokens.
+/// A remark about an unread key of a tokenized row that seems to mark what is learned. None: it seems to mean something
+/// else, or the row is not tokenized.
 pub(super) fn of_tokens(kind: RowKind, key: &str, value: &Value, row: &Map<String, Value>) -> Option<Note> {
     let shown = json::shorten(key);
     let is_there = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
@@ -179,7 +179,7 @@ pub(super) fn of_tokens(kind: RowKind, key: &str, value: &Value, row: &Map<Strin
         )));
     }
     let entries = value.as_array().filter(|entries| entries.len() == tokens.len())?;
-    // Tokenizers list their special tokens so.
+    // Tokenizers mark their special tokens in this form.
     let is_mask = key != "special_tokens_mask" && entries.iter().all(|entry| truth(entry).is_some());
     is_mask.then(|| {
         Note::Said(format!(
@@ -189,8 +189,8 @@ pub(super) fn of_tokens(kind: RowKind, key: &str, value: &Value, row: &Map<Strin
     })
 }
 
-/// What is said of a text in a row that nothing reads, although it is a part of what is asked in other formats. None:
-/// it is none, or `others`, which are read, hold it. Only so many of a row's are looked for as `left` counts.
+/// The note on an unread text in a row that other formats would use in the prompt. None: it is no text, or `others`,
+/// which are read, contain it. At most `left` texts of a row are searched for.
 pub(super) fn lost<'v>(
     kind: RowKind,
     key: &str,
@@ -230,15 +230,15 @@ pub(super) fn lost<'v>(
     )))
 }
 
-/// A value under a known key whose place a column takes that is named for it.
+/// A value under a known key that a named column replaces.
 pub(super) struct Replaced {
     pub column: String,
     pub key: &'static str,
     pub value: Value,
 }
 
-/// A remark about a value of a known key whose place a named column takes. None: it says nothing, or what is read says
-/// the same.
+/// A remark about a value under a known key that a named column replaces. None: it is empty, or the column has the same
+/// text.
 pub(super) fn replaced(of: &Replaced, kind: RowKind, row: &Value) -> Option<Note> {
     let setting = match of.key {
         "prompt" | "instruction" => "prompt",
@@ -268,7 +268,7 @@ pub(super) fn replaced(of: &Replaced, kind: RowKind, row: &Value) -> Option<Note
     )))
 }
 
-/// The texts of a value but those that say whose turn it is.
+/// The texts of a value, without the roles of turns.
 fn texts<'v>(value: &'v Value, out: &mut HashSet<&'v str>) {
     match value {
         Value::String(text) => out.extend(Some(text.trim()).filter(|text| !text.is_empty())),
@@ -288,10 +288,10 @@ pub(super) fn quoted(key: &str) -> String {
     if is_plain { key } else { format!("'{key}'") }
 }
 
-/// Bytes of a text that does not stand within a word of another one by chance.
+/// Bytes from which a text does not occur inside a word of another text by chance.
 const COPY_BYTES: usize = 16;
 
-/// Whether a text holds another one; a short one has to be whole words of it.
+/// True if a text holds another one; a short one has to be whole words of it.
 fn holds_text(own: &str, text: &str) -> bool {
     if text.len() >= COPY_BYTES {
         return own.contains(text);
@@ -301,7 +301,7 @@ fn holds_text(own: &str, text: &str) -> bool {
         .any(|(at, _)| is_outside(own[..at].chars().next_back()) && is_outside(own[at + text.len()..].chars().next()))
 }
 
-/// Whether a value has a text, or holds it in a longer one.
+/// True if a value has a text, or holds it in a longer one.
 fn holds(value: &Value, text: &str) -> bool {
     match value {
         Value::String(own) => own.trim() == text || holds_text(own, text),
@@ -318,7 +318,7 @@ pub(super) fn list_columns(row: &mut Map<String, Value>, unread: impl IntoIterat
     }
 }
 
-/// Whether the value changes anything under the known key: a flag that says "learned" does not.
+/// True if the value changes anything under the known key; a flag that means "learned" does not.
 fn says_something(of: KeyOf, name: &str, value: &Value, is_learned: bool) -> bool {
     if !weight::KEYS.contains(&name) {
         return !is_empty(value) && !MEANINGLESS.contains(&name);
@@ -332,7 +332,7 @@ fn says_something(of: KeyOf, name: &str, value: &Value, is_learned: bool) -> boo
     }
 }
 
-/// Known keys that say nothing about what is learned.
+/// Known keys that do not affect what is learned.
 const MEANINGLESS: [&str; 2] = ["id", "cache_control"];
 
 /// The truth value that a flag has. None: a measured number, or no flag at all.

@@ -1,4 +1,4 @@
-//! The share of the loss that a row, a turn or a part of a turn has, by the keys that trainers use for it.
+//! Loss weights of rows, turns and parts of turns, by the keys that trainers use for them.
 
 use std::ops::Range;
 
@@ -6,22 +6,22 @@ use serde_json::{Map, Value};
 
 use super::json;
 
-/// The keys under which "do not learn this" is said.
+/// The keys for "do not learn this".
 pub(super) const KEYS: [&str; 7] = ["train", "training", "trainable", "weight", "loss_weight", "loss_mask", LOSS];
-/// ms-swift's, of turns. As a column of rows it is often a loss that was measured.
+/// ms-swift's key for turns. As a column of rows it is often a measured loss.
 const LOSS: &str = "loss";
-/// Those that also say how much.
+/// The keys that also take a number.
 pub(super) const GRADED: [&str; 3] = ["weight", "loss_weight", "loss_mask"];
 /// Axolotl's list of character ranges of a turn, each with `train`.
 pub(super) const DETAIL: &str = "train_detail";
 
-/// Whether a value of a row's key says whether the row is learned.
+/// True if the value of a row's key decides whether the row is learned.
 pub(super) fn is_of_row(key: &str, value: &Value) -> bool {
     KEYS.contains(&key) && (key != LOSS || value.is_boolean())
 }
 
-/// The weight that the keys of a map give it. None: they say nothing. Errors: a value that is no weight; two keys that
-/// contradict each other.
+/// The weight that the keys of a map give it. None: there is no such key. Errors: a value that is no weight; two keys
+/// that contradict each other.
 pub(super) fn of(map: &Map<String, Value>) -> Result<Option<f32>, String> {
     let mut found: Option<(&str, f32)> = None;
     for key in KEYS {
@@ -98,7 +98,7 @@ pub(super) fn details(value: &Value, content: &str) -> Result<Vec<(Range<usize>,
     let Value::Array(items) = value else {
         return Err(format!(".{DETAIL} is {}; expected an array of ranges", json::describe(value)));
     };
-    // Where every character begins, and the end.
+    // Offsets of all characters, and of the end.
     let bounds: Vec<usize> = content.char_indices().map(|(at, _)| at).chain([content.len()]).collect();
     let characters = bounds.len() - 1;
     let mut ranges: Vec<(Range<usize>, f32)> = Vec::with_capacity(items.len());

@@ -1,7 +1,8 @@
-//! Whether other programs take an adapter as it lies on the disk, why not, and the command that serves it.
+//! A check of an adapter on disk against other programs: whether they accept it, reasons why not, and the command that
+//! serves it.
 //!
-//! The base's config.json and tokenizer are read here, and of its weights at most the headers. What the engines take is
-//! as in PEFT 0.21, vLLM 0.33, SGLang 0.5 and llama.cpp of 2026.
+//! The base's config.json and tokenizer are read here, and of its weights at most the headers. The engines' rules are
+//! those of PEFT 0.21, vLLM 0.33, SGLang 0.5 and llama.cpp of 2026.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -43,11 +44,11 @@ impl Engine {
     }
 }
 
-/// What an engine makes of an adapter.
+/// The verdict of one engine on an adapter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     pub engine: Engine,
-    /// Why it refuses the adapter or would answer otherwise, one sentence each; empty: it takes it.
+    /// The reasons why it refuses the adapter or would answer differently, one sentence each; empty: it accepts it.
     pub reasons: Vec<String>,
     /// The command, or the lines of Python, that serve it.
     pub command: String,
@@ -68,15 +69,15 @@ impl Verdict {
 /// An adapter as it lies on the disk, and its base.
 pub struct Subject<'a> {
     dir: &'a Path,
-    /// By which the engines are told the base.
+    /// Name or path of the base for the engines' commands.
     base: &'a str,
     base_dir: &'a Path,
     arch: &'a Arch,
     config: Map<String, Value>,
-    /// What is wrong for every engine.
+    /// Faults for every engine.
     faults: Vec<String>,
     ranks: BTreeSet<usize>,
-    /// What this program says to it.
+    /// The adapter as this program reads it, or its error.
     own: Result<Adapter>,
     /// A file with the chat template that was trained with, where the base has another.
     template: Option<String>,
@@ -101,13 +102,13 @@ impl<'a> Subject<'a> {
         Ok(subject)
     }
 
-    /// Whether the adapter can be put on a base of these shapes: nothing that was read is wrong.
+    /// True if the adapter fits the base: nothing that was read is wrong.
     pub fn is_sound(&self) -> bool {
         self.own.is_ok() && self.faults.is_empty()
     }
 
-    /// A warning of a base whose files hold it otherwise than the one that the adapter was trained on: engines take it
-    /// as it is stored.
+    /// A warning that the base is stored in another quantization than the adapter was trained on: engines use it as it
+    /// is stored.
     pub fn warning(&self) -> Option<String> {
         let adapter = self.own.as_ref().ok()?;
         let in_16_bits = !read_object(&self.base_dir.join("config.json")).ok()?.contains_key("quantization_config");
@@ -118,7 +119,7 @@ impl<'a> Subject<'a> {
         adapter.check_recipe(None, &held)
     }
 
-    /// Takes in what the logits of a prompt say: where none moves, every engine serves the base.
+    /// Adds the result for the logits of a prompt: if none changes, every engine would serve the base alone.
     pub fn take_logits(&mut self, change: &LogitChange) {
         if change.largest_change == 0.0 {
             let tokens = change.tokens;
@@ -147,7 +148,7 @@ impl<'a> Subject<'a> {
                 strange.push(key.clone());
                 continue;
             };
-            // The class of a larger model has the text model's modules below a name of their own.
+            // The class of a larger model has the text model's modules below another prefix.
             let module = Wrapper::text_name(id.module()).filter(|module| Wrapper::path(module) == id.module());
             let module = if self.arch.wrapper.is_some() { module } else { Some(id.module().to_owned()) };
             if id.kind() == ParamKind::Tokens {
@@ -261,7 +262,7 @@ impl<'a> Subject<'a> {
         self.config.get(key).and_then(Value::as_str)
     }
 
-    /// Whether a key is there and is not null, false, `[]` or `{}`.
+    /// True if a key is there and is not null, false, `[]` or `{}`.
     fn is_set(&self, key: &str) -> bool {
         match self.config.get(key) {
             None | Some(Value::Null | Value::Bool(false)) => false,
@@ -283,7 +284,7 @@ impl<'a> Subject<'a> {
         Verdict { engine, reasons, command: self.command(engine) }
     }
 
-    /// What neither of two serving engines takes.
+    /// Reasons that apply to both vLLM and SGLang.
     fn not_plain(&self, engine: &str) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.text("peft_type") != Some("LORA") {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 /// Tokens from all parts of the vocabulary.
 const SPREAD: u32 = 8;
-/// Tokens at most whose rows the adapter holds.
+/// Maximum number of tokens whose rows the adapter holds.
 const NAMED: usize = 8;
 
 /// Logits of a prompt with an adapter beside those of the base alone.
@@ -105,7 +105,7 @@ impl DeviceJob for Prompt<'_> {
         let Self { settings, checkpoint, dir, device, row } = self;
         let (length, adapters) = (row.len(), Adapters::one_by_one(vec![dir.to_owned()]));
         let job = InferenceJob::Loss;
-        // Whoever asks says how the base's files hold it.
+        // The caller prints how the base is stored.
         let mut loaded =
             InferenceModel::load_rewritten(settings, checkpoint, &adapters, None, job, length, length, device, build)?;
         let tokens = MicroBatch::new([&row]);

@@ -24,13 +24,13 @@ pub enum MergeBase {
     Nf4(Nf4Options),
 }
 
-/// How adapters are merged.
+/// Options of [`merge`].
 #[derive(Clone, Copy, Debug)]
 pub struct MergeOptions {
     pub base: MergeBase,
     /// Bytes of tensors in one file.
     pub max_shard_bytes: u64,
-    /// Whether an adapter of other weights is merged.
+    /// An adapter of another base may be merged.
     pub allow_other_base: bool,
 }
 
@@ -48,10 +48,10 @@ pub struct Merged {
     pub warnings: Vec<String>,
 }
 
-/// Name of the file that says what a merged model is made of.
+/// Name of the file that records the base and adapters of a merged model.
 const RECORD: &str = "merge.json";
-/// Bytes that a process holds beside adapters and tensors: headers, and what the heap keeps of freed ones, which is
-/// twice 32 MiB at most in glibc.
+/// Bytes that a process holds beside adapters and tensors: headers, and freed memory that the heap keeps, at most twice
+/// 32 MiB in glibc.
 const PROCESS: u64 = 80 << 20;
 /// Headers of the files, the tokenizer's and rounding to blocks, with room to spare.
 const OVERHEAD: u64 = 64 << 20;
@@ -63,7 +63,7 @@ pub struct MergeMemory {
     pub adapters: u64,
     /// The tensor that takes most on its way from file to file.
     pub largest: String,
-    /// Bytes of it, in all the types that it is in at once.
+    /// Bytes of it, in all types at once.
     pub largest_bytes: u64,
 }
 
@@ -191,7 +191,7 @@ impl<'a> Merging<'a> {
         MergeMemory { adapters, largest, largest_bytes }
     }
 
-    /// Bytes of a tensor of so many elements, from when it is read to when it is written, in all its types at once.
+    /// Most bytes of a tensor of `elements` elements between reading and writing, in all its types at once.
     fn held_bytes(&self, name: &str, elements: usize) -> u64 {
         let read = if self.checkpoint.is_nf4(name) { StoredType::F32 } else { self.checkpoint.dense_type(name) };
         let stored = self.checkpoint.dense_type(name);
@@ -210,7 +210,7 @@ impl<'a> Merging<'a> {
         (elements * of_each + codes) as u64
     }
 
-    /// Quantization that a tensor goes through and that it is not stored in.
+    /// Quantization that is applied to a tensor that is not stored in NF4.
     fn quantized(&self, name: &str) -> Option<Nf4Options> {
         match self.base {
             MergeBase::Nf4(nf4) if !self.checkpoint.is_nf4(name) => {
@@ -222,7 +222,7 @@ impl<'a> Merging<'a> {
         }
     }
 
-    /// Whether a tensor becomes another than the one that is read.
+    /// True if a tensor is changed between reading and writing.
     pub fn changes(&self, name: &str) -> bool {
         let module = module_of(name);
         let has_rows = self.rows.contains_key(module);
@@ -259,7 +259,7 @@ impl Rewrite for Merging<'_> {
         };
         for (pair, scale) in self.pairs.get(module_of(name)).into_iter().flatten() {
             add_product(&mut values, pair.k_in, pair.b, pair.r, pair.a, *scale);
-            // One with magnitudes is alone.
+            // An adapter with magnitudes is merged alone.
             if let Some(magnitude) = pair.magnitude {
                 normalize_rows(&mut values, pair.k_in, magnitude);
             }
@@ -303,7 +303,7 @@ impl Rewrite for Merging<'_> {
     }
 }
 
-/// The values of a weight `[N, K]` in NF4, dequantized. What it was is let go before.
+/// The values of a weight `[N, K]` in NF4, dequantized. The original is freed first.
 fn quantized_and_back(tensor: HostTensor, nf4: &Nf4Options) -> Result<Vec<f32>, Nf4Error> {
     let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
     let matrix = match tensor.data {

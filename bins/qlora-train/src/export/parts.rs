@@ -1,4 +1,4 @@
-//! The adapters that go into one model: their weights, and what they have to agree on.
+//! The adapters that are merged into one model: their weights, and the checks that they fit together.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,8 +51,8 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Refuses adapters that cannot be added up: those that hold more than plain LoRA, and of two bases. One alone with
-/// weight 1 is always right.
+/// Refuses adapters that cannot be added up: those that hold more than plain LoRA, and those of different bases. One
+/// alone with weight 1 is always right.
 pub(super) fn check_together(parts: &[Part], allow_other_base: bool) -> Result<()> {
     if matches!(parts, [part] if part.weight == 1.0) {
         return Ok(());
@@ -80,8 +80,8 @@ pub(super) fn check_together(parts: &[Part], allow_other_base: bool) -> Result<(
     Ok(())
 }
 
-/// Way in which the base was held when the adapters were trained: `None` in 16 bits. Where none of them records it, in
-/// NF4 of the default options. Refused: adapters that differ.
+/// Quantization of the base that the adapters were trained on; `None`: 16 bits. If none of them records it, NF4 with
+/// the default options. Refused: adapters that differ.
 pub fn trained_on(parts: &[Part]) -> Result<Option<Nf4Options>> {
     let mut agreed: Option<(&Part, Option<Nf4Options>)> = None;
     for part in parts {
@@ -109,8 +109,8 @@ pub fn trained_options(parts: &[Part]) -> Result<Nf4Options> {
     Ok(trained_on(parts)?.unwrap_or_default())
 }
 
-/// Files of tokenizer and chat template that go along: of the first adapter that has one beside it. With a warning for
-/// each that another has otherwise.
+/// Files of tokenizer and chat template to copy: those of the first adapter that has them. Also a warning for each file
+/// that differs in another adapter.
 pub(super) fn side_files(parts: &[Part]) -> (Vec<PathBuf>, Vec<String>) {
     let (mut files, mut warnings) = (Vec::new(), Vec::new());
     for name in TOKENIZER_FILES {

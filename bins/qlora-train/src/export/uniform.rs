@@ -1,4 +1,4 @@
-//! `export uniform`: an adapter of one rank and one alpha, for engines that look at no patterns.
+//! `export uniform`: an adapter of one rank and one alpha, for engines that ignore patterns.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ pub fn export_uniform(adapter: &Adapter, dir: &Path, output: &Path) -> Result<Ad
     let uniform = adapter.uniform().context(|| dir.display().to_string())?;
     let partial = Partial::new(output)?;
     let mut files = AtomicFiles::new(&partial.path)?;
-    // First: the card says whose tokenizer it is.
+    // The tokenizer comes first: the card names its owner.
     add_tokenizer_files(dir, &mut files, &[])?;
     uniform.add_to(&mut files)?;
     files.add_sums()?;

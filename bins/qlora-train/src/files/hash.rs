@@ -25,7 +25,7 @@ pub fn file_hash(path: &Path) -> Result<String> {
     read().usage_context(|| format!("{}: cannot be read", path.display()))
 }
 
-/// SHA-256 (hex) of what is left to read.
+/// SHA-256 (hex) of the rest of a reader.
 pub(crate) fn hash_of(mut from: impl Read) -> io::Result<String> {
     let (mut hash, mut piece) = (Sha256::new(), vec![0; PIECE]);
     loop {
@@ -39,7 +39,7 @@ pub(crate) fn hash_of(mut from: impl Read) -> io::Result<String> {
 }
 
 /// SHA-256 (hex) over the SHA-256s of a file's blocks of 4 MiB, in their order, and its size (8 bytes, little-endian).
-/// It tells files apart as the SHA-256 of all bytes does, and all processors compute it together.
+/// It distinguishes files as well as the SHA-256 of all bytes, and all processors compute it together.
 pub(crate) fn block_hash(path: &Path) -> Result<String> {
     let read = || -> io::Result<String> {
         let file = regular::open(path)?;

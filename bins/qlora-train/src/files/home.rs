@@ -1,8 +1,8 @@
-//! The user's folder in paths that no shell has seen: those of settings files.
+//! The user's home directory in paths that no shell has expanded, such as those of settings files.
 
 use std::path::{Path, PathBuf};
 
-/// A path with `~/` at its beginning put into the folder that HOME names.
+/// A path whose leading `~/` is replaced by the directory in HOME.
 pub fn expand_home(path: &Path) -> PathBuf {
     in_home(path, std::env::var_os("HOME").as_deref().map(Path::new))
 }

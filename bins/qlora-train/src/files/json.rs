@@ -14,7 +14,7 @@ use super::regular;
 use crate::error::{Context, Error, Result};
 use crate::refuse;
 
-/// Far above any real config.json or adapter_config.json.
+/// Limit far above any real config.json or adapter_config.json.
 pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Reads a regular file (symlinks are followed, pipes and devices are not opened) of at most `limit` bytes.
@@ -68,7 +68,7 @@ impl<'a> Keys<'a> {
         Self { source, map, asked: RefCell::default() }
     }
 
-    /// Counts a key as asked for whose value means nothing here.
+    /// Marks a key as asked for although its value is not used.
     pub fn known(&self, key: &str) {
         self.get(key);
     }

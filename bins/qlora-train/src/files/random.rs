@@ -1,4 +1,4 @@
-//! NF4 weights of random codes, for measuring: nothing is read, and what is large is made where it is held.
+//! NF4 weights of random codes, for measuring: no file is read, and the codes are made in the memory that holds them.
 
 use qlora_kernels::nf4::{Absmax, CODE, Nf4Matrix};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Words for a shell.
+//! Quoting words for a shell.
 
 /// A word quoted for a shell.
 pub fn quoted(word: &str) -> String {

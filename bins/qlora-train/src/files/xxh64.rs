@@ -1,5 +1,5 @@
-//! XXH64, a hash that tells damage at the speed of memory. It is no defense against whoever wants two texts of one
-//! hash. After the specification in doc/xxhash_spec.md of github.com/Cyan4973/xxHash.
+//! XXH64, a hash that detects damage at the speed of memory. It is no defense against deliberate collisions. From the
+//! specification in doc/xxhash_spec.md of github.com/Cyan4973/xxHash.
 
 const PRIME_1: u64 = 0x9E37_79B1_85EB_CA87;
 const PRIME_2: u64 = 0xC2B2_AE3D_27D4_EB4F;
@@ -12,7 +12,7 @@ fn round(lane: u64, word: u64) -> u64 {
     lane.wrapping_add(word.wrapping_mul(PRIME_2)).rotate_left(31).wrapping_mul(PRIME_1)
 }
 
-/// Bytes in four lanes of 8 bytes, then what is left in words, half a word and bytes.
+/// Hashes bytes in four lanes of 8 bytes, then the rest in words, half a word and bytes.
 pub(crate) fn xxh64(seed: u64, bytes: &[u8]) -> u64 {
     let (stripes, rest) = bytes.as_chunks::<32>();
     let mut hash = if stripes.is_empty() { seed.wrapping_add(PRIME_5) } else { of_stripes(seed, stripes) };
@@ -58,7 +58,7 @@ fn of_stripes(seed: u64, stripes: &[[u8; 32]]) -> u64 {
 mod tests {
     use super::*;
 
-    /// Answers of the reference implementation (xxhash 3 of PyPI), for every branch.
+    /// Values of the reference implementation (xxhash 3 of PyPI), for every branch.
     #[test]
     fn hashes_are_those_of_the_reference() {
         let bytes: Vec<u8> = (0..101_u32).map(|at| ((at * 7 + 3) % 256) as u8).collect();

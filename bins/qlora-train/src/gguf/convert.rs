@@ -51,7 +51,7 @@ impl Shape {
     }
 }
 
-/// How a stored tensor's rows are ordered.
+/// Order of a stored tensor's rows.
 #[derive(Clone, Copy, Debug)]
 enum Rows {
     AsTheyAre,

@@ -4,7 +4,7 @@ use super::ggml::GgmlType;
 use super::k_quants;
 use half::{bf16, f16};
 
-/// Appends whole blocks in the type `kind`. A block that a value is too large for holds an infinity.
+/// Appends whole blocks in the type `kind`. A block with a value that is too large for the type gets an infinite scale.
 ///
 /// Panics: `values` is not a whole number of blocks, or the type is only read.
 pub fn encode(kind: GgmlType, values: &[f32], out: &mut Vec<u8>) {

@@ -150,7 +150,7 @@ impl<'a> Vocabulary<'a> {
             "eos_token": token(self.special.eos),
             "model_max_length": max_length,
             "pad_token": token(self.special.pad),
-            // This class takes tokenizer.json as it is; the GPT-2 one would put its own way to split text in.
+            // This class takes tokenizer.json as it is; GPT-2's class would replace the way to split text by its own.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "unk_token": token(self.special.unknown),
         })

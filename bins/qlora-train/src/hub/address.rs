@@ -1,4 +1,4 @@
-//! Addresses of the hub, and whether two are of one host.
+//! Addresses of the hub, and a comparison of their hosts.
 
 use std::fmt;
 
@@ -17,12 +17,12 @@ impl Address {
         let uri: Uri = text.parse().ok()?;
         let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
         let has_host = uri.host().is_some_and(|host| !host.is_empty());
-        // A name and password in it would be sent along, and told.
+        // A name and password in it would be sent, and printed.
         let is_plain = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
         (is_web && has_host && is_plain).then(|| Self { text: text.to_owned(), uri })
     }
 
-    /// Where a redirect leads. None: nowhere.
+    /// Target of a redirect. None: it has none.
     pub fn join(&self, location: &str) -> Option<Self> {
         let (scheme, authority) = (self.uri.scheme_str()?, self.uri.authority()?);
         if location.starts_with("//") {
@@ -38,7 +38,7 @@ impl Address {
         self.uri.scheme_str() == Some("https")
     }
 
-    /// Whether scheme, host and port are those of another address.
+    /// True if scheme, host and port are those of another address.
     pub fn is_same_origin(&self, other: &Self) -> bool {
         let origin = |address: &Self| {
             let port = address.uri.port_u16().unwrap_or(if address.is_encrypted() { 443 } else { 80 });
@@ -51,7 +51,7 @@ impl Address {
         &self.text
     }
 
-    /// The host, as a message names it: what stands behind it may be signed.
+    /// The host, for messages: the rest of the address may hold a signature.
     pub fn host(&self) -> &str {
         self.uri.authority().map_or("", |authority| authority.as_str())
     }

@@ -18,7 +18,7 @@ pub(super) enum BlobName {
 }
 
 impl BlobName {
-    /// By the number of digits. None: no hash.
+    /// A hash by its number of digits. None: the text is no hash.
     pub fn parse(text: &str) -> Option<Self> {
         let is_hash = text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
         match text.len() {
@@ -40,7 +40,7 @@ impl BlobName {
         }
     }
 
-    /// Whether it is one, whatever file it was read from.
+    /// True if the text is a valid hash, from whatever file it was read.
     pub fn is_valid(&self) -> bool {
         Self::parse(self.as_str()).is_some_and(|parsed| parsed == *self)
     }

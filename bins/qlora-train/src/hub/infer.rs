@@ -1,20 +1,20 @@
-//! The split that a file of a data set is of, by its name: for data sets whose card does not say.
+//! The split of a data set's file, inferred from its name, for data sets whose card does not define splits.
 
-/// Names of parts, and the words in a path that tell them.
+/// Names of splits, and the words in a path that mean them.
 const WORDS: [(&str, &[&str]); 3] = [
     ("train", &["train", "training"]),
     ("validation", &["validation", "valid", "val", "dev"]),
     ("test", &["test", "testing", "eval", "evaluation"]),
 ];
-/// The folder that hides nothing but files.
+/// A folder that is neither subset nor split.
 const DATA: &str = "data";
 
-/// Where a file belongs.
+/// Subset and split of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     /// Folders that are no split; empty: none
     pub subset: String,
-    /// None: its name does not say.
+    /// None: its name does not show it.
     pub split: Option<String>,
 }
 
@@ -57,7 +57,7 @@ fn of_words(text: &str) -> Option<String> {
     words.find_map(|word| WORDS.iter().find(|(_, names)| names.contains(&word))).map(|(name, _)| (*name).to_owned())
 }
 
-/// How many shards a name says that there are: 5 of `train-00001-of-00005`.
+/// The number of shards in a file's name: 5 of `train-00001-of-00005`.
 pub(super) fn shards(path: &str) -> Option<(String, usize)> {
     let (head, rest) = path.rsplit_once("-of-")?;
     let (head, number) = head.rsplit_once('-')?;

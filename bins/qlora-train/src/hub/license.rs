@@ -1,9 +1,9 @@
-//! A license by the names that cards and the hub have for it: carried on, never guessed.
+//! A license by its names in cards and on the hub: copied, never guessed.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Longer texts are no names of licenses, and no addresses of them.
+/// Limit on the names and links of licenses.
 const MAX_CHARS: usize = 200;
 
 /// A license by the names that cards have for it.
@@ -20,7 +20,7 @@ pub struct License {
 }
 
 impl License {
-    /// The license that the fields of a card name. None: they name none, or what is no name of one.
+    /// The license that the fields of a card name. None: they name none, or the value is no name.
     pub(super) fn of_fields(fields: &Value) -> Option<Self> {
         let text = |key: &str| {
             let text = fields.get(key)?.as_str()?.trim();

@@ -1,9 +1,9 @@
-//! Models and data sets by their ids on the Hugging Face hub: from the local cache, else downloaded into it.
+//! Models and data sets by their ids on the Hugging Face hub, from the local cache or downloaded into it.
 //!
 //! The cache is that of Hugging Face's own client, in its layout and at its places, so that either uses what the other
-//! downloaded. A file is written under another name, checked by size and hash, and only then takes its own; a download
-//! that was cut goes on where it ended. Nothing is asked of the hub where the cache holds all of a commit that is named
-//! outright, or where `HF_HUB_OFFLINE` is set.
+//! downloaded. A file is written under another name, checked by size and hash, and only then takes its own; an
+//! interrupted download resumes where it ended. The hub is not contacted if the cache holds all of an explicitly named
+//! commit, or if `HF_HUB_OFFLINE` is set.
 //!
 //! Adapters go the other way, as commits.
 

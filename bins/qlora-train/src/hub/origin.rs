@@ -1,4 +1,4 @@
-//! The data set that a file of the cache is of, by its path: `datasets--org--name/snapshots/<commit>/<file>`.
+//! The data set of a file in the cache, by its path: `datasets--org--name/snapshots/<commit>/<file>`.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ pub struct DataSetFile {
     pub file: String,
 }
 
-/// The data set that a file was downloaded from. None: its path is none of the cache.
+/// The data set that a file was downloaded from. None: its path is not in the cache.
 pub fn data_set_of(path: &Path) -> Option<DataSetFile> {
     let parts: Vec<&str> = path.components().map(|part| part.as_os_str().to_str()).collect::<Option<_>>()?;
     let at = parts.windows(3).rposition(|part| part[1] == "snapshots" && is_commit(part[2]))?;

@@ -1,5 +1,4 @@
-//! A model or data set at a revision: which commit that is, whether the caches have its files, and the download of
-//! those that they lack.
+//! A model or data set at a revision: its commit, its files in the caches, and the download of missing files.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -19,7 +18,7 @@ use crate::report::{Bars, count, detail, status, warning};
 pub(super) struct Store<'a> {
     environment: &'a Environment,
     subject: Subject,
-    /// The revision that was asked for, where a commit of the record stands for it
+    /// The requested revision, if a recorded commit overrides it
     asked: String,
     /// In each of the caches
     folders: Vec<Folder>,
@@ -29,7 +28,7 @@ pub(super) struct Store<'a> {
 /// The commit of a revision, in the cache or on the hub.
 pub(super) struct Found {
     pub commit: String,
-    /// Its files. None: the cache has the commit, and nobody knows whether all of it.
+    /// Its files. None: the cache has the commit, but it is not known whether it is complete.
     pub listing: Option<Listing>,
 }
 
@@ -59,8 +58,8 @@ impl<'a> Store<'a> {
         Ok(self.client.get_or_init(|| client))
     }
 
-    /// The commit of the revision: as it was recorded; as the cache has it where it is a commit, where the hub must not
-    /// be asked, or where it does not answer; else as the hub says. Refused: neither has it.
+    /// Finds the commit of the revision: the recorded one; or the cache's, if the revision is a commit, or the hub must
+    /// not be asked or does not answer; otherwise the hub's. Refused: neither has it.
     pub fn find(&self) -> Result<Found> {
         let Subject { kind, name, revision } = &self.subject;
         let follows = *revision != self.asked;
@@ -122,7 +121,7 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// The files of a commit, by the hub.
+    /// The files of a commit, from the hub.
     pub fn ask(&self, commit: &str) -> Result<Listing> {
         let subject = Subject { revision: commit.to_owned(), ..self.subject.clone() };
         self.client()?.listing(&subject).map_err(|fault| match fault {
@@ -148,7 +147,7 @@ impl<'a> Store<'a> {
         ))
     }
 
-    /// The cache that has this commit, where nobody knows whether all of it.
+    /// The cache that has this commit, complete or not.
     pub fn folder_with(&self, commit: &str) -> Option<&Folder> {
         self.folders.iter().find(|folder| folder.snapshot(commit).is_dir())
     }
@@ -176,7 +175,7 @@ impl<'a> Store<'a> {
                 folder.path().display()
             );
         }
-        // Before anything else, so that a download that is cut is known for one.
+        // The listing is kept first, so that an interrupted download can be recognized.
         self.keep(folder, listing);
         self.download(folder, commit, &missing)?;
         Ok(folder)
@@ -191,7 +190,7 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// Downloads a file that is good to have, where this folder is the one for downloads and lacks it.
+    /// Downloads an optional file, if this folder is the one for downloads and lacks it.
     pub fn ensure_beside(&self, folder: &Folder, listing: &Listing, name: &str) {
         let is_own = self.folders.first().is_some_and(|first| std::ptr::eq(first, folder));
         let Some(file) = listing.find(name).filter(|_| is_own && !self.is_offline()) else { return };
@@ -241,7 +240,7 @@ impl<'a> Store<'a> {
         let Some(existing) = place.ancestors().find(|path| path.is_dir()) else { return Ok(()) };
         let Ok(status) = rustix::fs::statvfs(existing) else { return Ok(()) };
         let free = status.f_bavail.saturating_mul(status.f_frsize);
-        // Some network file systems have nothing to say.
+        // Some network file systems do not report it.
         if status.f_blocks > 0 && needed > free {
             refuse!(
                 "{}: {} are to be downloaded into {}, where {} are free: make room, or set HF_HOME to another place",
@@ -254,8 +253,8 @@ impl<'a> Store<'a> {
         Ok(())
     }
 
-    /// Keeps what the hub said, now that the files are there, so that the next run need not ask. A cache that cannot be
-    /// written is as good without.
+    /// Keeps the hub's answer once the files are there, so that the next run need not ask. A cache that cannot be
+    /// written works without it.
     pub fn settle(&self, folder: &Folder, listing: &Listing) {
         if self.is_offline() {
             return;
@@ -271,7 +270,7 @@ impl<'a> Store<'a> {
     }
 }
 
-/// Progress is counted in these.
+/// Unit of progress.
 const MB: u64 = 1_000_000;
 
 /// The names of files, for a message.

@@ -1,4 +1,4 @@
-//! Loss over rows that name their adapters: rows of several are side by side in one batch.
+//! Loss over rows that name their adapters: a batch may mix rows of several.
 
 use super::adapters::Adapters;
 use super::evaluate::{Evaluation, Part, Sum, batches, finite_loss, parts_of_files};

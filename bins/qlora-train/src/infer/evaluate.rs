@@ -1,4 +1,4 @@
-//! Loss over a data set, and over the files and tasks that its rows are of.
+//! Loss over a data set, and over its files and tasks.
 
 use crate::backend::Backend;
 use crate::comm::Communicator;
@@ -19,7 +19,7 @@ pub struct Evaluation {
     pub loss: f64,
     /// Supervised tokens.
     pub tokens: usize,
-    /// By file, in their order; empty where the rows are of one.
+    /// By file, in their order; empty if all rows come from one.
     pub files: Vec<Part>,
     /// By task, sorted by name; empty where all rows are of one or none, or of more than [`MAX_TASKS`]. Rows without a
     /// task are in no part.
@@ -89,7 +89,7 @@ impl fmt::Display for Evaluation {
     }
 }
 
-/// The `numbers` of rows that are side by side in batches of at most `capacity` tokens. A row alone may be longer.
+/// The `numbers` of rows in batches of at most `capacity` tokens. A single row may be longer.
 pub(super) fn batches<'a>(rows: &Rows, numbers: &'a [usize], capacity: usize) -> Vec<&'a [usize]> {
     let mut batches = Vec::new();
     let mut start = 0;
@@ -150,10 +150,10 @@ pub(super) fn parts_of_files(sums: BTreeMap<usize, Sum>, files: &[PathBuf]) -> V
     }
 }
 
-/// The mean loss of the supervised tokens by their weights, over all of `rows` and by the file of `files` and the task
-/// they are of. The ranks take the batches in turn, and all have the same result as one process, to the bit. `go_on` is
-/// called after each round of batches with their number of rows; if it says no, there is no result. Failed: the loss is
-/// not finite.
+/// The mean loss of the supervised tokens by their weights, over all of `rows`, by file of `files`, and by task. The
+/// ranks take the batches in turn, and all have the same result as one process, to the bit. `go_on` is called after
+/// each round of batches with their number of rows; if it returns false, there is no result. Failed: the loss is not
+/// finite.
 pub fn evaluate<B: Backend>(
     backend: &mut B,
     model: &Llama<B>,

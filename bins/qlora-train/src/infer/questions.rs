@@ -1,5 +1,4 @@
-//! Questions that a run asks its model while it trains: prompts of the user's, and validation rows up to their last
-//! answers.
+//! Questions to the model during training: the user's prompts, and validation rows up to their last answers.
 
 use super::answers::{Question, Score, Scores};
 use super::prompt::Form;
@@ -23,10 +22,10 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
-/// Prompts of the user's at most: each is answered at every evaluation, and every answer is logged.
+/// Maximum number of the user's prompts: each is answered at every evaluation, and every answer is logged.
 const MOST_PROMPTS: usize = 256;
 const MAX_FILE_BYTES: u64 = 64 << 20;
-/// Ends of the names of files that hold rows; others hold a prompt a line.
+/// Endings of files that hold rows; other files hold one prompt per line.
 const OF_ROWS: [&str; 7] = ["jsonl", "json", "parquet", "csv", "arrow", "gz", "zst"];
 /// Characters of a prompt that are shown; the question is at its end.
 const SHOWN: usize = 1000;
@@ -40,7 +39,7 @@ pub struct Asked {
     pub reference: Option<String>,
 }
 
-/// All that a run asks, the user's prompts first; empty where it asks nothing.
+/// All questions of a run, the user's prompts first; empty if there are none.
 #[derive(Debug, Default)]
 pub struct Questions {
     pub all: Vec<Asked>,
@@ -51,7 +50,7 @@ pub struct Questions {
     pattern: Option<Regex>,
 }
 
-/// An answer, and how it compares with its reference.
+/// An answer, and its score against the reference.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answered {
     pub text: String,
@@ -59,8 +58,8 @@ pub struct Answered {
 }
 
 impl Questions {
-    /// What the settings ask, of these validation rows. Refused: a file that holds no prompts, rows without an answer,
-    /// and prompts that leave no room for one.
+    /// The questions of the settings, with these validation rows. Refused: a file that holds no prompts, rows without
+    /// an answer, and prompts that leave no room for one.
     pub fn load(settings: &Settings, loaded: &Loaded, validation: &Rows) -> Result<Self> {
         if settings.sample_prompts == SamplePrompts::None && settings.eval_answers == 0 {
             return Ok(Self::default());
@@ -124,7 +123,7 @@ impl Questions {
         Prompts { lengths: self.all.iter().map(|asked| asked.ids.len()).collect(), max_new_tokens: self.max_new_tokens }
     }
 
-    /// SHA-256 (hex) over what is asked and expected.
+    /// SHA-256 (hex) over the questions and the expected answers.
     pub fn hash(&self) -> String {
         let mut hash = Sha256::new();
         for Asked { ids, reference, .. } in &self.all {
@@ -135,8 +134,8 @@ impl Questions {
         hex(hash.finalize())
     }
 
-    /// The most likely answers, of the questions in their order. `go_on` is called with each new token; once it says
-    /// no, there is no result. The memory that earlier operations left is given up before, and after.
+    /// The greedy answers to the questions, in order. `go_on` is called with each new token; once it returns false,
+    /// there is no result. Memory that earlier operations kept is freed before and after.
     pub fn answer<B: Backend>(
         &self,
         backend: &mut B,
@@ -147,7 +146,7 @@ impl Questions {
         let (planned, capacity) = (self.prompts(), backend.capacity());
         let mut answers = Vec::with_capacity(self.all.len());
         for group in planned.groups(capacity) {
-            // Each group begins with the same memory, so that a plan of the largest is one of all.
+            // Each group begins with the same memory, so that the plan of the largest covers all.
             backend.trim();
             let mut cache = model.cache_of(backend, planned.cache_rows(capacity))?;
             let prompts: Vec<Vec<u32>> = self.all[group.clone()].iter().map(|asked| asked.ids.clone()).collect();
@@ -191,8 +190,8 @@ fn check_lengths(prompts: &Prompts, arch: &Arch) -> Result<()> {
     Ok(())
 }
 
-/// Refuses answers beyond the rows of a run where the model turns its positions in another way for longer rows: they
-/// would change what is trained.
+/// Refuses answers that are longer than the rows of a run if the model rotates positions differently for longer rows:
+/// they would change the training.
 pub fn check_positions(prompts: &Prompts, arch: &Arch, longest_row: usize) -> Result<()> {
     for rope in arch.ropes() {
         if let RopeScaling::LongRope { original_max_position_embeddings: original, .. } = rope.scaling
@@ -251,8 +250,7 @@ fn user_prompts(settings: &Settings, loaded: &Loaded, tokenizer: &ChatTokenizer)
     prompts.into_iter().map(asked).collect()
 }
 
-/// Prompts, one a line, or of JSON Lines the text under `prompt`, with that under `reference`; none of a file of rows
-/// to train on.
+/// Prompts, one a line, or of JSON Lines the text under `prompt`, with that under `reference`; none for a file of rows.
 fn prompts_of_file(path: &Path) -> Result<Option<Vec<SamplePrompt>>> {
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_lowercase();
     let is_rows = OF_ROWS.contains(&extension.as_str());
@@ -331,7 +329,7 @@ mod tests {
     use crate::arch::LayerArch;
     use crate::base::synthetic::tiny_arch;
 
-    /// Where rows are within the first positions; of longer ones the model is another all the way.
+    /// The model's rotation changes for rows longer than the original context, for all their positions.
     #[test]
     fn answers_that_would_turn_the_positions_of_rows_in_another_way_are_refused() {
         let arch = tiny_arch();

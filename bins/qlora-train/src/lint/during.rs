@@ -1,13 +1,13 @@
-//! Checks of a run that trains.
+//! Checks during training.
 
 use super::facts::{History, ModuleGradients};
 
-/// Entries that a loss is compared with, and how many there have to be.
+/// Number of entries that a loss is compared with; fewer are not enough.
 const WINDOW: usize = 20;
 const ENOUGH: usize = 10;
-/// Steps after which gradients of A say something: they begin at zero, because B does.
+/// Steps after which gradients of A are meaningful: they begin at zero, because B does.
 const SETTLED: u64 = 20;
-/// A module whose gradient is smaller than this part of the median does not move.
+/// A module whose gradient is smaller than this fraction of the median does not move.
 const STILL: f64 = 1e-6;
 const OUT_OF_SCALE: f64 = 300.0;
 
@@ -48,7 +48,7 @@ pub fn plateau(history: &History) -> Option<String> {
     let (recent, earlier) = (&losses[losses.len() - part..], &losses[losses.len() - 2 * part..losses.len() - part]);
     let ((now, now_variance), (then, then_variance)) = (mean_and_variance(recent), mean_and_variance(earlier));
     let error = ((now_variance + then_variance) / part as f64).sqrt();
-    // Noise that hides a fall of a hundredth says nothing.
+    // Noise that would hide a fall of one percent allows no conclusion.
     let still = then - now < 0.005 * then && error < 0.01 * then && now > 0.05;
     still.then(|| {
         let (from, middle) = (earlier[0].0, recent[0].0);
@@ -87,7 +87,7 @@ pub fn still_modules(gradients: &ModuleGradients) -> Option<String> {
 
 pub fn gradient_scale(gradients: &ModuleGradients) -> Option<String> {
     let (a, b) = gradients.norms();
-    // One of them zero is another fault.
+    // If one of them is zero, the fault is another one.
     if gradients.step < SETTLED || gradients.is_warming_up || a == 0.0 || b == 0.0 {
         return None;
     }

@@ -144,7 +144,8 @@ impl<B: Backend> Llama<B> {
         all
     }
 
-    /// Like [`rank_values`](Self::rank_values), for values to be put there, with the length of each, there or not.
+    /// Destinations of the values of [`rank_values`](Self::rank_values), with the length of each, also where it is
+    /// empty now.
     pub fn rank_values_mut(&mut self) -> Vec<(ParamId, &'static str, usize, &mut Vec<f32>)> {
         let (mut all, names) = (Vec::new(), self.spec.arch.names);
         for (layer, block) in self.layers.iter_mut().enumerate() {

@@ -1,8 +1,9 @@
 //! Sums over the ranks beside the backward pass, in a thread that talks to the other ranks.
 //!
-//! The gradients of a bucket are read once they are final: at once where they lie in the host's memory, else beside the
-//! operations that a device goes on with. The host queues those ahead of the device, and looks after each layer for
-//! what has come: from the device, to go to the thread, and from the thread, to go back.
+//! The gradients of a bucket are read once they are final: at once where they lie in the host's memory, otherwise
+//! beside the operations that a device is busy with. The host queues those ahead of the device. After each layer it
+//! looks for gradients that have arrived: those from the device go to the thread, those from the thread go back to the
+//! device.
 
 use super::Llama;
 use super::buckets::{AfterLayer, Buckets};
@@ -39,7 +40,7 @@ pub(super) fn beside<B: Backend>(
         let add_up = move || -> Result<()> {
             for mut part in to_add {
                 comm.all_reduce_sum(&mut part.values, &mut part.totals)?;
-                // Where this rank has failed, nobody waits for it, nor for those that were given after it.
+                // A rank that has failed waits neither for this part nor for later ones.
                 if back.send(part).is_err() {
                     break;
                 }
@@ -72,7 +73,7 @@ struct Flow {
     buckets: Buckets,
     given: Sender<Part>,
     added: Receiver<Part>,
-    /// Values from which on no bucket is sent until one comes back
+    /// Values from which on no bucket is sent until one returns
     room: usize,
     /// Values on their way
     values: usize,
@@ -80,9 +81,9 @@ struct Flow {
     begun: usize,
     /// The first buckets, which went to the thread
     sent: usize,
-    /// The first buckets, which came back from it
+    /// The first buckets, which returned from it
     back: usize,
-    /// Whether the thread has ended, which says why
+    /// The thread has ended, which says why
     is_cut: bool,
 }
 
@@ -115,7 +116,7 @@ impl Flow {
         Ok(total)
     }
 
-    /// Sends what is final and has come, as far as there is room for it, and takes what has come back.
+    /// Sends final gradients that have arrived, as far as there is room for them, and takes the sums that are done.
     fn after_layer<B: Backend>(&mut self, backend: &mut B, model: &mut Llama<B>, layer: usize) -> Result<()> {
         self.take_back(backend, model)?;
         self.begin(backend, model, self.buckets.final_after(layer))?;

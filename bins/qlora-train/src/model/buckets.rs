@@ -51,7 +51,7 @@ impl Buckets {
         at + 1 == self.count()
     }
 
-    /// How many of the first buckets are final once `layer` is done. The last one waits for the loss.
+    /// Number of the first buckets that are final once `layer` is done. The last one waits for the loss.
     pub fn final_after(&self, layer: usize) -> usize {
         let is_final = |bucket: &&Bucket| bucket.layer.is_some_and(|last| last >= layer);
         self.0[..self.count() - 1].iter().take_while(is_final).count()

@@ -25,8 +25,8 @@ pub(super) struct View<'a> {
 }
 
 impl<B: Backend> Llama<B> {
-    /// Makes room for what text of up to so many rows side by side needs beside a cache: before that, and before what
-    /// the passes take and give back.
+    /// Makes room for the needs of text of up to `rows` rows side by side beside a cache: before the cache, and before
+    /// the passes allocate.
     pub fn reserve_text(&self, b: &mut B, rows: usize) -> Result<()> {
         b.reserve_text(self.attention, rows)
     }
@@ -36,7 +36,7 @@ impl<B: Backend> Llama<B> {
         self.cache_of(b, b.capacity())
     }
 
-    /// An empty cache of so many rows.
+    /// An empty cache of `rows` rows.
     pub fn cache_of(&self, b: &mut B, rows: usize) -> Result<KvCache<B>> {
         let width = 2 * self.attention.kv_heads * self.attention.head_dim;
         let layers =

@@ -21,7 +21,7 @@ const ON_DEVICE: usize = 8;
 
 /// Bytes that a step's sums take in the host's memory on one of several ranks, where the largest trainable tensor has
 /// `largest` values: the buckets on their way, of which the last may be the size of one beyond; one that is filled, and
-/// a gradient that is copied; what the others give to a sum of a bucket, and what comes back.
+/// a gradient that is copied; the others' parts of a bucket's sum, and the sum.
 pub fn reduce_bytes(largest: usize) -> u64 {
     4 * (ON_THE_WAY * BUCKET + 5 * (BUCKET + largest)) as u64
 }
@@ -123,7 +123,7 @@ fn on_device<B: Backend>(
         let mut others = Watched::new(&mut *comm);
         let sum = backend.begin_sum(model.tensors(0..begun, true), &mut others);
         others.settled(sum)?;
-        // All meet before anyone waits for the GPUs: a rank that does not come is told by its name.
+        // All meet before anyone waits for the GPUs: a rank that does not come is named.
         let mut totals = [loss + own];
         comm.all_reduce_sum(&mut [], &mut totals)?;
         let mut others = Watched::new(&mut *comm);

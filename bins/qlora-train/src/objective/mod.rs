@@ -2,7 +2,7 @@
 //! weight.
 //!
 //! An objective turns rows into tokens and their weights. The division is by the total over all micro-batches and ranks
-//! of a step, never by a mean of means: how a step is split changes no gradient.
+//! of a step, never by a mean of means: splitting a step changes no gradient.
 
 mod sft;
 
@@ -12,7 +12,7 @@ use crate::backend::Batch;
 use crate::data::{MicroBatch, Row, Rows};
 use crate::error::Result;
 
-/// From rows to the weight of every token.
+/// An objective: turns rows into tokens and their weights.
 pub trait Objective {
     /// The micro-batch of some rows.
     fn micro_batch(&self, rows: &mut dyn Iterator<Item = &Row>) -> WeightedBatch;
@@ -24,7 +24,7 @@ pub trait Objective {
     }
 }
 
-/// A micro-batch and what its tokens count.
+/// A micro-batch and the weights of its tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightedBatch {
     pub tokens: MicroBatch,
@@ -38,7 +38,7 @@ impl WeightedBatch {
     }
 }
 
-/// What the weighted losses of these micro-batches are divided by: with a weight of 1 each, the supervised tokens.
+/// The divisor of these micro-batches' weighted losses: with a weight of 1 each, the number of supervised tokens.
 pub fn total_weight(batches: &[Batch]) -> f64 {
     batches.iter().map(Batch::weight).sum()
 }

@@ -1,9 +1,9 @@
-//! Supervised fine-tuning: the mean cross-entropy of the tokens that a row's labels name, weighted where rows say so.
+//! Supervised fine-tuning: the mean cross-entropy of the supervised tokens, weighted where rows have weights.
 
 use super::{Objective, WeightedBatch};
 use crate::data::{MicroBatch, Row, UNSUPERVISED};
 
-/// Every supervised token counts as its row says; without a word, 1.
+/// Every supervised token has the weight that its row gives it, or 1.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sft;
 

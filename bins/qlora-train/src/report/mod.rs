@@ -1,4 +1,4 @@
-//! Speaking to people: lines and bars on standard error.
+//! Output for people: lines and bars on standard error.
 
 mod bar;
 mod console;

@@ -1,4 +1,4 @@
-//! Section of the answers that a run gave while it trained.
+//! Section on the answers that the model gave during training.
 
 use super::page::{chart, table, text};
 use super::records::{LogEntry, Sample};
@@ -7,7 +7,7 @@ use super::svg::{Chart, series};
 use minijinja::Value;
 use std::collections::BTreeMap;
 
-/// Name in the log, name here, color, and where it stands in an entry
+/// Name in the log, name here, color, and access to it in an entry
 type Figure = (&'static str, &'static str, &'static str, fn(&LogEntry) -> Option<f64>);
 
 /// Figures of answers.
@@ -20,8 +20,8 @@ const FIGURES: [Figure; 4] = [
 /// Prompts whose answers are shown
 const MOST: usize = 40;
 
-/// Step of the best figure that a run was judged by, of an evaluation on the way or at the end; none where it was
-/// judged by the validation loss.
+/// Step of the best value of the run's metric, at an evaluation during training or at the end; none if the metric is
+/// the validation loss.
 pub fn best_by_answers(run: &RunData) -> Option<(&'static str, u64, f64)> {
     let metric = run.run.pointer("/settings/metric_for_best_model")?.as_str()?;
     let (_, name, _, of) = *FIGURES.iter().find(|(key, ..)| *key == metric)?;
@@ -49,7 +49,7 @@ pub fn answers(run: &RunData) -> Vec<Option<Value>> {
     let (Some((first_step, _)), Some((last_step, last))) = (answered.first(), answered.last()) else {
         return vec![chart(svg, caption)];
     };
-    // By prompt: a run that was resumed may have been given others.
+    // Matched by prompt: a resumed run may have other prompts.
     let first: BTreeMap<&str, &Sample> = answered[0].1.iter().map(|sample| (sample.prompt.as_str(), sample)).collect();
     let before = |sample: &Sample| match first.get(sample.prompt.as_str()) {
         Some(first) if first_step < last_step => first.answer.clone(),

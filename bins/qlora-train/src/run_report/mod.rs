@@ -23,7 +23,7 @@ pub use records::{
 pub use run_data::{DETAILS_FILE, RunData};
 
 pub const REPORT_FILE: &str = "report.html";
-/// Begins a page of ours, by which it may be replaced
+/// Mark of our pages, which may be replaced
 const GENERATOR: &str = "<meta name=\"generator\" content=\"qlora-train report\">";
 
 /// The page of one run, or of several side by side.
@@ -34,7 +34,7 @@ pub fn html(runs: &[RunData]) -> String {
     }
 }
 
-/// Whether a file may be replaced by a page: it is one, by its beginning.
+/// True if a file is one of our pages, by its beginning, and may be replaced.
 pub fn is_report(bytes: &[u8]) -> bool {
     String::from_utf8_lossy(&bytes[..bytes.len().min(2000)]).contains(GENERATOR)
 }

@@ -1,4 +1,4 @@
-//! The page as a template that escapes whatever it is given, and blocks of which sections are made.
+//! The page as a template that escapes all values, and the blocks of its sections.
 
 use minijinja::{Environment, Value, context};
 use std::sync::LazyLock;
@@ -56,7 +56,7 @@ pub fn details(summary: &str, code: &str) -> Value {
     context! { kind => "details", text => summary, code => clean(code) }
 }
 
-/// Without what could move the cursor or turn the direction of writing; markup is the template's to escape.
+/// Text without characters that could move the cursor or change the direction of writing; the template escapes markup.
 pub fn clean(text: &str) -> String {
     crate::report::printable_lines(text).into_owned()
 }
@@ -66,7 +66,7 @@ pub struct Page {
     pub kicker: String,
     pub verdict: String,
     pub figures: Vec<(String, String)>,
-    /// When, message, name
+    /// Time, message, name
     pub warnings: Vec<(String, String, String)>,
     pub sections: Vec<Section>,
 }

@@ -43,18 +43,18 @@ pub struct LogEntry {
     pub learning_rate_b: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tokens_per_second: Option<f64>,
-    /// Since this process began to train.
+    /// Seconds since this process began to train.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub seconds: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub num_input_tokens_seen: Option<u64>,
-    /// Held where the run works.
+    /// Memory held on the device of the run.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub memory_bytes: Option<u64>,
 }
 
 impl LogEntry {
-    /// Without figures.
+    /// An entry without values.
     pub fn new(step: u64, epoch: f64) -> Self {
         Self { step, epoch, ..Self::default() }
     }
@@ -86,11 +86,11 @@ pub struct RunSummary {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Details {
-    /// Words of the command that began the run, or went on with it
+    /// Words of the command that started or resumed the run
     pub command: Vec<String>,
     /// "cpu, 2 threads"
     pub device: String,
-    /// How the base is quantized
+    /// Quantization of the base
     pub quantization: String,
     /// Parameters of the base, and of the adapters
     pub parameters: u64,
@@ -105,7 +105,7 @@ pub struct Details {
     pub tensors: Vec<TensorChange>,
 }
 
-/// What a lint said.
+/// A warning of a lint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Warning {
     /// Steps done; 0: before the first
@@ -114,7 +114,7 @@ pub struct Warning {
     pub message: String,
 }
 
-/// Rows of a run and what became of them.
+/// Rows of a run, with those that were left out or changed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DataDetails {
@@ -150,10 +150,10 @@ pub struct ModuleChange {
     pub module: String,
     /// Frobenius norm of scale · B · A
     pub norm: f64,
-    /// That over the norm of the base's weight, where it is known
+    /// `norm` divided by the norm of the base's weight, where it is known
     #[serde(default)]
     pub relative: Option<f64>,
-    /// Those of scale · B · A, the largest first
+    /// Singular values of scale · B · A, the largest first
     pub singular_values: Vec<f64>,
 }
 
@@ -166,7 +166,7 @@ pub struct TensorChange {
     pub rows: Option<u64>,
     /// Frobenius norm of the values less those of the base
     pub norm: f64,
-    /// That over the norm of the base's values, where these are not all zero
+    /// `norm` divided by the norm of the base's values, where these are not all zero
     #[serde(default)]
     pub relative: Option<f64>,
 }

@@ -10,12 +10,12 @@ use serde_json::Value;
 use std::borrow::Cow;
 use std::path::Path;
 
-/// What the report is made from, beside `run.json` and `metrics.jsonl`
+/// File with the data of the report, beside `run.json` and `metrics.jsonl`
 pub const DETAILS_FILE: &str = "report.json";
-/// A log of millions of steps.
+/// Limit on these files: a log of millions of steps.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// All that is known of a run.
+/// The records of a run.
 #[derive(Clone, Debug, Default)]
 pub struct RunData<'a> {
     /// Its directory, as it was named on the command line
@@ -67,7 +67,7 @@ impl RunData<'_> {
         self.run.pointer("/base/name").and_then(Value::as_str).unwrap_or("a base")
     }
 
-    /// Points of a figure of the log, by step, less those that are no numbers.
+    /// Points of a value of the log, by step, without those that are not finite.
     pub fn curve(&self, of: impl Fn(&LogEntry) -> Option<f64>) -> Vec<(f64, f64)> {
         let finite = |entry| of(entry).filter(|value| value.is_finite());
         self.history.iter().filter_map(|entry| Some((entry.step as f64, finite(entry)?))).collect()
@@ -77,7 +77,7 @@ impl RunData<'_> {
     pub fn seconds(&self) -> f64 {
         let (mut total, mut last) = (0.0, 0.0);
         for seconds in self.history.iter().filter_map(|entry| entry.seconds) {
-            // It begins anew with each process.
+            // The clock restarts with each process.
             total += if seconds >= last { seconds - last } else { seconds };
             last = seconds;
         }

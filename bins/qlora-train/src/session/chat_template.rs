@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 
-/// The base's tokenizer with the template that `chat_template` chooses, else the one that stands beside the adapters,
-/// else the base's own. Refused: adapters that were trained with different templates.
+/// The base's tokenizer with the template that `chat_template` chooses, otherwise the one that stands beside the
+/// adapters, otherwise the base's own. Refused: adapters that were trained with different templates.
 pub fn open_tokenizer(
     chat_template: Option<&str>,
     checkpoint: &Checkpoint,
@@ -59,8 +59,8 @@ pub fn open_tokenizer(
     Ok(tokenizer)
 }
 
-/// Warns where the chat template that goes along with what is made of adapters is not the one of their training. It is
-/// the first that stands beside one of them, else that of the model in `base` (None: nothing of it goes along).
+/// Warns where the chat template that is written beside the result of adapters is not the one of their training. It is
+/// the first that stands beside one of them, otherwise that of the model in `base` (None: nothing of it is written).
 pub fn warn_of_templates(base: Option<&Path>, adapters: &[PathBuf]) {
     // A config may be all that there is of a model.
     let base = base.filter(|base| base.join("tokenizer.json").is_file());
@@ -93,7 +93,7 @@ fn short(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
 }
 
-/// What an adapter says of its chat template.
+/// An adapter's facts on its chat template.
 struct Trained {
     /// Hash of the one that it was trained with. None: it is another program's, and does not say.
     recorded: Option<String>,
@@ -102,7 +102,7 @@ struct Trained {
 }
 
 impl Trained {
-    /// What an adapter was trained with. None: it does not say, and holds no template.
+    /// The template that an adapter was trained with. None: the adapter does not say, and holds no template.
     fn read(adapter: &Path) -> Result<Option<Self>> {
         let file = adapter.join(ADAPTER_MODEL);
         let recorded = match regular::is_there(&file)? {
@@ -124,7 +124,7 @@ impl Trained {
     fn warning(&self, adapter: &Path, chosen: bool, own: Option<&str>, origin: &str) -> Option<String> {
         let dir = adapter.display();
         match &self.held {
-            // Who changes the file beside an adapter wants it used; every other program uses it too.
+            // A changed file beside an adapter is meant to be used; every other program uses it too.
             Some((file, held)) if !chosen => {
                 let recorded = self.recorded.as_deref().filter(|recorded| *recorded != held.as_str())?;
                 let what_to_do = match own == Some(recorded) {

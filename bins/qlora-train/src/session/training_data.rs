@@ -66,7 +66,7 @@ impl TrainingData {
             status_lines!(validation.report.validation_lines());
             (settings.val_data.clone(), validation.hashes, rows, validation.rows)
         };
-        // What is wrong with the terms is told when the model is planned.
+        // Faults of the terms are reported when the model is planned.
         let trained = lora_spec(settings, loaded.checkpoint.arch()).unwrap_or_default();
         warn_of_untrained(loaded, &trained, rows.ids().chain(validation.ids()))?;
         let (lengths, files) = (rows.lengths().collect(), (0..rows.len()).map(|row| rows.file(row)).collect());
@@ -146,7 +146,7 @@ pub fn find_files(settings: &mut Settings) -> Result<()> {
     find_files_by(settings, &Environment::read())
 }
 
-/// Like [`find_files`], by the caches, the hub and the recorded commits of `environment`.
+/// Finds files as [`find_files`] does, with the caches, the hub and the recorded commits of `environment`.
 pub fn find_files_by(settings: &mut Settings, environment: &Environment) -> Result<()> {
     let (mut training, mut validation, mut entries) = (Vec::new(), Vec::new(), Vec::new());
     let mut rows = Vec::new();
@@ -232,7 +232,7 @@ pub fn columns(settings: &Settings) -> Columns {
     }
 }
 
-/// How rows are read for this model.
+/// Options for reading rows for this model.
 pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
     DataOptions {
         max_length: settings.max_length,
@@ -252,18 +252,18 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
     }
 }
 
-/// How the rows of `data` are read.
+/// Options for reading the rows of `data`.
 pub fn training_options(settings: &Settings, options: DataOptions) -> DataOptions {
     let max_samples_of_each = settings.data_max_samples.0.clone();
     DataOptions { max_samples_of_each, rows_of_each: settings.data_rows.0.clone(), ..options }
 }
 
-/// The rows of `val_data` that are read.
+/// Options with the rows of `val_data` that are read.
 pub fn validation_rows(settings: &Settings, options: DataOptions) -> DataOptions {
     DataOptions { rows_of_each: settings.val_data_rows.0.clone(), ..options }
 }
 
-/// How the rows of `val_data` are read: a row that is trained on says little of what was learned.
+/// Options for reading the rows of `val_data`: a row that is trained on too says little of the learning.
 pub fn validation_options(settings: &Settings, options: DataOptions, training: &[Row]) -> DataOptions {
     let known_rows = if settings.deduplicate { Arc::new(data::identities(training)) } else { Arc::default() };
     DataOptions { known_rows, ..options }

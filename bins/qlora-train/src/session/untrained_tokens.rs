@@ -27,7 +27,7 @@ pub fn warn_of_untrained_tokens<'a>(
     warn_of_untrained(loaded, trained, rows.into_iter().flat_map(|row| row.input_ids.iter().copied()))
 }
 
-/// Like [`warn_of_untrained_tokens`], for the token ids of rows.
+/// Warns as [`warn_of_untrained_tokens`] does, of the token ids of rows.
 pub fn warn_of_untrained(loaded: &Loaded, trained: &LoraSpec, ids: impl IntoIterator<Item = u32>) -> Result<()> {
     // Rows of token ids need no tokenizer, and nothing names their marks.
     let Some(tokenizer) = loaded.tokenizer() else { return Ok(()) };
@@ -42,7 +42,7 @@ pub fn rows_of_adapters(adapters: &[PathBuf]) -> LoraSpec {
     }
 }
 
-/// Like [`warn_of_untrained`], with a tokenizer that was opened otherwise.
+/// Warns as [`warn_of_untrained`] does, with a tokenizer from elsewhere.
 pub fn warn_of_untrained_ids(
     checkpoint: &Checkpoint,
     tokenizer: &ChatTokenizer,
@@ -93,7 +93,7 @@ pub fn warn_of_untrained_ids(
     Ok(())
 }
 
-/// Why a row counts as untrained.
+/// The reason why a row counts as untrained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Untrained {
     Zero,

@@ -49,7 +49,7 @@ pub(super) fn shown(metric: BestMetric, value: f64) -> String {
 }
 
 impl<B: Backend> Run<'_, B> {
-    /// Whether there is something to evaluate or to answer.
+    /// True if there is something to evaluate or to answer.
     pub fn evaluates(&self) -> bool {
         !self.data.validation.is_empty() || !self.questions.is_empty()
     }
@@ -60,7 +60,7 @@ impl<B: Backend> Run<'_, B> {
         Ok(self.judge(&measured))
     }
 
-    /// What there is to measure before the first step.
+    /// Measures before the first step what the settings ask for.
     pub fn measure_at_start(&mut self) -> Result<()> {
         let with_loss = self.settings.eval_on_start;
         if (with_loss && !self.data.validation.is_empty()) || !self.questions.is_empty() {

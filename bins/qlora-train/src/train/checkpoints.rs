@@ -53,7 +53,7 @@ struct Partial<'a> {
 
 impl<'a> Partial<'a> {
     fn create(temporary: &'a Dir, name: &'a str) -> io::Result<Self> {
-        // What a save that failed could not remove.
+        // Files that a failed save could not remove.
         temporary.remove_all(name, &mut || ())?;
         Ok(Self { temporary, name, dir: temporary.create_sub(name)? })
     }
@@ -143,7 +143,7 @@ pub fn prune(record: &mut RunRecord, newest: u64, keep: Option<usize>, spared: O
             ),
             Err(error) => warning!("{}: cannot be removed: {error}", path.display()),
         }
-        // What could not be removed is left to its owner.
+        // A directory that could not be removed is left to its owner.
         record.disown(&name);
     }
 }

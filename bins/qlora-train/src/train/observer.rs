@@ -43,7 +43,7 @@ pub(super) struct Observer {
     details: Option<Details>,
     events: Option<EventFile>,
     written: Instant,
-    /// The last failure to write, which is told once
+    /// The last write failed, which is reported once
     failed: bool,
 }
 
@@ -103,7 +103,7 @@ impl Observer {
         }
     }
 
-    /// Whether the times of a step are still to be taken.
+    /// True if the times of a step are still to be taken.
     pub fn wants_times(&self) -> bool {
         self.details.as_ref().is_some_and(|details| details.operations.is_empty())
     }
@@ -177,8 +177,8 @@ fn events_dir(output: &Dir) -> io::Result<Dir> {
     }
 }
 
-/// What there is to tell of a run before its first step. Of an earlier process of the run, which `output` holds, the
-/// times are kept, and the warnings up to the `step` that this one goes on from.
+/// Details of a run before its first step. The times of an earlier process of the run, which `output` holds, are kept,
+/// and its warnings up to the `step` that this one goes on from.
 pub(super) fn details(
     settings: &Settings,
     loaded: &Loaded,

@@ -23,7 +23,7 @@ pub const MAX_RUN_BYTES: u64 = 256 << 20;
 /// Before the name of a checkpoint in the temporary directory
 pub const REPLACED: &str = "replaced-";
 
-/// What in the directory is the run's own, beside files of fixed names: nothing else is ever replaced or removed.
+/// Directories that are the run's own, beside files of fixed names: nothing else is ever replaced or removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Owned {
     /// Directory of files that are being written or removed

@@ -35,7 +35,7 @@ const DATA: &str = "data";
 const TOKENIZER: &str = "tokenizer";
 const TEMPLATE: &str = "chat template";
 
-/// Parts of a run that several processes compare, in the order in which they are told
+/// Parts of a run that several processes compare, in the order in which they are reported
 const COMPARED: [&str; 7] = [SETTINGS, DEVICE, MODEL, WEIGHTS, DATA, TOKENIZER, TEMPLATE];
 /// Parts that a process which is alone looks at
 const LOOKED_AT: [&str; 5] = [SETTINGS, DEVICE, MODEL, DATA, TEMPLATE];
@@ -109,7 +109,7 @@ fn compared(name: &'static str, all: &[Reading]) -> Part {
     }
 }
 
-/// What a process knows of the others before it reads.
+/// Facts that a process knows of the others before it reads.
 struct Place {
     /// Number of this process on its machine
     local_rank: usize,
@@ -124,7 +124,7 @@ struct Place {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Found {
     words: String,
-    /// What all ranks must have alike, by name
+    /// Values that all ranks must have alike, by name
     values: Map<String, Value>,
 }
 
@@ -134,7 +134,7 @@ impl Found {
     }
 }
 
-/// What one process found, by the names of parts: no part that it did not come to.
+/// Findings of one process, by the names of parts; parts that it did not reach are not there.
 #[derive(Default, Serialize, Deserialize)]
 struct Reading {
     parts: BTreeMap<String, Result<Found, String>>,
@@ -200,7 +200,7 @@ impl Reading {
 /// The settings as a run takes them, and whether the files of rows that they name were found.
 fn prepared(settings: Result<Settings>, place: &Place, hub: &Environment) -> Result<((Settings, Result<()>), Found)> {
     let mut settings = settings?;
-    // Whoever asks before it is clear where the adapter goes is told of the rest.
+    // Without an output directory the other settings are still checked.
     let purpose = if settings.output_dir.is_some() { Purpose::Train } else { Purpose::Plan };
     settings.validate(purpose)?;
     replace_adapter_by_base(&mut settings)?;
@@ -326,7 +326,7 @@ fn files_of(settings: &Settings) -> Result<Found> {
     let (mut files, mut bytes) = (0, 0);
     for path in settings.data.iter().chain(&settings.val_data) {
         files += 1;
-        // What a pipe gives is given once, to the run.
+        // A pipe can be read once only, by the run.
         if regular::in_place_of(path) == Some("a pipe") {
             continue;
         }

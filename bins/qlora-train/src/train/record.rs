@@ -40,8 +40,8 @@ pub(super) struct RunRecord {
 }
 
 impl RunRecord {
-    /// Starts the run's files anew: `history` is what a resumed run has logged already. What an earlier process of the
-    /// run left half-written or half-removed goes.
+    /// Starts the run's files again: `history` is the log of a resumed run so far. Files that an earlier process of the
+    /// run left half-written or half-removed are removed.
     pub fn create(output: LockedDir, run: Value, history: &[LogEntry]) -> Result<Self> {
         let dir = output.dir();
         let mut owned = Owned::recorded_in(dir.path())?.unwrap_or_else(Owned::new);

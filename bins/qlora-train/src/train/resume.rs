@@ -42,7 +42,7 @@ pub fn choose(settings: &Settings, output: &Path, identity: &Identity) -> Result
     }
 }
 
-/// Refuses to begin a run anew in the place of a shorter one that is finished and left no checkpoint to go on from.
+/// Refuses to begin a run in the place of a shorter one that is finished and left no checkpoint to go on from.
 fn check_not_lost(output: &Path, identity: &Identity) -> Result<()> {
     let Some(run) = read_run(output)? else { return Ok(()) };
     let recorded = run.get("identity").cloned().unwrap_or_default();
@@ -58,7 +58,7 @@ fn check_not_lost(output: &Path, identity: &Identity) -> Result<()> {
     Ok(())
 }
 
-/// What to do to train on from a finished run without a checkpoint.
+/// Advice for training on from a finished run without a checkpoint.
 pub(super) fn begin_with(output: &Path) -> String {
     format!(
         "`--init-adapter {}` with another output_dir begins a new run with its weights",

@@ -23,7 +23,7 @@ pub(super) enum Standing {
     Begins {
         /// The checkpoint that it goes on from
         saved: Option<Box<Snapshot>>,
-        /// Whether the directory holds another run, which this one takes the place of
+        /// The directory holds another run, which this one replaces
         overwrites: bool,
     },
 }

@@ -224,7 +224,7 @@ impl<B: Backend> Run<'_, B> {
         Ok(())
     }
 
-    /// Whether a step is logged because it is the first (`logging_first_step`).
+    /// True if a step is logged because it is the first (`logging_first_step`).
     fn is_logged_first(&self, step: u64) -> bool {
         step == 1 && self.settings.logging_first_step
     }
@@ -313,7 +313,7 @@ impl<B: Backend> Run<'_, B> {
         Ok(dir)
     }
 
-    /// What cards tell of the run.
+    /// Facts of the run for cards.
     pub fn told(&self) -> Told<'_> {
         Told {
             settings: self.settings,

@@ -65,8 +65,8 @@ pub(super) fn described<B: Backend>(
     if settings.adapter_architecture.as_deref() == Some(spec.arch.family.architecture) {
         config.wrapped = false;
     }
-    // A hub id that is certain, by the cache or by the record of our own NF4 copy; else what the user gave, which loads
-    // again: by the name of a directory nothing is found, and `_name_or_path` may be that of another model.
+    // A hub id that is certain, by the cache or by the record of our own NF4 copy; otherwise the user's name, which
+    // loads again: by the name of a directory nothing is found, and `_name_or_path` may be that of another model.
     let certain = base.is_hub && (base.revision.is_some() || checkpoint.original().is_some());
     if !certain {
         config.base_model_name_or_path = settings.model.clone();

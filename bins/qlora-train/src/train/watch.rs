@@ -30,7 +30,7 @@ impl Watch {
         watch
     }
 
-    /// What is to be said of the newest entry.
+    /// Warnings on the newest entry.
     pub fn log(&mut self, entry: &LogEntry) -> Vec<Finding> {
         self.losses.extend(entry.loss.map(|loss| (entry.step, loss)));
         self.validation.extend(entry.eval_loss.map(|loss| (entry.step, loss)));
@@ -49,7 +49,7 @@ impl Watch {
     }
 }
 
-/// Whether the gradients of all adapters are looked at after so many steps: 10, 20, 50, 100, 200 …
+/// True if the gradients of all adapters are looked at after `step` steps: 10, 20, 50, 100, 200 …
 pub(super) fn is_measured(step: u64) -> bool {
     let mut step = step;
     while step >= 100 && step.is_multiple_of(10) {

@@ -1,4 +1,4 @@
-//! Whether an adapter belongs to the base at hand.
+//! Checks that an adapter belongs to the base at hand.
 
 use qlora_train::adapter::metadata::{BASE_FINGERPRINT, QUANTIZATION};
 use qlora_train::adapter::{Recipe, TargetModules};

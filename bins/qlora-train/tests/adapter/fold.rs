@@ -34,7 +34,7 @@ proptest! {
         folded.fold_rslora().unwrap();
         prop_assert!(!folded.config.use_rslora);
         assert_same_update(&folded, &original);
-        // What an engine that only knows alpha / r computes.
+        // The scale of an engine that only knows alpha / r.
         let scale = (folded.config.lora_alpha / r as f64) as f32;
         prop_assert!(folded.lora_pairs().unwrap().values().all(|pair| pair.scale == scale));
         let root = r.isqrt();

@@ -159,7 +159,7 @@ fn modules_that_are_excluded_carry_no_adapter() {
         assert_refused(load(excluded), &["layers.0.self_attn.q_proj", "`exclude_modules`"]);
     }
     assert_refused(load(json!(7)), &["`exclude_modules`", "regular expression"]);
-    // Where they have no tensors, none are missing.
+    // Modules without tensors have none missing.
     let mut adapter = load(json!(null)).unwrap();
     adapter.tensors.retain(|name, _| !name.contains("layers.0.self_attn"));
     write_tensors(dir.path(), &adapter);

@@ -70,7 +70,7 @@ proptest! {
                 prop_assert_eq!(weight, WeightSource::Tensor(tensor));
             }
         }
-        // Where everything is skipped nothing says how it would have been quantized.
+        // If everything is skipped, nothing records the quantization options.
         prop_assert_eq!(after.quantization(), (done.quantized > 0).then_some(options.nf4));
         if done.quantized > 0 {
             prop_assert_eq!(after.skipped_modules(), done.skipped);

@@ -207,7 +207,7 @@ fn harmless_extra_tensors_are_noted_and_not_part_of_the_model() {
     refused(&dir, &["lm_head.weight", "[64, 96]", "[96, 64]"]);
 }
 
-/// What `LlamaModel` saves, which has no output layer: transformers reads it as the whole model.
+/// A checkpoint that `LlamaModel` saved, without an output layer: transformers reads it as the whole model.
 #[test]
 fn names_without_their_prefix_are_read_as_those_of_the_whole_model() {
     let bare = |name: &str| name.strip_prefix("model.").unwrap_or(name).to_owned();
@@ -267,7 +267,7 @@ fn an_output_layer_of_its_own_is_used_though_config_json_ties_it() {
     *last.2.last_mut().unwrap() ^= 1;
     assert!(!Checkpoint::open(with_head(last).path()).unwrap().arch().tie_word_embeddings);
 
-    // What quantize writes says so itself.
+    // The output of quantize records this itself.
     let out = untied.path().join("nf4");
     let options = QuantizeOptions { nf4: Nf4Options::default(), skip_modules: Vec::new(), max_shard_bytes: 1 << 30 };
     quantize(&checkpoint, &out, &options, &mut |_| Ok(())).unwrap();
@@ -322,7 +322,7 @@ fn indexes_and_shards_that_disagree() {
     refused(&dir, &[INDEX, "`a` appears twice"]);
 }
 
-/// What is needed and there is loaded, with a sentence on what differs.
+/// Tensors that are needed and present are loaded, with a sentence on the difference.
 #[test]
 fn an_index_out_of_step_with_its_shards_loads() {
     let embedding = "model.embed_tokens.weight";

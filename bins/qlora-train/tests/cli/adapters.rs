@@ -86,7 +86,7 @@ fn a_run_that_goes_on_has_the_terms_of_the_adapter() {
             assert_eq!(settings["lora_alpha"].as_f64(), Some(6.0), "{first}");
         }
     }
-    // What is given again is that, and what is given otherwise is named.
+    // Repeating a setting is accepted, and a different value is named.
     let begin = |more: &str| {
         format!(
             "train --model plain --data rows.jsonl --max-length 64 --max-steps 1 --allow all --output-dir other {more}"
@@ -128,7 +128,7 @@ fn a_run_that_began_without_the_terms_of_its_adapter_keeps_its_own() {
     sandbox.refused(&begin("other", ""), &["holds a different run", "`lora_alpha` was 8 and is 6 now"]);
 }
 
-/// A base that is stored otherwise is told once, also where it is computed with.
+/// A base in another quantization gives one warning, also where it is computed with.
 #[test]
 fn a_check_tells_a_base_that_is_stored_otherwise_once() {
     let sandbox = Sandbox::new();

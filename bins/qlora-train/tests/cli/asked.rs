@@ -105,7 +105,7 @@ fn a_prompt_comes_from_standard_input() {
     sandbox.refused("generate --model model -p - -p -", &["--prompt", "twice"]);
 }
 
-/// What is answered to hello with these arguments.
+/// The answer to hello with these arguments.
 fn answer(sandbox: &Sandbox, more: &str) -> String {
     let line = format!("generate --model model --prompt hello --max-new-tokens 24 --json {more}");
     let answer = sandbox.run(&line).json();
@@ -132,7 +132,7 @@ fn answers_end_with_the_texts_that_a_model_says() {
     for texts in [json!([stop]), json!(stop), json!(["no such text", stop])] {
         sandbox.write("model/generation_config.json", &json!({"stop_strings": texts}).to_string());
         assert_eq!(answer(&sandbox, &more), whole[..end], "{whole:?} {texts}");
-        // It is told, once.
+        // One warning is printed.
         let said = sandbox.run(&format!("generate --model model --prompt hello --max-new-tokens 2 {more}")).ok().stderr;
         assert_eq!(said.matches("`stop_strings` of generation_config.json").count(), 1, "{said}");
         // A text of the user's ends it before, and stands in for the model's.
@@ -167,7 +167,7 @@ fn an_answer_ends_before_a_stop_text_and_top_k_of_one_is_greedy() {
     assert!(empty.status == Some(2) && empty.stderr.contains("--stop"), "{empty:#?}");
 }
 
-/// Whatever a command ends with, under --json it is an object on standard output.
+/// The result of a command under --json is an object on standard output, also an error.
 #[test]
 fn every_command_gives_its_error_as_an_object() {
     let sandbox = Sandbox::chat();

@@ -92,7 +92,7 @@ fn distance(before: &Tensors, now: &Tensors, moved: f64) -> f64 {
 /// Trains and returns the answer of the command.
 fn run(sandbox: &Sandbox, binary: Option<&Path>, settings: &str) -> Value {
     let line = train(settings);
-    // What `compute` left out meant then.
+    // Earlier versions computed in f32 where `compute` was not given.
     let Some(binary) = binary else { return sandbox.run(&format!("{line} --compute f32")).json() };
     let output = Command::new(binary).args(line.split_whitespace()).current_dir(sandbox.path(".")).output().unwrap();
     assert!(output.status.success(), "{output:?}");

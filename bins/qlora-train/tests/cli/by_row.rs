@@ -50,7 +50,7 @@ fn prompts_are_answered_by_the_adapters_that_they_name() {
         assert_eq!((&found["prompt"], &found["text"]), (&json!(prompt), &alone(prompt, adapter)), "{at}");
         assert_eq!(found["adapter"].as_str().unwrap_or_default(), name);
     }
-    // Without the flag each adapter answers all, and that the lines name others is told.
+    // Without the flag each adapter answers all prompts, and a note says that lines name others.
     let done = sandbox.run(&line).ok();
     assert!(done.stderr.contains("--adapter-by-row"), "{}", done.stderr);
     assert_eq!(done.json()["completions"].as_array().unwrap().len(), 2 * lines.len());

@@ -60,7 +60,7 @@ fn the_card_of_a_run_tells_what_came_of_it_and_repeats_it() {
         assert!(sandbox.bytes(&format!("adapter/{file}")) == sandbox.bytes(&format!("out/{file}")), "{file} differs");
     }
     assert!(card.contains("```sh\nqlora-train train settings.yaml --output-dir adapter\n```\n"), "{card}");
-    // Card and curve may be edited or removed: the run is finished all the same.
+    // Card and curve may be edited or removed: the run still counts as finished.
     sandbox.write("out/README.md", "# Mine");
     std::fs::remove_file(sandbox.path("out/learning_curve.svg")).unwrap();
     sandbox.write("out/learning_curve.svg", "<svg/>");
@@ -68,8 +68,8 @@ fn the_card_of_a_run_tells_what_came_of_it_and_repeats_it() {
     assert!(sandbox.train(line).ok().stderr.contains("this run is finished"));
 }
 
-/// A processor that has bf16 computes in that unless it is told otherwise, and a template that writes the date makes
-/// other tokens on another day.
+/// A processor with bf16 computes in bf16 by default, and a template that writes the date makes other tokens on another
+/// day.
 #[test]
 fn arithmetic_and_date_of_a_run_are_told() {
     let sandbox = Sandbox::chat();
@@ -81,7 +81,7 @@ fn arithmetic_and_date_of_a_run_are_told() {
     let clock = sandbox.json("out/run.json")["identity"]["clock"].as_str().unwrap().to_owned();
     let date = format!(" It computed in f32. The chat template writes the date, which was {} (UTC): on", &clock[..10]);
     assert!(card.contains(&date) && block(&card, "yaml").contains("\ncompute: \"f32\"\n"), "{card}");
-    // Of token ids nothing is dated, and the tokenizer is beside the adapter all the same.
+    // Rows of token ids use no date; the tokenizer is still copied beside the adapter.
     sandbox.train_into("plain", "--compute f32 --max-steps 2 --quantization none").ok();
     let card = sandbox.read("plain/README.md");
     assert!(sandbox.path("plain/tokenizer.json").exists() && !card.contains("writes the date"), "{card}");

@@ -57,7 +57,7 @@ fn each_turn_is_answered_with_those_before_it() {
 fn a_long_conversation_loses_its_oldest_turns() {
     let sandbox = Sandbox::chat();
     let one = turns(&sandbox, "--context 100", "who\n");
-    // Too long a turn is told and not asked; those before it are forgotten where they have no room.
+    // A turn that is too long gives a warning and is not sent; earlier turns are dropped if there is no room for them.
     let lines = format!("{}\nwho\n{}\nwho\n", "x".repeat(90), "y".repeat(30));
     let said = turns(&sandbox, "--context 100", &lines);
     assert_eq!(said.len(), 3);

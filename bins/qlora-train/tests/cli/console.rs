@@ -80,7 +80,7 @@ fn a_run_in_a_pipe_has_sections_and_a_line_for_each_logged_loss() {
     assert_eq!(quiet, "");
 }
 
-/// What is lost of a row is no remark among others.
+/// A note on lost text of a row is a warning, not a remark among others.
 #[test]
 fn warnings_about_rows_are_said_under_quiet_too() {
     let sandbox = Sandbox::chat();

@@ -127,7 +127,7 @@ fn a_process_that_is_alone_is_told_what_its_run_lacks() {
     let text = sandbox.run("doctor run.yaml --output-dir out").ok().stdout;
     assert!(text.ends_with("This run can begin.\n"), "{text}");
     assert!(!sandbox.path("out").exists());
-    // Who does not say yet where it goes or what it learns is told of the rest.
+    // Without an output directory or data, the other parts are still checked.
     assert!(sandbox.run("doctor --model model --device cpu").ok().stdout.contains("\nok      data "));
     for (line, part, words) in [
         ("doctor run.yaml --lora-r 0", "settings", "lora"),

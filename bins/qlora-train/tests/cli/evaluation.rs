@@ -187,7 +187,7 @@ fn too_many_tasks_are_counted_and_a_wrong_one_is_refused() {
     sandbox.refused("eval --model model --data wrong.jsonl", &words);
 }
 
-/// A settings file says of a run what is asked for otherwise: model, rows, lengths, and where its adapter is.
+/// A settings file gives what flags give otherwise: model, rows, lengths, and the place of the adapter.
 #[test]
 fn eval_and_generate_take_the_settings_file_of_a_run() {
     let sandbox = Sandbox::chat();
@@ -217,7 +217,7 @@ fn eval_and_generate_take_the_settings_file_of_a_run() {
     let done = sandbox.run("eval split.yaml --json").ok();
     assert!(done.stderr.contains("3 held back for validation"), "{done:#?}");
     assert!((done.json()["loss"].as_f64().unwrap() - trained).abs() < 1e-6);
-    // What a run says at its end, as it says it.
+    // The commands that a run prints at its end are run as printed.
     let next = |said: &str| {
         let line = said.lines().find_map(|line| line.strip_prefix("compare: qlora-train ")).unwrap();
         (line.to_owned(), sandbox.run(&format!("{line} --json")).json())
@@ -306,7 +306,7 @@ fn rows_that_a_folder_brings_are_evaluated_on_the_way() {
     let trained = |out: &str| sandbox.run(&format!("train mlx.yaml --allow all --output-dir {out}")).ok().stderr;
     trained("three");
     assert_eq!(evaluated("three"), [3, 6]);
-    // A folder that has none: told, and refused where something goes by them.
+    // A folder without validation rows: a note, and refused if something depends on them.
     std::fs::remove_file(sandbox.path("folder/valid.jsonl")).unwrap();
     let said = trained("four");
     assert!(said.contains("eval_steps: the data has no rows to validate on"), "{said}");

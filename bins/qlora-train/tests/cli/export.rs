@@ -207,8 +207,8 @@ fn of_family(family: &str, changed: fn(&mut Arch)) -> Sandbox {
     Sandbox::chat_of(arch)
 }
 
-/// What llama.cpp has otherwise than Llama: names, windows, rotations by kind of layer, factors as tensors, and norms
-/// that multiply by 1 + w.
+/// Differences from Llama in llama.cpp: names, windows, rotations by kind of layer, factors as tensors, and norms that
+/// multiply by 1 + w.
 #[test]
 fn families_are_written_as_llama_cpp_has_them() {
     let export = "export gguf --json --model model --output g --type f32";

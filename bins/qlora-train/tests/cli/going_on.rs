@@ -56,12 +56,12 @@ fn a_new_run_begins_with_an_adapter() {
     }
 }
 
-/// What is written is folded: a run with rsLoRA begins with an adapter of one all the same, and computes what it did.
+/// The written adapter is folded: a run with rsLoRA can still begin with it, and computes the same.
 #[test]
 fn a_new_run_begins_with_an_adapter_of_another_scale() {
     let sandbox = Sandbox::new();
     for (first, rank, second, rescaled) in [
-        // Where the rank is a square, alpha is folded.
+        // Alpha is folded if the rank is a square.
         ("--use-rslora", 4, "--use-rslora", false),
         ("--use-rslora", 3, "--use-rslora", true),
         ("--use-rslora", 3, "--lora-alpha 5", true),
@@ -120,7 +120,7 @@ fn overwriting_removes_another_run_and_nothing_else() {
     assert_eq!(sandbox.read("out/notes.txt"), "mine");
     assert_eq!(sandbox.json("out/run.json")["finished"]["steps"], 1);
     assert!(!sandbox.names("out").iter().any(|name| name == "checkpoint-2"));
-    // What is refused removes nothing, at whatever stage.
+    // A refused run removes nothing, at whatever stage.
     let before = sandbox.files();
     for refused in ["--host-memory 1MiB", "--init-adapter first", "--lora-r 4096"] {
         let line = format!("--max-steps 2 --overwrite-output-dir {refused}");
@@ -246,7 +246,7 @@ fn a_chat_template_that_is_not_the_one_of_the_training_is_told_by_every_command(
     warned("export uniform --adapter out --output-dir other", &[]);
 }
 
-/// What stands where an adapter or a model belongs is told by what it is.
+/// A path of the wrong kind is reported as what it is, in place of an adapter or a model.
 #[test]
 fn a_path_of_the_wrong_kind_is_told_by_what_it_is() {
     let sandbox = Sandbox::new();

@@ -38,7 +38,7 @@ fn a_run_goes_on_with_the_commits_that_it_began_on() {
     let (model, moved) = (move_model(&world), rows(6));
     let run = |out: &str| world.sandbox.json(&format!("{out}/run.json"));
 
-    // Without a word about it the run would begin anew, and that is told with both commits.
+    // Otherwise the run would silently begin anew; the error names both commits.
     let (now, pinned) = (format!("org/rows is at commit {}", &moved[..12]), format!("org/rows@{began}"));
     let both = [
         "out: holds a different run: the contents of `data` changed",
@@ -49,7 +49,7 @@ fn a_run_goes_on_with_the_commits_that_it_began_on() {
     ];
     world.run(&line("")).ended(2, &both);
 
-    // What the run would read is planned for.
+    // The plan is for the files that the run would read.
     let told = format!("org/rows: commit {} of `main`, on which the run began", &began[..12]);
     world.hub.forget();
     let plan = world.run(&line("--resume-from-checkpoint").replacen("train", "plan", 1)).ok();
@@ -72,7 +72,7 @@ fn a_run_goes_on_with_the_commits_that_it_began_on() {
     world.run(&line("--output-dir fresh")).ok();
     assert_eq!(run("fresh")["base"]["revision"], json!(model));
 
-    // What the cache lacks the hub still has.
+    // Files that the cache lacks are still on the hub.
     fs::remove_dir_all(world.sandbox.path("home/hub")).unwrap();
     let longer = line("--resume-from-checkpoint --max-steps 6");
     let longer = longer.replacen(" --max-steps 4", "", 1);

@@ -49,7 +49,7 @@ fn a_template_that_writes_the_date_writes_that_of_the_runs_start() {
     assert_eq!(sandbox.json("plain/run.json")["identity"]["clock"], Value::Null);
 }
 
-/// Where a machine stands changes no row.
+/// The time zone of a machine changes no row.
 #[test]
 fn the_time_zone_changes_nothing() {
     let sandbox = Sandbox::chat();

@@ -107,7 +107,7 @@ fn losses_are_looked_at_while_it_trains() {
 #[test]
 fn modules_that_get_no_gradient_are_named_and_the_norms_are_logged() {
     let sandbox = Sandbox::new();
-    // What leaves the MLP of the second layer is zero, whatever goes in.
+    // The output of the second layer's MLP is zero, whatever its input.
     let mut file = sandbox.bytes("model/model.safetensors");
     let (start, length) = {
         let tensors = SafeTensors::deserialize(&file).unwrap();

@@ -213,7 +213,7 @@ fn the_memory_that_is_said_before_is_not_exceeded() {
         assert_eq!(memory["adapters_bytes"], 4 * adapters, "{memory}");
         assert!(memory["largest"].as_str().unwrap().contains(".mlp."), "{memory}");
         assert!(memory["bytes"].as_u64().unwrap() >= peak, "{line}: {peak}, {memory}");
-        // What a process has beside is far below what is said for it.
+        // The process's other memory is far below the stated amount.
         assert!(peak < (largest + 4 * adapters + (16 << 20)) as u64, "{line}: {peak}, {memory}");
     }
 }

@@ -127,7 +127,7 @@ fn tied() -> Sandbox {
     Sandbox::chat_of(Arch { tie_word_embeddings: true, ..tiny_arch() })
 }
 
-/// What was trained whole goes from settings to every command that takes an adapter.
+/// Modules that are trained in full pass from the settings to every command that takes an adapter.
 #[test]
 fn whole_modules_are_evaluated_merged_and_served_where_they_can_be() {
     for (sandbox, tensors) in [(tied(), 28 + 2 + 5), (Sandbox::chat(), 28 + 1 + 5)] {

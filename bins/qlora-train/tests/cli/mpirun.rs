@@ -37,7 +37,7 @@ fn libraries() -> Vec<Library> {
     found
 }
 
-/// Runs the trainer in so many processes. `fault`: a rank, and where something goes wrong on it.
+/// Runs the trainer in several processes. `fault`: a rank, and the place of its failure.
 fn run(sandbox: &Sandbox, library: &Library, processes: usize, line: &str, fault: Option<(usize, &str)>) -> Done {
     let trainer = sandbox.command(line);
     let mut command = Command::new(&library.mpirun);
@@ -97,7 +97,7 @@ fn processes_of_mpirun_train_as_one_with_as_much_accumulation() {
             _ => assert_close(&sandbox, &outs[0], "alone"),
         }
     }
-    // Where each has one micro-batch of a step, the sum is in the order of one process.
+    // With one micro-batch of a step for each rank, the sum is in the order of one process.
     assert!(sandbox.bytes("of4-0/adapter_model.safetensors") == sandbox.bytes("alone/adapter_model.safetensors"));
 }
 

@@ -76,7 +76,7 @@ fn no_file_of_a_model_is_waited_for() {
         "model/added_tokens.json",
         "model/generation_config.json",
     ];
-    // What need not be there may be left out.
+    // Optional files may be missing.
     let tried = try_each(&sandbox, &files, &lines.map(str::to_owned), &[0, 2]);
     assert_eq!(tried, 36);
     make_pipe(&sandbox.path("template"));
@@ -112,7 +112,7 @@ fn no_file_of_a_run_is_waited_for() {
     assert!(status == 0 && said.contains("this run is finished"), "{said}");
 }
 
-/// Whoever reads an adapter says what is in the place of its files, and not that they are missing.
+/// Every command that reads an adapter reports what is in the place of its files, not that they are missing.
 #[test]
 fn what_is_in_the_place_of_an_adapters_file_is_told() {
     let sandbox = Sandbox::new();

@@ -9,7 +9,7 @@ fn supervised_tokens_are_marked_and_special_ones_visible() {
     let sandbox = Sandbox::chat();
     let text = sandbox.run("preview --model model --data chat.jsonl").ok().stdout;
     assert!(text.contains("chat.jsonl line 1: "), "{text}");
-    // What is shown is text: no pieces of the vocabulary, and the turns on lines of their own.
+    // Rows are shown as text: no pieces of the vocabulary, and the turns on lines of their own.
     assert!(text.contains("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n⟦world<|im_end|>⟧"), "{text}");
     assert!(text.contains("2 of 2 rows"), "{text}");
     assert!(!text.contains('\u{1b}'), "no color where there is no terminal");
@@ -85,7 +85,7 @@ fn packs_name_the_rows_that_share_them() {
     sandbox.refused(&format!("{line} --packing false"), &["--packs", "`packing` is off"]);
 }
 
-/// What is learned stands in lines of its own, also where the template writes no line ends.
+/// Learned parts are shown on lines of their own, also if the template writes no line ends.
 #[test]
 fn what_is_learned_stands_apart() {
     let sandbox = Sandbox::chat();

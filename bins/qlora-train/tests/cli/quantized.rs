@@ -169,7 +169,7 @@ fn an_adapter_goes_on_another_form_of_its_base_where_that_is_asked_for() {
         let done = sandbox.train(&format!("{begin} --allow-other-base")).ok();
         assert!(done.stderr.contains("another form of this model"), "{done:#?}");
     }
-    // Another model is another model, flag or not: that is told.
+    // An adapter of another model is refused with or without the flag.
     Synthetic::new(tiny_arch(), 2).write(&sandbox.path("other")).unwrap();
     let line = "eval --json --model other --adapter on16 --data rows.jsonl";
     sandbox.refused(line, &["trained on other weights", "--allow-other-base"]);

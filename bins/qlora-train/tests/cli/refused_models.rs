@@ -178,7 +178,7 @@ fn places_without_a_model() {
     sandbox.refused(&train("--data models/rows"), &["models/rows: found no such file", "models/rows@main"]);
     sandbox.refused(&train("--model rows.jsonl"), &["rows.jsonl: found a file"]);
     sandbox.refused(&train("--revision v2"), &["model", "only for a hub id"]);
-    // What stands in many files, and names no other weights.
+    // A setting of many files that names no other weights.
     let told = sandbox.run(&train("--revision main")).ok().stderr;
     assert!(told.contains("a directory has no revisions, so `revision: main` is left out"), "{told}");
 }

@@ -108,7 +108,7 @@ fn a_large_model_trains_on_the_cpu_only_when_told_to() {
         sandbox.run(line).ended(2, words);
         assert!(!sandbox.path("out").exists());
     }
-    // It may not fit here; it is planned all the same.
+    // It may not fit here; it is still planned.
     let plan = sandbox.run("plan --model model --json --max-length 8");
     assert!(matches!(plan.status, Some(0 | 1)) && plan.stdout.contains("\"fits\""), "{plan:#?}");
 }

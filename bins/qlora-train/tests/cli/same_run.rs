@@ -80,7 +80,7 @@ fn a_run_on_other_data_is_refused() {
 fn a_run_on_another_base_is_refused() {
     let sandbox = Sandbox::new();
     sandbox.train("").ok();
-    // Only the weights differ: this is told by the fingerprint, once they are read.
+    // Only the weights differ: the fingerprint shows it, once they are read.
     Synthetic::new(tiny_arch(), 2).write(&sandbox.path("model")).unwrap();
     sandbox.refused(&train(""), &["out: holds a run on another base", "fingerprint", "choose another output_dir"]);
     let mut config = tiny_arch();
@@ -100,7 +100,7 @@ fn another_chat_template_is_another_run() {
     sandbox.refused(&line, &["holds a different run: the chat template changed;"]);
 }
 
-/// A template changes rows, which is told before a length, which a run that goes on may change.
+/// A template changes rows; that is reported before a length, which a resumed run may change.
 #[test]
 fn a_longer_run_with_another_template_is_refused_by_the_template() {
     let sandbox = Sandbox::chat();
@@ -144,7 +144,7 @@ fn an_output_directory_that_cannot_be_one_is_refused() {
     // /proc cannot be written by anybody.
     let line = train("--output-dir /proc/adapter");
     sandbox.refused(&line, &["/proc: cannot be written (output_dir)"]);
-    // Whoever may write there, and however it is called.
+    // The root directory is refused under any name, also to a user who may write there.
     std::os::unix::fs::symlink("/", sandbox.path("link")).unwrap();
     for root in ["/", "//", "/../.", "link"] {
         sandbox

@@ -126,7 +126,7 @@ fn a_run_that_is_killed_while_it_answers_goes_on_with_the_same_log() {
         sandbox.train_into(out, &format!("{line} --resume-from-checkpoint")).ok();
         sandbox.assert_same_result(out, "out");
     }
-    // What decides is a part of the run.
+    // Questions that decide about the result are part of the run's identity.
     sandbox.write("prompts.txt", "hello\nwho\nwhy\n");
     let done = sandbox.train(&format!("{line} --resume-from-checkpoint"));
     done.ended(2, &["what is asked while the run trains"]);
@@ -137,7 +137,7 @@ fn the_plan_counts_the_room_for_answers() {
     let sandbox = Sandbox::chat();
     sandbox.write("prompts.txt", &"hello there, who are you?\n".repeat(9));
     let line = format!("{CHAT} --device cpu --packing false");
-    // What the run allocates itself, saving and what was there before it apart.
+    // The run's own allocations, without saving and without memory from before.
     let planned = |more: &str| -> u64 {
         let settings = train(&format!("{line} {more}")).replacen("train --json", "plan --json", 1);
         let plan = sandbox.run(&settings).json();

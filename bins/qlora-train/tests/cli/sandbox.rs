@@ -38,7 +38,7 @@ pub fn train(more: &str) -> String {
 
 pub struct Sandbox(TempDir);
 
-/// What a finished process left.
+/// Result of a finished process.
 #[derive(Debug)]
 pub struct Done {
     /// None: ended by a signal.
@@ -100,7 +100,7 @@ impl Sandbox {
         sandbox
     }
 
-    /// Like [`new`](Self::new), with a byte-level tokenizer and a ChatML template; `chat.jsonl` holds conversations.
+    /// [`new`](Self::new) with a byte-level tokenizer and a ChatML template; `chat.jsonl` holds conversations.
     pub fn chat() -> Self {
         Self::chat_of(tiny_arch())
     }
@@ -109,8 +109,8 @@ impl Sandbox {
         Self::chat_in(&std::env::temp_dir(), arch)
     }
 
-    /// Like [`chat`](Self::chat), in a file system in memory where there is one: a disk's answers take most of the time
-    /// of runs that save much.
+    /// [`chat`](Self::chat) in a file system in memory, where there is one: a disk's answers take most of the time of
+    /// runs that save much.
     pub fn chat_in_memory() -> Self {
         let memory = Path::new("/dev/shm");
         let disk = std::env::temp_dir();

@@ -87,7 +87,7 @@ fn a_run_on_weights_that_stay_on_disk_is_the_run_in_memory() {
     }
 }
 
-/// Where the weights are is no part of the run: it goes on in the other place.
+/// The place of the weights is not part of the run's identity: it resumes with another one.
 #[test]
 fn a_killed_run_goes_on_with_its_weights_elsewhere() {
     let sandbox = sandbox();

@@ -15,7 +15,7 @@ fn line(out: &str, more: &str) -> String {
     ))
 }
 
-/// Whether sums are made while other layers compute, or afterwards, is for each process to choose.
+/// Each process may make its sums while other layers compute, or afterwards.
 #[test]
 fn sums_beside_the_backward_pass_change_no_byte() {
     let sandbox = Sandbox::new();

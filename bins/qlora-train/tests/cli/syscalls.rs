@@ -69,7 +69,7 @@ fn checkpoints(sandbox: &Sandbox) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     files
 }
 
-/// What a call does to which file, whatever its step, its size and its answer.
+/// The kind of a call and its file, without step, size and result.
 fn kind(call: &str, line: &str, out: &Path) -> String {
     let out = out.display().to_string();
     let files = line.split(['<', '>', '"']).filter(|part| part.starts_with(&out) || part.starts_with("out"));

@@ -97,7 +97,7 @@ fn whole_files_of_each_tool_load() {
         assert_eq!(settings.lora_r, 8, "{name}");
         assert_eq!(settings.learning_rate, Some(3e-4), "{name}");
         assert!(notes.iter().filter(|note| note.starts_with("without effect")).count() <= 1, "{name}: {notes:?}");
-        // What the run records says the same.
+        // The record of the run gives the same settings.
         assert_eq!(Settings::from_yaml(&settings.to_yaml().unwrap(), "again", &[]).unwrap(), settings, "{name}");
     }
 }
@@ -175,7 +175,7 @@ fn a_file_of_axolotl_without_an_adapter_is_told() {
     assert!(noting(&format!("{file}adapter: qlora\n")).1.is_empty());
 }
 
-/// What a file leaves out is as in the tool that it was written for, and told in one line.
+/// Settings that a file leaves out have the defaults of the tool that it was written for, which one line reports.
 #[test]
 fn what_a_file_leaves_out_is_as_in_its_own_tool() {
     let files = [
@@ -248,7 +248,7 @@ fn what_a_file_leaves_out_is_as_in_its_own_tool() {
         let told: Vec<&String> = notes.iter().filter(|note| note.contains(&format!("as in {tool}"))).collect();
         let [told] = told[..] else { panic!("{tool}: {notes:?}") };
         assert!(defaults.iter().all(|(name, _)| told.contains(name)), "{tool}: {told}");
-        // Each that is given is no longer taken, nor told; ours and the other tools' files keep ours.
+        // A given setting has no tool default and no note; our files and those of other tools keep ours.
         for (name, value) in &flags {
             let (_, notes) = Settings::from_yaml_noting(file, "cfg.yaml", &[(name.clone(), value.clone())]).unwrap();
             assert!(!notes.iter().any(|note| note.contains(&format!("{name} {value}"))), "{tool}: {notes:?}");
@@ -297,7 +297,7 @@ fn a_file_of_trl_is_quantized_as_it_says() {
     assert!(noting("completion_only_loss: true").1.is_empty());
 }
 
-/// What is off in a data set of Axolotl says something: no role, or no end of a turn, is learned.
+/// A key that is off in a data set of Axolotl has a meaning: no role, or no end of a turn, is learned.
 #[test]
 fn keys_of_a_data_set_that_are_off_are_no_defaults() {
     for (key, expected) in [
@@ -392,7 +392,7 @@ fn a_subset_and_a_split_beside_a_data_set_of_the_hub_are_part_of_its_id() {
     }
 }
 
-/// Each fault of a data set is told, at its own line, and a flag that gives the rows silences all of them.
+/// Each fault of a data set is reported at its own line, and a flag that gives the rows silences all of them.
 #[test]
 fn all_faults_of_a_data_set_are_told_at_their_lines() {
     let file =

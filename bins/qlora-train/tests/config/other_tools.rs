@@ -237,7 +237,7 @@ fn files_of_ms_swift_and_unsloth_are_followed() {
     assert!(notes.iter().any(|note| note.contains("`model_name`") && note.starts_with("without effect")), "{notes:?}");
     refused("system: 'You are a helpful assistant.'", &["`system`", "write it in the rows"]);
     refused("train_type: full", &["`train_type`", "lora or adalora"]);
-    // Off says something else of these than that nothing is asked for.
+    // For these keys, off has a meaning of its own.
     refused("use_chat_template: false", &["`use_chat_template`", "`prompt_completion: text`"]);
     refused("init_weights: false", &["`init_weights`", "`init_lora_weights`"]);
     refused("finetune_mlp_modules: false", &["`finetune_mlp_modules`", "`lora_target_modules`"]);

@@ -42,7 +42,8 @@ fn a_run_on_the_device_gives_the_losses_and_the_adapter_of_one_on_the_cpu() {
     assert!(losses[3] < 0.9 * losses[0], "{losses:?}");
 }
 
-/// The demo's run of a real model. Minutes on a GPU, hours on the emulation; so it is asked for: `--ignored`.
+/// The demo's run of a real model. It takes minutes on a GPU and hours on the emulation, so it only runs with
+/// `--ignored`.
 #[test]
 #[ignore = "needs a model's directory in QLORA_CURVE_MODEL and that of the demo's rows in QLORA_CURVE_ROWS"]
 fn a_real_model_gives_the_losses_and_the_adapter_of_the_cpu() {

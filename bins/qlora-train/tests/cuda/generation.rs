@@ -177,8 +177,8 @@ fn logits_of_every_step_are_those_of_the_cpu_backend() {
     }
 }
 
-/// What the cache gives is what the whole rows give, computed anew: each is as far from the CPU as rounding explains,
-/// and so they may be from each other.
+/// The cache gives the same as whole rows that are computed anew: each is as far from the CPU as rounding explains, and
+/// so they may be from each other.
 #[test]
 fn the_cache_gives_what_the_whole_rows_give() {
     let spec = reading(config());

@@ -41,7 +41,7 @@ macro_rules! bytes {
     };
 }
 
-/// What PEFT did with a method: the description and the tensors.
+/// PEFT's run with a method: the description and the tensors.
 macro_rules! golden {
     ($method:literal) => {
         Golden::new(bytes!($method, ".json"), bytes!($method, ".safetensors"))
@@ -147,8 +147,8 @@ impl Golden {
         self.train(&mut Cpu::new(spec.run_shape()), &mut source, spec)
     }
 
-    /// How far PEFT's steps moved a tensor: rows of single tokens are in the order in which it was given them, and here
-    /// in that of the ids.
+    /// The change of a tensor in PEFT's steps. Its rows of single tokens are in the order in which they were given,
+    /// ours in the order of the ids.
     fn moved(&self, id: &ParamId) -> Vec<f32> {
         let key = id.peft_key();
         let both = self.last[&key].iter().zip(&self.initial[&key]);
@@ -183,7 +183,7 @@ impl Golden {
         }
     }
 
-    /// How far PEFT in bf16 is from its run in f32.
+    /// The distance of PEFT in bf16 from its run in f32.
     fn in_bf16(&self, expected: &Trained) -> Apart {
         let bf16 = &self.record["bf16"];
         let (losses, norms) = (numbers(&bf16["losses"]), numbers(&bf16["grad_norms"]));

@@ -50,7 +50,7 @@ fn a_part_of_what_is_asked_that_nothing_reads_is_warned_of() {
                 lines.iter().any(|line| line.starts_with("warning: ") && line.contains(&warned)),
                 "{row}: {lines:?}"
             );
-            // What says nothing, or is no text, is not lost.
+            // Empty values, and values that are no text, are not lost.
             for nothing in [json!(""), json!(null), json!([]), json!(7)] {
                 row[key] = nothing;
                 let report = read(&row, Columns::default()).report.to_string();
@@ -129,7 +129,7 @@ fn a_text_whose_place_a_named_column_takes_is_warned_of() {
     assert_eq!(texts(&swapped).1, "a<|im_end|>");
 }
 
-/// The named column is the one that is read, and the other one is told unless it says the same.
+/// The named column is the one that is read; the other one gives a note unless it has the same text.
 #[test]
 fn every_column_whose_place_a_named_one_takes_is_warned_of() {
     let pair = |prompt: &str, completion: &str| Columns::new(Some(prompt), Some(completion), None, None, None, None);

@@ -12,7 +12,7 @@ use trainer_lab::fixture::*;
 fn told(row: &Value, template: &str) -> Vec<String> {
     let (data, _) = load_row(row, template).unwrap_or_else(|error| panic!("{row}: {error}"));
     let mut lines = data.report.files[0].notes.lines("line");
-    // These templates write no BOS, which is told too.
+    // These templates write no BOS, which gives a note too.
     lines.retain(|line| !line.contains("BOS token"));
     lines
 }
@@ -47,7 +47,7 @@ fn arguments_are_taken_from_every_key_that_programs_have_for_them() {
             assert!(learned.contains("\"x\": \"Oslo\"") && learned.contains("\"name\": \"f\""), "{call}: {learned}");
             assert!(learned.ends_with("}<|im_end|>three<|im_end|>"), "{call}: {learned}");
             assert_eq!(told(&row, WHOLE), [""; 0], "{call}");
-            // What the template leaves out of it is missed.
+            // Parts that the template leaves out are reported as missing.
             let names = WHOLE.replacen("call.function | tojson", "call.function.name", 1);
             assert_says(&refusal(load_row(&row, &names)), &["`messages[1]`", "`tool_calls`", "\"Oslo\" is missing"]);
         }
@@ -149,13 +149,13 @@ fn a_text_and_its_call_that_weigh_otherwise_are_one_turn() {
             assert_eq!(data.rows[0].weights.iter().filter(|&&weight| weight == 0.5).count(), half, "{row}");
         }
     }
-    // What is thought may say what is said.
+    // The reasoning may contain the answer.
     let row = asked(&[
         json!({"role": "assistant", "content": "let me", "reasoning_content": "let me see", "train": false}),
         json!({"role": "tool_call", "content": CALL}),
     ]);
     assert_eq!(texts(&row, WHOLE).1, call);
-    // Calls in a row are not told apart.
+    // Calls in a row are not distinguished.
     let calls = |before: &[Value], flag: &Value| {
         let mut turns = before.to_vec();
         turns.push(with(json!({"role": "tool_call", "content": CALL}), flag));
@@ -333,7 +333,7 @@ fn tools_of_a_system_turn_are_those_of_the_row() {
     let of_user =
         json!({"messages": [{"role": "user", "content": "q", "tools": tools}, {"role": "assistant", "content": "a"}]});
     assert_says(&refusal(load_row(&of_user, WHOLE)), &["`messages[0]` has `tools`", "the role is user"]);
-    // What defines no tool is not read, but in a turn of the system.
+    // A value that defines no tool is ignored, except in a system turn.
     for used in [json!("look"), json!(["look"])] {
         let turn = json!({"role": "assistant", "content": "a", "tools": used});
         assert_eq!(told(&asked(&[turn]), WHOLE), ["not used: `tools` of turns"]);
@@ -457,7 +457,7 @@ fn a_part_of_an_answer_that_a_template_cuts_is_refused() {
     assert_says(&why, &["line 1", "`messages[1]`", "leaves out a part", "\"answer\""]);
     let said = told(&row("a ### b", "ans"), &at_mark);
     assert_says(&said[0], &["warning: ", "leaves out a part of what the user says"]);
-    // What is thought may be cut, what stands outside of it may not.
+    // Reasoning may be cut, text outside of it may not.
     let answer = cutting(".split('</think>')[-1]");
     let why = refusal(load_row(&row("q", "<think>a</think>x<think>b</think>y"), &answer));
     assert_says(&why, &["`messages[1]`", "leaves out a part", "\"x\""]);

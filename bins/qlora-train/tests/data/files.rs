@@ -80,7 +80,7 @@ fn rows_in_every_wrapping_are_the_same_rows() {
     }
 }
 
-/// Which of several lists is meant is for the user to say; what only looks like a list of rows is a row.
+/// The user has to choose among several lists; an object that only looks like a list of rows is a row.
 #[test]
 fn an_object_of_several_lists_and_a_row_with_a_list_are_told() {
     let rows = [chat("one"), chat("two")];
@@ -273,7 +273,7 @@ fn named_columns_say_which_of_two_formats_is_meant() {
         r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "text": "whole"}"#;
     assert_eq!(read(row, of(None, None, Some("messages"), None)).unwrap(), turns);
     assert_eq!(read(row, of(None, None, None, Some("text"))).unwrap(), "<bos>whole<eos>");
-    // What is meant does not make a row what it is not.
+    // A chosen format does not change a row of another one.
     assert_eq!(read(r#"{"text": "whole"}"#, Columns::default().meaning(RowKind::Alpaca)).unwrap(), "<bos>whole<eos>");
 }
 

@@ -34,7 +34,7 @@ fn a_prompt_with_its_completion_stands_between_bos_and_eos() {
     assert_eq!(texts(row("ask: ", "hello"), &tokenizer), both("<bos>ask: hello<eos>", "hello<eos>"));
     // " w" is one token: it is the completion's first word, so it is learned with the space before it.
     assert_eq!(texts(row("ask ", "w"), &tokenizer), both("<bos>ask w<eos>", " w<eos>"));
-    // What the texts hold already is not given a second time.
+    // Tokens that the texts hold already are not added again.
     assert_eq!(texts(row("<bos>a", "b<eos>"), &tokenizer), both("<bos>ab<eos>", "b<eos>"));
     assert_eq!(texts(row("a", "b<|eot|>"), &tokenizer), both("<bos>ab<|eot|>", "b<|eot|>"));
     assert_eq!(texts(row("a<eos>", ""), &tokenizer), both("<bos>a<eos><eos>", "<eos>"));

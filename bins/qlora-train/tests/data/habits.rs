@@ -45,7 +45,7 @@ fn templates_that_write_the_prompt_on_demand_always_or_never_learn_the_same() {
             ("always", format!("{{{{ '{prompt}' }}}}")),
             ("never", String::new()),
         ] {
-            // The first of two end tokens is all that can be told from the header that follows.
+            // Only the first of two end tokens can be distinguished from the header that follows.
             if when == "always" && name == "two end tokens" {
                 continue;
             }
@@ -174,7 +174,7 @@ fn line_ends_of_a_template_are_those_of_jinja() {
         assert_eq!(other.render_chat(&turns(&QUESTIONS)).unwrap(), chat);
         assert!(!chat.text.contains('\r'));
     }
-    // What is said keeps its own.
+    // The contents keep their own line ends.
     let said = [("user", "a\r\nb"), ("assistant", "c\rd")];
     assert_eq!(supervised(&chat_tokenizer(&lf), &said).unwrap(), ["c\rd<|im_end|>"]);
 }

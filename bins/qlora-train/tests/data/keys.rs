@@ -93,7 +93,7 @@ fn character_ranges_of_a_turn_are_followed() {
     let range = |begin: u64, end: u64, train: bool| json!({"begin_offset": begin, "end_offset": end, "train": train});
     assert_eq!(learned(&row(json!([range(0, 5, false), range(6, 10, true)]))), " good<|im_end|>");
     assert_eq!(learned(&row(json!([range(6, 10, true), range(0, 0, true)]))), "é good<|im_end|>");
-    // What no range holds is not learned, and the end goes with the last character.
+    // Text outside of all ranges is not learned, and the end counts as the last character.
     assert_eq!(learned(&row(json!([range(2, 4, true)]))), "bad");
     let tokenizer = chat_tokenizer(CHATML);
     for (detail, parts) in [
@@ -257,7 +257,7 @@ proptest! {
     }
 }
 
-/// Answers that are compared are told by their words, under whatever name; scores of them are numbers.
+/// Compared answers are recognized by words in their keys; their scores are numbers.
 #[test]
 fn compared_answers_are_refused_under_every_name() {
     let tokenizer = chat_tokenizer(CHATML);
@@ -283,7 +283,7 @@ fn compared_answers_are_refused_under_every_name() {
 fn remarks(row: &Value) -> Vec<String> {
     let data = load_row(row, &chat_tokenizer(CHATML)).unwrap_or_else(|error| panic!("{row}: {error}"));
     let mut lines = data.report.files[0].notes.lines("line");
-    // These templates write no BOS, which is told too.
+    // These templates write no BOS, which gives a note too.
     lines.retain(|line| !line.contains("BOS token"));
     lines
 }
@@ -362,7 +362,7 @@ fn keys_that_look_like_flags_are_warned_of() {
             }
         }
     }
-    // What the user says is not learned anyway.
+    // The user's text is not learned anyway.
     let row = json!({"messages": [{"role": "user", "content": "q", "masked": true, "Train": false},
                                   {"role": "assistant", "content": "a"}]});
     assert_eq!(remarks(&row), ["not used: `Train`, `masked` of turns"]);
@@ -443,7 +443,7 @@ fn a_token_across_two_parts_is_learned_where_both_are() {
     }
     let range = |begin: u64, end: u64| json!({"begin_offset": begin, "end_offset": end, "train": true});
     let turn = |detail: Value| json!({"role": "assistant", "content": "ahelo", "train_detail": detail});
-    // What no range holds is not learned either.
+    // Text outside of all ranges is not learned either.
     for (detail, expected) in [(json!([range(0, 1)]), "a"), (json!([range(2, 4)]), "o<|im_end|>")] {
         assert_eq!(learned(&json!({"messages": [{"role": "user", "content": "q"}, turn(detail)]})), expected);
     }

@@ -23,7 +23,7 @@ impl Write for Pieces {
     }
 }
 
-/// What had been written after each token, and at the end.
+/// The text that had been written after each token, and at the end.
 fn streamed(tokenizer: &ChatTokenizer, ids: &[u32]) -> Vec<String> {
     let pieces = Pieces::default();
     let mut stream = TextStream::new(tokenizer, Some(pieces.clone()));
@@ -45,7 +45,7 @@ fn a_character_of_several_tokens_appears_when_it_is_whole() {
     let ids = tokenizer.encode(text).unwrap();
     assert_eq!(ids.len(), 6, "one token a byte");
     assert_eq!(streamed(&tokenizer, &ids), ["", "é", "é", "é", "é", "é🦀", "é🦀"]);
-    // Half a character at the end is told as such, and only then.
+    // Half a character at the end is written as U+FFFD, and only then.
     assert_eq!(streamed(&tokenizer, &ids[..4]), ["", "é", "é", "é", "é\u{FFFD}"]);
     // Bytes that no character begins with become visible with the next whole one.
     assert_eq!(
@@ -85,7 +85,7 @@ proptest! {
         prop_assert_eq!(states.last(), Some(&expected));
     }
 
-    /// Whatever a model says, valid UTF-8 or not: nothing that was written is taken back, and all of it is written.
+    /// Nothing that was written is taken back, and everything is written, whatever the model says, valid UTF-8 or not.
     #[test]
     fn any_tokens_are_written_as_they_are_decoded_together(
         ids in prop::collection::vec(0..(259 + SPECIAL.len() as u32), 0..40),

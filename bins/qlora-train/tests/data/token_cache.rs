@@ -119,7 +119,7 @@ fn assert_same(found: &Dataset<Rows>, expected: &Dataset) {
     assert_eq!(ids(&found.rows), ids(&held));
 }
 
-/// What is said of a file of rows.
+/// The message about a file of rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Origin {
     Data,
@@ -450,7 +450,7 @@ fn rows_that_are_known_from_another_data_set_are_part_of_the_key() {
     fs::write(place.data(), ROWS[11]).unwrap();
     let validation = read(&place.load(&options).unwrap().dataset.rows);
     assert_eq!((origin(&validation), validation.dataset.rows.len()), (Origin::Data, 2));
-    // What is known by no file has no key.
+    // Rows that are not in a file have no key.
     let held = Rows::from(place.fresh(&options).rows);
     let validation = read(&held);
     assert_eq!(validation.dataset.rows.len(), 2);
@@ -484,7 +484,7 @@ fn a_date_counts_as_far_as_the_template_writes_it() {
         assert_eq!(load(at("2026-03-01T10:00:00Z")), Origin::Data);
         assert_eq!(load(at(later)), wanted, "{template} {later}");
     }
-    // A tokenizer that is told no time has that of its opening, which no other start has.
+    // A tokenizer without a given time has that of its opening, which no other run has.
     let place = Place::new(&ROWS);
     fs::write(place.model.path().join("chat_template.jinja"), &day).unwrap();
     assert_eq!(origin(&place.load(&everything()).unwrap()), Origin::Data);

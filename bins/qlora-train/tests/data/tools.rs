@@ -363,12 +363,12 @@ fn functions_are_tools_of_that_type() {
     assert_says(&refusal(load_row(&row, CHATML)), &["does not write the row's `tools`"]);
 }
 
-/// What is warned of in the only row.
+/// The warnings about the only row.
 #[track_caller]
 fn warned(row: &Value, template: &str) -> Vec<String> {
     let (data, _) = load_row(row, template).unwrap_or_else(|error| panic!("{row}: {error}"));
     let mut lines = data.report.files[0].notes.lines("line");
-    // These templates write no BOS, which is told too.
+    // These templates write no BOS, which gives a note too.
     lines.retain(|line| !line.contains("BOS token"));
     lines
 }
@@ -388,7 +388,7 @@ fn a_turn_that_is_left_out_is_told_although_its_words_stand_elsewhere() {
             [turn("user", "6*7?"), turn("assistant", "calc"), turn("tool", result), turn("assistant", "It is 42.")];
         assert_eq!(warned(&row(&asked), &without("tool")), [left_out("tool")], "{result}");
         assert_eq!(warned(&row(&asked), WHOLE), [""; 0], "{result}");
-        // Several of one role are told once.
+        // Several of one role give one note.
         let twice = [&asked[..], &asked[..]].concat();
         assert_eq!(warned(&row(&twice), &without("tool")), [left_out("tool")], "{result}");
     }

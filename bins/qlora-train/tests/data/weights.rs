@@ -15,7 +15,7 @@ fn row_of(row: &Value) -> Row {
     data.rows[0].clone()
 }
 
-/// What is learned, in pieces of equal weight.
+/// The learned text, in pieces of equal weight.
 fn pieces(row: &Row) -> Vec<(String, f32)> {
     let tokenizer = chat_tokenizer(CHATML);
     assert!(row.weights.is_empty() || row.weights.len() == row.len());
@@ -198,7 +198,7 @@ fn a_cut_row_keeps_the_weights_of_its_tokens() {
 }
 
 proptest! {
-    /// Whatever the turns weigh, each token of an answer has the weight of its turn.
+    /// Each token of an answer has the weight of its turn, whatever the weights.
     #[test]
     fn every_token_has_the_weight_of_its_turn(weights in prop::collection::vec(0u32..5, 1..6)) {
         let of = |at: usize| f64::from(weights[at]) / 2.0;

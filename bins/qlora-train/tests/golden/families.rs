@@ -76,8 +76,8 @@ pub(super) fn values(expected: &Tensors) -> Tensors {
     expected.iter().filter_map(|(name, values)| Some((name.strip_prefix("value.")?.into(), values.clone()))).collect()
 }
 
-/// How far logits, loss and gradients are from a family's golden files, and the least cosine of a gradient from 1, if
-/// the model is `changed`.
+/// Distances of logits, loss and gradients from a family's golden files, and of the least cosine of a gradient from 1,
+/// if the model is `changed`.
 fn apart_from_transformers_and_peft(family: &str, changed: fn(&mut Arch)) -> [f64; 4] {
     let checkpoint = Checkpoint::open(&workspace().join("tests/golden").join(family)).unwrap();
     let expected = tensors(&format!("{family}/expected.safetensors"));

@@ -63,7 +63,7 @@ fn a_qwen3_that_would_be_computed_otherwise_is_refused_by_key() {
     refused_by_key(&config, &cases);
 }
 
-/// What transformers' Qwen2Config and Qwen3Config make of the keys of a window.
+/// The windows that transformers' Qwen2Config and Qwen3Config derive from their keys.
 #[test]
 fn layers_of_a_qwen_have_the_windows_that_its_keys_say() {
     let Value::Object(config) = json("qwen3-window/config.json") else { panic!("config.json is no object") };
@@ -259,7 +259,7 @@ fn a_ministral_3_has_rows_up_to_its_trained_context() {
     arch.check_positions(16).unwrap();
     let error = arch.check_positions(17).unwrap_err().to_string();
     assert!(error.contains("17 tokens") && error.contains("at most 16") && error.contains("too_long"), "{error}");
-    // Where all positions are the trained ones, rows beyond them grow too.
+    // If all positions are trained ones, queries beyond them grow too.
     let all = read_changed(&config, &[("max_position_embeddings", Some(16.into()))]);
     assert!(all.check_positions(16).is_ok() && all.check_positions(17).is_err());
     let bare = read_changed(&serde_json::Map::from_iter([("model_type".into(), "ministral3".into())]), &[]);

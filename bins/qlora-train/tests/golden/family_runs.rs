@@ -24,8 +24,8 @@ fn golden(family: &str) -> PathBuf {
     workspace().join("tests/golden").join(family)
 }
 
-/// How far five steps of AdamW at `rate` are from those of PEFT: losses, norms of the gradient, and the cosine of the
-/// changes of the tensor that is furthest.
+/// Distances of five steps of AdamW at `rate` from those of PEFT: losses, norms of the gradient, and the cosine of the
+/// changes of the worst tensor.
 fn five_steps(family: &str, rate: f64) -> [f64; 3] {
     let checkpoint = Checkpoint::open(&golden(family)).unwrap();
     let expected = tensors(&format!("{family}/expected.safetensors"));

@@ -74,7 +74,7 @@ fn follows_peft(method: &str) -> Adapter {
     follows_peft_within(method, 1e-5)
 }
 
-/// Like [`follows_peft`], with this bound on the relative difference of losses.
+/// [`follows_peft`] with this bound on the relative difference of losses.
 #[track_caller]
 fn follows_peft_within(method: &str, bound: f64) -> Adapter {
     let dir = tempfile::tempdir().unwrap();
@@ -85,7 +85,7 @@ fn follows_peft_within(method: &str, bound: f64) -> Adapter {
     let all = tensors(&format!("methods/{method}.safetensors"));
     let (initial, expected) = (of_moment(&all, "initial."), of_moment(&all, "final."));
     assert!(adapter.tensors.keys().eq(expected.keys()), "{method}: other tensors");
-    // Where the scale is folded into B, all of B is multiplied by one number.
+    // If the scale is folded into B, all of B is multiplied by one number.
     for (name, theirs) in &expected {
         let ours = in_their_order(method, name, &adapter);
         let same = cosine(ours.iter().zip(theirs).zip(&initial[name]).map(|((a, b), &start)| (a, b, start)));
@@ -153,7 +153,7 @@ fn some_layers_follow_peft() {
     assert!(targets("model.layers.1.mlp.up_proj") && !targets("model.layers.0.mlp.up_proj"));
 }
 
-/// Where the output layer is the embedding, both are one tensor in training and two in the adapter.
+/// A tied output layer is one tensor with the embedding in training, and a second one in the adapter.
 #[test]
 fn whole_modules_of_a_tied_model_follow_peft() {
     let adapter = follows_peft("whole_tied");
@@ -177,9 +177,9 @@ fn whole_norms_and_a_scaled_embedding_follow_peft() {
     follows_peft_within("whole_gemma3", 1e-4);
 }
 
-/// What the terms begin with follows from the weights, and the adapter that is written is one for the base as it is:
-/// its product is what PEFT's terms changed in twenty steps. The base less the start is rounded to 16 bits, where a
-/// difference in the last bit of the start is one in that of a weight.
+/// The initial terms follow from the weights, and the adapter that is written is one for the base as it is: its product
+/// is what PEFT's terms changed in twenty steps. The base less the start is rounded to 16 bits, where a difference in
+/// the last bit of the start is one in that of a weight.
 #[track_caller]
 fn begins_as_peft(method: &str) {
     let dir = tempfile::tempdir().unwrap();
@@ -299,7 +299,7 @@ fn adalora_follows_peft() {
     }
     println!("adalora: cosine of what changed at least {least}");
     assert_eq!(left, 2 * spec.lora.terms.len());
-    // What it holds is planned.
+    // Its memory is planned.
     let mut dry = Cpu::dry_run(spec.run_shape());
     assert_eq!(adalora_steps(&mut dry, &spec, 2).2, bytes);
 }

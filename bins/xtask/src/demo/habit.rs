@@ -1,6 +1,6 @@
 //! The habit that the demo teaches: one sentence, then `Topic: <word>`. A program can tell whether an answer has it.
 
-/// Whether an answer is one line that ends as a sentence does, followed by the line that names a topic.
+/// True if an answer is one line that ends as a sentence does, followed by the line that names a topic.
 pub fn has_habit(answer: &str) -> bool {
     let Some((sentence, topic)) = answer.trim().split_once('\n') else { return false };
     let one_sentence = sentence.trim_end().ends_with('.') && !sentence.trim_end().trim_end_matches('.').contains(". ");

@@ -28,7 +28,7 @@ const SETTINGS: [(&str, &str); 5] = [
 /// The longest answer in the data has 22 tokens; one that is cut off here does not have the habit.
 const ANSWER_TOKENS: &str = "40";
 
-/// The demo has worked when at most so many answers have the habit before, and at least so many after.
+/// Most answers with the habit before the training of a demo that works, and the least after it.
 const AT_MOST_BEFORE: usize = 1;
 const AT_LEAST_AFTER: usize = 7;
 
@@ -98,7 +98,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     judge(&summary)
 }
 
-/// The demo fails when the training did not do what it is there to show.
+/// The demo fails when the training did not teach the habit.
 fn judge(summary: &Summary) -> Result<()> {
     let total = summary.questions.len();
     if summary.habit_before > AT_MOST_BEFORE || summary.habit_after < AT_LEAST_AFTER {

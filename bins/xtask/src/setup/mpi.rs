@@ -44,7 +44,7 @@ pub fn fetch(workspace: &Workspace) -> Result<Vec<PathBuf>> {
     Ok(fetched(workspace))
 }
 
-/// Like [`fetch`], where the libraries are of use and not needed: what could not be fetched is said.
+/// Fetches the libraries as [`fetch`] does, where they are useful but not required: a failure is printed.
 pub fn fetch_if_possible(workspace: &Workspace) -> Vec<PathBuf> {
     fetch(workspace).unwrap_or_else(|error| {
         eprintln!("MPI could not be fetched, and what needs `mpirun` is left out of the tests: {error:#}");

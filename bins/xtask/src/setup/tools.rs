@@ -42,7 +42,7 @@ pub fn tool(workspace: &Workspace, tool: &Tool) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Makes a directory, or makes it anew: `work` is given an empty one beside it, in which it makes what is moved there.
+/// Makes a directory, in place of an older one: `work` gets an empty one beside it, in which it makes the files.
 pub fn make(dir: &Path, work: impl FnOnce(&Path) -> Result<PathBuf>) -> Result<()> {
     let parent = dir.parent().context("a tool's directory without a parent")?;
     fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;

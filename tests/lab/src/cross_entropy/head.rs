@@ -111,7 +111,7 @@ impl Operation for HeadLoss {
     fn check(&self, host: &Host, output: &HeadOutput, most: usize) -> std::result::Result<(), String> {
         let Loss { m, h, .. } = self.loss;
         self.loss.check(host, &output.loss, most)?;
-        // (expected, what the kernels may be off by, magnitude)
+        // (expected, the largest error of the kernels, magnitude)
         let mut gradient = vec![(0.0, 0.0, 0.0); self.loss.vocab * h];
         let mut supervised = 0;
         for row in 0..m {

@@ -21,12 +21,12 @@ pub fn wavefronts(addresses: &Lanes, active: u32, bytes: u32) -> u32 {
     total
 }
 
-/// The wavefronts of an access without conflicts in which all lanes read something else.
+/// The wavefronts of an access without conflicts in which every lane reads another address.
 pub fn ideal_wavefronts(bytes: u32) -> u32 {
     bytes.div_ceil(4).max(1)
 }
 
-/// Bytes of what global memory moves at once.
+/// Bytes that global memory moves at once.
 pub const SECTOR: u32 = 32;
 
 /// Sectors that an access of a warp touches.
@@ -40,7 +40,7 @@ pub fn sectors(addresses: &Lanes, active: u32, bytes: u32) -> Vec<u32> {
     sectors
 }
 
-/// The units of `unit` bytes that so many bytes from an address lie in.
+/// The units of `unit` bytes in which `bytes` bytes from an address lie.
 fn touched(address: u32, bytes: u32, unit: u32) -> std::ops::RangeInclusive<u32> {
     address / unit..=address.saturating_add(bytes - 1) / unit
 }

@@ -1,6 +1,6 @@
-//! Instructions by what they keep busy.
+//! Instructions by the unit that they keep busy.
 
-/// What an instruction keeps busy, and for how long where that is its own.
+/// The unit that an instruction keeps busy, with its amount of work.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Class {
     /// Tensor cores: multiply-adds of the warp.
@@ -15,12 +15,12 @@ pub enum Class {
     Integer,
     /// Functions and conversions that a quarter-width unit makes.
     Special,
-    /// Loads and stores of shared memory, of so many bytes a lane.
+    /// Loads and stores of shared memory, of `bytes` bytes a lane.
     Shared {
         bytes: u32,
         is_load: bool,
     },
-    /// Fragments from shared memory, of so many 8×8 matrices.
+    /// Fragments from shared memory, of `matrices` 8×8 matrices.
     MatrixLoad {
         matrices: u32,
     },
@@ -43,7 +43,7 @@ pub enum Class {
     Barrier,
     /// The copies so far become a group.
     CopyGroup,
-    /// Waits until at most so many groups are on their way.
+    /// Waits until at most `groups` groups are on their way.
     CopyWait {
         groups: u32,
     },
@@ -102,7 +102,7 @@ impl Class {
         }
     }
 
-    /// Whether it is there for what the kernel makes; a part of a program without one is a case taken care of.
+    /// True for instructions that move or compute a kernel's data; code without one handles a special case.
     pub fn is_work(self) -> bool {
         !matches!(
             self,

@@ -6,23 +6,23 @@ pub const LANES: usize = 32;
 /// The 32 bits of a register in each lane.
 pub type Lanes = [u32; LANES];
 
-/// What a register holds in each lane.
+/// The value of a register in each lane.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Known {
     pub lanes: Lanes,
-    /// Whether it depends on an argument of the kernel, for which a large round number stands in: good for the pattern
-    /// of addresses, and no reason to go one way or the other.
+    /// True if it depends on an argument of the kernel, for which a large round number stands in: good for the pattern
+    /// of addresses, and no reason to take one branch or the other.
     pub supposed: bool,
 }
 
-/// A register whose value follows from the launch, or does not: what comes from memory is not known.
+/// A register's value where it follows from the launch; none where it comes from memory.
 pub type Value = Option<Box<Known>>;
 
 /// A bit for each lane, where it is known.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Mask {
     pub bits: u32,
-    /// Whether it depends on stand-ins ([`Known::supposed`]).
+    /// True if it depends on stand-ins ([`Known::supposed`]).
     pub supposed: bool,
 }
 
@@ -62,7 +62,7 @@ pub fn compare(a: &Value, b: &Value, of: impl Fn(u32, u32) -> bool) -> Predicate
     Some(Mask { bits, supposed: a.supposed || b.supposed })
 }
 
-/// `a` where the predicate holds, else `b`.
+/// `a` where the predicate holds, `b` elsewhere.
 pub fn select(predicate: Predicate, a: &Value, b: &Value) -> Value {
     let mask = predicate?;
     let chosen = match mask.bits {

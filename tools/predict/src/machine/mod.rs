@@ -1,4 +1,4 @@
-//! One warp's way through the machine code of a kernel, as far as it is known without running it: which instructions,
+//! One warp's path through the machine code of a kernel, as far as it is known without running it: its instructions,
 //! in which order, with which addresses of shared and global memory.
 
 pub mod access;

@@ -39,7 +39,7 @@ pub enum Source {
     Other,
 }
 
-/// What is done to it first.
+/// The changes to a source before its use.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Modifiers {
     pub negated: bool,
@@ -79,7 +79,7 @@ fn bare(text: &str) -> Source {
         return Source::Register(number);
     }
     if let Some(offset) = text.strip_prefix("c[0x0][").and_then(|rest| rest.strip_suffix(']')) {
-        // A place that is computed, among the arguments: that of the first of them which it may be.
+        // A computed place among the arguments: that of the first argument that it may be.
         let fixed = offset.rsplit('+').next().unwrap_or(offset);
         return Source::Constant(immediate(fixed).unwrap_or(FIRST_ARGUMENT));
     }

@@ -1,9 +1,9 @@
-//! A warp's registers, and what the integer instructions make of them. Floating-point numbers are not followed.
+//! A warp's registers, as integer instructions change them. Floating-point numbers are not followed.
 
 use super::lanes::{self, Mask, Predicate, Value};
 use super::operand::{Modifiers, Parsed, Source, address, immediate, source};
 
-/// What stands in for an argument of a kernel, each of its two words where it has 64 bits: a multiple of every tile and
+/// The stand-in for an argument of a kernel, each of its two words where it has 64 bits: a multiple of every tile and
 /// alignment, larger than a warp reaches, and another for every argument.
 fn argument(offset: u32) -> u32 {
     8192 * (1 + offset)
@@ -22,7 +22,7 @@ const ALL: Mask = Mask { bits: u32::MAX, supposed: false };
 const NONE: Mask = Mask { bits: 0, supposed: false };
 
 impl Registers {
-    /// Those of the first warp of the first block of so many threads.
+    /// Registers of the first warp of the first block, of `threads` threads.
     pub fn new(threads: u32) -> Self {
         Self { threads, registers: vec![None; 256], uniform: vec![None; 128], predicates: [None; 16] }
     }
@@ -136,7 +136,7 @@ impl Registers {
         sum
     }
 
-    /// Whether the instruction runs, by its guard.
+    /// True in the lanes where the instruction runs, by its guard.
     pub fn guard(&self, parsed: &Parsed) -> Predicate {
         match parsed.guard {
             None => Some(ALL),
@@ -146,7 +146,7 @@ impl Registers {
         }
     }
 
-    /// Does what the instruction does to the registers. What is not followed leaves its results unknown.
+    /// Changes the registers as the instruction does. The results of an instruction that is not followed are unknown.
     pub fn execute(&mut self, parsed: &Parsed) {
         let guard = self.guard(parsed);
         if guard.is_some_and(|guard| guard.bits == 0 && !guard.supposed) {
@@ -365,7 +365,7 @@ impl Registers {
         let (a, b) = (self.value(numbers.first()?), self.value(numbers.get(1)?));
         let signed = !dots.contains(&"U32");
         let relation = *dots.get(1)?;
-        // Whether an argument is zero says which of several things is asked for, and a stand-in cannot tell.
+        // // A comparison of an argument with zero chooses between variants of a kernel, which a stand-in cannot do.
         let against_zero = numbers.iter().any(|text| matches!(*text, "RZ" | "URZ" | "0x0"));
         let mut mask = lanes::compare(&a, &b, move |a, b| {
             let order = if signed { (a as i32).cmp(&(b as i32)) } else { a.cmp(&b) };
@@ -395,7 +395,7 @@ impl Registers {
         Some(mask)
     }
 
-    /// Leaves unknown what an instruction writes that is not followed.
+    /// Makes the results of an instruction that is not followed unknown.
     fn forget(&mut self, dots: &[&str], operands: &[&str], guard: Predicate) {
         let writes_nothing = matches!(
             dots[0],
@@ -492,7 +492,7 @@ mod tests {
         ]);
         assert!(registers.address("[R2]").unwrap().supposed);
         assert_eq!(registers.predicate("P0"), Some(Mask { bits: u32::MAX, supposed: true }));
-        // Whether there is such an argument is not for a stand-in to say.
+        // A stand-in cannot say whether there is such an argument.
         assert_eq!(registers.predicate("P1"), None);
         // The size of a block is no argument.
         assert!(!after(&["MOV R2, c[0x0][0x0]"]).address("[R2]").unwrap().supposed);

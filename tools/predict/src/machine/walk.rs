@@ -1,5 +1,5 @@
-//! The way that a warp takes through a kernel: branches are followed where the launch decides them; the main loop runs
-//! twice, so that its second round is one like all others; of a loop whose length is not known, one round.
+//! The path of a warp through a kernel. Branches are followed where the launch decides them. The main loop runs twice,
+//! so that its second round stands for all others; a loop of unknown length runs one round.
 
 use super::access;
 use super::class::Class;
@@ -27,11 +27,11 @@ pub struct Step {
     pub sectors: u32,
     /// Bytes of them that the warp asked for.
     pub useful_bytes: u32,
-    /// Whether the addresses are known; if not, an access without conflicts is assumed.
+    /// True if the addresses are known; otherwise an access without conflicts is assumed.
     pub is_known: bool,
     /// A branch that goes elsewhere.
     pub jumps: bool,
-    /// A branch of which it is not known where it goes: decided by what lies behind it.
+    /// A branch whose condition is not known: the code that it skips decides.
     pub is_guessed: bool,
 }
 
@@ -48,7 +48,7 @@ impl Walk {
         self.round.clone().map_or(&[], |round| &self.steps[round])
     }
 
-    /// What a warp does before and after its rounds, with a first round, which finds nothing on its way.
+    /// A warp's steps before and after its rounds, with a first round, for which nothing was prefetched.
     pub fn once(&self) -> Vec<Step> {
         match &self.round {
             Some(round) => [&self.steps[..round.start], &self.steps[round.end..]].concat(),
@@ -57,7 +57,7 @@ impl Walk {
     }
 }
 
-/// Steps at most: a way that long has gone astray.
+/// Steps at most: a longer walk has gone astray.
 const MOST_STEPS: usize = 60_000;
 /// Sectors of the L1 that are a warp's own: of 32 KB, a warp's share where 8 run.
 const L1_SECTORS: usize = 128;
@@ -77,7 +77,7 @@ struct Walker<'a> {
     registers: Registers,
     rounds: HashMap<usize, usize>,
     calls: Vec<usize>,
-    /// What the warp has touched last.
+    /// The sectors that the warp has touched last.
     in_l1: VecDeque<u32>,
 }
 
@@ -97,7 +97,7 @@ fn loop_of_moves(code: &Code, classes: &[Class]) -> Option<Range<usize>> {
     code.loops().filter(|span| count(span) > 0).max_by_key(|span| (count(span), span.len()))
 }
 
-/// The way of the first warp of a block of so many threads.
+/// The walk of the first warp of a block of `threads` threads.
 pub fn walk(code: &Code, threads: u32, main: MainLoop) -> Walk {
     let parsed: Vec<Parsed> = code.instructions.iter().map(|instruction| operand::parse(&instruction.text)).collect();
     let classes: Vec<Class> = parsed.iter().map(|parsed| Class::of(parsed.opcode, &parsed.operands)).collect();
@@ -147,7 +147,7 @@ impl Walker<'_> {
             }
             at = next;
         }
-        // A loop that is left in its second round before its end has had one whole round.
+        // A loop that is left before the end of its second round has had one whole round.
         if walk.round.is_none() && starts.len() >= 2 {
             walk.round = Some(starts[0]..starts[1]);
         }
@@ -245,7 +245,7 @@ impl Walker<'_> {
         };
     }
 
-    /// Whether a branch is taken, by its guard and the predicate that it may have beside that.
+    /// True in the lanes that take a branch, by its guard and the predicate that it may have beside that.
     fn condition(&self, at: usize, guard: Predicate) -> Predicate {
         let parsed = &self.parsed[at];
         let beside = parsed.operands.first().filter(|text| text.trim_start_matches('!').starts_with(['U', 'P']));
@@ -258,7 +258,7 @@ impl Walker<'_> {
         }
     }
 
-    /// Where the warp goes on.
+    /// The index of the warp's next instruction.
     fn next(&mut self, at: usize, guard: Predicate, step: &mut Step) -> usize {
         let after = at + 1;
         let parsed = &self.parsed[at];
@@ -313,7 +313,7 @@ impl Walker<'_> {
         self.condition(at, guard).is_some_and(|mask| mask.bits == 0)
     }
 
-    /// Whether a branch backward is taken once more.
+    /// True if a branch backward is taken once more.
     fn goes_round(&mut self, at: usize, target: usize, guard: Predicate) -> bool {
         let is_main = self.main.as_ref().is_some_and(|main| main.start == target && main.end == at + 1);
         let body = target..at + 1;
@@ -332,8 +332,8 @@ impl Walker<'_> {
         taken
     }
 
-    /// Whether a branch forward is taken. Where that is not known, what it skips runs if it holds work, for which the
-    /// kernel is there; the rest is a case taken care of.
+    /// True if a branch forward is taken. If its condition is not known, the code that it would skip runs where that
+    /// holds work, and is skipped where it only handles a special case.
     fn skips(&self, at: usize, target: usize, guard: Predicate, step: &mut Step) -> bool {
         let in_main = |at: usize| self.main.as_ref().is_some_and(|main| main.contains(&at));
         // The main loop is left at its end alone.

@@ -1,8 +1,8 @@
-//! Text of others in Markdown and in YAML, of which no character is markup.
+//! Text from outside, escaped for Markdown and YAML: none of its characters acts as markup.
 
 use crate::report::{printable, printable_lines};
 
-/// Characters of a text that stands in a line
+/// Longest text in one line, in characters
 const MOST_CHARS: usize = 2000;
 
 /// A text in one line of Markdown, in a cell of a table too.
@@ -15,9 +15,9 @@ pub(super) fn inline(text: &str) -> String {
     for (at, &c) in chars.iter().take(MOST_CHARS).enumerate() {
         let is_markup = match c {
             '\\' | '`' | '*' | '[' | ']' | '<' | '>' | '&' | '|' | '~' | '$' | '!' | '@' | '#' => true,
-            // Between letters it is none.
+            // Between letters it is no markup.
             '_' => !(is_word(at.checked_sub(1)) && is_word(Some(at + 1))),
-            // Neither an address nor a picture of a mood.
+            // Neither an address nor an emoji.
             ':' => chars.get(at + 1).is_some_and(|next| !next.is_whitespace()),
             _ => false,
         };

@@ -215,7 +215,7 @@ fn no_text_breaks_the_page_or_its_fields() {
     assert_eq!(fence, None, "{card}");
     assert_eq!(card.lines().filter(|line| line.starts_with("# ")).collect::<Vec<_>>(), ["# LoRA adapter"]);
     assert!(!card.contains(['\u{202e}', '\u{1b}', '\u{ffff}']), "{card}");
-    // What a reader of YAML makes of the settings is what they were.
+    // A YAML reader gets the settings back as they were.
     let yaml = card.split("yaml\n").nth(1).unwrap().split("\n`````\n").next().unwrap();
     let read: Map<String, Value> = serde_saphyr::from_str(yaml).unwrap();
     assert_eq!(read["answer_match"], "```\n```` x");

@@ -1,11 +1,11 @@
-//! The run that an adapter is the result of, as its card tells it: nothing of it depends on where and how fast it ran,
-//! and no path of the machine is in it.
+//! The run that trained an adapter, as the card reports it: nothing here depends on where and how fast it ran, and no
+//! path of the machine is part of it.
 
 use serde_json::{Map, Value};
 
 use crate::hub::{DataSetFile, License};
 
-/// What is told of a run.
+/// Facts about a run for its card.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Training {
     /// Version of this program
@@ -32,21 +32,21 @@ pub(crate) struct Training {
     pub validation_files: Vec<TrainedFile>,
     /// SHA-256 over the tokens of all rows
     pub tokens_hash: String,
-    /// What the run computed in
+    /// Number format and instructions that the run computed with
     pub arithmetic: Option<String>,
     /// Day (UTC) that the chat template wrote, if it writes one
     pub date: Option<String>,
-    /// How many processes added up their gradients, and how; none of one process
+    /// Number of processes that added up their gradients, and the way; none for one process
     pub sums: Option<String>,
     /// Settings that decide the result and are not as they are by default
     pub settings: Map<String, Value>,
     /// License of the base
     pub license: Option<License>,
-    /// Whether the tokenizer lies beside the adapter
+    /// True if the tokenizer lies beside the adapter
     pub tokenizer: bool,
-    /// Whether the base can be written as GGUF
+    /// True if the base can be written as GGUF
     pub gguf: bool,
-    /// Whether the learning curve lies beside the card
+    /// True if the learning curve lies beside the card
     pub curve: bool,
 }
 

@@ -6,9 +6,9 @@ use crate::adapter::AdapterConfig;
 use crate::adapter::engines::{not_plain, vllm_rank_flag};
 use crate::files::shell;
 
-/// Stands for the adapter.
+/// Placeholder for the adapter.
 const ADAPTER: &str = "ADAPTER";
-/// Stands for the directory of a base that is none of the hub.
+/// Placeholder for the directory of a base that is not on the hub.
 const BASE: &str = "BASE";
 
 /// `tokenizer`: the adapter's own lies beside it.
@@ -47,7 +47,7 @@ pub(super) fn usage(
             block(&title, "sh", &format!("{merge}\nvllm serve merged"));
         }
     }
-    // Whether llama.cpp knows a foreign base is not known.
+    // It is not known whether llama.cpp knows a foreign base.
     if training.is_none_or(|training| training.gguf) {
         let export =
             format!("qlora-train export gguf {}--adapter {ADAPTER} --output-dir gguf --type q4_k_m", of_model(base));

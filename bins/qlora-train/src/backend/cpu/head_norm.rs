@@ -14,7 +14,7 @@ pub fn normed_columns(shape: AttentionShape) -> [Range<usize>; 2] {
     [0..shape.out(), shape.out()..shape.out() + shape.kv_heads * shape.head_dim]
 }
 
-/// What rows are made of, and how they are computed.
+/// Elements of rows, with the operations on a row.
 pub trait Element: Copy + Default + Send + Sync {
     fn norm_row(x: &[Self], weight: &[f32], eps: f32, y: &mut [Self]);
     /// Adds to dx.

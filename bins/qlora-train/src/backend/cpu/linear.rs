@@ -51,7 +51,7 @@ fn apply_dropout(x: &mut [f32], k: usize, first_token: usize, dropout: &Dropout)
     }
 }
 
-/// `x` itself without dropout, else a masked copy of it in `scratch`. Its rows are those of the batch from
+/// `x` itself without dropout, otherwise a masked copy of it in `scratch`. Its rows are those of the batch from
 /// `first_token` on.
 fn dropped<'a>(
     x: &'a [f32],

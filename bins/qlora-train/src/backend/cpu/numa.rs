@@ -50,14 +50,14 @@ mod policy {
     /// Nodes that a mask has room for, as many as the kernel can have.
     const NODES: usize = 1024;
 
-    /// Whether the thread's pages now go where this policy says.
+    /// Sets the policy by which the thread's pages are placed; false where the system refuses.
     pub fn set(mode: i32, nodes: &[usize]) -> bool {
         let mut mask = [0u64; NODES / 64];
         for &node in nodes.iter().filter(|&&node| node < NODES) {
             mask[node / 64] |= 1 << (node % 64);
         }
-        // SAFETY: the kernel reads the bits of the mask, which outlives the call, and nothing else; the last bit that
-        // it is told of is not one of them.
+        // SAFETY: the kernel reads the bits of the mask, which outlives the call, and nothing else; it does not use the
+        // last bit that the call counts.
         unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask.as_ptr(), NODES) == 0 }
     }
 

@@ -7,12 +7,12 @@ use qlora_kernels::device::Buffer;
 /// The plan's line.
 pub const NAME: &str = "attention over the KV cache";
 
-/// What attention over a cache needs beside its operands. It is made before the first batch that reads a cache; later
+/// Memory of attention over a cache beside its operands. It is made before the first batch that reads a cache; later
 /// batches of as many documents or fewer allocate nothing.
 pub struct CacheMemory {
     /// `[documents]`: the cache's row of position 0 of each document of the batch that has tokens
     pub starts: Buffer<u32>,
-    /// What `starts` has.
+    /// The contents of `starts`.
     pub uploaded: Vec<u32>,
     pub workspace: Buffer<u8>,
 }

@@ -18,17 +18,17 @@ const CHUNK: usize = cross_entropy::CHUNK;
 /// Tokens whose logits are computed together.
 const LOGITS: usize = 16;
 
-/// What the loss needs beside its operands.
+/// Memory of the loss beside its operands.
 pub struct LossMemory {
     /// `[tokens]`
     losses: Buffer<f32>,
     state: Buffer<u64>,
     workspace: Buffer<u8>,
-    /// Where the state is read; none in a dry run.
+    /// Host memory that the state is read back to; none in a dry run.
     readback: Option<ReadbackStaging<u64>>,
     /// `[vocab]` of every token whose logits are computed together; made when there is one
     logits: Vec<Buffer<f32>>,
-    /// Whether the last losses were computed of all tokens at once, and summed on the device.
+    /// The last losses were computed of all tokens at once, and summed on the device.
     whole: bool,
 }
 
@@ -51,7 +51,7 @@ impl LossMemory {
     }
 }
 
-/// What the tokens of a range are to predict.
+/// Targets of the tokens of a range.
 pub struct Targets<'a> {
     pub batch: &'a CheckedBatch,
     pub tokens: &'a Range<usize>,

@@ -68,7 +68,7 @@ impl<T: Element + Default + bytemuck::Pod> WeightArray<T> {
 pub struct LayerArrays {
     layer: usize,
     len: usize,
-    /// Whether this process writes them: not in a dry run, nor where another one does
+    /// This process writes them: not in a dry run, nor where another one does
     is_kept: bool,
     /// Empty where they are not kept
     bytes: Vec<u8>,
@@ -106,7 +106,7 @@ impl PinnedWeights {
         self.shared = copy;
     }
 
-    /// The weights of one layer, which `append` adds to its arrays; their device memory is given back.
+    /// Pins the weights of one layer, which `append` adds to its arrays; their device memory is freed.
     pub fn pin(&mut self, memory: &DeviceMemory, append: impl FnOnce(&mut LayerArrays) -> Result<()>) -> Result<()> {
         let layer = self.layers.len();
         let is_mine = self.shared.as_ref().is_none_or(|shared| shared.writes(layer));

@@ -28,7 +28,7 @@ impl SharedWeights {
         Ok(Self { file, bytes: usize::try_from(bytes).context(what)?, own, processes, len: 0 })
     }
 
-    /// Whether that layer is this process's to write.
+    /// True if that layer is this process's to write.
     pub(super) fn writes(&self, layer: usize) -> bool {
         layer % self.processes == self.own
     }

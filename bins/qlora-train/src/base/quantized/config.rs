@@ -103,8 +103,8 @@ impl Pattern {
         Ok(Self { text: text.to_owned(), start: Regex::new(&format!("^(?:{start})(?:\\.|$)"))? })
     }
 
-    /// By the rules of transformers 5 (the beginning of a path up to a dot, also as a regular expression; or its end)
-    /// and of 4 (whole components anywhere).
+    /// Matches by the rules of transformers 5 (the beginning of a path up to a dot, also as a regular expression; or
+    /// its end) and of 4 (whole components anywhere).
     fn matches(&self, module: &str) -> bool {
         let text = &self.text;
         let within = format!(".{module}.");

@@ -15,7 +15,7 @@ use crate::files::tensor::{HostTensor, StoredType};
 use crate::refuse;
 use serde_json::Value;
 
-/// What happens to the tensors of a checkpoint between reading and writing.
+/// A change to the tensors of a checkpoint between reading and writing.
 pub trait Rewrite {
     /// The new values of a tensor, in the type `stored`. `tensor` is as stored, or dequantized to f32 where it is
     /// stored in NF4.
@@ -102,7 +102,7 @@ pub fn write_dense(
     if let Some((name, record)) = rewrite.record()? {
         write_json(&partial.path.join(name), &record)?;
     }
-    // What is to be put in place has to be what this program reads.
+    // The finished directory has to be one that this program reads.
     Checkpoint::open(&partial.path)?;
     partial.commit(output)?;
     Ok(Written { files: layout.file_names().count(), bytes: layout.bytes() })

@@ -18,9 +18,9 @@ impl Nf4OnDisk {
         Self { name: name.to_owned(), files, entry }
     }
 
-    /// The matrix, in the memory of `reused`, which is of any shape. The system is told that the pages it was read from
-    /// are not needed: a model that does not fit in memory would only push everything else out of it. Failed: the file
-    /// cannot be read, or was changed since the checkpoint was opened.
+    /// The matrix, in the memory of `reused`, which may have any shape. The system is told that the pages it was read
+    /// from are not needed: a model that does not fit in memory would only push everything else out of it. Failed: the
+    /// file cannot be read, or was changed since the checkpoint was opened.
     pub fn read(&self, reused: Option<Nf4Matrix>) -> Result<Nf4Matrix> {
         let matrix = self.check_unchanged().and_then(|()| self.entry.read(&self.name, &self.files, reused, |_, _| ()));
         self.forget_pages();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Barrier, Mutex};
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// Ranks that are threads. What they give lies on a board until all have read it.
+/// Ranks that are threads. Their data lies on a board until all have read it.
 struct Threads {
     rank: usize,
     to: Vec<Sender<Vec<u8>>>,
@@ -209,7 +209,7 @@ fn an_error_of_a_rank_ends_all_over_a_library() {
     }
 }
 
-/// A rank whose GPU adds up asks for the others meanwhile. Their reason to end goes on as it is, not as one of its own.
+/// A rank whose GPU adds up polls the others meanwhile. It passes on their reason to end unchanged, not as its own.
 #[test]
 fn a_rank_that_asks_hears_of_an_end_and_passes_it_on_under_its_name() {
     let (errors, ended) = ranks(world(3), LONG, |mut comm| {

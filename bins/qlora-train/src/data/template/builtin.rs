@@ -37,7 +37,7 @@ pub(crate) struct Vocabulary<'a> {
     /// The tokenizer puts a BOS before plain text, so the rendered text has to begin with it.
     pub begins_with_bos: bool,
     pub has_eos: bool,
-    /// Whether a text is one token.
+    /// True if a text is one token.
     pub has: &'a dyn Fn(&str) -> bool,
 }
 
@@ -68,7 +68,7 @@ const ZEPHYR: &str = r"{%- for message in messages %}
 /// The markup is Zephyr's; the token that ends a turn is another.
 const PHI3: &str = ZEPHYR;
 
-/// Beginning of the templates that have no system turn: its text stands in the first turn of the user.
+/// Beginning of the templates that have no system turn: the system text is part of the first user turn.
 const SYSTEM_IN_FIRST_TURN: &str = r"{%- if messages and messages[0]['role'] == 'system' %}
 {%- set system = SYSTEM_TEXT %}
 {%- set turns = messages[1:] %}
@@ -239,7 +239,7 @@ impl Builtin {
         NAMES.iter().map(|(_, names)| names[0]).collect::<Vec<_>>().join(", ")
     }
 
-    /// By any of its names.
+    /// The built-in template with this name, or another of its names.
     pub fn from_name(name: &str) -> Option<Self> {
         let name = name.trim().to_ascii_lowercase().replace(['-', '.'], "_");
         NAMES.iter().find(|(_, names)| names.contains(&name.as_str())).map(|(builtin, _)| *builtin)
@@ -250,7 +250,7 @@ impl Builtin {
         Self::all().find(|builtin| builtin.source(vocabulary).is_ok_and(|own| own == source))
     }
 
-    /// The training template for models whose own template is this one and cuts what is said.
+    /// The training template for models whose own template has this source and cuts what is said.
     pub(crate) fn training(source: &str, vocabulary: &Vocabulary) -> Option<Self> {
         let training = match () {
             () if !source.contains("</think>") => return None,
@@ -291,9 +291,9 @@ impl Builtin {
         }
     }
 
-    /// The template's source. A turn ends with one token that generation can stop at: the template's own where the
-    /// vocabulary has it, else the tokenizer's EOS. Errors: it has neither, or lacks one that the template cannot do
-    /// without.
+    /// The template's source. A turn ends with one token that generation can stop at: the template's own if the
+    /// vocabulary has it, otherwise the tokenizer's EOS. Errors: it has neither, or lacks one that the template cannot
+    /// do without.
     pub(crate) fn source(self, vocabulary: &Vocabulary) -> Result<String, String> {
         let name = self.name();
         if let Some(missing) = self.token().filter(|token| !(vocabulary.has)(token)) {
@@ -311,7 +311,7 @@ impl Builtin {
             _ if vocabulary.has_eos => "eos_token".to_owned(),
             _ => return Err(format!("the template {name} needs an eos_token in tokenizer_config.json")),
         };
-        // Llama 2 begins every turn of the user with it.
+        // Llama 2 begins every user turn with BOS.
         let of_turn = self == Builtin::Llama2;
         let bos = if vocabulary.begins_with_bos && !of_turn { "{{- bos_token }}\n" } else { "" };
         let bos_of_turn = if vocabulary.begins_with_bos { "bos_token" } else { "''" };

@@ -1,12 +1,12 @@
-//! Filters around HTML. Chat templates have no use for them, but Jinja's `safe` has an effect in one: what is added to
-//! a text that is marked as safe is escaped.
+//! Filters around HTML. Chat templates have no use for them, but Jinja's `safe` has an effect in one: text that is
+//! added to a text marked as safe is escaped.
 
 use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind};
 
 const ESCAPING: [&str; 3] = ["e", "escape", "forceescape"];
 
-/// Refuses what would be written otherwise than Jinja writes it, when it comes to that.
+/// Makes rendering fail where the result would differ from Jinja's.
 pub(super) fn add(environment: &mut Environment, source: &str) {
     let refused = |filter: &str| {
         let sentence = format!("the filter `{filter}` escapes text for HTML, which is not supported");
@@ -22,7 +22,7 @@ pub(super) fn add(environment: &mut Environment, source: &str) {
     }
 }
 
-/// Whether a tag has the filter `safe` and an operator that joins texts.
+/// True if a tag has the filter `safe` and an operator that joins texts.
 fn adds_to_safe(source: &str) -> bool {
     let tags = source.split("{{").flat_map(|part| part.split("{%"));
     tags.filter_map(|tag| tag.split("}}").next().and_then(|tag| tag.split("%}").next())).any(|tag| {

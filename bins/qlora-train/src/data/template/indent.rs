@@ -39,7 +39,7 @@ pub(super) fn indent(
     Ok(out)
 }
 
-/// The lines of a text; one more, an empty one, where it ends with a line end. An empty text is one line.
+/// The lines of a text; a text that ends with a line end has one more, empty line. An empty text is one line.
 fn lines(text: &str) -> Vec<&str> {
     let mut lines = Vec::new();
     let mut rest = text;

@@ -58,13 +58,13 @@ pub fn export_adapter(
             dir.display()
         );
     }
-    // The template is that of the model's file; what is wrong with it is found now.
+    // The template belongs to the model's file; its faults are reported here already.
     let (_, mut warnings) = tokenizer::entries(chat.dir(), chat, arch)?;
     warnings.extend(family.notes(arch));
     let pairs = adapter.lora_pairs().context(shown)?;
     let alpha_of = |alpha: f64, r: usize| if adapter.config.use_rslora { alpha * (r as f64).sqrt() } else { alpha };
     let alphas = pairs.values().map(|pair| alpha_of(pair.alpha, pair.r));
-    // llama.cpp takes an alpha of 0 for none.
+    // llama.cpp reads an alpha of 0 as no alpha.
     let alpha = alphas.clone().find(|alpha| *alpha as f32 != 0.0).unwrap_or(1.0);
 
     let (mut infos, mut values) = (Vec::new(), Vec::new());

@@ -13,19 +13,19 @@ pub(super) struct GgufFamily {
     model_type: &'static str,
     /// `general.architecture`
     pub architecture: &'static str,
-    /// Whether rotary positions turn neighboring rows of a head, not its halves.
+    /// Rotary positions rotate neighboring rows of a head, not its halves.
     interleaved: bool,
     /// Name of the norm before the MLP.
     ffn_norm: &'static str,
     /// Projections whose biases it adds.
     biases: &'static [Projection],
-    /// Whether it divides the frequencies by `rope_freqs.weight`.
+    /// It divides the frequencies by `rope_freqs.weight`.
     rope_factors: bool,
-    /// Whether heads may together be of another width than the model.
+    /// The heads together may have another width than the model.
     wide_heads: bool,
     /// Rotary positions of layers with a window, where it has such layers.
     windowed: Option<Windowed>,
-    /// Whether gate and up, which are one tensor here, are two there.
+    /// Gate and up, which are one tensor here, are two there.
     splits_gate_up: bool,
 }
 
@@ -71,7 +71,7 @@ const GEMMA3_27B_LAYERS: usize = 62;
 /// A tensor of a GGUF file of a model.
 pub(super) struct Named {
     pub name: String,
-    /// The name in the checkpoint of what it is the rows of, from `first_row` on
+    /// Name in the checkpoint of the tensor whose rows it is, from `first_row` on
     pub source: String,
     pub first_row: usize,
     /// Outermost first
@@ -80,7 +80,7 @@ pub(super) struct Named {
     pub projection: Option<(usize, Projection)>,
     /// Rows of a head, where the rows of each head are interleaved.
     pub interleaved: Option<usize>,
-    /// Whether 1 is added to its values: a norm that llama.cpp multiplies by what the file has.
+    /// 1 is added to its values: a norm that llama.cpp multiplies by the values in the file.
     pub one_plus: bool,
 }
 
@@ -99,7 +99,7 @@ pub(super) struct RopeFactors {
 }
 
 impl Named {
-    /// Whether it is the output layer, or the embedding that is it too.
+    /// True if it is the output layer, or the embedding that is it too.
     pub fn is_output(&self, arch: &Arch) -> bool {
         self.source == arch.names.head || (arch.tie_word_embeddings && self.source == arch.names.embedding)
     }
@@ -124,7 +124,8 @@ impl GgufFamily {
         Self { interleaved: false, biases: QKV, rope_factors: false, ..Self::llama(model_type, architecture) }
     }
 
-    /// The one of a model. Refused: a family that llama.cpp does not know, and what it would compute otherwise.
+    /// The family of a model. Refused: a family that llama.cpp does not know, and settings that it computes
+    /// differently.
     pub fn of(arch: &Arch, source: &str) -> Result<&'static Self> {
         let model_type = arch.family.model_type;
         let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
@@ -206,7 +207,7 @@ impl GgufFamily {
         }
     }
 
-    /// What llama.cpp computes otherwise beyond some length, one sentence each.
+    /// Sentences on what llama.cpp computes differently beyond some length.
     pub fn notes(&self, arch: &Arch) -> Vec<String> {
         let mut notes = Vec::new();
         let window = (0..arch.num_layers).filter_map(|layer| arch.layer(layer).window).min();
@@ -264,7 +265,7 @@ impl GgufFamily {
         entries.into_iter().map(|(key, entry)| (format!("{}.{key}", self.architecture), entry)).collect()
     }
 
-    /// What is said of windows: their width, the layers that have one, and the theta there.
+    /// Metadata for windows: their width, the layers that have one, and the theta there.
     fn windows(&self, arch: &Arch) -> Vec<(&'static str, Entry)> {
         let layers = || (0..arch.num_layers).map(|layer| arch.layer(layer));
         let first = layers().find(|layer| layer.window.is_some());
@@ -329,7 +330,7 @@ impl GgufFamily {
         arch.tensors().into_iter().flat_map(named).collect()
     }
 
-    /// What a projection is in the file, its rows in order.
+    /// The tensors of a projection in the file, its rows in order.
     pub fn parts(&self, arch: &Arch, projection: Projection) -> Vec<Part> {
         let rows = projection.shape(arch).0;
         if projection == Projection::GateUp && self.splits_gate_up {
@@ -385,7 +386,7 @@ fn part(projection: Projection) -> &'static str {
     }
 }
 
-/// Whether attention's scores have the scale that llama.cpp has for a Gemma of so many layers.
+/// True if attention's scores have the scale that llama.cpp uses for a Gemma with this number of layers.
 fn has_gemma_scale(arch: &Arch, layers_of_27b: usize) -> bool {
     let root = |width: usize| (width as f64).powf(-0.5) as f32;
     let own = if arch.num_layers == layers_of_27b { arch.hidden_size / arch.num_heads } else { arch.head_dim };
@@ -416,7 +417,7 @@ fn scaling(rope: Rope) -> Vec<(&'static str, Entry)> {
             factor, beta_fast, beta_slow, original_max_position_embeddings, attention_factor, ..
         } => {
             let original = u32::try_from(original_max_position_embeddings).unwrap_or(u32::MAX);
-            // What llama.cpp multiplies by itself.
+            // The factor that llama.cpp itself multiplies by.
             let own = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
             vec![
                 kind("yarn"),

@@ -37,7 +37,7 @@ const MODELFILE: &str = "Modelfile";
 /// Modelfile and rounding to blocks, with room to spare.
 const OVERHEAD: u64 = 1 << 20;
 
-/// Whether a model can be written: llama.cpp knows its family, and computes what it does.
+/// True if a model can be written: llama.cpp knows its family, and computes the same.
 pub fn has_gguf(arch: &Arch) -> bool {
     GgufFamily::of(arch, "").is_ok()
 }
@@ -84,7 +84,7 @@ impl GgufType {
         }
     }
 
-    /// 16 bits as the model is stored; F32 for one that is stored so.
+    /// 16 bits as the model is stored; F32 for one that is stored in f32.
     pub fn as_stored(checkpoint: &Checkpoint) -> Self {
         match checkpoint.dense_type(checkpoint.arch().names.embedding) {
             StoredType::F32 => Self::F32,
@@ -93,7 +93,7 @@ impl GgufType {
         }
     }
 
-    /// Type of a tensor, as llama.cpp chooses it; in its place another where rows are no whole blocks.
+    /// Type of a tensor, as llama.cpp chooses it; another one where rows are no whole blocks.
     fn of(self, named: &Named, arch: &Arch) -> GgmlType {
         if named.shape.len() == 1 {
             return GgmlType::F32;
@@ -146,7 +146,7 @@ pub struct Exported {
     pub tensors: usize,
     /// Linear weights that an adapter changed, or that the file holds pairs of.
     pub changed: usize,
-    /// What is to be said of it, one sentence each.
+    /// Warnings, one sentence each.
     pub warnings: Vec<String>,
 }
 
@@ -155,7 +155,7 @@ pub struct Exported {
 ///
 /// A weight with the adapter's term is the sum in f32, rounded once to the type of the file. `tokenizer` has the chat
 /// template that was trained with. The directory appears whole or not at all. Refused: a model, tokenizer or template
-/// that llama.cpp has not; what `merge` refuses; a weight that the type cannot hold.
+/// that llama.cpp does not have; an adapter that `merge` refuses; a weight that the type cannot hold.
 pub fn export_model(
     checkpoint: &Checkpoint,
     merged: Option<ToMerge>,
@@ -325,7 +325,7 @@ fn check_held(kind: GgmlType, values: &[f32]) -> Result<()> {
     }
 }
 
-/// Keys that every file has.
+/// Metadata that every file has.
 fn general(family: &GgufFamily, checkpoint: &Checkpoint, kind: &str) -> Entries {
     let base = checkpoint.base_name();
     let mut entries = vec![
@@ -351,7 +351,7 @@ fn file_stem(checkpoint: &Checkpoint) -> String {
     if stem.trim_matches(['.', '-']).is_empty() { "model".to_owned() } else { stem }
 }
 
-/// Texts of the tokens that end an answer, and texts that do.
+/// Texts of the tokens that end an answer, and stop strings.
 fn stop_texts(checkpoint: &Checkpoint, tokenizer: &ChatTokenizer) -> Result<Vec<String>> {
     let stop = Stop::of_model(checkpoint.dir(), checkpoint.arch(), tokenizer, tokenizer.template().is_some())?;
     let own = tokenizer.vocabulary();
@@ -359,7 +359,7 @@ fn stop_texts(checkpoint: &Checkpoint, tokenizer: &ChatTokenizer) -> Result<Vec<
     Ok(of_tokens.chain(stop.texts().map(str::to_owned)).collect())
 }
 
-/// Refuses an output for which there is no room.
+/// Refuses an output that the disk has no room for.
 fn check_room(output: &Path, needed: u64) -> Result<()> {
     match free_bytes(output).filter(|free| *free < needed) {
         Some(free) => refuse!(
@@ -375,7 +375,7 @@ fn check_room(output: &Path, needed: u64) -> Result<()> {
 /// A file that is being written.
 struct Sink<'a> {
     to: &'a mut dyn Write,
-    /// Where it is to be
+    /// Path of the finished file
     path: PathBuf,
 }
 
@@ -393,7 +393,7 @@ fn write_file(
     write: &mut dyn FnMut(&mut Sink) -> Result<()>,
 ) -> Result<String> {
     let path = output.join(name);
-    // An error of ours goes around the one of the file.
+    // An error of ours must not be turned into one of the file.
     let mut ours = None;
     let written = File::create(partial.path.join(name)).and_then(|file| {
         write_synced(&file, name, |to| {

@@ -12,9 +12,10 @@
 //! | `NAME:N:short`, `NAME:N:interrupted` | the Nth write there takes half of the bytes, or none with EINTR |
 //! | `NAME:N:pause:MS` | says so and waits that many milliseconds there |
 //!
-//! `any` is every place. Places are a file's `write/…`, `synced/…`, `renamed/…`, the stages of a checkpoint and of its
-//! removal, `micro-batch`, `step` and `evaluation` between them, `sum` within one over several processes, `weights`,
-//! each layer that a process writes for others of its machine, and `tensor`, each of a model that is quantized.
+//! `any` means every place. Places are a file's `write/…`, `synced/…`, `renamed/…`, the stages of a checkpoint and of
+//! its removal, `micro-batch`, `step` and `evaluation` between them, `sum` within one over several processes,
+//! `weights`, each layer that a process writes for others of its machine, and `tensor`, each of a model that is
+//! quantized.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -22,7 +23,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// "No space left on device", "Read-only file system"
+/// The errors "No space left on device" and "Read-only file system"
 const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
 
@@ -100,7 +101,7 @@ fn act(action: Action) -> io::Result<()> {
         Action::Full => Err(io::Error::from_raw_os_error(ENOSPC)),
         Action::ReadOnly => Err(io::Error::from_raw_os_error(EROFS)),
         Action::Interrupted => Err(io::ErrorKind::Interrupted.into()),
-        // Only a write can be.
+        // Only a write can be short.
         Action::Short => Ok(()),
         Action::Pause(milliseconds) => {
             say("fault point reached");
@@ -123,7 +124,7 @@ pub(crate) fn moment(stage: &str) {
     let _ = point(stage, "");
 }
 
-/// `file.write(bytes)`, of which only a half may arrive.
+/// `file.write(bytes)`, which may write only a half.
 pub(crate) fn write(mut file: &File, what: &str, bytes: &[u8]) -> io::Result<usize> {
     if fault().is_some()
         && let Some(action) = pass("write", what)

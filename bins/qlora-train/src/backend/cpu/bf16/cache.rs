@@ -90,7 +90,7 @@ vectorized! {
     }
 }
 
-/// The sums of so many columns, which stay in registers over all rows.
+/// The sums of `COLUMNS` columns, which stay in registers over all rows.
 #[inline(always)]
 fn added<const COLUMNS: usize>(mut sums: [f32; COLUMNS], p: &[f32], rows: &[bf16], stride: usize) -> [f32; COLUMNS] {
     for (p, row) in p.iter().zip(rows.chunks(stride)) {

@@ -11,7 +11,7 @@ pub struct Panel<'a> {
     pub places: Places,
 }
 
-/// Where the pairs of a panel lie: `pairs` of them for each tile of `tile` columns, the tiles one after the other.
+/// Places of the pairs of a panel: `pairs` of them for each tile of `tile` columns, the tiles one after the other.
 #[derive(Clone, Copy)]
 pub struct Places {
     pub pairs: usize,

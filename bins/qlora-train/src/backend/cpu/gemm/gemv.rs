@@ -28,7 +28,7 @@ impl<'a> Dots<'a> {
         (rows <= ROWS && turned).then_some(Self(products))
     }
 
-    /// Like [`super::panels::multiply`].
+    /// Writes or adds the products to `dst`, with the operands of [`super::panels::multiply`].
     pub fn multiply(&self, dst: &mut [f32], stride: usize, rows: usize, columns: Range<usize>, accumulate: bool) {
         let work = rows * columns.len() * self.0.iter().map(|product| product.k).sum::<usize>();
         let threads = if work < ALONE { 1 } else { rayon::current_num_threads() };
