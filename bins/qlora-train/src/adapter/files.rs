@@ -24,10 +24,10 @@ use crate::refuse;
 const PEFT_PREFIX: &str = "base_model.model.";
 
 pub(crate) const CARD: &str = "README.md";
-/// Far above any card of ours.
+/// Limit far above the size of any card of ours.
 const MAX_CARD_BYTES: u64 = 1 << 20;
 
-/// What an engine needs beside the adapter to build the same prompts.
+/// Files that an engine needs beside the adapter to build the same prompts.
 pub(crate) const TOKENIZER_FILES: [&str; 6] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -110,7 +110,7 @@ impl Adapter {
         files.add(ADAPTER_CONFIG, |to| Ok(serde_json::to_writer_pretty(to, &folded.config.to_json())?))
     }
 
-    /// Adds the card anew, with what is told of the run, and the learning curve (an SVG) beside it. False: the card
+    /// Writes the card anew, with the facts about the run, and the learning curve (an SVG) beside it. False: the card
     /// that is there is somebody else's, and nothing is added.
     pub(crate) fn add_story(&self, files: &mut AtomicFiles, training: &Training, curve: Option<&str>) -> Result<bool> {
         if !is_ours(files, CARD)? {
@@ -143,7 +143,7 @@ impl Adapter {
         check_unchanged(dir)?;
         let mut config = AdapterConfig::from_json(&config_path, &read_object(&config_path)?)?;
         let file = TensorFile::open(&model_path)?;
-        // Written again, it is for the class that it was for.
+        // Written again, the adapter is for the same class.
         config.wrapped |= file.tensors.keys().any(|name| name.split('.').any(|part| part == "language_model"));
         let mut tensors = BTreeMap::new();
         for (name, info) in &file.tensors {
@@ -183,10 +183,10 @@ pub fn served_key(key: &str, wrapped: bool) -> String {
     }
 }
 
-/// What wrappers of a model add to the paths of its modules.
+/// Path components that wrappers of a model add to its modules.
 const WRAPPERS: [&str; 4] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
-/// What may stand before the layers of a text model.
+/// Path components that may stand before the layers of a text model.
 const INSIDE: [&str; 3] = ["base_model", "model", "language_model"];
 
 /// PEFT's key of a tensor that was saved in another way: from a wrapped model, with the name of the adapter
@@ -224,7 +224,7 @@ pub fn tokenizer_bytes(base_dir: &Path) -> u64 {
     TOKENIZER_FILES.iter().filter_map(|name| base_dir.join(name).metadata().ok()).map(|file| file.len()).sum()
 }
 
-/// Whether a name of the card's is free, or stands for a file that this program wrote.
+/// True if a name of the card's is free, or stands for a file that this program wrote.
 fn is_ours(files: &AtomicFiles, name: &str) -> Result<bool> {
     let path = files.dir().join(name);
     match files.dir().kind(name).context(|| path.display().to_string())? {
@@ -267,47 +267,4 @@ pub(crate) fn add_tokenizer_files(base_dir: &Path, files: &mut AtomicFiles, othe
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_under_other_prefixes_are_those_of_peft() {
-        let linear = "layers.0.self_attn.q_proj.lora_A";
-        let expected = format!("base_model.model.model.{linear}.weight");
-        for prefix in [
-            "base_model.model.model.",
-            "base_model.model._orig_mod.model.",
-            "model.",
-            "",
-            "base_model.model.",
-            "_orig_mod.model.",
-            "module.base_model.model.model.",
-            "_fsdp_wrapped_module.base_model.model.model.",
-        ] {
-            for end in ["weight", "default.weight", "other.weight"] {
-                assert_eq!(canonical_key(&format!("{prefix}{linear}.{end}")), expected, "{prefix} {end}");
-            }
-        }
-        let wrapped = "base_model.model.model.layers.0._checkpoint_wrapped_module.self_attn.q_proj.lora_A.weight";
-        assert_eq!(canonical_key(wrapped), expected);
-        for (name, expected) in [
-            ("model.embed_tokens.modules_to_save.default.weight", "base_model.model.model.embed_tokens.weight"),
-            ("base_model.model.model.language_model.norm.weight", "base_model.model.model.norm.weight"),
-            ("base_model.model.lm_head.modules_to_save.weight", "base_model.model.lm_head.weight"),
-            ("layers.1.self_attn.q_norm.weight", "base_model.model.model.layers.1.self_attn.q_norm.weight"),
-            (
-                "base_model.model.model.language_model.embed_tokens.token_adapter.trainable_tokens_delta.default",
-                "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
-            ),
-            (
-                "lm_head.token_adapter.trainable_tokens_delta",
-                "base_model.model.lm_head.token_adapter.trainable_tokens_delta",
-            ),
-        ] {
-            assert_eq!(canonical_key(name), expected);
-        }
-        for other in ["base_model.model.lm_head.lora_A.weight", "vision.0.lora_A.weight", "vision.norm.weight"] {
-            assert_eq!(canonical_key(other), other);
-        }
-    }
-}
+mod tests;

@@ -13,8 +13,8 @@ pub(super) const MAX_RECORD_BYTES: u64 = 256 << 20;
 /// The record of a run, in its output directory.
 pub(super) const RUN_FILE: &str = "run.json";
 
-/// Whether a directory holds an adapter and no model. What is no file in the place of its configuration is told to
-/// whoever reads it.
+/// True if a directory holds an adapter and no model. A configuration that is no file counts: reading it gives the
+/// error.
 pub fn is_adapter(dir: &Path) -> bool {
     dir.join(ADAPTER_CONFIG).symlink_metadata().is_ok() && !dir.join("config.json").is_file()
 }
@@ -53,7 +53,7 @@ pub fn recorded_settings(dir: &Path) -> Option<Map<String, Value>> {
     }
 }
 
-/// The base that an adapter was trained on: as its run was told, else as adapter_config.json names it.
+/// The base that an adapter was trained on: from the record of its run, or from adapter_config.json.
 ///
 /// An id of the hub has the revision that adapter_config.json records, unless another one is chosen (`revision`).
 ///
@@ -92,35 +92,4 @@ fn at_recorded_revision(adapter: &Path, base: String, chosen: Option<&str>) -> S
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_base_is_that_of_the_run_then_that_of_the_config() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(!is_adapter(dir.path()));
-        std::fs::write(dir.path().join(ADAPTER_CONFIG), r#"{"base_model_name_or_path": "org/base"}"#).unwrap();
-        assert!(is_adapter(dir.path()));
-        assert_eq!(recorded_base(dir.path(), None).unwrap(), "org/base");
-        let at_commit = r#"{"base_model_name_or_path": "org/base", "revision": "0e9e39f"}"#;
-        std::fs::write(dir.path().join(ADAPTER_CONFIG), at_commit).unwrap();
-        assert_eq!(recorded_base(dir.path(), None).unwrap(), "org/base@0e9e39f");
-        assert_eq!(recorded_base(dir.path(), Some("v2")).unwrap(), "org/base");
-        std::fs::write(dir.path().join(ADAPTER_CONFIG), r#"{"base_model_name_or_path": "/gone/base"}"#).unwrap();
-        let error = recorded_base(dir.path(), None).unwrap_err().to_string();
-        assert!(error.contains("records the base \"/gone/base\"") && error.contains("--model"), "{error}");
-        std::fs::write(dir.path().join(ADAPTER_CONFIG), r#"{"base_model_name_or_path": "org/base"}"#).unwrap();
-        // A path that is gone says nothing.
-        for (model, expected) in [("gone", "org/base"), ("src/gone", "org/base"), ("org/other", "org/other")] {
-            let run = serde_json::json!({"settings": {"model": model}}).to_string();
-            std::fs::write(dir.path().join("run.json"), run).unwrap();
-            assert_eq!(recorded_base(dir.path(), None).unwrap(), expected);
-        }
-        // A checkpoint of the run, and a directory beside it that is none.
-        for (name, recorded) in [("checkpoint-3", Some("org/other")), ("other", None)] {
-            assert_eq!(recorded_setting(&dir.path().join(name), "model").as_deref(), recorded);
-        }
-        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
-        assert!(!is_adapter(dir.path()), "a model with an adapter's file beside it");
-    }
-}
+mod tests;

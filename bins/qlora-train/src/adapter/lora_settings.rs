@@ -1,4 +1,4 @@
-//! Settings by which a run has terms such as those of an adapter.
+//! Settings that give a run the same LoRA terms as an adapter.
 
 use super::config::{AdapterConfig, TargetModules};
 use super::kind::{ADAPTER_CONFIG, check_adapter};
@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Settings, by their names, that make terms such as those of an adapter. None: there is no adapter that can be read,
-/// which is told by whoever needs its weights.
+/// Names and values of the settings that make the same terms as those of an adapter. None: no adapter can be read
+/// there; loading its weights gives the error.
 ///
-/// They are those of its run, where that left a record and its terms are written as they were trained, else those of
+/// They are those of its run, if that left a record and its terms are written as they were trained, otherwise those of
 /// adapter_config.json, into which rsLoRA is folded.
 pub fn lora_settings(adapter: &Path) -> Option<Vec<(&'static str, Value)>> {
     check_adapter(adapter).ok()?;
@@ -29,7 +29,7 @@ pub fn lora_settings(adapter: &Path) -> Option<Vec<(&'static str, Value)>> {
         ("modules_to_save", json!(config.modules_to_save)),
         ("trainable_token_indices", json!(config.trainable_token_indices)),
     ];
-    // Magnitudes are not computed with it.
+    // AdaLoRA computes no magnitudes.
     if !config.use_dora {
         settings.push(("lora_dropout", json!(config.lora_dropout)));
     }
@@ -69,63 +69,4 @@ fn expression(modules: &TargetModules) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of(dir: &Path, config: Value) -> Vec<(&'static str, Value)> {
-        let mut whole = json!({"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]});
-        whole.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
-        std::fs::write(dir.join(ADAPTER_CONFIG), whole.to_string()).unwrap();
-        lora_settings(dir).unwrap()
-    }
-
-    fn value(settings: &[(&'static str, Value)], name: &str) -> Value {
-        settings.iter().find(|(other, _)| *other == name).map_or(Value::Null, |(_, value)| value.clone())
-    }
-
-    #[test]
-    fn settings_are_those_of_the_run_or_of_the_config() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(lora_settings(dir.path()).is_none());
-        let found = of(dir.path(), json!({"use_rslora": true, "lora_dropout": 0.25, "rank_pattern": {"q_proj": 4}}));
-        for (name, expected) in [
-            ("lora_r", json!(8)),
-            ("lora_alpha", json!(16.0)),
-            ("use_rslora", json!(true)),
-            ("use_dora", json!(false)),
-            ("lora_target_modules", json!(["q_proj"])),
-            ("layers_to_transform", json!([])),
-            ("rank_pattern", json!({"q_proj": 4})),
-            ("alpha_pattern", json!({})),
-            ("lora_dropout", json!(0.25)),
-        ] {
-            assert_eq!(value(&found, name), expected, "{name}");
-        }
-        assert_eq!(value(&of(dir.path(), json!({"use_dora": true})), "lora_dropout"), Value::Null);
-        for (init, scale) in [("true", [json!(3), json!(true)]), ("pissa", [json!(16.0), json!(false)])] {
-            let run = json!({"settings": {"use_rslora": true, "lora_alpha": 3, "init_lora_weights": init}});
-            std::fs::write(dir.path().join("run.json"), run.to_string()).unwrap();
-            let found = of(dir.path(), json!({}));
-            assert_eq!(["lora_alpha", "use_rslora"].map(|name| value(&found, name)), scale);
-        }
-    }
-
-    #[test]
-    fn targets_are_names_or_an_expression_for_whole_paths() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |layer: usize, name: &str| format!("model.layers.{layer}.self_attn.{name}");
-        for (config, expected) in [
-            (json!({"target_modules": ["model.layers.1.self_attn.q_proj", "k_proj"]}), [false, true, true, false]),
-            (json!({"target_modules": "all-linear", "exclude_modules": ["v_proj"]}), [true, true, true, false]),
-            (
-                json!({"target_modules": ["q_proj", "v_proj"], "exclude_modules": r".*\.0\..*"}),
-                [false, true, false, true],
-            ),
-        ] {
-            let found = value(&of(dir.path(), config.clone()), "lora_target_modules");
-            let regex = fancy_regex::Regex::new(&format!(r"\A(?:{})\z", found.as_str().unwrap())).unwrap();
-            let modules = [path(0, "q_proj"), path(1, "q_proj"), path(1, "k_proj"), path(1, "v_proj")];
-            assert_eq!(modules.map(|module| regex.is_match(&module).unwrap()), expected, "{config}");
-        }
-    }
-}
+mod tests;

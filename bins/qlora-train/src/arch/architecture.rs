@@ -18,18 +18,19 @@ pub struct Family {
     pub models: &'static str,
     pub(crate) read: fn(&Keys) -> Result<Arch>,
     pub(crate) layer_keys: LayerKeys,
-    /// Whether it reads `partial_rotary_factor`.
+    /// It reads `partial_rotary_factor`.
     pub(crate) rotates_a_part: bool,
-    /// The key by which longer rows than `max_position_embeddings` are computed in a way that is not here.
+    /// The key that changes, in a way that is not implemented here, how rows longer than `max_position_embeddings` are
+    /// computed.
     pub(crate) beyond_positions: Option<&'static str>,
     /// Adds to config.json what [`config::write`] leaves to the family.
     pub(crate) write: fn(&Arch, &mut Map<String, Value>),
 }
 
-/// What config.json says of layers.
+/// The kinds of layers that config.json describes.
 #[derive(Clone, Copy, Debug)]
 pub enum LayerKeys {
-    /// Rotary positions are of one kind. What else differs between layers, the family reads on its own.
+    /// Rotary positions are of one kind. The family itself reads other differences between layers.
     Alike,
     /// Some layers have the window `sliding_window`: those that `layer_types` lists, or all but each `full_each`th,
     /// which may have a key. They have rotary positions of their own, below the names of the two kinds of layers in
@@ -44,7 +45,7 @@ impl PartialEq for Family {
     }
 }
 
-/// What a model computes, and what its tensors are called. Some of it exists so that a family can say what it needs:
+/// The arithmetic of a model and the names of its tensors. Some of it exists so that a family can name what it needs:
 /// [`Arch::check_computed`] refuses what no operation computes yet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Arch {
@@ -64,7 +65,7 @@ pub struct Arch {
     pub qk_norm: QkNorm,
     /// Projections that add a bias.
     pub biases: BTreeSet<Projection>,
-    /// What differs between layers, from the first on; a list that is shorter than the model repeats.
+    /// The properties of each layer, from the first on; a list that is shorter than the model repeats.
     pub layers: Vec<LayerArch>,
     pub activation: Activation,
     pub multipliers: Multipliers,
@@ -88,7 +89,8 @@ pub struct Norm {
     pub weight: NormWeight,
 }
 
-/// How a norm's weight enters. The product is one of f32, and rounded once, also where transformers rounds before it.
+/// The use of a norm's weight. The product is computed in f32 and rounded once, also where transformers rounds before
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormWeight {
     /// x / rms(x) · w
@@ -109,7 +111,7 @@ pub enum QkNorm {
     Width,
 }
 
-/// What may differ from layer to layer.
+/// The properties of one layer that may differ from those of others.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerArch {
     /// Keys that a query sees, its own included; `None`: all before it.
@@ -226,51 +228,4 @@ impl Projection {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::arch::OLMO2_NAMES;
-    use crate::base::synthetic::tiny_arch;
-
-    #[test]
-    fn what_no_operation_computes_is_refused_by_name() {
-        let tiny = tiny_arch();
-        let rope = tiny.rope();
-        let first = LayerArch { window: None, rope: Some(rope.clone()) };
-        let layers = |rope| vec![first.clone(), LayerArch { window: None, rope }];
-        let partial = LayerArch::uniform(Rope { partial: 0.5, ..rope });
-        let multipliers = Multipliers { attention: Some(0.5), ..Multipliers::NONE };
-        let small = Multipliers { residual: 0.5, ..Multipliers::NONE };
-        let not_rotated = LayerArch { window: None, rope: None };
-        let cases = [
-            (Arch { layers: vec![not_rotated; 2], ..tiny.clone() }, "no layer with rotary"),
-            (Arch { layers: layers(None), multipliers, ..tiny.clone() }, "layers without rotary"),
-            (Arch { layers: partial, multipliers, ..tiny.clone() }, "rotated in part"),
-            (Arch { qk_norm: QkNorm::HeadRotated, multipliers, ..tiny.clone() }, "after the rotation"),
-            (Arch { names: &OLMO2_NAMES, multipliers: small, ..tiny.clone() }, "not normalized"),
-        ];
-        tiny.check_computed("x").unwrap();
-        for (arch, what) in cases {
-            let error = arch.check_computed("config.json").unwrap_err().to_string();
-            assert!(error.contains(what) && error.contains("config.json") && error.contains("llama"), "{error}");
-        }
-    }
-
-    #[test]
-    fn kinds_of_rotary_positions_are_counted_once() {
-        let rope = tiny_arch().rope();
-        let [full, local] = [Some(rope.clone()), Some(Rope { theta: 7.0, ..rope })];
-        let layers = [None, local.clone(), full, local, None].map(|rope| LayerArch { window: None, rope }).to_vec();
-        let arch = Arch { layers, ..tiny_arch() };
-        assert_eq!((arch.rope().theta, arch.ropes().len()), (7.0, 2));
-        arch.check_computed("x").unwrap();
-    }
-
-    #[test]
-    fn a_list_of_layers_that_is_shorter_than_the_model_repeats() {
-        let local = LayerArch { window: Some(4), rope: None };
-        let full = LayerArch { window: None, rope: None };
-        let arch = Arch { layers: vec![local.clone(), local, full], ..tiny_arch() };
-        let windows: Vec<_> = (0..7).map(|layer| arch.layer(layer).window).collect();
-        assert_eq!(windows, [Some(4), Some(4), None, Some(4), Some(4), None, Some(4)]);
-    }
-}
+mod tests;

@@ -24,12 +24,12 @@ pub struct BaseName {
 }
 
 impl BaseName {
-    /// That of the model in a directory. None: there is none.
+    /// The name of the model in a directory. None: there is no model.
     pub fn of_dir(dir: &Path) -> Option<Self> {
         Some(Self::of(dir, &read_object(&dir.join("config.json")).ok()?))
     }
 
-    /// From the cache layout of the path, else `_name_or_path` of config.json where that is a hub id, else the
+    /// The name from the cache layout of the path, or from `_name_or_path` of config.json if that is a hub id, or the
     /// directory's name.
     pub(super) fn of(dir: &Path, config: &Map<String, Value>) -> Self {
         let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
@@ -58,24 +58,24 @@ fn from_cache_layout(path: &Path) -> Option<BaseName> {
     Some(BaseName { name: id.replacen("--", "/", 1), revision: Some(commit.to_owned()), is_hub: true })
 }
 
-/// The directory of a model with its weights: `arg` itself where it is a directory, else the snapshot of the hub id
+/// The directory of a model with its weights: `arg` itself if it is a directory, otherwise the snapshot of the hub id
 /// `arg` (`org/name`, perhaps with `@revision`) in the local Hugging Face cache, into which it is downloaded where it
 /// is not there (`revision`: a branch, tag or commit; "main" if none).
 pub fn resolve_model(arg: &str, revision: Option<&str>) -> Result<PathBuf> {
     resolve_in(arg, revision, &Environment::read(), Need::Weights)
 }
 
-/// Like [`resolve_model`], by the caches, the hub and the recorded commits of `environment`.
+/// [`resolve_model`] with the caches, the hub and the recorded commits of `environment`.
 pub fn resolve_model_by(arg: &str, revision: Option<&str>, environment: &Environment) -> Result<PathBuf> {
     resolve_in(arg, revision, environment, Need::Weights)
 }
 
-/// Like [`resolve_model`], of a model whose config, tokenizer and chat template are enough.
+/// [`resolve_model`] where config, tokenizer and chat template are enough; no weights are downloaded.
 pub fn resolve_description(arg: &str, revision: Option<&str>) -> Result<PathBuf> {
     resolve_description_by(arg, revision, &Environment::read())
 }
 
-/// Like [`resolve_description`], by the caches, the hub and the recorded commits of `environment`.
+/// [`resolve_description`] with the caches, the hub and the recorded commits of `environment`.
 pub fn resolve_description_by(arg: &str, revision: Option<&str>, environment: &Environment) -> Result<PathBuf> {
     resolve_in(arg, revision, environment, Need::Description)
 }
@@ -108,68 +108,4 @@ fn resolve_in(arg: &str, revision: Option<&str>, environment: &Environment, need
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_cache_layout_names_model_and_commit() {
-        let config = Map::new();
-        let found = BaseName::of(Path::new("/c/hub/models--meta-llama--Llama-3.1-8B/snapshots/0e9e39f"), &config);
-        let expected =
-            BaseName { name: "meta-llama/Llama-3.1-8B".into(), revision: Some("0e9e39f".into()), is_hub: true };
-        assert_eq!(found, expected);
-        assert_eq!(BaseName::of(Path::new("/c/hub/models--gpt2/snapshots/1"), &config).name, "gpt2");
-        let local = BaseName::of(Path::new("/nonexistent/my-llama"), &config);
-        assert_eq!(local, BaseName { name: "my-llama".into(), revision: None, is_hub: false });
-    }
-
-    #[test]
-    fn name_or_path_counts_when_it_is_a_hub_id_and_no_local_directory() {
-        let dir = tempfile::tempdir().unwrap();
-        let named = |name: &str| {
-            let config = serde_json::json!({ "_name_or_path": name });
-            BaseName::of(dir.path(), config.as_object().unwrap())
-        };
-        assert_eq!(named("org/name"), BaseName { name: "org/name".into(), revision: None, is_hub: true });
-        assert!(!named("/home/someone/model").is_hub);
-        std::fs::create_dir_all(dir.path().join("out/run")).unwrap();
-        assert!(!named("out/run").is_hub, "a path that exists is no hub id");
-    }
-
-    #[test]
-    fn a_hub_id_is_found_by_branch_and_by_commit_or_refused_with_the_places_looked_at() {
-        let root = tempfile::tempdir().unwrap();
-        let model = root.path().join("models--org--tiny");
-        std::fs::create_dir_all(model.join("snapshots/abc123")).unwrap();
-        std::fs::create_dir_all(model.join("refs")).unwrap();
-        std::fs::write(model.join("refs/main"), "abc123\n").unwrap();
-        let environment = Environment::offline(&[PathBuf::from("/nonexistent/hub"), root.path().to_owned()]);
-        let resolve = |arg: &str, revision: Option<&str>| resolve_in(arg, revision, &environment, Need::Weights);
-        let snapshot = model.join("snapshots/abc123");
-        assert_eq!(resolve("org/tiny", None).unwrap(), snapshot);
-        assert_eq!(resolve("org/tiny", Some("abc123")).unwrap(), snapshot);
-        assert_eq!(resolve("org/tiny@abc123", None).unwrap(), snapshot);
-        assert_eq!(resolve(snapshot.to_str().unwrap(), None).unwrap(), snapshot);
-
-        let refused = |arg: &str, revision: Option<&str>, words: &[&str]| {
-            let error = resolve(arg, revision).unwrap_err();
-            assert_eq!(error.exit_status(), 2, "{error}");
-            words.iter().for_each(|word| assert!(error.to_string().contains(word), "{error} lacks {word}"));
-        };
-        let places = ["/nonexistent/hub/models--org--other", "hf download org/other"];
-        refused("org/other", None, &places);
-        refused("org/tiny", Some("v2"), &["\"v2\"", "hf download org/tiny --revision v2"]);
-        refused("org/tiny", Some("../../x"), &["revision", "expected a branch, tag or commit"]);
-        refused("org/tiny@abc123", Some("main"), &["\"main\"", "keep one of them"]);
-        refused("/nonexistent/model", None, &["found no such directory"]);
-        // Tests run in the directory of the package, which has a `src`.
-        refused("src/llama", None, &["src/llama: found no such directory in one that is there", "src/llama@main"]);
-        refused("src/llama@main", None, &["hf download src/llama"]);
-        let dangling = root.path().join("dangling");
-        std::os::unix::fs::symlink("gone", &dangling).unwrap();
-        refused(dangling.to_str().unwrap(), None, &["found a link to nothing"]);
-        refused(snapshot.to_str().unwrap(), Some("main"), &["only for a hub id"]);
-        std::fs::write(model.join("refs/main"), "../../../etc").unwrap();
-        refused("org/tiny", None, &["refs/main", "expected the name of a commit"]);
-    }
-}
+mod tests;

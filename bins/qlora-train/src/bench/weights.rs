@@ -1,4 +1,4 @@
-//! A model of random values in any shape, for measuring: nothing is read.
+//! A model of random values in any shape, for measuring. No file is read.
 
 use crate::arch::Arch;
 use crate::backend::Quantization;
@@ -38,7 +38,8 @@ impl RandomSource {
         Self { arch: arch.clone(), shapes, quantization, seed, bytes, values, tensors: 0 }
     }
 
-    /// Place where the next tensor begins in the random values: a prime further, so that places come round late.
+    /// Index in the random values at which the next tensor begins. It advances by a prime, so that it repeats only
+    /// after many tensors.
     fn next_first(&mut self) -> usize {
         self.tensors += 1;
         self.tensors * 7919 % DRAWN
@@ -64,7 +65,7 @@ impl Source for RandomSource {
         Ok(HostTensor { shape, data: TensorData::Bf16(repeated(&self.values, first, len)) })
     }
 
-    /// NF4 as it would be after quantization, without quantizing; its codes are made by whoever holds it.
+    /// NF4 as it would be after quantization, without quantizing; the backend that holds it makes the codes.
     fn read_weight(&mut self, name: &str) -> Result<WeightSource> {
         let Quantization::Nf4 { block_size, double_quant } = self.quantization else {
             return self.read(name).map(WeightSource::Tensor);
@@ -94,33 +95,4 @@ impl Source for RandomSource {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::synthetic::tiny_arch;
-
-    #[test]
-    fn every_tensor_of_the_shape_has_plausible_values() {
-        let config = Arch { hidden_size: 128, intermediate_size: 256, ..tiny_arch() };
-        let rms = |values: &[f32]| (values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32).sqrt();
-        for double_quant in [true, false] {
-            let quantization = Quantization::Nf4 { block_size: 64, double_quant };
-            let mut source = RandomSource::new(&config, quantization, 3);
-            let mut last = Vec::new();
-            for (name, shape) in config.tensors() {
-                let values = match name.contains("_proj") {
-                    true => match source.read_weight(&name).unwrap() {
-                        WeightSource::Random(random) => random.into_matrix().dequantize(),
-                        other => panic!("{name} is {other:?}, expected random NF4"),
-                    },
-                    false => source.read(&name).unwrap().to_f32(),
-                };
-                assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}");
-                let expected = if name.contains("norm") { 1.0 } else { 0.02 };
-                assert!((rms(&values) / expected - 1.0).abs() < 0.25, "{name}: {}", rms(&values));
-                assert!(name.contains("norm") || values != last, "{name} repeats the tensor before it");
-                last = values;
-            }
-            assert!(source.read("model.layers.9.mlp.up_proj.weight").is_err());
-        }
-    }
-}
+mod tests;

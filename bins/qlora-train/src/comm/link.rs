@@ -1,5 +1,5 @@
-//! Connections between ranks, watched: each has a thread that reads it, and one thread gives and counts signs of life,
-//! so that a rank which dies or stops is found while the others compute.
+//! Connections between ranks, watched: each has a thread that reads it, and one thread sends and counts signs of life
+//! (heartbeats), so that a rank that dies or stops is noticed while the others compute.
 
 use super::failure::Failure;
 use super::wire::{self, Frame, Kind};
@@ -13,18 +13,18 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-/// More than the largest bucket of gradients and the longest log of a run
+/// Limit above the largest bucket of gradients and the longest log of a run
 pub(super) const MAX_MESSAGE: u64 = 1 << 32;
-/// Between two looks at whether the run has failed
+/// Interval between two checks whether the run has failed
 const LOOK: Duration = Duration::from_millis(50);
-/// Time in which another rank has to take the reason for which the run ends
+/// Time in which another rank must accept the reason why the run ends
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// A process of the run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Peer {
     pub host: String,
-    /// Alike for all processes of one machine
+    /// Name of the machine, equal for all its processes
     pub machine: String,
     /// Processors that it may use, as the system lists them
     pub processors: String,
@@ -43,12 +43,12 @@ struct Other {
     stream: TcpStream,
     /// Held while a frame is written
     writing: Mutex<()>,
-    /// Times that nothing was heard since
+    /// Intervals since something was last heard
     silent: AtomicU32,
 }
 
 impl Other {
-    /// Tells the other end why the run ends. One that lets no more be written to it is left, by `deadline`.
+    /// Sends the other end the reason why the run ends. If it accepts no more bytes, it is given up at `deadline`.
     fn tell(&self, failure: &[u8], deadline: Instant) {
         // A sign of life takes no time.
         let deadline = deadline.max(Instant::now() + LOOK);
@@ -64,7 +64,7 @@ impl Other {
                 }
             }
         };
-        // One that is gone as well need not be told.
+        // A rank that is gone as well need not get the reason.
         let _ = self.stream.set_write_timeout(Some(LAST_WORDS));
         let _ = wire::write(&mut &self.stream, Kind::Abort, 0, "", &[failure]);
     }
@@ -116,7 +116,7 @@ impl Shared {
         locked(&self.failure).clone()
     }
 
-    /// Whether it is a fault if a rank is not there any more.
+    /// True if it is a fault that a rank is gone.
     fn is_needed(&self, rank: usize) -> bool {
         let [leaving, ended] = [&self.leaving, &self.ended].map(|flag| flag.load(Ordering::SeqCst));
         !ended && (rank == 0 || !leaving)
@@ -161,11 +161,11 @@ impl Shared {
         }
     }
 
-    /// Gives signs of life, and fails where none comes. Times are counted in turns of this thread: a process that was
-    /// stopped and goes on does not take the others for dead.
+    /// Sends signs of life, and fails if none arrives. Times are counted in turns of this thread: a process that was
+    /// suspended and resumes does not take the others for dead.
     ///
-    /// Where the run has failed, this process has as long to end by itself; one that hangs, or computes for very long,
-    /// is ended here.
+    /// After a failure this process has the same time to end by itself; if it hangs, or computes for very long, it is
+    /// ended here.
     fn watch(&self, interval: Duration, turns: u32, silence: Duration) {
         let mut turns_left = turns;
         while !self.ended.load(Ordering::SeqCst) {
@@ -175,7 +175,7 @@ impl Shared {
                 if turns_left == 0 && !self.ended.load(Ordering::SeqCst) {
                     let error = failure.error();
                     print_error(&error);
-                    // At once: what runs at a good end may wait for the thread that hangs.
+                    // It exits at once: destructors and exit handlers may wait for the thread that hangs.
                     signal_hook::low_level::exit(error.exit_status().into());
                 }
                 continue;
@@ -203,13 +203,13 @@ impl Shared {
 pub(super) struct Links {
     shared: Arc<Shared>,
     inboxes: Vec<Receiver<Frame>>,
-    /// Time in which a rank has to come to an operation
+    /// Time in which a rank must join an operation
     stall: Duration,
 }
 
 impl Links {
-    /// `streams` by rank. `silence`: after that long without a sign of life a rank is taken for dead; after `stall`
-    /// without coming to an operation, for one that hangs.
+    /// `streams` by rank. `silence`: time without a sign of life after which a rank is taken for dead. `stall`: time
+    /// without joining an operation after which it is taken for hanging.
     pub fn new(
         own: usize,
         peers: Vec<Peer>,
@@ -252,7 +252,7 @@ impl Links {
         &self.shared.peers
     }
 
-    /// Time in which a rank has to come to an operation.
+    /// Time in which a rank must join an operation.
     pub fn stall(&self) -> Duration {
         self.stall
     }
@@ -262,7 +262,7 @@ impl Links {
         self.shared.failure().map_or(Ok(()), |failure| Err(failure.error()))
     }
 
-    /// Ends the run on all ranks but the one `of` which it is, which knows or cannot be told.
+    /// Ends the run on all ranks but `of`, the one at fault, which knows already or cannot be reached.
     pub fn fail(&self, of: usize, message: String) -> Result<()> {
         self.shared.fail(Failure::new(of, message));
         self.check()
@@ -296,7 +296,7 @@ impl Links {
         Ok(())
     }
 
-    /// Waits for what the other end has to say to an operation, as long as all ranks give signs of life.
+    /// Waits for the other end's part of an operation, as long as all ranks send signs of life.
     pub fn receive(&self, rank: usize, what: &str) -> Result<Frame> {
         let inbox = &self.inboxes[self.at(rank)?];
         // Rank 0 may itself wait for the one at fault, and knows its name first.
@@ -316,7 +316,7 @@ impl Links {
                         self.fail(self.shared.own, told)?;
                     }
                 }
-                // Whoever reads says why before it ends.
+                // The reading thread has recorded the reason before it ends.
                 Err(RecvTimeoutError::Disconnected) => {
                     self.check()?;
                     self.fail(rank, format!("{} is gone: its connection closed", self.name(rank)))?;
@@ -347,56 +347,4 @@ impl Drop for Links {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Read;
-    use std::net::TcpListener;
-
-    /// Both ends of a connection.
-    fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (one, listener.accept().unwrap().0)
-    }
-
-    fn peer(process: u32) -> Peer {
-        Peer { host: "a".to_owned(), machine: "b".to_owned(), processors: "0".to_owned(), process }
-    }
-
-    /// Rank 0 of three, and the other ends of its connections.
-    fn links() -> (Links, [TcpStream; 2]) {
-        let ((to_one, one), (to_two, two)) = (pair(), pair());
-        let long = Duration::from_secs(600);
-        let streams = vec![(1, to_one), (2, to_two)];
-        (Links::new(0, (0..3).map(peer).collect(), streams, long, long).unwrap(), [one, two])
-    }
-
-    /// A write that never ends keeps nobody from the end of the run.
-    #[test]
-    fn a_rank_that_takes_nothing_is_left_without_its_last_words() {
-        let (links, [mut one, mut two]) = links();
-        let writing = locked(&links.shared.others[0].writing);
-        assert!(links.fail(0, "no more".to_owned()).unwrap_err().to_string().contains("no more"));
-        drop(writing);
-        let mut rest = Vec::new();
-        // The connection is closed.
-        one.read_to_end(&mut rest).unwrap();
-        let frame = loop {
-            let frame = wire::read(&mut two, MAX_MESSAGE, &|| ()).unwrap();
-            if frame.kind != Kind::Alive {
-                break frame;
-            }
-        };
-        let told: Failure = serde_json::from_slice(&frame.bytes).unwrap();
-        assert_eq!((frame.kind, told.of), (Kind::Abort, 0));
-    }
-
-    #[test]
-    fn nothing_is_sent_to_a_rank_that_is_none() {
-        let (links, _others) = links();
-        for rank in [0, 3, usize::MAX] {
-            let errors = [links.send(rank, 1, "sum", &[]).unwrap_err(), links.receive(rank, "sum").unwrap_err()];
-            assert!(errors.iter().all(|error| error.to_string().contains("no connection to rank")), "{errors:?}");
-        }
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
-//! A communicator over TCP, with a connection between any two of W ranks. For a sum each rank takes one of W slices of
-//! all others, adds it up in the order of the ranks, and gives it back to all: of N bytes each sends and receives
-//! 2 · N · (W − 1) / W, as little as any way of doing it. Small messages go by rank 0.
+//! A communicator over TCP, with a connection between any two of W ranks. For a sum each rank receives one of W slices
+//! from all others, adds it up in the order of the ranks, and sends the result to all. For N bytes each rank sends and
+//! receives 2 · N · (W − 1) / W, the least possible. Small messages go through rank 0.
 
 use super::Communicator;
 use super::launch::Launch;
@@ -13,18 +13,18 @@ use crate::refuse;
 use std::ops::Range;
 use std::time::Duration;
 
-/// Remedy for ranks of which one does something else
+/// Advice where a rank does something else
 pub(super) const ALIKE: &str = "start all ranks with the same program, settings, data and base";
 
 /// One of several processes, connected with the others.
 pub struct Tcp {
     rank: usize,
-    /// Number among those of the machine, where the launcher tells it
+    /// Number among those of the machine, where the launcher gives it
     local_rank: Option<usize>,
     links: Links,
     /// Operations so far: the same on all ranks
     number: u64,
-    /// Whether a thread may add up while the backward pass goes on
+    /// True if a thread may add up while the backward pass goes on
     overlaps: bool,
 }
 
@@ -45,11 +45,11 @@ pub(super) fn overlaps_by_environment() -> Result<bool> {
 }
 
 impl Tcp {
-    /// Meets the other processes of a launch. `build` says which program this is: all must be the same. Failed: they
-    /// did not come, or do not fit together.
+    /// Connects to the other processes of a launch. `build` identifies the program, which must be the same for all.
+    /// Failed: they did not come, or do not fit together.
     pub fn join(launch: &Launch, build: &str, timeouts: Timeouts) -> Result<Self> {
         let links = join(launch, build, timeouts)?;
-        // The others are there to be told.
+        // The other ranks are connected and get the error.
         let overlaps = overlaps_by_environment().inspect_err(|error| links.abort(error))?;
         Ok(Self { rank: launch.rank, local_rank: launch.local_rank, links, number: 0, overlaps })
     }
@@ -99,7 +99,7 @@ impl Tcp {
         Ok(frame.bytes)
     }
 
-    /// Leaves the others: after a good end when all are there, else at once, and they are told why.
+    /// Leaves the others: after success when all have arrived, after an error at once, with the reason.
     pub fn leave(mut self, error: Option<&Error>) -> Result<()> {
         match error {
             // Agreed on by all of them.
@@ -111,7 +111,7 @@ impl Tcp {
         }
     }
 
-    /// Waits until all ranks are at their end. Rank 0 lets the others go, which may be gone before it looks again.
+    /// Waits until all ranks are at their end. Rank 0 releases the others, which may be gone before it looks again.
     fn end(&mut self) -> Result<()> {
         const WHAT: &str = "end";
         self.number += 1;
@@ -253,7 +253,7 @@ pub(super) fn slices(count: usize, world_size: usize) -> Vec<Range<usize>> {
     (0..world_size).map(|rank| end(rank)..end(rank + 1)).collect()
 }
 
-/// Each length as 8 bytes before what it is of.
+/// Byte strings one after the other, each behind its length in 8 bytes.
 pub(super) fn packed(all: &[Vec<u8>]) -> Vec<u8> {
     all.iter().flat_map(|one| (one.len() as u64).to_le_bytes().into_iter().chain(one.iter().copied())).collect()
 }
@@ -274,163 +274,4 @@ pub(super) fn unpacked(bytes: &[u8], count: usize) -> Result<Vec<Vec<u8>>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::launch::Way;
-    use super::*;
-    use crate::comm::Watched;
-    use qlora_kernels::device::Others;
-    use std::net::TcpListener;
-    use std::time::Instant;
-
-    const LONG: Duration = Duration::from_secs(20);
-    const TIMEOUTS: Timeouts = Timeouts { join: LONG, silence: LONG, stall: LONG };
-
-    /// Results of all ranks, each in a thread of its own.
-    fn ranks<T: Send>(world_size: usize, work: impl Fn(Tcp) -> T + Sync) -> Vec<T> {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let join = |rank| {
-            let address = "127.0.0.1".to_owned();
-            let (launcher, local_rank, job) = ("torchrun", None, String::new());
-            let (local_size, way) = (None, Way::Tcp);
-            let launch = Launch { launcher, rank, world_size, local_rank, local_size, address, port, job, way };
-            Tcp::join(&launch, "0.1.0", TIMEOUTS).unwrap()
-        };
-        let (join, work) = (&join, &work);
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..world_size).map(|rank| scope.spawn(move || work(join(rank)))).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        })
-    }
-
-    /// Values whose sum depends on its order.
-    fn values(rank: usize, count: usize) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + rank * 104_729) % 1000) as f32 * 1.1f32.powi((i + rank) as i32 % 60)).collect()
-    }
-
-    #[test]
-    fn a_sum_is_in_the_order_of_the_ranks_and_the_same_bits_everywhere() {
-        for (world_size, count) in [(2, 0), (2, 1), (3, 1000), (5, 300_001)] {
-            let mut expected = (values(0, count), vec![0.1, 0.0]);
-            for rank in 1..world_size {
-                expected.0.iter_mut().zip(values(rank, count)).for_each(|(sum, x)| *sum += x);
-                expected.1[0] += 0.1;
-                expected.1[1] += rank as f64;
-            }
-            let sums = ranks(world_size, |mut comm| {
-                let (mut gradients, mut totals) = (values(comm.rank(), count), vec![0.1, comm.rank() as f64]);
-                comm.all_reduce_sum(&mut gradients, &mut totals).unwrap();
-                let machine = comm.on_this_machine();
-                assert_eq!((comm.world_size(), machine), (world_size, (comm.rank(), world_size)));
-                assert!((0..world_size).all(|rank| comm.machine_of(rank) == 0));
-                comm.leave(None).unwrap();
-                (gradients, totals)
-            });
-            assert!(sums.iter().all(|sum| *sum == expected), "{world_size} ranks, {count} values");
-        }
-    }
-
-    #[test]
-    fn every_rank_hears_what_all_of_them_give() {
-        let all = ranks(3, |mut comm| {
-            let own = vec![comm.rank() as u8; comm.rank() * 100_000];
-            let gathered = comm.all_gather("numbers", &own).unwrap();
-            let given = comm.broadcast("letter", vec![b'a' + comm.rank() as u8]).unwrap();
-            comm.leave(None).unwrap();
-            (gathered, given)
-        });
-        let expected: Vec<Vec<u8>> = (0..3).map(|rank| vec![rank as u8; rank * 100_000]).collect();
-        assert!(all.iter().all(|(gathered, given)| *gathered == expected && given == b"a"));
-    }
-
-    /// Whichever rank errs, all end with its name and its reason.
-    #[test]
-    fn an_error_of_a_rank_ends_the_work_of_all() {
-        for of in 0..3 {
-            let errors = ranks(3, |mut comm| {
-                if comm.rank() == of {
-                    comm.leave(Some(&Error::Refused("no such file".to_owned()))).unwrap();
-                    return None;
-                }
-                let error = comm.all_gather("anything", &[]).unwrap_err();
-                Some((error.to_string(), error.exit_status()))
-            });
-            for (text, status) in errors.into_iter().flatten() {
-                assert!(text.starts_with(&format!("rank {of} (")) && text.ends_with(": no such file"), "{text}");
-                assert_eq!(status, 2);
-            }
-        }
-    }
-
-    #[test]
-    fn ranks_that_do_not_do_the_same_are_told_apart() {
-        for others in [["one", "other"], ["other", "one"]] {
-            let errors = ranks(2, |mut comm| comm.all_gather(others[comm.rank()], &[]).unwrap_err().to_string());
-            assert!(errors.iter().all(|text| text.contains("rank 1 (") && text.contains("operation 1")), "{errors:?}");
-        }
-        let errors = ranks(2, |mut comm| {
-            let mut gradients = vec![1.0; 4 + 2 * comm.rank()];
-            comm.all_reduce_sum(&mut gradients, &mut []).unwrap_err().to_string()
-        });
-        assert!(errors.iter().all(|text| text.contains(" bytes to a sum, expected ")), "{errors:?}");
-        assert_eq!(slices(7, 3), [0..3, 3..5, 5..7]);
-        assert_eq!(slices(1, 3), [0..1, 1..1, 1..1]);
-    }
-
-    #[test]
-    fn a_rank_that_is_gone_is_named() {
-        let errors = ranks(3, |mut comm| {
-            if comm.rank() == 2 {
-                return None;
-            }
-            Some(comm.all_gather("anything", &[]).unwrap_err().to_string())
-        });
-        for text in errors.into_iter().flatten() {
-            assert!(text.starts_with("rank 2 (") && text.contains("is gone: its connection closed"), "{text}");
-        }
-    }
-
-    #[test]
-    fn sums_beside_the_backward_pass_are_on_unless_they_are_off() {
-        assert_eq!(
-            [None, Some(""), Some("on"), Some(" off ")].map(|value| overlaps(value).unwrap()),
-            [true, true, true, false]
-        );
-        let error = overlaps(Some("no")).unwrap_err();
-        assert_eq!(error.to_string(), "environment variable QLORA_OVERLAP: found \"no\", expected \"on\" or \"off\"");
-    }
-
-    /// A GPU that adds up by itself asks whether all are there.
-    #[test]
-    fn a_rank_that_is_gone_is_told_to_whoever_asks() {
-        let errors = ranks(2, |mut comm| {
-            assert_eq!(comm.patience(), LONG);
-            comm.check().unwrap();
-            comm.all_gather("beginning", &[]).unwrap();
-            if comm.rank() == 1 {
-                return None;
-            }
-            let begun = Instant::now();
-            loop {
-                let mut watched = Watched::new(&mut comm);
-                let found = Others::check(&mut watched);
-                assert!(begun.elapsed() < LONG, "nothing is told");
-                if let Err(error) = watched.settled(found.map_err(Error::from)) {
-                    return Some(error.to_string());
-                }
-            }
-        });
-        let error = errors[0].as_ref().unwrap();
-        assert!(error.starts_with("rank 1 (") && error.contains("is gone: its connection closed"), "{error}");
-    }
-
-    #[test]
-    fn what_ranks_give_is_unpacked_as_it_was_packed() {
-        let all = vec![vec![1, 2, 3], vec![], vec![4; 300]];
-        let bytes = packed(&all);
-        assert_eq!(unpacked(&bytes, 3).unwrap(), all);
-        for cut in 0..bytes.len() {
-            assert!(unpacked(&bytes[..cut], 3).is_err(), "{cut}");
-        }
-        assert!(unpacked(&[255; 16], 1).is_err());
-    }
-}
+mod tests;

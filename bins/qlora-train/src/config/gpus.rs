@@ -1,4 +1,4 @@
-//! GPUs that a plan is for without their being there, by the names that nvidia-smi prints and that people write.
+//! GPUs that a run can be planned for without having them, by the names that nvidia-smi prints and that people write.
 //!
 //! The memory is what CUDA sees, with ECC on where it is the default: the least that is reported, rounded down.
 
@@ -8,7 +8,7 @@ pub struct Gpu {
     pub key: &'static str,
     /// NVIDIA's name
     pub name: &'static str,
-    /// Sizes that it comes in, the usual one first: in GB, as names have them, and what CUDA sees of it
+    /// Memory sizes, the usual one first: in GB, as names have them, and as CUDA reports them
     sizes: &'static [(u32, &'static str)],
 }
 
@@ -112,7 +112,7 @@ const TOO_OLD: [&str; 14] = [
     "quadrortx8000",
 ];
 
-/// Parts of names that do not tell how much memory the GPU has, and why.
+/// Parts of names that leave the size of the memory open, and the reason.
 const UNTOLD: [(&[&str], &str); 2] = [
     (&["laptop", "mobile", "notebook"], "a GPU of a laptop may have other memory than the card of its name"),
     (&["gh200", "gb200"], "names of GH200 and GB200 do not tell it; 480GB in one of them is the processor's"),
@@ -132,8 +132,8 @@ pub fn gpu_named(value: &str) -> Option<(&'static str, &'static str)> {
     choose(value).ok().map(|chosen| (chosen.gpu.name, chosen.memory))
 }
 
-/// The GPU of a name, in whatever case and with whatever between the words. Refused: an unknown one, and a size that it
-/// does not come in; the text says what is expected.
+/// The GPU of a name, in any case and with any separators. Refused: an unknown one, and a size that it does not come
+/// in; the text says what is expected.
 pub fn choose(value: &str) -> Result<Chosen, String> {
     let Name { words, size } = Name::parse(value);
     let by_key = |key: &str| GPUS.iter().find(|gpu| gpu.key == key);
@@ -174,11 +174,12 @@ fn expected() -> String {
     format!("expected one of {} (any other by its memory: --device-memory 15GiB)", keys.join(", "))
 }
 
-/// The key that is most alike; none that is only a little, nor one with another number: it names another GPU.
+/// The most similar key. None: no key is similar enough. A key with another number is never taken: it names another
+/// GPU.
 fn nearest(words: &str) -> Option<&'static str> {
     const ALIKE: f64 = 0.6;
     let alike = |key: &str| strsim::normalized_damerau_levenshtein(key, words);
-    // The first of several that are as much alike.
+    // The first of several equally similar keys.
     let keys = GPUS.iter().rev().map(|gpu| gpu.key);
     let keys = keys.filter(|key| alike(key) >= ALIKE && number_of(key) == number_of(words));
     keys.max_by(|one, other| alike(one).total_cmp(&alike(other)))
@@ -226,7 +227,7 @@ fn without_before(words: &str) -> &str {
     rest
 }
 
-/// The answer of `known` to the words, of which as little is left out as is needed.
+/// The result of `known` for the words, with as few words left out as possible.
 fn shortened<T>(words: &str, known: impl Fn(&str) -> Option<T>) -> Option<T> {
     let mut rest = without_before(words);
     loop {
@@ -238,94 +239,4 @@ fn shortened<T>(words: &str, known: impl Fn(&str) -> Option<T>) -> Option<T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_nvidia_smi_and_of_people_are_those_of_the_list() {
-        for (value, name, memory) in [
-            ("NVIDIA GeForce RTX 4090", "RTX 4090", "23.5GiB"),
-            ("rtx-4090", "RTX 4090", "23.5GiB"),
-            ("RTX4090", "RTX 4090", "23.5GiB"),
-            ("geforce_rtx_4090_24gb", "RTX 4090", "23.5GiB"),
-            (" 4090 24 GB ", "RTX 4090", "23.5GiB"),
-            ("a100", "A100", "79.1GiB"),
-            ("a100-80gb", "A100", "79.1GiB"),
-            ("A100 80GB", "A100", "79.1GiB"),
-            ("NVIDIA A100-SXM4-80GB", "A100", "79.1GiB"),
-            ("NVIDIA A100 80GB PCIe", "A100", "79.1GiB"),
-            ("NVIDIA A100-SXM4-40GB", "A100", "39.3GiB"),
-            ("NVIDIA A100-PCIE-40GB", "A100", "39.3GiB"),
-            ("a100_40g", "A100", "39.3GiB"),
-            ("h100-sxm", "H100", "79.1GiB"),
-            ("H100SXM5", "H100", "79.1GiB"),
-            ("NVIDIA H100 80GB HBM3", "H100", "79.1GiB"),
-            ("NVIDIA H100 PCIe", "H100 PCIe", "79.1GiB"),
-            ("NVIDIA H100 NVL", "H100 NVL", "93.0GiB"),
-            ("NVIDIA H200 NVL", "H200", "139.7GiB"),
-            ("NVIDIA RTX A6000", "RTX A6000", "47.4GiB"),
-            ("rtx 6000 ada", "RTX 6000 Ada", "44.4GiB"),
-            ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada", "44.4GiB"),
-            ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "RTX PRO 6000", "94.9GiB"),
-            ("NVIDIA GeForce RTX 4070 Ti SUPER", "RTX 4070 Ti SUPER", "15.5GiB"),
-            ("NVIDIA A10G", "A10G", "21.9GiB"),
-            ("NVIDIA L4", "L4", "21.9GiB"),
-            ("rtx 3080 12GB", "RTX 3080", "11.6GiB"),
-            ("NVIDIA GeForce RTX 3080 Ti", "RTX 3080 Ti", "11.6GiB"),
-            ("NVIDIA GeForce RTX 4060", "RTX 4060", "7.6GiB"),
-            ("NVIDIA GeForce RTX 4070 SUPER", "RTX 4070 SUPER", "11.5GiB"),
-            ("NVIDIA GeForce RTX 4090 D", "RTX 4090 D", "23.5GiB"),
-            ("NVIDIA RTX 4000 Ada Generation", "RTX 4000 Ada", "18.1GiB"),
-            ("NVIDIA RTX 5000 Ada Generation", "RTX 5000 Ada", "29.4GiB"),
-            ("NVIDIA RTX A2000 12GB", "RTX A2000", "11.6GiB"),
-            ("NVIDIA RTX A2000", "RTX A2000", "5.6GiB"),
-            ("NVIDIA L20", "L20", "44.4GiB"),
-            ("NVIDIA H20", "H20", "94.9GiB"),
-        ] {
-            assert_eq!(gpu_named(value), Some((name, memory)), "{value}");
-        }
-        for gpu in &GPUS {
-            assert_eq!(gpu_named(&gpu.name.to_uppercase()).map(|(name, _)| name), Some(gpu.name), "{}", gpu.key);
-            assert_eq!(gpu_named(gpu.key).map(|(name, _)| name), Some(gpu.name), "{}", gpu.key);
-            let alone: Vec<_> = gpu.sizes.iter().map(|(gb, _)| gpu_named(&format!("{} {gb}GB", gpu.name))).collect();
-            let memory: Vec<_> = gpu.sizes.iter().map(|(_, memory)| Some((gpu.name, *memory))).collect();
-            assert_eq!(alone, memory, "{}", gpu.key);
-        }
-    }
-
-    #[test]
-    fn a_name_without_a_size_says_which_was_taken() {
-        let note = |value| choose(value).map(|chosen| chosen.note).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(note("NVIDIA A100"), "the A100 with 80 GB is taken; there is a100-40gb too");
-        assert_eq!([note("a100 40gb"), note("NVIDIA A100-SXM4-80GB"), note("h100")], ["", "", ""]);
-    }
-
-    #[test]
-    fn what_is_no_name_is_refused_with_the_list_and_the_nearest() {
-        let refused = |value| choose(value).map(|chosen| chosen.gpu.name).unwrap_err();
-        for (value, words) in [
-            ("4090s", &["l40s, l40, ", "--device-memory", "4090 is nearest"][..]),
-            ("NVIDIA GeForce RTX 4090 Laptop GPU", &["--device-memory", "laptop"]),
-            ("NVIDIA GeForce RTX 3070 Laptop GPU", &["--device-memory", "laptop"]),
-            ("NVIDIA GH200 480GB", &["--device-memory", "GH200"]),
-            ("gb200", &["--device-memory", "GB200"]),
-            ("24GB", &["--device-memory"]),
-            ("", &["--device-memory"]),
-            ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", &["--device-memory"]),
-            ("rtx 4090 48gb", &["RTX 4090 with 24 GB", "--device-memory"]),
-            ("a100-60gb", &["A100 with 80 GB or 40 GB"]),
-            ("Tesla T4", &["compute capability 8.0"]),
-            ("Tesla V100-SXM2-32GB", &["compute capability 8.0"]),
-            ("v100", &["compute capability 8.0"]),
-            ("NVIDIA GeForce GTX 1080 Ti", &["compute capability 8.0"]),
-            ("Quadro RTX 8000", &["compute capability 8.0"]),
-        ] {
-            let error = refused(value);
-            assert!(words.iter().all(|word| error.contains(word)), "{value}: {error}");
-        }
-        // Nor is a card with another number, however alike the names are.
-        for value in ["24GB", "voodoo", "4091", "RTX 4050", "3070 Ti 8 GB laptop", "gh200", "h201"] {
-            assert!(!refused(value).contains("nearest"), "{value}: {}", refused(value));
-        }
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! Columns by other names: their keys in a row are renamed before the row's form is told.
+//! Columns under other names: their keys in a row are renamed before the row's format is detected.
 
 use serde_json::{Map, Value};
 
@@ -15,7 +15,7 @@ pub struct Columns {
     renamed: Vec<(String, &'static str)>,
     /// The formats that these columns make.
     meant: Vec<RowKind>,
-    /// Those of them of which every row has to be; empty: the formats are told by the rows.
+    /// The formats that every row must have one of; empty: each row determines its format.
     only: Vec<RowKind>,
     /// The keys of turns, where they are named.
     turns: Option<TurnKeys>,
@@ -23,7 +23,7 @@ pub struct Columns {
     roles: Vec<(String, &'static str)>,
 }
 
-/// Words of columns that ask, the likeliest first.
+/// Words in names of prompt columns, the likeliest first.
 const ASKS: [&str; 17] = [
     "question",
     "query",
@@ -43,7 +43,7 @@ const ASKS: [&str; 17] = [
     "goal",
     "title",
 ];
-/// Words of columns that answer.
+/// Words in names of answer columns.
 const ANSWERS: [&str; 17] = [
     "answer",
     "answers",
@@ -64,7 +64,7 @@ const ANSWERS: [&str; 17] = [
     "a",
 ];
 
-/// Words of the keys of turns that say who speaks, and what is said.
+/// Words in keys of turns for the role, and for the content.
 const SPEAKS: [&str; 6] = ["role", "speaker", "from", "author", "sender", "who"];
 const SAYS: [&str; 8] = ["content", "text", "value", "message", "utterance", "body", "said", "parts"];
 
@@ -109,7 +109,7 @@ impl Columns {
         }
     }
 
-    /// These columns, of rows whose turns have role and content under these keys alone.
+    /// These columns, for rows whose turns have role and content only under these keys.
     pub fn turn_keys(mut self, role: Option<&str>, content: Option<&str>) -> Self {
         self.turns = TurnKeys::new(role, content);
         if self.turns.is_some() {
@@ -118,24 +118,24 @@ impl Columns {
         self
     }
 
-    /// These columns, of rows whose turns have these names for roles, beside those that are known.
+    /// These columns, for rows whose turns use these names for roles in addition to the known ones.
     pub fn roles(mut self, names: &[(String, &'static str)]) -> Self {
         self.roles = names.to_vec();
         self
     }
 
-    /// These columns, of rows that are meant in this format where they could have several.
+    /// These columns, with the format that is chosen where a row could have several.
     pub fn meaning(mut self, kind: RowKind) -> Self {
         self.meant.push(kind);
         self
     }
 
-    /// The formats that are meant where a row has several.
+    /// The formats to choose from where a row has several.
     pub(super) fn meant(&self) -> &[RowKind] {
         &self.meant
     }
 
-    /// Whether a column of a table is read.
+    /// True if a column of a table is read.
     pub(super) fn reads(&self, name: &str) -> bool {
         KNOWN_KEYS.contains(&name)
             || is_of_other_meaning(name)
@@ -145,12 +145,12 @@ impl Columns {
             || self.renamed.iter().any(|(column, _)| column == name)
     }
 
-    /// Whether a column is read where it holds numbers, truth values or texts, to be warned of: nothing follows it.
+    /// True if a column is read only to warn of it, where it holds numbers, truth values or texts.
     pub(super) fn warns_of(&self, name: &str) -> bool {
         !self.reads(name) && may_be_meant(name)
     }
 
-    /// Whether a column makes a row of some format.
+    /// True if a column makes a row of some format.
     pub(super) fn makes_rows(&self, name: &str) -> bool {
         let is_beside = [TASK, ADAPTER].contains(&name) || weight::KEYS.contains(&name);
         self.reads(name) && !is_beside && (!compares(name) || is_of_other_meaning(name))
@@ -188,7 +188,7 @@ impl Columns {
         }
     }
 
-    /// Like [`guess`](Self::guess), from the names of a table's columns.
+    /// [`guess`](Self::guess) from the names of a table's columns.
     pub(super) fn guess_names<'n>(names: &[&'n str]) -> String {
         let without = |names: &[&'n str], other: &str| -> Vec<&'n str> {
             names.iter().copied().filter(|name| *name != other).collect()
@@ -210,7 +210,7 @@ impl Columns {
             return String::new();
         }
         let pair = [("prompt", prompt), ("completion", completion)];
-        // A column that has the name of the flag goes without, but where it gets another one.
+        // A column with the default name of a flag needs no flag, unless another column takes that name.
         let pair = pair.into_iter().filter(|(of, column)| alpaca || of != column);
         let beside = [("system", system.filter(|name| *name != "system")), ("input", input)];
         let beside = beside.into_iter().filter_map(|(of, column)| Some((of, column?)));
@@ -218,7 +218,7 @@ impl Columns {
         did_you_mean(&flags.join(" "))
     }
 
-    /// Whether the column of whole texts is named.
+    /// True if the column of whole texts is named.
     pub(super) fn name_text(&self) -> bool {
         self.renamed.iter().any(|(_, ours)| *ours == "text")
     }
@@ -228,7 +228,7 @@ impl Columns {
     }
 
     /// The row with its columns, and the keys of its turns, under the known names. The error names a column or key that
-    /// the row lacks, whatever else it has. What stands under the known names before goes to `replaced`.
+    /// the row lacks, whatever else it has. Values that the known names held before go to `replaced`.
     pub(super) fn renamed(&self, mut row: Value, replaced: &mut Vec<Replaced>) -> Result<Value, String> {
         if let Value::Object(map) = &mut row {
             // A column may have the known name of another one.
@@ -245,7 +245,7 @@ impl Columns {
                 let is_there = |key: &str| map.get(key).is_some_and(|value| !value.is_null());
                 if !is_there(theirs) {
                     let may_lack = match *ours {
-                        // Not every row has them. What stands under the known name was not meant.
+                        // Not every row has them. A value under the known name was not meant.
                         "input" | "system" => theirs == ours || !is_there(ours),
                         "text" => theirs == ours,
                         _ => false,
@@ -257,7 +257,7 @@ impl Columns {
                         return Err(format!("the column `{theirs}` is {state}; found {found}"));
                     }
                 }
-                // `messages` by its own name: the turns may be ShareGPT's all the same.
+                // `messages` by its own name: the turns may still be ShareGPT's.
                 if theirs == ours && *ours != "messages" {
                     continue;
                 }
@@ -295,7 +295,7 @@ impl Columns {
                     map.insert(list.to_owned(), turns);
                 }
             }
-            // Before the keys: by its roles it is known of which form a list is.
+            // Roles come before keys: they show which form a list has.
             for list in LISTS.into_iter().chain(["prompt", "completion", "history"]) {
                 let Some(Value::Array(turns)) = map.get_mut(list).filter(|_| !self.roles.is_empty()) else { continue };
                 turns.iter_mut().filter_map(Value::as_object_mut).for_each(|turn| self.rename_role(turn));
@@ -312,7 +312,7 @@ impl Columns {
         Ok(row)
     }
 
-    /// A reason that begins with a known name, with that of the column that has its place.
+    /// A reason that begins with a known name, with the name of the column that replaces it.
     pub(super) fn in_their_words(&self, why: String) -> String {
         let renamed = self.renamed.iter().filter(|(theirs, ours)| theirs != ours);
         let mut said = renamed.filter_map(|(theirs, ours)| Some((theirs, why.strip_prefix(&format!("`{ours}` is "))?)));
@@ -353,11 +353,11 @@ fn list_of(value: Value) -> Value {
     list.unwrap_or(value)
 }
 
-/// The column that is one of these words, else the first that has one among its own: `model_answer`, `answerText`.
+/// The column whose name is one of these words, or the first whose name contains one: `model_answer`, `answerText`.
 fn named_by<'a>(names: &[&'a str], words: &[&str]) -> Option<&'a str> {
     let is = |name: &str, word: &str| name.eq_ignore_ascii_case(word);
     let exact = words.iter().find_map(|word| names.iter().find(|name| is(name, word)));
-    // A letter says something only where it is the whole name.
+    // A single letter counts only as a whole name.
     let long = || words.iter().filter(|word| word.len() > 1);
     let within = || long().find_map(|word| names.iter().find(|name| words_of(name).any(|own| is(own, word))));
     exact.or_else(within).copied()
@@ -373,18 +373,18 @@ fn words_of(name: &str) -> impl Iterator<Item = &str> {
     parts.flat_map(|part| part.split(|c: char| !c.is_alphanumeric())).filter(|word| !word.is_empty())
 }
 
-/// Whether a value is a list of turns, of either form.
+/// True if a value is a list of turns, of either form.
 pub(super) fn holds_turns(value: &Value) -> bool {
     value.get(0).is_some_and(is_turn)
 }
 
-/// Whether a value is a turn, of either form.
+/// True if a value is a turn, of either form.
 pub(super) fn is_turn(value: &Value) -> bool {
     let keys = [["role", "content"], ["from", "value"]];
     keys.iter().any(|keys| keys.iter().all(|key| value.get(key).is_some()))
 }
 
-/// Whether a word in the name of a column says that it tells of a row, and is no text to be learned.
+/// True if a word in a column's name marks it as metadata of the row, not as text to learn.
 fn tells_of(word: &str) -> bool {
     const TELLING: [&str; 13] = [
         "id", "uuid", "hash", "url", "version", "type", "source", "category", "language", "lang", "split", "license",
@@ -408,173 +408,4 @@ fn did_you_mean(flags: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn columns_are_renamed_and_a_missing_one_is_named() {
-        let columns = Columns::new(Some("question"), Some("answer"), None, None, None, None);
-        let row = json!({"question": "2+2?", "answer": "4", "id": 7});
-        assert_eq!(
-            columns.renamed(row, &mut Vec::new()).unwrap(),
-            json!({"prompt": "2+2?", "completion": "4", "id": 7})
-        );
-        let error = columns.renamed(json!({"question": "2+2?", "reply": "4"}), &mut Vec::new()).unwrap_err();
-        assert!(error.contains("`answer` is missing") && error.contains("`reply`"), "{error}");
-        let alpaca = Columns::new(Some("task"), Some("out"), Some("about"), None, None, None);
-        let row = alpaca.renamed(json!({"task": "a", "out": "b"}), &mut Vec::new()).unwrap();
-        assert_eq!(row, json!({"instruction": "a", "output": "b"}));
-        let turns = Columns::new(None, None, None, None, Some("talk"), None);
-        let said = json!([{"from": "human", "value": "x"}]);
-        for talk in [said.clone(), said.to_string().into()] {
-            let row = turns.renamed(json!({"talk": talk}), &mut Vec::new()).unwrap();
-            assert_eq!(row["conversations"], said);
-        }
-        assert!(
-            turns
-                .renamed(json!({"talk": [{"role": "user", "content": "x"}]}), &mut Vec::new())
-                .unwrap()
-                .get("messages")
-                .is_some()
-        );
-    }
-
-    /// The column that is named is the one that is read, also where a row has the known one instead.
-    #[test]
-    fn a_named_column_is_not_replaced_by_the_known_one() {
-        let of = |named: [Option<&str>; 5]| Columns::new(named[0], named[1], named[2], named[3], named[4], None);
-        for (columns, row, words) in [
-            (
-                of([None, None, None, None, Some("conversations")]),
-                json!({"messages": []}),
-                "`conversations` is missing",
-            ),
-            (
-                of([None, None, None, None, Some("conversations")]),
-                json!({"messages": [], "conversations": null}),
-                "`conversations` is null",
-            ),
-            (of([None, None, None, None, Some("messages")]), json!({"conversations": []}), "`messages` is missing"),
-            (
-                of([Some("prompt"), Some("completion"), None, None, None]),
-                json!({"instruction": "q", "output": "a"}),
-                "`prompt` is missing",
-            ),
-            (
-                of([Some("q"), Some("a"), None, None, None]),
-                json!({"q": "x", "a": null, "completion": "y"}),
-                "`a` is null",
-            ),
-            (
-                of([Some("instruction"), None, Some("context"), None, None]),
-                json!({"instruction": "q", "output": "a", "input": "other"}),
-                "`context` is missing",
-            ),
-            (
-                of([Some("prompt"), None, None, Some("rules"), None]),
-                json!({"prompt": "q", "completion": "a", "system": "other", "rules": null}),
-                "`rules` is null",
-            ),
-        ] {
-            let error = columns.renamed(row, &mut Vec::new()).unwrap_err();
-            assert!(error.contains(words), "{error}");
-        }
-        // A column that not every row has may be missing, and a row may have both.
-        let columns = of([Some("prompt"), None, None, Some("rules"), None]);
-        let row = json!({"prompt": "q", "completion": "a"});
-        assert_eq!(columns.renamed(row.clone(), &mut Vec::new()).unwrap(), row);
-        let row = json!({"prompt": "q", "completion": "a", "system": "other", "rules": "r"});
-        assert_eq!(columns.renamed(row, &mut Vec::new()).unwrap()["system"], "r");
-        // A column of the pair alone says of which format rows are.
-        let columns = of([None, Some("reply"), None, None, None]);
-        assert!(columns.check(RowKind::PromptCompletion).is_ok());
-        let error = columns.check(RowKind::Messages).unwrap_err();
-        assert!(error.contains("a row of messages") && error.contains("one of prompt + completion"), "{error}");
-        let text = Columns::new(None, None, None, None, None, Some("text"));
-        assert!(text.check(RowKind::Messages).is_ok(), "a file of TRL says so beside turns");
-        assert!(Columns::default().check(RowKind::Text).is_ok());
-    }
-
-    #[test]
-    fn columns_are_guessed_by_their_words() {
-        let text =
-            |names: [&str; 2]| Columns::guess(json!({names[0]: "x", "id": 3, names[1]: "y"}).as_object().unwrap());
-        for (names, flags) in [
-            (["question", "answer"], "--prompt-column question --completion-column answer"),
-            (["Question", "Answer"], "--prompt-column Question --completion-column Answer"),
-            (["inputs", "targets"], "--prompt-column inputs --completion-column targets"),
-            (["q", "a"], "--prompt-column q --completion-column a"),
-            (["model_answer", "user_question"], "--prompt-column user_question --completion-column model_answer"),
-            (["userPrompt", "botReply"], "--prompt-column userPrompt --completion-column botReply"),
-            (["context", "answer"], "--prompt-column context --completion-column answer"),
-            (["context", "question"], ""),
-            (["prompt", "response"], "--completion-column response"),
-            (["the question", "answer"], "--prompt-column 'the question' --completion-column answer"),
-            (["input", "output"], "--prompt-column input --completion-column output"),
-            (["aardvark", "quiz"], ""),
-            (["prompt", "output"], "--prompt-column prompt --completion-column output"),
-        ] {
-            let expected = if flags.is_empty() { String::new() } else { format!("; did you mean `{flags}`?") };
-            assert_eq!(text(names), expected, "{names:?}");
-        }
-        // What stands before the question, and what it is about.
-        for (names, flags) in [
-            (
-                &["id", "system_prompt", "question", "response"][..],
-                "--prompt-column question --completion-column response --system-column system_prompt",
-            ),
-            (
-                &["instruction", "context", "response", "category"],
-                "--prompt-column instruction --completion-column response --input-column context",
-            ),
-            (
-                &["context", "question", "answer"],
-                "--prompt-column question --completion-column answer --input-column context",
-            ),
-            (
-                &["systemPrompt", "user_prompt", "reply"],
-                "--prompt-column user_prompt --completion-column reply --system-column systemPrompt",
-            ),
-            (&["system", "query", "response", "history"], "--prompt-column query --completion-column response"),
-            (&["operating_system", "query", "response"], "--prompt-column query --completion-column response"),
-        ] {
-            assert_eq!(Columns::guess_names(names), format!("; did you mean `{flags}`?"), "{names:?}");
-        }
-        for turn in [json!({"role": "user", "content": "a"}), json!({"from": "human", "value": "a"})] {
-            let row = json!({"topic": "x", "dialogue": [turn]});
-            assert_eq!(Columns::guess(row.as_object().unwrap()), "; did you mean `--messages-column dialogue`?");
-        }
-        for (row, flags) in [
-            (
-                json!({"id": "x", "talk": [{"speaker": "user", "text": "a"}]}),
-                "--messages-column talk --role-key speaker --content-key text",
-            ),
-            (json!({"messages": [{"author": "user", "body": "a"}]}), "--role-key author --content-key body"),
-            (
-                json!({"contents": [{"role": "user", "parts": [{"text": "a"}]}]}),
-                "--messages-column contents --role-key role --content-key parts",
-            ),
-        ] {
-            assert_eq!(Columns::guess(row.as_object().unwrap()), format!("; did you mean `{flags}`?"));
-        }
-        let row = json!({"version": "1", "data": [{"prompt": "a", "completion": "b"}]});
-        let expected = "; if its rows are those under `data`, give that list alone";
-        assert_eq!(Columns::guess(row.as_object().unwrap()), expected);
-        for (row, guess) in [
-            (json!({"id": "x", "segments": [{"label": true, "text": "a"}]}), ""),
-            (json!({"doc_url": "x", "n": 3}), ""),
-            (json!({"title": "x", "mapping": {"a": {}}}), ""),
-            (
-                json!({"pairs": [{"prompt": "a", "completion": "b"}]}),
-                "; if its rows are those under `pairs`, give that list alone",
-            ),
-        ] {
-            assert_eq!(Columns::guess(row.as_object().unwrap()), guess, "{row}");
-        }
-        let row = json!({"id": 3, "body": "x"});
-        assert_eq!(Columns::guess(row.as_object().unwrap()), "; did you mean `--text-column body`?");
-        assert_eq!(Columns::guess(json!({"text": "x"}).as_object().unwrap()), "");
-        assert_eq!(Columns::guess_names(&["question", "answer", "id"]), text(["question", "answer"]));
-    }
-}
+mod tests;

@@ -1,12 +1,12 @@
-//! Long rows cut as LLaMA-Factory cuts them: what is asked and what is answered, in proportion, turn by turn. The
-//! formula is that of its `infer_seqlen`.
+//! Long rows cut as LLaMA-Factory cuts them: prompts and answers in proportion, turn by turn. The formula is that of
+//! its `infer_seqlen`.
 
 use std::ops::Range;
 
 use super::UNSUPERVISED;
 use super::row::Row;
 
-/// Cuts a row to at most `most` tokens. Turns beyond them are left out, and what follows the last answer.
+/// Cuts a row to at most `most` tokens. Turns beyond that are left out, and so is any text after the last answer.
 pub(super) fn cut_turns(row: &mut Row, most: usize) {
     let kept = kept(&row.labels, most);
     row.input_ids = pick(&row.input_ids, &kept);
@@ -20,8 +20,8 @@ fn pick<T: Copy>(values: &[T], kept: &[Range<usize>]) -> Vec<T> {
     kept.iter().flat_map(|range| &values[range.clone()]).copied().collect()
 }
 
-/// The tokens that are kept: of each turn the beginning of the prompt, then that of the answer, which is what is
-/// learned.
+/// The tokens that are kept: for each turn the beginning of the prompt, then the beginning of the answer, which is the
+/// learned part.
 fn kept(labels: &[i32], most: usize) -> Vec<Range<usize>> {
     let next = |from: usize, is_context: bool| {
         let found = (from..labels.len()).find(|&at| (labels[at] == UNSUPERVISED) == is_context);
@@ -56,54 +56,4 @@ fn lengths(prompt: usize, answer: usize, most: usize) -> (usize, usize) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Values of LLaMA-Factory's own function.
-    #[test]
-    fn prompt_and_answer_are_cut_in_proportion() {
-        for ((prompt, answer, most), expected) in [
-            // Its own tests.
-            ((3000, 2000, 1000), (600, 400)),
-            ((2000, 3000, 1000), (400, 600)),
-            ((1000, 100, 1000), (900, 100)),
-            ((100, 1000, 1000), (100, 900)),
-            ((100, 500, 1000), (100, 500)),
-            ((500, 100, 1000), (500, 100)),
-            ((300, 500, 1000), (300, 500)),
-            ((7, 3, 5), (4, 1)),
-            ((0, 9, 4), (0, 4)),
-        ] {
-            assert_eq!(lengths(prompt, answer, most), expected, "{prompt} {answer} {most}");
-        }
-    }
-
-    #[test]
-    fn turns_are_kept_as_far_as_they_go() {
-        const NO: i32 = UNSUPERVISED;
-        let row = |labels: &[i32]| Row {
-            input_ids: (0..labels.len() as u32).collect(),
-            labels: labels.to_vec(),
-            weights: (0..labels.len()).map(|at| at as f32).collect(),
-            file: 0,
-            line: 1,
-            task: None,
-        };
-        for (labels, most, expected) in [
-            // One turn: 6 tokens asked and 6 answered.
-            (&[NO, NO, NO, NO, NO, NO, 6, 7, 8, 9, 10, 11][..], 6, vec![0, 1, 2, 6, 7, 8]),
-            // The first of two is whole, the second as far as there is room; the line break at the end is left out.
-            (&[NO, 1, 2, NO, NO, NO, 6, 7, 8, NO], 7, vec![0, 1, 2, 3, 4, 6, 7]),
-            (&[NO, 1, 2, NO, NO, NO, 6, 7, 8, NO], 3, vec![0, 1, 2]),
-            (&[NO, 1, 2, NO], 3, vec![0, 1, 2]),
-            (&[0, 1, 2, 3], 2, vec![0, 1]),
-            (&[NO, NO, NO], 2, vec![]),
-        ] {
-            let mut cut = row(labels);
-            cut_turns(&mut cut, most);
-            assert_eq!(cut.input_ids, expected, "{labels:?} {most}");
-            assert!(cut.labels.iter().zip(&expected).all(|(label, id)| *label == NO || *label as u32 == *id));
-            assert!(cut.weights.iter().zip(&expected).all(|(weight, id)| *weight == *id as f32));
-        }
-    }
-}
+mod tests;

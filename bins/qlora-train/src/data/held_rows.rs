@@ -9,7 +9,7 @@ use super::json_stream::{Between, JsonStream};
 use super::keys::ROWS_UNDER;
 use crate::files::json::UniqueMap;
 
-/// What an object is among rows.
+/// Role of a JSON object among rows.
 pub(super) enum Held<'t> {
     /// A row by itself
     Row,
@@ -25,7 +25,7 @@ pub(super) enum Held<'t> {
     Several(String),
 }
 
-/// Whether an object begins with a list under a key that rows are held by.
+/// True if an object begins with a list under a key for lists of rows.
 pub(super) fn begins_with_list(text: &[u8]) -> bool {
     let behind = |text: &[u8], mark: u8| text.trim_ascii_start().strip_prefix(&[mark]).map(<[u8]>::to_vec);
     // The key is among the first bytes.
@@ -64,14 +64,14 @@ pub(super) fn held_rows<'t>(object: &'t str, columns: &Columns) -> Held<'t> {
     }
 }
 
-/// How many objects a list is of. None: it is empty, or holds something else, or is a conversation.
+/// Number of objects in a list. None: it is empty, holds something else, or is a conversation.
 fn objects_of(list: &str) -> Option<usize> {
     let mut stream = JsonStream::new(list.strip_prefix('[')?.as_bytes(), 1);
     let mut count = 0;
     while stream.peek().ok()?? == b'{' {
         let object = stream.value(Between::Commas, usize::MAX).ok()?;
         if count == 0 {
-            // Within what a row may have.
+            // The limits of a row apply.
             let first = json::parse(std::str::from_utf8(&object.bytes).ok()?).ok()?;
             if holds_turns(&Value::Array(vec![first])) {
                 return None;
@@ -87,52 +87,4 @@ fn objects_of(list: &str) -> Option<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_object_that_holds_rows_is_told_from_a_row() {
-        let of = |text: &str, columns: &Columns| match held_rows(text, columns) {
-            Held::Row => "row".to_owned(),
-            Held::Rows { key, rows, others } => format!("{key} {rows} {others}"),
-            Held::Several(why) => why,
-        };
-        let plain = Columns::default();
-        assert_eq!(of(r#"{"data": [{"text": "a"}]}"#, &plain), r#"data [{"text": "a"}] "#);
-        let more = r#"{"version": "1", "n": 3, "instances":[{"input": "a"}, {"input": "b"}], "tags": ["x"]}"#;
-        assert_eq!(of(more, &plain), r#"instances [{"input": "a"}, {"input": "b"}] `version`, `n`, `tags`"#);
-        let several = of(r#"{"train": [{"a": 1}, {"a": 2}], "validation": [{"a": 1}]}"#, &plain);
-        assert!(several.contains("`train` (2), `validation` (1)") && several.contains("`val_data`"), "{several}");
-        for row in [
-            r#"{"messages": [{"role": "user", "content": "a"}]}"#,
-            r#"{"data": [{"role": "user", "content": "a"}]}"#,
-            r#"{"data": [{"from": "human", "value": "a"}], "id": 1}"#,
-            r#"{"text": "a", "data": [{"x": 1}]}"#,
-            r#"{"talk": [{"speaker": "user", "text": "a"}]}"#,
-            r#"{"data": []}"#,
-            r#"{"data": [1]}"#,
-            r#"{"data": [{"x": 1}, 2]}"#,
-            r#"{"data": "#,
-            "[]",
-        ] {
-            assert_eq!(of(row, &plain), "row", "{row}");
-        }
-        let named = Columns::new(None, None, None, None, Some("data"), None);
-        assert_eq!(of(r#"{"data": [{"speaker": "user", "text": "a"}]}"#, &named), "row");
-    }
-
-    #[test]
-    fn a_list_at_the_beginning_is_seen_without_the_rest() {
-        for (text, is) in [
-            (r#"{"data": [{"text""#, true),
-            (r#" {  "train"  :[ "#, true),
-            (r#"{"text": ["#, false),
-            (r#"{"data": {"#, false),
-            (r#"{"data"#, false),
-            ("[", false),
-            ("", false),
-        ] {
-            assert_eq!(begins_with_list(text.as_bytes()), is, "{text}");
-        }
-    }
-}
+mod tests;

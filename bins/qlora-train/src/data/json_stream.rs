@@ -1,10 +1,10 @@
 //! JSON values out of a stream, each as its own text: an array of any size takes the memory of its largest row.
 //!
-//! Only where values begin and end is told here, by brackets and quotes; what they are is up to the parser.
+//! Only the beginnings and ends of values are found here, by brackets and quotes; the parser reads them.
 
 use std::io::{self, BufRead};
 
-/// What stands between values.
+/// Separator of values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Between {
     /// A comma, as in an array
@@ -31,7 +31,7 @@ pub(super) struct JsonStream<R> {
 }
 
 impl<R: BufRead> JsonStream<R> {
-    /// `line`: that which the reader stands on.
+    /// `line`: the line that the reader is on.
     pub fn new(reader: R, line: usize) -> Self {
         Self { reader, line }
     }
@@ -56,9 +56,9 @@ impl<R: BufRead> JsonStream<R> {
         }
     }
 
-    /// Takes so many bytes, which were seen.
+    /// Consumes `bytes` bytes, which were seen.
     pub fn take(&mut self, bytes: usize) {
-        // What was filled is there still.
+        // The filled buffer is still there.
         let seen = self.reader.fill_buf().map_or(0, |chunk| count_lines(&chunk[..bytes.min(chunk.len())]));
         self.line += seen;
         self.reader.consume(bytes);
@@ -136,50 +136,4 @@ fn count_lines(bytes: &[u8]) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::BufReader;
-
-    /// Every value with its line, read through buffers of every small size.
-    fn values(text: &str, between: Between) -> Vec<(usize, String)> {
-        let read = |capacity: usize| {
-            let mut stream = JsonStream::new(BufReader::with_capacity(capacity, text.as_bytes()), 1);
-            let mut found = Vec::new();
-            while let Some(next) = stream.peek().unwrap() {
-                if between == Between::Commas && next == b',' {
-                    stream.take(1);
-                    continue;
-                }
-                let text = stream.value(between, 1 << 20).unwrap();
-                found.push((text.line, String::from_utf8(text.bytes).unwrap().trim_end().to_owned()));
-            }
-            found
-        };
-        let whole = read(1 << 10);
-        (1..9).for_each(|capacity| assert_eq!(read(capacity), whole, "{capacity}"));
-        whole
-    }
-
-    #[test]
-    fn values_end_where_they_should() {
-        let text = "{\"a\": \"],}\\\"\\\\\"}\n ,\n\n[1, [2]] , 3 ,\"x,y\"";
-        let found = values(text, Between::Commas);
-        let expected = [(1, "{\"a\": \"],}\\\"\\\\\"}"), (4, "[1, [2]]"), (4, "3"), (4, "\"x,y\"")];
-        assert_eq!(found, expected.map(|(line, text)| (line, text.to_owned())));
-        let found = values("{\n\"a\": {}}\n{}[1]\n 5 x", Between::Blanks);
-        let expected = [(1, "{\n\"a\": {}}"), (3, "{}"), (3, "[1]"), (4, "5"), (4, "x")];
-        assert_eq!(found, expected.map(|(line, text)| (line, text.to_owned())));
-        // A bracket too many is a value that no parser reads, and not nothing for ever.
-        assert_eq!(values("}]", Between::Blanks).len(), 2);
-    }
-
-    #[test]
-    fn what_is_cut_or_too_long_is_told() {
-        let value = |text: &str, between, most| JsonStream::new(text.as_bytes(), 1).value(between, most).unwrap();
-        for text in ["{\"a\": 1", "\"abc", "[[1]", "\"a\\\""] {
-            assert!(value(text, Between::Blanks, 100).cut && value(text, Between::Commas, 100).cut, "{text}");
-        }
-        assert!(!value("{}", Between::Blanks, 2).cut && value("{}", Between::Commas, 2).cut);
-        assert!(value("[1, 2]", Between::Blanks, 5).too_long && !value("[1, 2]", Between::Blanks, 6).too_long);
-    }
-}
+mod tests;

@@ -58,7 +58,7 @@ enum Meaning {
 }
 
 impl Meaning {
-    /// By the words of a key, however they are put together: `image_path`, `imageURLs`, `KTO_TAG`.
+    /// The meaning of a key by its words, however they are joined: `image_path`, `imageURLs`, `KTO_TAG`.
     fn of(key: &str) -> Option<Self> {
         let words = words(key);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -98,10 +98,10 @@ const MEDIA: [&str; 13] = [
     "audios",
 ];
 
-/// Words that an answer goes by.
+/// Words for an answer.
 const ANSWER: [&str; 8] = ["response", "answer", "completion", "output", "text", "message", "messages", "reply"];
 
-/// Words that say in which form something is there.
+/// Words for the form in which a medium is given.
 const MEDIA_FORMS: [&str; 14] = [
     "path",
     "paths",
@@ -136,25 +136,25 @@ pub(super) fn words(key: &str) -> Vec<String> {
     words
 }
 
-/// Value of a column of which only that it is there is read.
+/// Value of a column of which only the presence is read.
 pub(super) const THERE: &str = "there";
 
-/// Whether a key gives a row another meaning than "learn what the assistant says", whatever its value.
+/// True if a key gives a row another meaning than "learn what the assistant says", whatever its value.
 pub(super) fn is_of_other_meaning(key: &str) -> bool {
     Meaning::of(key).is_some()
 }
 
-/// Whether a key names one of two answers: `chosen`, `response_rejected`.
+/// True if a key names one of two answers: `chosen`, `response_rejected`.
 pub(super) fn compares(key: &str) -> bool {
     let words = words(key);
-    // A `preferred_language` is none of two answers.
+    // A `preferred_language` is not one of two answers.
     let is_preferred = |word: &String| matches!(word.as_str(), "preferred" | "dispreferred");
     words.iter().any(|word| matches!(word.as_str(), "chosen" | "rejected"))
         || (words.iter().any(is_preferred)
             && words.iter().all(|word| is_preferred(word) || ANSWER.contains(&&word[..])))
 }
 
-/// Whether a key is `label`: of an answer it says whether it is good, of a text it is the class.
+/// True if a key is `label`: for an answer it is the rating, for a text the class.
 pub(super) fn is_label(key: &str) -> bool {
     words(key) == ["label"]
 }
@@ -164,12 +164,12 @@ fn joined(key: &str) -> String {
     words(key).join("_")
 }
 
-/// Whether a key names what a conversation begins with, as no format here calls it: `system_prompt`.
+/// True if a key is another name for a system message, which no format here uses: `system_prompt`.
 pub(super) fn is_system(key: &str) -> bool {
     SYSTEM.contains(&joined(key).as_str())
 }
 
-/// Whether a key names what a question is about, as no format here calls it: `context`.
+/// True if a key is another name for the context of a question, which no format here uses: `context`.
 pub(super) fn is_context(key: &str) -> bool {
     CONTEXT.contains(&joined(key).as_str())
 }
@@ -185,7 +185,7 @@ const SYSTEM: [&str; 9] = [
     "sys_prompt",
     "sys",
 ];
-// A `knowledge` is mostly what an answer takes to know, not a text.
+// A `knowledge` is mostly a category of knowledge, not a text.
 const CONTEXT: [&str; 4] = ["context", "contexts", "passage", "background"];
 
 /// The first key of a row that gives it another meaning than "learn what the assistant says", and what to do. In a text
@@ -199,7 +199,7 @@ pub(super) fn of_other_meaning(row: &Map<String, Value>, has_class: bool) -> Opt
     })
 }
 
-/// The first key of a part of a content by which it refers to something that is no text, and what to do.
+/// The first key in a content part that refers to something other than text, with advice.
 pub(super) fn media(part: &Map<String, Value>) -> Option<(&str, &'static str)> {
     let is_shown = |key: &str| Meaning::of(key) == Some(Meaning::Media);
     let mut said = part.iter().filter(|(key, value)| !is_empty(value) && is_shown(key));
@@ -210,18 +210,18 @@ fn other_meaning(key: &str, value: &Value) -> Option<&'static str> {
     // A score of an answer is only a number.
     let is_answer = matches!(value, Value::String(_) | Value::Array(_) | Value::Object(_));
     let compared = (compares(key) && is_answer).then_some(Meaning::Preference);
-    // Whether there is a picture, or how many, is none.
+    // A flag for a picture, or a count of pictures, is no picture.
     let shown = Meaning::of(key).filter(|meaning| *meaning != Meaning::Media || is_answer);
     shown.or(compared).map(Meaning::what_to_do)
 }
 
-/// What a row of any format is of: evaluated apart from rows of other tasks.
+/// Key for the task of a row of any format: rows of different tasks are evaluated separately.
 pub(super) const TASK: &str = "task";
 
-/// The adapter that a row of any format is evaluated with, where each row names its own.
+/// Key for the adapter that a row of any format is evaluated with, if rows name their own.
 pub(super) const ADAPTER: &str = "adapter";
 
-/// Whether a value says nothing: null, or empty.
+/// True if a value is null or empty.
 pub(super) fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -233,53 +233,4 @@ pub(super) fn is_empty(value: &Value) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn keys_are_known_by_their_words() {
-        use Meaning::{Media, Preference, Rating};
-        let expected = [
-            (Preference, vec!["chosen", "rejected", "Chosen", "REJECTED"]),
-            (
-                Rating,
-                vec!["label", "Label", "kto_tag", "KTO_TAG", "ktoTag", "kto-label", "desirable", "is_undesirable"],
-            ),
-            (
-                Media,
-                vec!["image", "images", "image_path", "imageURL", "img_file", "pixel_values", "video", "audio-paths"],
-            ),
-        ];
-        for (meaning, keys) in expected {
-            for key in keys {
-                assert_eq!(Meaning::of(key), Some(meaning), "{key}");
-            }
-        }
-        // What is said of an image is text, and so is what has a label among other things.
-        for key in ["labels", "image_caption", "image_id", "label_name", "reimagined", "file", "data", "choice", ""] {
-            assert_eq!(Meaning::of(key), None, "{key}");
-        }
-        for key in ["response_chosen", "chosenResponse", "dispreferred_answer", "chosen"] {
-            assert!(compares(key), "{key}");
-        }
-        for key in ["well_chosenness", "score", "preferred_language", "preferredName"] {
-            assert!(!compares(key), "{key}");
-        }
-    }
-
-    #[test]
-    fn what_is_said_of_a_picture_is_none() {
-        let refused = |row: Value| of_other_meaning(row.as_object().unwrap(), false).map(|(key, _)| key.to_owned());
-        for row in
-            [json!({"prompt": "a", "image": false}), json!({"text": "a", "videos": 3, "image_url": "http://a/b"})]
-        {
-            assert_eq!(refused(row), None);
-        }
-        assert_eq!(refused(json!({"prompt": "a", "image_url": "http://a/b"})).unwrap(), "image_url");
-        assert_eq!(refused(json!({"text": "a", "image": "a.png"})).unwrap(), "image");
-        let class = |row: Value| of_other_meaning(row.as_object().unwrap(), true).map(|(key, _)| key.to_owned());
-        assert_eq!(class(json!({"text": "a", "label": 1})), None);
-        assert_eq!(class(json!({"text": "a", "label": 1, "kto_tag": true})).unwrap(), "kto_tag");
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! The rows of an epoch: all of them once, or those of each file as often as it counts.
+//! The rows of an epoch: all of them once, or each file's rows by its weight.
 //!
 //! A file with the weight 2.5 has each of its rows twice, and half of them once more. Which half is drawn by the seed,
 //! for the whole run: epochs are of equal size, and a resumed run has the same.
@@ -11,12 +11,12 @@ use crate::report::{printable, thousands};
 
 const MIX_DOMAIN: u64 = 0x4D49_5800_0000_0000;
 
-/// How the files are mixed; the numbers are one for each.
+/// Mixing of the files; with one number for each file.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MixOptions {
-    /// How often each row is there in an epoch
+    /// Number of times that each row is in an epoch
     Weights(Vec<f64>),
-    /// Shares of an epoch. `over`: every row is there; else none is there twice.
+    /// Shares of an epoch. `over`: every row is used at least once; otherwise no row is used twice.
     Shares { of_each: Vec<f64>, over: bool },
 }
 
@@ -25,7 +25,7 @@ pub enum MixOptions {
 pub struct MixPart {
     pub file: usize,
     pub weight: f64,
-    /// Rows of the file, and how many an epoch has of them
+    /// Rows of the file, and the number that an epoch has of them
     pub rows: usize,
     pub in_epoch: usize,
 }
@@ -40,7 +40,7 @@ pub struct Mix {
 }
 
 impl Mix {
-    /// So many rows, each once.
+    /// All of `rows` rows, each once.
     pub fn all(rows: usize) -> Self {
         Self { rows: None, all: rows, parts: Vec::new() }
     }
@@ -98,7 +98,7 @@ impl Mix {
         (0..self.len()).map(|at| self.row(at))
     }
 
-    /// Files of which an epoch has other rows than all, once; empty where it has those.
+    /// Files whose rows an epoch does not have exactly once each; empty if every row is there once.
     pub fn parts(&self) -> &[MixPart] {
         &self.parts
     }
@@ -132,51 +132,4 @@ fn weights_of(shares: &[f64], rows_of: &[Vec<u32>], over: bool) -> Vec<f64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// 10 rows of file 0, 4 of file 1, none of file 2.
-    fn files() -> Vec<usize> {
-        [vec![0; 10], vec![1; 4]].concat()
-    }
-
-    fn counts(mix: &Mix) -> Vec<usize> {
-        let mut counts = vec![0; 14];
-        mix.rows().for_each(|row| counts[row] += 1);
-        counts
-    }
-
-    #[test]
-    fn rows_are_there_as_often_as_their_file_counts() {
-        let mix = |weights: &[f64], seed| Mix::new(&files(), &MixOptions::Weights(weights.to_vec()), seed);
-        assert_eq!(counts(&mix(&[1.0, 1.0, 1.0], 1)), [1; 14]);
-        let half = mix(&[0.5, 2.5, 3.0], 1);
-        let found = counts(&half);
-        assert_eq!((found[..10].iter().sum::<usize>(), found[10..].iter().sum::<usize>()), (5, 10));
-        assert!(found[..10].iter().all(|&n| n <= 1) && found[10..].iter().all(|&n| n == 2 || n == 3), "{found:?}");
-        assert_eq!(counts(&mix(&[0.5, 2.5, 3.0], 1)), found, "the same seed, the same rows");
-        assert!((2..9).any(|seed| counts(&mix(&[0.5, 2.5, 3.0], seed)) != found));
-        // In the order of the files, whatever is drawn.
-        let rows: Vec<usize> = half.rows().collect();
-        assert!(rows[..5].is_sorted() && rows[5..9] == [10, 11, 12, 13], "{rows:?}");
-        assert_eq!(mix(&[0.001, 1.0, 1.0], 1).len(), 5, "a file that counts has a row at least");
-    }
-
-    #[test]
-    fn shares_are_those_of_an_epoch_until_one_file_or_all_are_used_up() {
-        let mix =
-            |of_each: &[f64], over| Mix::new(&files(), &MixOptions::Shares { of_each: of_each.to_vec(), over }, 1);
-        // 4 rows are half of 8; 10 rows are half of 20.
-        let (under, over) = (mix(&[0.5, 0.5, 1.0], false), mix(&[3.0, 3.0, 1.0], true));
-        let in_epoch = |mix: &Mix| mix.parts().iter().map(|part| part.in_epoch).collect::<Vec<_>>();
-        assert_eq!((in_epoch(&under), in_epoch(&over)), (vec![4, 4], vec![10, 10]));
-        assert!(counts(&under).iter().all(|&n| n <= 1) && counts(&over).iter().all(|&n| n >= 1));
-        let names = ["a.jsonl".to_owned(), "b.jsonl".to_owned()];
-        let line = over.line(&names).unwrap();
-        assert_eq!(
-            line,
-            "mixing: 20 rows in an epoch: a.jsonl × 1 (10 → 10 rows), 50.0%; b.jsonl × 2.5 (4 → 10 rows), 50.0%"
-        );
-        assert_eq!(Mix::all(3).line(&names), None);
-    }
-}
+mod tests;

@@ -1,8 +1,8 @@
 //! Reads the rows of a data file one by one, each with the line it starts on, or its number in a table and in an array
 //! whose rows share a line (both counted from 1).
 //!
-//! What a file is, is told by its first bytes and not by its name: data sets in JSON Lines often end in `.json`. Only
-//! CSV is told by its name. JSON Lines are read line by line, a JSON array row by row, Parquet page by page, Arrow
+//! The first bytes of a file determine its type, not its name: data sets in JSON Lines often end in `.json`. Only CSV
+//! is recognized by its name. JSON Lines are read line by line, a JSON array row by row, Parquet page by page, Arrow
 //! batch by batch; an object that holds all rows ([`super::held_rows`]) is read whole. A file compressed by gzip or
 //! Zstandard is read as what it holds.
 //!
@@ -35,15 +35,16 @@ const MAX_OBJECT_BYTES: usize = 1 << 30;
 const BOM: &[u8] = b"\xEF\xBB\xBF";
 const SUPPORTED: &str = "supported are JSON Lines (one object a line), JSON (one array of objects), Parquet, Arrow and CSV; \
                          JSON and CSV also compressed by gzip or Zstandard";
-/// What to do with a file of plain text, whose rows nobody but its owner knows.
+/// Advice for a file of plain text, whose division into rows only its owner knows.
 const PLAIN_TEXT: &str = "this looks like plain text: make it JSON Lines with one text a line, {\"text\": \"...\"}, where each is \
                           learned from its first token to its end";
 const GZIP: [u8; 2] = [0x1F, 0x8B];
 const ZSTANDARD: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
-/// What follows the first byte of a frame that decoders skip, 0x50 to 0x5F: some programs put one before the others.
+/// Bytes after the first byte (0x50 to 0x5F) of a skippable frame of Zstandard: some programs write one before the
+/// others.
 const SKIPPED: [u8; 3] = [0x2A, 0x4D, 0x18];
 
-/// What counts the rows of a file in messages.
+/// Unit that counts the rows of a file in messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {
     Line,
@@ -64,7 +65,7 @@ pub(super) fn at(path: &Path, unit: Unit, number: usize, why: &str) -> Error {
     Error::Refused(format!("{}: {} {number}: {why}", path.display(), unit.name()))
 }
 
-/// What a callback gets: the unit and number of a row, and the row, or why it cannot be read.
+/// A callback that gets the unit and number of a row, and the row, or the reason why it cannot be read.
 pub(super) type Each<'a> = &'a mut dyn FnMut(Unit, usize, Result<Value, String>) -> Result<()>;
 
 /// Calls `each` for every row of the file, in order, and returns the file's SHA-256 in hex. Errors of `each` end the
@@ -222,7 +223,7 @@ fn read_lines(path: &Path, mut reader: impl BufRead, columns: &Columns, each: Ea
     Ok(())
 }
 
-/// Whether a line is the beginning of an object that is printed over several lines, and not a row that is cut off.
+/// True if a line is the beginning of an object that is printed over several lines, and not a row that is cut off.
 fn goes_on(line: &str) -> bool {
     line.starts_with('{') && line.ends_with(['{', '[', ',', ':'])
 }
@@ -241,7 +242,7 @@ fn give_held(path: &Path, line: usize, text: &str, held: Held, each: Each) -> Re
     }
 }
 
-/// A line that is words, and no JSON with a fault in it.
+/// True for a line of words; false for JSON with a fault in it.
 fn is_plain_text(line: &str) -> bool {
     line.starts_with(|first: char| !matches!(first, '{' | '[' | '"' | '}' | ']'))
 }
@@ -284,8 +285,8 @@ fn read_values(path: &Path, reader: impl BufRead, first: usize, columns: &Column
     Ok(())
 }
 
-/// Rows of an array that begins on `first`, each parsed as it is read. Where the first two share a line, rows are told
-/// apart by their numbers: most programs write an array on one line.
+/// Rows of an array that begins on `first`, each parsed as it is read. If the first two share a line, rows are
+/// identified by their numbers: most programs write an array on one line.
 fn read_array(path: &Path, reader: impl BufRead, first: usize, each: Each) -> Result<()> {
     let name = path.display();
     let cannot = || format!("{name}: cannot read");
@@ -339,57 +340,4 @@ fn without_line(error: &serde_json::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::OpenOptions;
-    use std::io::Write;
-    use std::sync::Arc;
-    use std::time::{Duration, SystemTime};
-
-    use ::parquet::data_type::{ByteArray, ByteArrayType};
-    use ::parquet::file::writer::SerializedFileWriter;
-    use ::parquet::schema::parser::parse_message_type;
-
-    use super::*;
-
-    const ROWS: usize = 3;
-
-    fn write_parquet(path: &Path) {
-        let schema = Arc::new(parse_message_type("message rows { required binary text (UTF8); }").unwrap());
-        let mut writer = SerializedFileWriter::new(File::create(path).unwrap(), schema, Arc::default()).unwrap();
-        let mut group = writer.next_row_group().unwrap();
-        let mut column = group.next_column().unwrap().unwrap();
-        column.typed::<ByteArrayType>().write_batch(&vec![ByteArray::from("a b"); ROWS], None, None).unwrap();
-        column.close().unwrap();
-        group.close().unwrap();
-        writer.close().unwrap();
-    }
-
-    #[test]
-    fn parquet_that_changes_meanwhile_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("rows.parquet");
-        let open = || OpenOptions::new().append(true).open(&path).unwrap();
-        let longer = || open().write_all(b"more").unwrap();
-        let shorter = || open().set_len(8).unwrap();
-        let as_long = || open().set_modified(SystemTime::now() + Duration::from_secs(2)).unwrap();
-        for (change, refused) in [(&(|| ()) as &dyn Fn(), false), (&longer, true), (&shorter, true), (&as_long, true)] {
-            write_parquet(&path);
-            let mut rows = 0;
-            let read = read_rows(&path, &Columns::default(), &mut |_, number, row| {
-                assert!(row.is_ok(), "{row:?}");
-                if number == 1 {
-                    change();
-                }
-                rows = number;
-                Ok(())
-            });
-            match read {
-                Ok(hash) => assert!(!refused && rows == ROWS && hash == hash_of(&File::open(&path).unwrap()).unwrap()),
-                Err(error) => {
-                    let said = error.to_string();
-                    assert!(refused && said.contains("rows.parquet: was written to while it was read"), "{said}");
-                }
-            }
-        }
-    }
-}
+mod tests;

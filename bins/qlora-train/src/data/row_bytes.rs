@@ -1,14 +1,14 @@
 //! A row as bytes: rows of equal tokens, labels and weights have equal bytes, and others have others.
 //!
 //! Token ids, then a bit for each that says whether it is learned; where a label is another id than its token, all
-//! labels in place of the bits; then weights, where there are some. Numbers are of four bytes, little-endian.
+//! labels in place of the bits; then weights, where there are some. Numbers have four bytes, little-endian.
 
 use super::UNSUPERVISED;
 use super::labeled::LabeledIds;
 use super::row::Row;
 use crate::files::xxh64::xxh64;
 
-/// Contents of the bytes of a row behind its token ids.
+/// Layout of the bytes of a row after its token ids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct RowForm {
     /// Labels in place of bits.
@@ -32,7 +32,7 @@ impl RowForm {
         (byte < 4).then_some(Self { labels: byte & 1 != 0, weights: byte & 2 != 0 })
     }
 
-    /// Bytes of a row of so many tokens.
+    /// Bytes of a row of `tokens` tokens.
     pub fn size(self, tokens: u32) -> u64 {
         let tokens = u64::from(tokens);
         let numbers = 1 + u64::from(self.labels) + u64::from(self.weights);
@@ -41,7 +41,7 @@ impl RowForm {
     }
 }
 
-/// Puts the bytes of a row in place of what `bytes` holds.
+/// Replaces the content of `bytes` by the bytes of a row.
 pub(super) fn encode(row: &Row, bytes: &mut Vec<u8>) -> RowForm {
     let form = RowForm::of(row);
     bytes.clear();
@@ -57,7 +57,7 @@ pub(super) fn encode(row: &Row, bytes: &mut Vec<u8>) -> RowForm {
     form
 }
 
-/// The row of `tokens` tokens that these bytes are of, [`RowForm::size`] of them.
+/// The row of `tokens` tokens in these [`RowForm::size`] bytes.
 pub(super) fn decode(form: RowForm, tokens: u32, bytes: &[u8]) -> LabeledIds {
     let (ids, rest) = bytes.split_at(4 * tokens as usize);
     let (learned, weights) = rest.split_at(rest.len() - if form.weights { ids.len() } else { 0 });
@@ -74,8 +74,8 @@ pub(super) fn decode(form: RowForm, tokens: u32, bytes: &[u8]) -> LabeledIds {
     (ids, labels, weights)
 }
 
-/// Whether these bytes are those of a row that can be trained on: ids and labels of the vocabulary, `supervised` tokens
-/// that are predicted, at least one, and weights that are numbers. A hash tells damage and no more.
+/// True if these bytes are those of a row that can be trained on: ids and labels of the vocabulary, `supervised` tokens
+/// that are predicted, at least one, and weights that are numbers. A hash alone only detects damage.
 pub(super) fn is_row(form: RowForm, tokens: u32, supervised: u32, bytes: &[u8], vocab_size: usize) -> bool {
     let Some((ids, rest)) = bytes.split_at_checked(4 * tokens as usize) else { return false };
     let end = rest.len().checked_sub(if form.weights { ids.len() } else { 0 });
@@ -90,7 +90,7 @@ pub(super) fn is_row(form: RowForm, tokens: u32, supervised: u32, bytes: &[u8], 
         }
         false => {
             let bits: usize = learned.iter().map(|byte| byte.count_ones() as usize).sum();
-            // Bits behind the last token are of none.
+            // Bits after the last token belong to no token.
             let behind = match tokens % 8 {
                 0 => 0,
                 own => learned.last().map_or(0, |last| last >> own),
@@ -99,7 +99,7 @@ pub(super) fn is_row(form: RowForm, tokens: u32, supervised: u32, bytes: &[u8], 
         }
     };
     let is_weight = |weight: f32| weight.is_finite() && weight >= 0.0;
-    // Without a way out of the loop several ids are looked at at once.
+    // A loop without an early exit checks several ids at once.
     let largest = numbers(ids).map(u32::from_le_bytes).fold(0, u32::max);
     are_labels
         && predicted == supervised as usize
@@ -112,7 +112,7 @@ fn numbers(bytes: &[u8]) -> impl Iterator<Item = [u8; 4]> + '_ {
     bytes.as_chunks::<4>().0.iter().copied()
 }
 
-/// A hash of a row's bytes, by which rows are compared and damage is found.
+/// A hash of a row's bytes, to compare rows and detect damage.
 pub(super) fn hash(form: RowForm, bytes: &[u8]) -> u64 {
     xxh64(u64::from(form.to_byte()), bytes)
 }
@@ -125,64 +125,4 @@ pub(super) fn row_hash(row: &Row) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(labels: &[i32], weights: &[f32]) -> Row {
-        let input_ids = (0..labels.len() as u32).map(|at| at * 40_000).collect();
-        Row { input_ids, labels: labels.to_vec(), weights: weights.to_vec(), file: 0, line: 1, task: None }
-    }
-
-    #[test]
-    fn bytes_give_the_row_again_and_other_rows_have_other_bytes() {
-        let learned = |count: i32| (0..count).map(|at| if at % 3 == 0 { -100 } else { at * 40_000 }).collect();
-        let mut rows: Vec<Row> = (0..20).map(learned).map(|labels: Vec<i32>| row(&labels, &[])).collect();
-        rows.push(row(&[-100, 40_000, 7], &[]));
-        rows.push(row(&[-100, 40_000, 80_000], &[1.0, 0.5, f32::from_bits(1)]));
-        rows.push(row(&[-100, 40_000, 80_000], &[1.0, -0.0, 0.0]));
-        rows.push(row(&[-100, 40_000, 80_000], &[1.0, 0.0, 0.0]));
-        rows.push(row(&[5, 6], &[2.0, 3.0]));
-        let mut seen = std::collections::HashSet::new();
-        for row in &rows {
-            let mut bytes = vec![9; 3];
-            let form = encode(row, &mut bytes);
-            assert_eq!(bytes.len() as u64, form.size(row.len() as u32), "{row:?}");
-            assert_eq!(RowForm::from_byte(form.to_byte()), Some(form));
-            let (ids, labels, weights) = decode(form, row.len() as u32, &bytes);
-            assert_eq!((&ids, &labels), (&row.input_ids, &row.labels));
-            let bits = |weights: &[f32]| weights.iter().map(|weight| weight.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&weights), bits(&row.weights));
-            assert_eq!(hash(form, &bytes), row_hash(row));
-            let (tokens, supervised) = (row.len() as u32, row.supervised() as u32);
-            let vocab_size = 20 * 40_000;
-            assert_eq!(is_row(form, tokens, supervised, &bytes, vocab_size), supervised > 0, "{row:?}");
-            assert!(!is_row(form, tokens, supervised + 1, &bytes, vocab_size));
-            assert!(!is_row(form, tokens + 9, supervised, &bytes, vocab_size));
-            assert!(!is_row(form, tokens, supervised, &bytes, row.input_ids.last().map_or(0, |&id| id as usize)));
-            assert!(seen.insert(row_hash(row)), "{row:?}");
-        }
-        assert_eq!(RowForm::from_byte(4), None);
-    }
-
-    #[test]
-    fn rows_that_no_program_writes_are_told() {
-        let is_row = |row: &Row| {
-            let mut bytes = Vec::new();
-            let form = encode(row, &mut bytes);
-            is_row(form, row.len() as u32, row.supervised() as u32, &bytes, 100_000)
-        };
-        assert!(is_row(&row(&[-100, 7, 80_000], &[1.0, 0.0, 2.0])));
-        for labels in [[-100, -7, 80_000], [-100, 100_000, 80_000], [i32::MIN, 7, 80_000]] {
-            assert!(!is_row(&row(&labels, &[])), "{labels:?}");
-        }
-        // A bit behind the last of three tokens, which counts as a token that is learned.
-        let mut bytes = Vec::new();
-        let form = encode(&row(&[-100, -100, 80_000], &[]), &mut bytes);
-        assert!(super::is_row(form, 3, 1, &bytes, 100_000));
-        *bytes.last_mut().unwrap() = 1 << 3;
-        assert!(!super::is_row(form, 3, 1, &bytes, 100_000));
-        for weight in [f32::NAN, f32::INFINITY, -1.0] {
-            assert!(!is_row(&row(&[-100, 40_000, 80_000], &[1.0, weight, 1.0])), "{weight}");
-        }
-    }
-}
+mod tests;

@@ -16,13 +16,13 @@ use crate::error::{Context, Result};
 
 /// SHA-256 of files beside it, as `sha256sum` writes and checks them.
 pub(crate) const SUMS: &str = "SHA256SUMS";
-/// Far above any list of ours.
+/// Limit far above the size of any list of ours.
 pub(crate) const MAX_SUMS_BYTES: u64 = 1 << 20;
 
 pub(crate) struct AtomicFiles {
-    /// Where the files are to be
+    /// Directory of the finished files
     dir: Dir,
-    /// Where they are until then
+    /// Directory of the files until then
     temporary: Dir,
     pending: Vec<Pending>,
 }
@@ -30,7 +30,7 @@ pub(crate) struct AtomicFiles {
 struct Pending {
     temporary: String,
     name: String,
-    /// SHA-256 (hex) of what was written
+    /// SHA-256 (hex) of the written bytes
     hash: String,
 }
 
@@ -83,7 +83,7 @@ impl AtomicFiles {
         Ok(())
     }
 
-    /// Whether a file of this name is among those so far.
+    /// True if a file of this name is among those so far.
     pub fn holds(&self, name: &str) -> bool {
         self.pending.iter().any(|file| file.name == name)
     }
@@ -94,7 +94,7 @@ impl AtomicFiles {
         self.add(SUMS, |to| to.write_all(sums.as_bytes()))
     }
 
-    /// Adds `SHA256SUMS` as it is there, with the lines of the files so far in the place of their earlier ones.
+    /// Adds the existing `SHA256SUMS`, with the lines of the files so far replaced.
     pub fn update_sums(&mut self) -> Result<()> {
         let mut earlier = String::new();
         let read = self.dir.open_file(SUMS).and_then(|file| file.take(MAX_SUMS_BYTES).read_to_string(&mut earlier));
@@ -131,11 +131,11 @@ impl AtomicFiles {
     }
 }
 
-/// What was written and is not wanted.
+/// Removes files that were written but not committed.
 impl Drop for AtomicFiles {
     fn drop(&mut self) {
         for file in &self.pending {
-            // The failure that led here is the one to tell.
+            // The failure that led here is the one to report.
             let _ = self.temporary.remove_file(&file.temporary);
         }
     }
@@ -156,7 +156,7 @@ pub(crate) fn write_synced(
     Ok(hex(written.hash.finalize()))
 }
 
-/// Makes renames in `dir` last.
+/// Makes renames in `dir` durable.
 pub(crate) fn sync(dir: &Dir) -> Result<()> {
     let sync = || {
         failpoint::point("sync-directory", "")?;
@@ -170,7 +170,7 @@ pub(crate) fn parse_sums(text: &str) -> Vec<(&str, &str)> {
     text.lines().filter_map(|line| line.split_once("  ")).collect()
 }
 
-/// A file that does not hold what `SHA256SUMS` says of it.
+/// A file that does not match `SHA256SUMS`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Damage {
     /// `SHA256SUMS` itself cannot be read.
@@ -178,7 +178,7 @@ pub(crate) enum Damage {
     /// It has no line of this name.
     NoLine(PathBuf, String),
     Missing(PathBuf),
-    /// Something else is in its place.
+    /// Something other than a file is in its place.
     NoFile(PathBuf, &'static str),
     Changed {
         file: PathBuf,
@@ -234,8 +234,8 @@ pub(crate) fn find_damage(dir: &Path, required: &[&str], unchecked: &[&str]) -> 
     Ok(None)
 }
 
-/// Compares one file with `SHA256SUMS`, if that is there and names it. None: it is as it was written, or nothing says
-/// how that was. Refused: something that is no file in the place of `SHA256SUMS`.
+/// Compares one file with `SHA256SUMS`, if that is there and names it. None: it is unchanged, or there is no record of
+/// it. Refused: something that is no file in the place of `SHA256SUMS`.
 pub(crate) fn find_change(dir: &Path, name: &str) -> Result<Option<Damage>> {
     let path = dir.join(SUMS);
     if !is_there(&path)? {
@@ -252,63 +252,4 @@ pub(crate) fn find_change(dir: &Path, name: &str) -> Result<Option<Damage>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(dir: &Path) -> Vec<String> {
-        let names = Dir::open(dir).unwrap().names().unwrap();
-        names.into_iter().map(|name| name.into_string().unwrap()).collect()
-    }
-
-    #[test]
-    fn files_appear_together_with_their_sums_and_what_changes_is_found() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut files = AtomicFiles::new(dir.path()).unwrap();
-        files.add("one", |to| to.write_all(b"1")).unwrap();
-        files.add("two", |to| to.write_all(b"2")).unwrap();
-        files.add_sums().unwrap();
-        assert!(names(dir.path()).iter().all(|name| name.ends_with(".partial")));
-        files.commit_with_last("one").unwrap();
-        assert_eq!(names(dir.path()), [SUMS, "one", "two"]);
-        let damage = |required: &[&str], unchecked: &[&str]| {
-            find_damage(dir.path(), required, unchecked).unwrap().map(|damage| damage.to_string())
-        };
-        assert_eq!(damage(&["one"], &[]), None);
-        assert!(damage(&["three"], &[]).unwrap().contains("found no line of three"));
-        std::fs::write(dir.path().join("two"), "3").unwrap();
-        assert!(damage(&[], &[]).unwrap().contains("two: found a SHA-256 of 4e07408562be"));
-        assert_eq!(damage(&["one"], &["two"]), None);
-        // Lines of other files stay.
-        let mut files = AtomicFiles::new(dir.path()).unwrap();
-        files.add("two", |to| to.write_all(b"3")).unwrap();
-        files.add("three", |to| to.write_all(b"4")).unwrap();
-        files.update_sums().unwrap();
-        files.commit().unwrap();
-        assert_eq!(damage(&["one", "two", "three"], &[]), None);
-        let sums = std::fs::read_to_string(dir.path().join(SUMS)).unwrap();
-        assert_eq!(parse_sums(&sums).iter().map(|sum| sum.1).collect::<Vec<_>>(), ["one", "two", "three"]);
-        std::fs::remove_file(dir.path().join("three")).unwrap();
-        assert!(damage(&[], &[]).unwrap().contains("three: found no such file"));
-        std::fs::remove_file(dir.path().join("one")).unwrap();
-        assert!(damage(&[], &["two"]).unwrap().contains("one: found no such file"));
-        std::fs::remove_file(dir.path().join(SUMS)).unwrap();
-        assert!(damage(&[], &[]).unwrap().contains("SHA256SUMS: cannot be read"));
-    }
-
-    #[test]
-    fn a_failure_leaves_nothing_of_what_was_not_put_in_place() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut files = AtomicFiles::new(dir.path()).unwrap();
-        files.add("one", |to| to.write_all(b"1")).unwrap();
-        assert!(files.add("two", |_| Err(io::Error::other("torn"))).is_err());
-        drop(files);
-        assert!(names(dir.path()).is_empty());
-        std::fs::create_dir(dir.path().join("two")).unwrap();
-        let mut files = AtomicFiles::new(dir.path()).unwrap();
-        for name in ["one", "two", "three"] {
-            files.add(name, |to| to.write_all(b"1")).unwrap();
-        }
-        assert!(files.commit().unwrap_err().to_string().contains("two: cannot be put in place"));
-        assert_eq!(names(dir.path()), ["one", "two"]);
-    }
-}
+mod tests;

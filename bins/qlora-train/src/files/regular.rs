@@ -1,5 +1,5 @@
-//! Files of others, opened and read so that none makes the process wait or fills its memory: a pipe has perhaps no
-//! writer, and a device no end.
+//! Opening and reading files from outside without waiting for ever or filling the memory: a pipe may have no writer,
+//! and a device no end.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Read};
@@ -21,7 +21,7 @@ fn name_of(found: FileType) -> &'static str {
     }
 }
 
-/// Name of what is in the place of a file, links followed. None: a file is there, or nothing.
+/// Name of the thing in the place of a file, links followed. None: a file is there, or nothing.
 pub(crate) fn in_place_of(path: &Path) -> Option<&'static str> {
     match path.metadata() {
         Ok(found) => (!found.is_file()).then(|| name_of(found.file_type())),
@@ -32,7 +32,7 @@ pub(crate) fn in_place_of(path: &Path) -> Option<&'static str> {
     }
 }
 
-/// Whether a file is there. Refused: something else is.
+/// True if a file is there. Refused: something else is.
 pub(crate) fn is_there(path: &Path) -> Result<bool> {
     if let Some(found) = in_place_of(path) {
         refuse!("{}: found {found}, expected a file", path.display());
@@ -65,37 +65,4 @@ pub(crate) fn read_at_most(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::path::PathBuf;
-
-    #[test]
-    fn a_pipe_or_a_device_is_no_file_and_a_file_is_bounded() {
-        let dir = tempfile::tempdir().unwrap();
-        let (pipe, file) = (dir.path().join("pipe"), dir.path().join("file"));
-        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
-        assert!(made.success());
-        let socket = dir.path().join("socket");
-        let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        // Without a writer it would wait for ever.
-        for (path, what) in [
-            (&pipe, "a pipe"),
-            (&PathBuf::from("/dev/zero"), "a device"),
-            (&dir.path().to_owned(), "a directory"),
-            (&socket, "a socket"),
-        ] {
-            let refused = read_at_most(path, 9).unwrap_err();
-            let told = format!("found {what}, which is not a regular file");
-            assert!(refused.to_string().contains(&told) && refused.is_usage(), "{refused}");
-            let refused = is_there(path).unwrap_err();
-            assert!(refused.to_string().contains(&format!("found {what}, expected a file")), "{refused}");
-        }
-        assert!(!is_there(&file).unwrap());
-        std::os::unix::fs::symlink(&file, dir.path().join("link")).unwrap();
-        assert_eq!(in_place_of(&dir.path().join("link")), Some("a link to nothing"));
-        std::fs::write(&file, "123456789").unwrap();
-        assert!(is_there(&file).unwrap() && is_there(&dir.path().join("link")).unwrap());
-        assert_eq!(read_at_most(&file, 9).unwrap().unwrap(), b"123456789");
-        assert_eq!(read_at_most(&file, 8).unwrap(), None);
-    }
-}
+mod tests;

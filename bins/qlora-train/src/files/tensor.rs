@@ -61,7 +61,7 @@ impl StoredType {
         }
     }
 
-    /// Bytes of one element.
+    /// Size of one element in bytes.
     pub fn size(self) -> usize {
         match self {
             Self::Bf16 | Self::F16 => 2,
@@ -103,7 +103,8 @@ impl HostTensor {
         }
     }
 
-    /// Sums of the squares of its elements, of [`SQUARES`] each: those of all [pieces](PIECE) are those of the whole.
+    /// Sums of the squares of its elements, over [`SQUARES`] elements each. The sums over all [pieces](PIECE) are the
+    /// same as over the whole.
     pub(crate) fn squares(&self) -> Vec<f64> {
         match &self.data {
             TensorData::Bf16(values) => values.par_chunks(SQUARES).map(|part| squares(part, bf16::to_f32)).collect(),
@@ -148,7 +149,7 @@ impl HostTensor {
         }
     }
 
-    /// Puts rows of `columns` values in place of its own, rounded to nearest, ties to even, to the stored type.
+    /// Replaces rows of `columns` values, rounded to nearest, ties to even, to the stored type.
     pub fn replace_rows(&mut self, columns: usize, rows: &[u32], values: &[f32]) {
         for (&row, own) in rows.iter().zip(values.chunks_exact(columns)) {
             let range = row as usize * columns..(row as usize + 1) * columns;
@@ -195,7 +196,7 @@ fn squares<T: Copy>(values: &[T], widen: impl Fn(T) -> f32) -> f64 {
     sums.into_iter().chain(rest.iter().map(|&value| square(value))).sum()
 }
 
-/// A linear weight as its source gives it.
+/// A linear weight as its source provides it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WeightSource {
     Tensor(HostTensor),
@@ -259,36 +260,4 @@ impl Element for f32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use half::{bf16, f16};
-
-    /// The norm of a weight that comes in pieces has the bits of the whole one's.
-    #[test]
-    fn squares_of_pieces_are_those_of_the_whole() {
-        let values: Vec<f32> = (0..PIECE + SQUARES + 37).map(|at| (at as f32 * 0.37).sin()).collect();
-        for stored in [StoredType::Bf16, StoredType::F16, StoredType::F32] {
-            let of = |values: &[f32]| HostTensor::from_f32(vec![values.len()], values.to_vec(), stored).squares();
-            let in_pieces: Vec<f64> = values.chunks(PIECE).flat_map(of).collect();
-            assert_eq!(in_pieces, of(&values), "{stored:?}");
-        }
-    }
-
-    #[test]
-    fn norms_are_the_roots_of_the_sums_of_squares_of_every_type() {
-        let (rows, cols) = (5, 64);
-        let values: Vec<f32> = (0..rows * cols + 3).map(|at| (at as f32 * 0.37).sin()).collect();
-        let expected = |values: &[f32]| values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
-        let norm =
-            |data| WeightSource::Tensor(HostTensor { shape: vec![values.len()], data }).frobenius_norm().unwrap();
-        let near = |one: f64, other: f64| assert!((one - other).abs() < 1e-12 * other, "{one} {other}");
-        near(norm(TensorData::F32(values.clone())), expected(&values));
-        let in_bf16: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
-        near(
-            norm(TensorData::Bf16(in_bf16.clone())),
-            expected(&in_bf16.iter().map(|x| x.to_f32()).collect::<Vec<_>>()),
-        );
-        let in_f16: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
-        near(norm(TensorData::F16(in_f16.clone())), expected(&in_f16.iter().map(|x| x.to_f32()).collect::<Vec<_>>()));
-    }
-}
+mod tests;

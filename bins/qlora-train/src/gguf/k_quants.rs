@@ -1,5 +1,5 @@
-//! Blocks of 256 values with scales of their own for every 16 or 32 of them (the K-quants of llama.cpp), and the block
-//! of 32 that takes their place where rows are no multiple of 256.
+//! Blocks of 256 values with a scale for every 16 or 32 of them (the K-quants of llama.cpp), and the block of 32 that
+//! replaces them where rows are no multiple of 256.
 //!
 //! | type | bytes of a block | element |
 //! |---|---|---|
@@ -10,7 +10,7 @@
 //!
 //! Levels are searched for as llama.cpp does it without an importance matrix: over some scales about the one that spans
 //! the values, each refined by least squares, the one with the least weighted error is taken. Sums are in f32 and in
-//! the order of the values: tests/golden/check_gguf.py finds the bytes of llama.cpp.
+//! the order of the values: tests/golden/check_gguf.py compares the bytes with llama.cpp's.
 
 use half::f16;
 
@@ -64,7 +64,7 @@ fn fit(x: &[f32], weights: &[f32], most: i32, first: f32, steps: i32) -> Fit {
     best.levels = levels_of(inverse, least);
     let mut least_error = error_of(&best.levels, best.scale, least);
     for step in 0..=steps {
-        // The best minimum so far is where the next levels begin.
+        // The next levels begin at the best minimum so far.
         let levels = levels_of((first + 0.1 * step as f32 + most as f32) / (largest - least), least);
         let (mut sum_l, mut sum_l2, mut sum_xl) = (0.0f32, 0.0f32, 0.0f32);
         for ((l, x), w) in levels.iter().zip(x).zip(weights) {
@@ -279,52 +279,4 @@ pub(super) fn decode_q5_0(block: &[u8], values: &mut Vec<f32>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::{GgmlType, encode};
-
-    /// Values of no pattern, and groups of one sign, of zeros and of one value.
-    fn block(seed: u64) -> Vec<f32> {
-        let mut stream = qlora_kernels::rng::Stream::new(seed, 3);
-        let value = |i: usize, x: f32| match i / 32 {
-            2 => x.abs(),
-            3 => 0.0,
-            5 => 0.25,
-            6 => x * 1e-3,
-            _ => x,
-        };
-        (0..256).map(|i| value(i, stream.uniform() - 0.5)).collect()
-    }
-
-    #[test]
-    fn what_is_written_is_read_back_within_a_step() {
-        for kind in [GgmlType::Q5_0, GgmlType::Q4K, GgmlType::Q5K, GgmlType::Q6K] {
-            let levels = match kind {
-                GgmlType::Q4K => 15.0,
-                GgmlType::Q6K => 63.0,
-                _ => 31.0,
-            };
-            for seed in 0..20 {
-                let (values, mut bytes) = (block(seed), Vec::new());
-                encode(kind, &values, &mut bytes);
-                assert_eq!(bytes.len(), kind.byte_length(&[1, 256]).unwrap(), "{}", kind.name());
-                let read = kind.to_f32(&bytes);
-                for (group, (a, b)) in values.chunks(32).zip(read.chunks(32)).enumerate() {
-                    let error: f32 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>() / 32.0;
-                    // The error of levels that are spread evenly over the values is the step over the root of 12; a
-                    // fifth of the largest scale's step more where a group is much smaller than the block.
-                    let step = 1.0 / levels;
-                    assert!(error.sqrt() <= 0.45 * step, "{} {group}: {} of {step}", kind.name(), error.sqrt());
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn zeros_stay_zeros() {
-        for kind in [GgmlType::Q5_0, GgmlType::Q4K, GgmlType::Q5K, GgmlType::Q6K] {
-            let mut bytes = Vec::new();
-            encode(kind, &[0.0; 256], &mut bytes);
-            assert_eq!(kind.to_f32(&bytes), [0.0; 256], "{}", kind.name());
-        }
-    }
-}
+mod tests;

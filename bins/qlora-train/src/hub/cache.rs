@@ -15,12 +15,12 @@ use crate::files::dir::unique;
 use crate::files::json::read_bounded;
 use crate::refuse;
 
-/// Far above the name of a commit.
+/// Limit far above the length of a commit's name.
 const MAX_REFERENCE_BYTES: u64 = 4096;
 /// Listings of commits, which other clients do not keep.
 const LISTINGS: &str = ".qlora-train";
 
-/// A repository is of one of these.
+/// Kind of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
@@ -53,7 +53,7 @@ impl Kind {
         }
     }
 
-    /// Sentence for a name of which there is no path either
+    /// Sentence for a name that is neither on the hub nor a path
     pub fn missing(self) -> &'static str {
         match self {
             Kind::Model => "found no such directory",
@@ -81,7 +81,7 @@ impl Folder {
         Self { root: root.to_owned(), name: format!("{}{}", kind.prefix(), id.replace('/', "--")) }
     }
 
-    /// The folder of a snapshot, and its commit. None: the path is none of a snapshot.
+    /// The folder of a snapshot, and its commit. None: the path is not a snapshot's.
     pub fn of_snapshot(snapshot: &Path) -> Option<(Self, String)> {
         let snapshots = snapshot.parent().filter(|dir| dir.file_name().is_some_and(|name| name == "snapshots"))?;
         let (commit, folder) = (snapshot.file_name()?.to_str()?, snapshots.parent()?);
@@ -133,7 +133,7 @@ impl Folder {
         Ok(self.snapshot(revision).is_dir().then(|| revision.to_owned()))
     }
 
-    /// Whether a revision is the name of a commit, which never stands for another.
+    /// True if a revision is the name of a commit, which never changes.
     pub fn names_commit(&self, revision: &str) -> bool {
         is_commit(revision) || (!self.reference(revision).is_file() && self.snapshot(revision).is_dir())
     }
@@ -158,7 +158,7 @@ impl Folder {
         put(&file, &json)
     }
 
-    /// Whether the snapshot has a file, of the size that is expected.
+    /// True if the snapshot has a file, of the size that is expected.
     pub fn has(&self, commit: &str, name: &str, size: Option<u64>) -> bool {
         let metadata = std::fs::metadata(self.snapshot(commit).join(name));
         metadata.is_ok_and(|found| found.is_file() && size.is_none_or(|size| found.len() == size))
@@ -182,7 +182,7 @@ impl Folder {
         put().context(|| format!("{}: cannot be made", pointer.display()))
     }
 
-    /// The files of a snapshot as they lie there, where no listing says which there should be.
+    /// The files of a snapshot that are there, if there is no listing of those that should be.
     pub fn found(&self, commit: &str) -> Result<Listing> {
         let root = self.snapshot(commit);
         let mut files = Vec::new();
@@ -193,7 +193,7 @@ impl Folder {
     }
 }
 
-/// Folders in folders, as no data set has them.
+/// Limit on the depth of folders, beyond any data set's.
 const MAX_DEPTH: usize = 16;
 
 fn walk(dir: &Path, prefix: &str, files: &mut Vec<String>) -> io::Result<()> {
@@ -227,56 +227,4 @@ fn put(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-    #[test]
-    fn the_layout_is_that_of_the_hubs_own_client() {
-        let root = tempfile::tempdir().unwrap();
-        let folder = Folder::new(root.path(), Kind::DataSet, "org/name");
-        let dir = root.path().join("datasets--org--name");
-        let blob = BlobName::parse(COMMIT).unwrap();
-        std::fs::create_dir_all(dir.join("blobs")).unwrap();
-        std::fs::write(folder.blob(&blob), "rows").unwrap();
-        for name in ["README.md", "data/deep/train.jsonl"] {
-            folder.link(COMMIT, name, &blob).unwrap();
-            // Twice is once.
-            folder.link(COMMIT, name, &blob).unwrap();
-            let path = dir.join("snapshots").join(COMMIT).join(name);
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), "rows");
-            assert!(std::fs::read_link(&path).unwrap().is_relative());
-            assert!(folder.has(COMMIT, name, Some(4)) && !folder.has(COMMIT, name, Some(5)));
-        }
-        assert_eq!(folder.found(COMMIT).unwrap().names(), ["README.md", "data/deep/train.jsonl"]);
-        assert!(folder.lock(&blob).starts_with(root.path().join(".locks/datasets--org--name")));
-        for revision in ["main", "refs/convert/parquet"] {
-            folder.write_reference(revision, COMMIT).unwrap();
-            assert_eq!(std::fs::read_to_string(dir.join("refs").join(revision)).unwrap(), COMMIT);
-            assert_eq!(folder.commit_of(revision).unwrap().as_deref(), Some(COMMIT));
-            assert!(!folder.names_commit(revision));
-        }
-        assert!(folder.names_commit(COMMIT));
-        assert_eq!(folder.commit_of("v2").unwrap(), None);
-        std::fs::write(dir.join("refs/main"), "../../../etc").unwrap();
-        assert!(folder.commit_of("main").unwrap_err().to_string().contains("expected the name of a commit"));
-    }
-
-    #[test]
-    fn a_listing_is_kept_and_one_that_was_changed_is_none() {
-        let root = tempfile::tempdir().unwrap();
-        let folder = Folder::new(root.path(), Kind::Model, "org/name");
-        let file = super::super::listing::File { name: "a".to_owned(), size: Some(3), blob: BlobName::parse(COMMIT) };
-        let listing = Listing { commit: COMMIT.to_owned(), files: vec![file], license: None };
-        assert_eq!(folder.listing(COMMIT), None);
-        folder.keep_listing(&listing).unwrap();
-        assert_eq!(folder.listing(COMMIT), Some(listing.clone()));
-        let path = folder.listing_file(COMMIT);
-        let hostile = format!(r#"{{"commit": "{COMMIT}", "files": [{{"name": "../a"}}]}}"#);
-        for text in ["{", r#"{"commit": "x", "files": []}"#, &hostile] {
-            std::fs::write(&path, text).unwrap();
-            assert_eq!(folder.listing(COMMIT), None, "{text}");
-        }
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! Place of the cache, the hub that is asked, and as whom: by the variables that Hugging Face's own client reads.
+//! Place of the cache, address of the hub, and token, from the variables that Hugging Face's own client reads.
 
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -18,14 +18,14 @@ pub(super) const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 const TIMEOUT: &str = "HF_HUB_DOWNLOAD_TIMEOUT";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT_SECONDS: (f64, f64) = (0.05, 3600.0);
-/// The first that is set counts.
+/// Variables for the token; the first that is set counts.
 const TOKENS: [&str; 2] = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
-/// Any of them keeps the hub from being asked.
+/// Variables that each forbid requests to the hub.
 const OFFLINE: [&str; 3] = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"];
-/// A token is some 40 characters.
+/// Limit on a token file; a token has some 40 characters.
 const MAX_TOKEN_BYTES: u64 = 4096;
 
-/// A secret that stands in one header and nowhere else.
+/// A secret that is sent in one header and used nowhere else.
 #[derive(Clone)]
 pub(super) struct Token(String);
 
@@ -42,7 +42,7 @@ impl Token {
         format!("Bearer {}", self.0)
     }
 
-    /// A text of a hub, which may repeat the token, without it.
+    /// A text from a hub with the token removed, which it may repeat.
     pub fn taken_out_of(&self, text: &str) -> String {
         text.replace(&self.0, "…")
     }
@@ -65,16 +65,16 @@ pub struct Environment {
     /// The token, and the variable that it is from
     token: Option<(&'static str, String)>,
     token_files: Vec<PathBuf>,
-    /// Folder of what is kept of uploads that ended before they were done
+    /// Folder for the state of unfinished uploads
     pub(super) uploads: Option<PathBuf>,
-    /// Commits that stand for a revision, whatever the hub says by now
+    /// Recorded commits of revisions, which override the hub
     recorded: Vec<HubCommit>,
-    /// Revisions that were asked for
+    /// Revisions that were resolved
     met: RefCell<Vec<HubCommit>>,
 }
 
 impl Environment {
-    /// That of this process.
+    /// The environment of this process.
     pub fn read() -> Self {
         Self::of(|name| std::env::var_os(name))
     }
@@ -125,12 +125,12 @@ impl Environment {
         }
     }
 
-    /// With the commits that were recorded in the place of what their branches and tags stand for by now.
+    /// This environment with recorded commits, which override the present commits of their branches and tags.
     pub fn following(self, recorded: Vec<HubCommit>) -> Self {
         Self { recorded: recorded.into_iter().filter(HubCommit::is_valid).collect(), ..self }
     }
 
-    /// The branches and tags that were asked for so far, each once, and their commits.
+    /// The branches and tags that were resolved so far, each once, with their commits.
     pub fn commits(&self) -> Vec<HubCommit> {
         self.met.borrow().clone()
     }
@@ -139,7 +139,7 @@ impl Environment {
         self.recorded.iter().find_map(|recorded| recorded.of(kind, name, revision))
     }
 
-    /// Notes a revision that was asked for. False: it was before.
+    /// Notes a revision that was resolved. False: it was noted before.
     pub(super) fn meet(&self, kind: Kind, name: &str, revision: &str, commit: &str) -> bool {
         let mut met = self.met.borrow_mut();
         let is_new = !met.iter().any(|earlier| earlier.of(kind, name, revision).is_some());
@@ -163,12 +163,12 @@ impl Environment {
         }
     }
 
-    /// How long a hub may say nothing.
+    /// Time that a hub may stay silent.
     pub(super) fn timeout(&self) -> Result<Duration> {
         self.timeout_or(DEFAULT_TIMEOUT)
     }
 
-    /// Like [`timeout`](Self::timeout), with another default.
+    /// [`timeout`](Self::timeout) with another default.
     pub(super) fn timeout_or(&self, default: Duration) -> Result<Duration> {
         let Some(text) = self.timeout.as_deref() else { return Ok(default) };
         let (least, most) = TIMEOUT_SECONDS;
@@ -178,7 +178,7 @@ impl Environment {
         }
     }
 
-    /// The token that the hub is asked with. Refused: a token that is none, or a file of it that cannot be read.
+    /// The token for the hub. Refused: an invalid token, or a token file that cannot be read.
     pub(super) fn token(&self) -> Result<Option<Token>> {
         if let Some((name, text)) = &self.token {
             return Token::of(text, name);
@@ -204,74 +204,4 @@ pub(super) fn shown(places: &[PathBuf]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of(set: &[(&str, &str)]) -> Environment {
-        Environment::of(|name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
-    }
-
-    #[test]
-    fn caches_follow_the_environment() {
-        assert_eq!(of(&[("HOME", "/h")]).roots, [PathBuf::from("/h/.cache/huggingface/hub")]);
-        let all = of(&[("HOME", "/h"), ("HF_HOME", "/x"), ("HF_HUB_CACHE", "/y"), ("XDG_CACHE_HOME", "")]).roots;
-        assert_eq!(all, ["/y", "/x/hub", "/h/.cache/huggingface/hub"].map(PathBuf::from));
-        let cache = of(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/c"), ("HUGGINGFACE_HUB_CACHE", "/y")]).roots;
-        assert_eq!(cache, ["/y", "/c/huggingface/hub", "/h/.cache/huggingface/hub"].map(PathBuf::from));
-        let below_home = of(&[("HOME", "/h"), ("HF_HOME", "~/hf"), ("HF_HUB_CACHE", "~")]).roots;
-        assert_eq!(below_home, ["/h/", "/h/hf/hub", "/h/.cache/huggingface/hub"].map(PathBuf::from));
-        assert_eq!(of(&[("HF_HOME", "~/hf")]).roots, [PathBuf::from("~/hf/hub")], "nobody's home");
-    }
-
-    #[test]
-    fn a_word_turns_the_hub_off() {
-        for (name, value, expected) in [
-            ("HF_HUB_OFFLINE", "1", Some("HF_HUB_OFFLINE")),
-            ("HF_HUB_OFFLINE", "true", Some("HF_HUB_OFFLINE")),
-            ("TRANSFORMERS_OFFLINE", "yes", Some("TRANSFORMERS_OFFLINE")),
-            ("HF_DATASETS_OFFLINE", "1", Some("HF_DATASETS_OFFLINE")),
-            ("HF_HUB_OFFLINE", "0", None),
-            ("HF_HUB_OFFLINE", "", None),
-        ] {
-            assert_eq!(of(&[(name, value)]).offline, expected, "{name}={value}");
-        }
-    }
-
-    #[test]
-    fn the_hub_and_its_patience_are_read_or_refused() {
-        assert_eq!(of(&[]).endpoint().unwrap().to_string(), DEFAULT_ENDPOINT);
-        let mirror = of(&[(ENDPOINT, "http://127.0.0.1:8080/hub/")]).endpoint().unwrap();
-        assert_eq!(mirror.to_string(), "http://127.0.0.1:8080/hub");
-        for wrong in ["ftp://x", "huggingface.co", "http://", "a b"] {
-            let error = of(&[(ENDPOINT, wrong)]).endpoint().unwrap_err();
-            assert!(error.is_usage() && error.to_string().contains(ENDPOINT), "{wrong}: {error}");
-        }
-        let error = of(&[(ENDPOINT, "http://me:secret@127.0.0.1")]).endpoint().unwrap_err().to_string();
-        assert!(error.contains("found an address with a name") && !error.contains("secret"), "{error}");
-        let error = of(&[(TIMEOUT, "0")]).timeout().unwrap_err().to_string();
-        assert!(error.ends_with("expected seconds from 0.05 to 3600"), "{error}");
-        assert_eq!(of(&[(TIMEOUT, "0.5")]).timeout().unwrap(), Duration::from_millis(500));
-        for wrong in ["0", "-1", "soon", "NaN", "inf", "1e9"] {
-            assert!(of(&[(TIMEOUT, wrong)]).timeout().unwrap_err().to_string().contains(TIMEOUT), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn a_token_comes_from_a_variable_or_a_file_and_is_never_shown() {
-        let dir = tempfile::tempdir().unwrap();
-        let home = dir.path().to_str().unwrap();
-        let token = |set: &[(&str, &str)]| of(set).token().unwrap().map(|token| token.header());
-        assert_eq!(token(&[("HF_HOME", home)]), None);
-        std::fs::write(dir.path().join("token"), "hf_file\n").unwrap();
-        std::fs::write(dir.path().join("other"), "hf_other").unwrap();
-        let other = dir.path().join("other");
-        assert_eq!(token(&[("HF_HOME", home)]).unwrap(), "Bearer hf_file");
-        assert_eq!(token(&[("HF_HOME", home), ("HF_TOKEN_PATH", other.to_str().unwrap())]).unwrap(), "Bearer hf_other");
-        assert_eq!(token(&[("HF_HOME", home), ("HUGGING_FACE_HUB_TOKEN", "old")]).unwrap(), "Bearer old");
-        assert_eq!(token(&[("HF_HOME", home), ("HF_TOKEN", "new"), (TOKENS[1], "old")]).unwrap(), "Bearer new");
-        assert_eq!(token(&[("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]), None);
-        let secret = of(&[("HF_TOKEN", "hf_secret\r\nx: y")]).token().unwrap_err().to_string();
-        assert!(secret.contains("HF_TOKEN") && !secret.contains("secret"), "{secret}");
-        assert!(!format!("{:?}", of(&[("HF_TOKEN", "hf_secret")]).token().unwrap()).contains("secret"));
-    }
-}
+mod tests;

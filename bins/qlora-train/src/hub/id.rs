@@ -1,4 +1,5 @@
-//! Ids of the hub: `org/name`, perhaps with a revision, and of a data set perhaps the part and the rows that are meant.
+//! Ids of the hub: `org/name`, optionally with a revision, and for a data set optionally with a part and a range of
+//! rows.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,9 +8,9 @@ use std::path::Path;
 use crate::error::Result;
 use crate::refuse;
 
-/// Longer revisions and parts are no names.
+/// Limit on the length of revisions and parts.
 const MAX_NAME_BYTES: usize = 200;
-/// Endings of files: what has one is the path of a file that is not there.
+/// File endings: a text with one is the path of a missing file, not an id.
 const FILE_ENDINGS: &[&str] = &[
     ".jsonl", ".json", ".parquet", ".arrow", ".feather", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".xml",
     ".html", ".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".db", ".log", ".bin",
@@ -24,25 +25,25 @@ pub fn is_hub_name(text: &str) -> bool {
     text.split_once('/').is_some_and(|(org, name)| part(org) && part(name)) && !text.contains("--")
 }
 
-/// Whether a text that could be an id is rather a path with a mistake in it: its folder is there.
+/// True if a text that could be an id is more likely a mistyped path: its folder exists.
 pub fn is_rather_path(text: &str) -> bool {
     let is_plain = !text.contains(['@', ':', '[']);
     is_plain && text.split_once('/').is_some_and(|(dir, _)| Path::new(dir).is_dir())
 }
 
-/// A branch, a tag, a commit, or another reference such as `refs/pr/1`.
+/// True for a branch, a tag, a commit, or another reference such as `refs/pr/1`.
 pub(super) fn is_revision(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_graphic() && !r#"~^:?*[]\@{}"'"#.contains(c);
     is_inner_path(text) && text.chars().all(allowed)
 }
 
-/// A relative path whose parts are names, none of them upwards.
+/// True for a relative path whose parts are names, none of them `..`.
 pub(super) fn is_inner_path(text: &str) -> bool {
     let is_name = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(char::is_control);
     text.len() <= MAX_NAME_BYTES && text.split('/').all(is_name)
 }
 
-/// A model or a data set, and the revision that is meant.
+/// A model or a data set, with a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubId {
     /// `org/name`
@@ -61,7 +62,8 @@ impl HubId {
         is_id.then(|| Self { name: name.to_owned(), revision: revision.map(str::to_owned) })
     }
 
-    /// With the revision that is given beside it. Refused: one that is no name, or another than the id has.
+    /// This id with a revision that is given separately. Refused: a revision that is no name, or differs from the id's
+    /// own.
     pub fn at(self, revision: Option<&str>) -> Result<Self> {
         let Some(given) = revision else { return Ok(self) };
         if !is_revision(given) {
@@ -83,8 +85,8 @@ impl HubId {
     }
 }
 
-/// A data set, and which of its rows are meant: `org/name@revision:subset/split[from:to]`, of which all but the name
-/// may be left out.
+/// A data set with a choice of its rows: `org/name@revision:subset/split[from:to]`, of which all but the name may be
+/// left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataSetId {
     pub id: HubId,
@@ -126,12 +128,12 @@ impl DataSetId {
     }
 }
 
-/// Whether the part of a data set is a pattern of its files.
+/// True if the part of a data set is a pattern of its files.
 pub(super) fn is_file_pattern(part: &str) -> bool {
     part.contains(['*', '?']) || FILE_ENDINGS.iter().any(|ending| part.to_lowercase().ends_with(ending))
 }
 
-/// A range of rows, `[from:to]`: counted from 0, in rows or in hundredths of them.
+/// A range of rows, `[from:to]`: counted from 0, in rows or in percent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slice {
     from: Option<Bound>,
@@ -145,7 +147,7 @@ enum Bound {
 }
 
 impl Bound {
-    /// The number of the row; hundredths are rounded as `datasets` does.
+    /// The number of the row; percentages are rounded as `datasets` does.
     fn of(self, rows: u64) -> u64 {
         match self {
             Bound::Row(row) => row.min(rows),
@@ -178,7 +180,7 @@ impl Slice {
         Self { from: Some(Bound::Row(rows.start)), to: Some(Bound::Row(rows.end)) }
     }
 
-    /// Reads what stands between the brackets. None: it is no range.
+    /// Reads the text between the brackets. None: it is no range.
     pub fn parse(inside: &str) -> Option<Self> {
         let bound = |text: &str| -> Option<Option<Bound>> {
             let text = text.trim();
@@ -195,7 +197,7 @@ impl Slice {
         Some(Self { from: bound(from)?, to: bound(to)? })
     }
 
-    /// The rows where none of the bounds is a share of a number that is not known.
+    /// The range of rows. None: a bound is a percentage, so that the number of rows must be known first.
     pub fn rows(&self) -> Option<Range<u64>> {
         let row = |bound: Option<Bound>, open: u64| match bound {
             None => Some(open),
@@ -205,90 +207,11 @@ impl Slice {
         Some(row(self.from, 0)?..row(self.to, u64::MAX)?)
     }
 
-    /// The rows out of so many.
+    /// The range of rows out of `rows`.
     pub fn of(&self, rows: u64) -> Range<u64> {
         self.from.map_or(0, |from| from.of(rows))..self.to.map_or(rows, |to| to.of(rows))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hub_names_are_told_from_paths() {
-        for id in ["meta-llama/Llama-3.1-8B", "a/b", "HuggingFaceTB/SmolLM2-135M_x"] {
-            assert!(is_hub_name(id), "{id}");
-        }
-        for path in ["/a/b", "./a", "../a", "a", "a/b/c", "~/m", "a/", "/", "", "a b/c", "a/.hidden", "a--b/c"] {
-            assert!(!is_hub_name(path), "{path}");
-        }
-    }
-
-    #[test]
-    fn a_name_in_a_folder_that_is_there_is_rather_a_path() {
-        // Tests run in the directory of the package.
-        for path in ["src/llama", "tests/train"] {
-            assert!(is_rather_path(path) && is_hub_name(path), "{path}");
-        }
-        for id in ["no-such-org/llama", "src", "src/llama@main", "src/rows:train", "src/rows[:5]", "Cargo.toml/x"] {
-            assert!(!is_rather_path(id), "{id}");
-        }
-    }
-
-    #[test]
-    fn an_id_may_have_a_revision_and_one_only() {
-        let id = |text: &str| HubId::parse(text).unwrap();
-        assert_eq!(id("a/b"), HubId { name: "a/b".into(), revision: None });
-        assert_eq!(id("a/b@refs/pr/1").revision.as_deref(), Some("refs/pr/1"));
-        for none in ["a/b@", "a/b@../x", "a/b@x y", "a/b@x@y", "a@b/c", "a/b@/x", "a/b@x//y", "a/b:train"] {
-            assert_eq!(HubId::parse(none), None, "{none}");
-        }
-        assert_eq!(id("a/b").at(Some("v2")).unwrap(), id("a/b@v2"));
-        assert_eq!(id("a/b@v2").at(Some("v2")).unwrap(), id("a/b@v2"));
-        assert!(id("a/b@v2").at(Some("v3")).unwrap_err().to_string().contains("keep one"));
-        for wrong in ["", "..", "a/../b", "a\nb", "/abs"] {
-            assert!(id("a/b").at(Some(wrong)).unwrap_err().to_string().contains("expected a branch"), "{wrong:?}");
-        }
-    }
-
-    #[test]
-    fn a_data_set_has_parts_and_rows_and_a_path_is_none() {
-        let read = |text: &str| DataSetId::parse(text).unwrap().unwrap();
-        let plain = read("tatsu-lab/alpaca");
-        assert_eq!((plain.id.name.as_str(), &plain.part, plain.rows), ("tatsu-lab/alpaca", &None, None));
-        assert_eq!(read("teknium/OpenHermes-2.5").id.name, "teknium/OpenHermes-2.5");
-        let all = read("a/b@v1:main/train[10:20]");
-        assert_eq!((all.id.revision.as_deref(), all.part.as_deref()), (Some("v1"), Some("main/train")));
-        assert_eq!(all.rows.unwrap().rows(), Some(10..20));
-        assert_eq!(read("a/b[:7]").rows.unwrap().rows(), Some(0..7));
-        assert_eq!(read("a/b:data/x*.jsonl").part.as_deref(), Some("data/x*.jsonl"));
-        assert!(is_file_pattern("data/x*.jsonl") && is_file_pattern("x.json") && !is_file_pattern("train"));
-        let paths =
-            ["rows.jsonl", "data/rows.jsonl", "data/rows.JSONL", "a/b/c", "./a/b", "/a/b", "a/b.txt", "data/*.x"];
-        for path in paths {
-            assert_eq!(DataSetId::parse(path).unwrap(), None, "{path}");
-        }
-        let wrong =
-            ["a/b:", "a/b:../x", "a/b:train[x:]", "a/b:train[-5:]", "a/b:train[:101%]", "a/b:train[5]", "a/b:/x"];
-        for wrong in wrong {
-            let error = DataSetId::parse(wrong).unwrap_err();
-            assert!(error.is_usage() && error.to_string().contains("expected"), "{wrong}: {error}");
-        }
-    }
-
-    #[test]
-    fn shares_of_rows_are_rounded_and_bounded() {
-        let slice = |inside: &str| Slice::parse(inside).unwrap();
-        for inside in [":", "1:", ":10%", "3:5"] {
-            assert_eq!(slice(inside).to_string(), inside);
-        }
-        assert_eq!(slice("10%:").rows(), None);
-        assert_eq!((slice("10%:").of(40), slice(":10%").of(40)), (4..40, 0..4));
-        assert_eq!((slice(":").of(3), slice(":9").of(3), slice("5:").of(3)), (0..3, 0..3, 3..3));
-        // Every row is in one of two neighbors.
-        for rows in 0..50 {
-            assert_eq!(slice(":37%").of(rows).end, slice("37%:").of(rows).start);
-        }
-    }
-}
+mod tests;

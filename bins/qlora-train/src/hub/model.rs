@@ -1,4 +1,4 @@
-//! A model of the hub: the files of it that are read here, and no others.
+//! Download of a model of the hub: only the files that are read here.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ const TOKENIZER: &str = "tokenizer.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const MAX_INDEX_BYTES: u64 = 100_000_000;
-/// Files that say what a model is and how its text is written, beside its weights.
+/// Files of a model beside its weights: config, tokenizer and templates.
 const DESCRIPTION: [&str; 12] = [
     CONFIG,
     "generation_config.json",
@@ -36,10 +36,10 @@ const DESCRIPTION: [&str; 12] = [
     "chat_template.json",
     "additional_chat_templates/tool_use.jinja",
 ];
-/// Goes with the weights; nothing needs it.
+/// File that is downloaded with the weights; nothing needs it.
 const LICENSE: &str = "LICENSE";
 
-/// How much of a model is needed.
+/// The files of a model that are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// Its config, its tokenizer and its chat template
@@ -58,7 +58,7 @@ pub fn find_model(environment: &Environment, id: &HubId, need: Need) -> Result<P
     let listing = match found.listing {
         Some(listing) => listing,
         None => {
-            // Another client downloaded it, and says nowhere whether all of it.
+            // Another client downloaded it, and does not record whether it is complete.
             let cached = store.folder_with(&found.commit).map(|folder| folder.snapshot(&found.commit));
             let enough = |dir: &PathBuf| store.is_offline() || is_whole(dir, need);
             if let Some(dir) = cached.clone().filter(enough) {
@@ -141,7 +141,7 @@ fn named_shards(index: &Path) -> Result<Option<BTreeSet<String>>> {
     Ok(map.and_then(|map| map.values().map(|file| file.as_str().map(str::to_owned)).collect()))
 }
 
-/// The shards of an index, each of which the repository has to have.
+/// The shards of an index, which must all be in the repository.
 fn shards(index: &Path, listing: &Listing, id: &HubId) -> Result<Vec<String>> {
     let Some(shards) = named_shards(index).context(|| id.name.clone())? else {
         refuse!("{}: not an index of shards (an object with `weight_map`: tensor → file)", index.display());
@@ -157,7 +157,7 @@ fn shards(index: &Path, listing: &Listing, id: &HubId) -> Result<Vec<String>> {
     Ok(shards.into_iter().collect())
 }
 
-/// Whether a snapshot has all that is always needed.
+/// True if a snapshot has all files that are always needed.
 fn is_whole(dir: &Path, need: Need) -> bool {
     let has = |name: &str| dir.join(name).is_file();
     let weights = || {
@@ -168,47 +168,4 @@ fn is_whole(dir: &Path, need: Need) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::listing::File;
-    use super::*;
-
-    fn listing(names: &[&str]) -> Listing {
-        let file = |name: &&str| File { name: (*name).to_owned(), size: None, blob: None };
-        let commit = "0123456789abcdef0123456789abcdef01234567".to_owned();
-        Listing { commit, files: names.iter().map(file).collect(), license: None }
-    }
-
-    #[test]
-    fn a_repository_without_a_model_says_what_it_has() {
-        let id = HubId::parse("org/name").unwrap();
-        let kind = |names: &[&str]| check_kind(&listing(names), &id).unwrap_err().to_string();
-        assert!(kind(&["adapter_config.json", "adapter_model.safetensors"]).contains("holds an adapter"));
-        assert!(kind(&["model.Q4_K_M.gguf"]).contains("it has model.Q4_K_M.gguf"));
-        let weights = |names: &[&str]| check_weights(&listing(names), &id).unwrap_err().to_string();
-        assert!(weights(&["config.json", "pytorch_model.bin"]).contains("it has pytorch_model.bin"));
-        assert!(check_weights(&listing(&[INDEX]), &id).is_ok());
-    }
-
-    #[test]
-    fn a_snapshot_is_whole_with_every_shard() {
-        let dir = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-        let whole = |need| is_whole(dir.path(), need);
-        write(CONFIG, "{}");
-        assert!(!whole(Need::Description));
-        write(TOKENIZER, "{}");
-        assert!(whole(Need::Description) && !whole(Need::Weights));
-        for index in ["", "[]", r#"{"weight_map": {"a": 3}}"#] {
-            write(INDEX, index);
-            assert!(!whole(Need::Weights), "{index}");
-        }
-        write(INDEX, r#"{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}"#);
-        write("one.safetensors", "");
-        assert!(!whole(Need::Weights));
-        write("two.safetensors", "");
-        assert!(whole(Need::Weights));
-        let id = HubId::parse("org/name").unwrap();
-        let error = shards(&dir.path().join(INDEX), &listing(&["one.safetensors"]), &id).unwrap_err().to_string();
-        assert!(error.contains("two.safetensors") && error.contains("does not have"), "{error}");
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! The subsets and splits of a data set, and which files are meant.
+//! The subsets and splits of a data set, and the choice of its files.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use super::infer::{self, Place};
 use super::listing::shown;
 use super::pattern::{Budget, matching};
 
-/// Endings of files of rows that are read, by kind; of two kinds with equally many files the first is taken.
+/// Endings of files of rows that are read, by kind; if two kinds have equally many files, the first is taken.
 const KINDS: [&[&str]; 4] = [
     &[".parquet"],
     &[".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst"],
     &[".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst"],
     &[".arrow", ".feather"],
 ];
-/// Files that say something of the rows and are none.
+/// Files of metadata, which hold no rows.
 const NO_ROWS: [&str; 6] = [
     "dataset_info.json",
     "dataset_infos.json",
@@ -26,14 +26,14 @@ const NO_ROWS: [&str; 6] = [
 ];
 const TRAIN: &str = "train";
 const DEFAULT: &str = "default";
-/// Splits to validate on, the first that is there.
+/// Names of validation splits; the first that exists is used.
 const VALIDATION: [&str; 6] = ["validation", "valid", "val", "dev", "eval", "test"];
 /// Names in one message
 const MAX_NAMED: usize = 20;
-/// Each is compared with every file.
+/// Limit on the patterns of a card: each is compared with every file.
 const MAX_PATTERNS: usize = 10_000;
 
-/// Files to train on, and those to validate on that go with them.
+/// Training files, and the validation files that belong to them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Chosen {
     pub training: Vec<String>,
@@ -48,7 +48,7 @@ struct Subset {
     splits: Vec<(String, Vec<String>)>,
 }
 
-/// The files of rows of a data set, sorted out.
+/// The files of rows of a data set, by subset and split.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Splits {
     subsets: Vec<Subset>,
@@ -61,7 +61,7 @@ fn kind_of(name: &str) -> Option<usize> {
     KINDS.iter().position(|endings| endings.iter().any(|ending| name.ends_with(ending)))
 }
 
-/// Whether a file of a repository holds rows that are read here.
+/// True if a file of a repository holds rows in a format that is read here.
 fn holds_rows(name: &str) -> bool {
     let hidden = name.split('/').any(|part| part.starts_with(['.', '_']));
     let file = name.rsplit('/').next().unwrap_or(name);
@@ -75,7 +75,7 @@ fn rows_of(names: &[&str]) -> Vec<String> {
     rows
 }
 
-/// Files of the kind that most of them are of: the others are the same rows once more.
+/// Files of the most common kind: the others are the same rows in another format.
 fn of_one_kind(files: Vec<String>) -> Vec<String> {
     let count = |kind: usize| files.iter().filter(|file| kind_of(file) == Some(kind)).count();
     let most = (0..KINDS.len()).rev().max_by_key(|kind| count(*kind));
@@ -83,7 +83,8 @@ fn of_one_kind(files: Vec<String>) -> Vec<String> {
 }
 
 impl Splits {
-    /// By the card where it names files, else by the names alone. Errors: a pattern of the card that is none.
+    /// Subsets and splits from the card if it names files, otherwise from the file names alone. Errors: an invalid
+    /// pattern in the card.
     pub fn new(names: &[&str], configs: Option<&[Config]>) -> Result<Self, String> {
         let names = rows_of(names);
         let patterns = |config: &Config| config.splits().iter().map(|(_, patterns)| patterns.len()).sum::<usize>();
@@ -108,7 +109,7 @@ impl Splits {
         Self { subsets: by_names(&names, infer::converted_place), names }.with_default()
     }
 
-    /// One subset is the default: that which says so, is called so, or is the only one.
+    /// Marks the default subset: the one that is declared, named or the only one.
     fn with_default(mut self) -> Self {
         self.subsets.retain(|subset| subset.splits.iter().any(|(_, files)| !files.is_empty()));
         if self.subsets.iter().any(|subset| subset.is_default) {
@@ -121,13 +122,13 @@ impl Splits {
         self
     }
 
-    /// Whether there are any rows that are read here.
+    /// True if there are any rows that are read here.
     pub fn is_empty(&self) -> bool {
         self.subsets.is_empty()
     }
 
-    /// The files of a part: `split`, `subset`, `subset/split`, or a pattern of files; none: the split for training of
-    /// the default subset. Errors: there is no such part, or several could be meant; those that are there are named.
+    /// The files of a part: `split`, `subset`, `subset/split`, or a pattern of files; none: the training split of the
+    /// default subset. Errors: there is no such part, or several match; the error lists the parts.
     pub fn choose(&self, part: Option<&str>) -> Result<Chosen, String> {
         let Some(part) = part else {
             let Some(subset) = self.default() else {
@@ -165,7 +166,7 @@ impl Splits {
         own.or_else(|| self.default().filter(|_| name == DEFAULT))
     }
 
-    /// The split for training of a subset, and the one for validation that goes with it.
+    /// The training split of a subset, and the validation split that belongs to it.
     fn training_of(&self, subset: &Subset) -> Result<Chosen, String> {
         let is_training =
             |name: &str| name.strip_prefix(TRAIN).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
@@ -227,7 +228,7 @@ fn by_card(config: &Config, names: &[String], budget: &mut Budget) -> Result<Sub
     Ok(Subset { name, is_default: config.default == Some(true), splits })
 }
 
-/// Where no name tells a split, all rows are for training.
+/// Subsets by file names. If no name shows a split, all rows are for training.
 fn by_names(names: &[String], place: fn(&str) -> Place) -> Vec<Subset> {
     let places: Vec<(Place, &String)> = names.iter().map(|name| (place(name), name)).collect();
     let any = places.iter().any(|(place, _)| place.split.is_some());
@@ -236,7 +237,7 @@ fn by_names(names: &[String], place: fn(&str) -> Place) -> Vec<Subset> {
         let split = match (split, any) {
             (Some(split), _) => split,
             (None, false) => TRAIN.to_owned(),
-            // A file beside those of splits is of none.
+            // A file outside of the splits belongs to none.
             (None, true) => continue,
         };
         found.entry(subset).or_default().entry(split).or_default().push(name.clone());
@@ -250,92 +251,4 @@ fn by_names(names: &[String], place: fn(&str) -> Place) -> Vec<Subset> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::card::configs;
-    use super::*;
-
-    fn choose(names: &[&str], card: &str, part: Option<&str>) -> Result<(Vec<String>, Vec<String>), String> {
-        let configs = configs(card).unwrap();
-        let chosen = Splits::new(names, configs.as_deref())?.choose(part)?;
-        Ok((chosen.training, chosen.validation))
-    }
-
-    fn training(names: &[&str], card: &str, part: Option<&str>) -> String {
-        choose(names, card, part).unwrap().0.join(" ")
-    }
-
-    #[test]
-    fn names_alone_tell_the_split_for_training() {
-        let alpaca = ["README.md", "data/train-00000-of-00001-a09b.parquet", "dataset_infos.json", ".gitattributes"];
-        assert_eq!(training(&alpaca, "", None), alpaca[1]);
-        assert_eq!(training(&["README.md", "rows.json"], "", None), "rows.json");
-        let parts = ["train.jsonl", "test.jsonl", "extra.jsonl", "valid.jsonl"];
-        let (train, valid) = choose(&parts, "", None).unwrap();
-        assert_eq!((train.join(" "), valid.join(" ")), ("train.jsonl".to_owned(), "valid.jsonl".to_owned()));
-        assert_eq!(training(&parts, "", Some("test")), "test.jsonl");
-        assert_eq!(training(&parts, "", Some("extra.jsonl")), "extra.jsonl");
-        assert_eq!(training(&parts, "", Some("t*.jsonl")), "test.jsonl train.jsonl");
-        // The rows once more in another form are left out.
-        let twice = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "train.jsonl"];
-        assert_eq!(training(&twice, "", None), twice[..2].join(" "));
-    }
-
-    #[test]
-    fn several_subsets_or_splits_have_to_be_chosen_from() {
-        let gsm8k = [
-            "main/train-00000-of-00001.parquet",
-            "main/test-00000-of-00001.parquet",
-            "socratic/train-00000-of-00001.parquet",
-        ];
-        let error = choose(&gsm8k, "", None).unwrap_err();
-        assert!(error.contains("main/test, main/train, socratic/train"), "{error}");
-        assert_eq!(training(&gsm8k, "", Some("main")), gsm8k[0]);
-        assert_eq!(training(&gsm8k, "", Some("main/test")), gsm8k[1]);
-        assert_eq!(choose(&gsm8k, "", Some("main")).unwrap().1, [gsm8k[1]]);
-        assert!(choose(&gsm8k, "", Some("other")).unwrap_err().contains("has no part \"other\""));
-        let chat = ["data/train_sft-00000-of-00001.parquet", "data/test_sft-00000-of-00001.parquet"];
-        assert_eq!(choose(&chat, "", None).unwrap(), (vec![chat[0].to_owned()], vec![chat[1].to_owned()]));
-        let two = ["data/train_sft-00000-of-00001.parquet", "data/train_gen-00000-of-00001.parquet"];
-        assert!(choose(&two, "", None).unwrap_err().contains("train_gen, train_sft"));
-        assert_eq!(training(&two, "", Some("train_gen")), two[1]);
-    }
-
-    #[test]
-    fn a_card_wins_over_names() {
-        let names = ["a/one.jsonl", "a/two.jsonl", "b/train.jsonl", "b/deep/x.jsonl"];
-        let card = |files: &str| format!("---\nconfigs:\n- config_name: x\n  data_files:\n{files}---\n");
-        assert_eq!(training(&names, &card("  - split: train\n    path: a/*\n"), None), "a/one.jsonl a/two.jsonl");
-        assert_eq!(training(&names, &card("  - split: train\n    path: b/*\n"), None), "b/train.jsonl");
-        assert_eq!(training(&names, &card("  - split: train\n    path: b/**\n"), None), "b/deep/x.jsonl b/train.jsonl");
-        assert_eq!(training(&names, &card("  - split: train\n    path: a\n"), None), "a/one.jsonl a/two.jsonl");
-        assert!(choose(&names, &card("  - split: train\n    path: '[['\n"), None).unwrap_err().contains("no pattern"));
-        let dir = "---\nconfigs:\n- config_name: x\n  data_dir: b\n- config_name: y\n  data_dir: a\n---\n";
-        assert_eq!(training(&names, dir, Some("x")), "b/train.jsonl");
-        assert_eq!(training(&names, dir, Some("y")), "a/one.jsonl a/two.jsonl");
-        let missing = card("  - split: train\n    path: gone/*\n");
-        assert!(Splits::new(&names, configs(&missing).unwrap().as_deref()).unwrap().is_empty());
-    }
-
-    /// A card of few bytes may mean every file of a repository many times.
-    #[test]
-    fn a_card_of_many_subsets_without_patterns_is_refused_and_long_names_are_cut() {
-        let names: Vec<String> = (0..5000).map(|at| format!("data/rows-{at}.jsonl")).collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let card = format!("---\nconfigs:\n- data_dir: data\n{}---\n", "- config_name: x\n".repeat(1000));
-        let error = Splits::new(&names, configs(&card).unwrap().as_deref()).unwrap_err();
-        assert!(error.contains("more than 1000000 files"), "{error}");
-        let long = "é".repeat(5000);
-        let card = format!("---\nconfigs:\n- data_files:\n  - split: {long}\n    path: data\n---\n");
-        let error = choose(&names, &card, None).unwrap_err();
-        assert!(error.contains(&format!("{}…", "é".repeat(300))) && error.len() < 1000, "{error}");
-    }
-
-    #[test]
-    fn what_the_hub_converted_is_sorted_by_its_folders() {
-        let names = ["default/train/0000.parquet", "default/train/0001.parquet", "default/test/0000.parquet"];
-        let chosen = Splits::converted(&names).choose(None).unwrap();
-        assert_eq!(chosen.training, names[..2]);
-        assert_eq!(chosen.validation, names[2..]);
-        assert!(Splits::converted(&["x.bin"]).is_empty());
-    }
-}
+mod tests;

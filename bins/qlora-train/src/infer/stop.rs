@@ -11,7 +11,7 @@ use std::path::Path;
 
 const FILE: &str = "generation_config.json";
 const MAX_BYTES: u64 = 1 << 20;
-/// Texts of a model at most, and bytes of one: each is looked for after every token.
+/// Maximum number of a model's texts, and of bytes of one: each is searched for after every token.
 const MAX_TEXTS: usize = 64;
 const MAX_TEXT_BYTES: usize = 1024;
 
@@ -25,13 +25,13 @@ pub struct Stop {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct StopText {
     text: String,
-    /// Whether the answer ends with it, as transformers' do, or before it.
+    /// The text is kept at the end of the answer, as in transformers; otherwise the answer ends before it.
     is_kept: bool,
 }
 
 impl Stop {
-    /// By all who say where an answer ends: config.json, generation_config.json with its `stop_strings`, the
-    /// tokenizer's EOS, and the chat template, whose answers end with a token that was trained on.
+    /// The ends by config.json, generation_config.json with its `stop_strings`, the tokenizer's EOS, and the chat
+    /// template, whose answers end with a token that was trained on.
     pub fn of_model(dir: &Path, arch: &Arch, tokenizer: &ChatTokenizer, chat: bool) -> Result<Self> {
         let Self { tokens, texts } = Self::of_generation_config(dir, arch.vocab_size)?;
         let mut all: BTreeSet<u32> = arch.eos_token_ids.iter().copied().chain(tokens).collect();
@@ -42,7 +42,8 @@ impl Stop {
         Ok(Self { tokens: all.into_iter().collect(), texts })
     }
 
-    /// Answers that end before these texts, which stand in for those of the model, as in transformers; none: no change.
+    /// These ends with the user's texts, which replace those of the model, as in transformers; answers end before them.
+    /// Empty: no change.
     #[must_use]
     pub fn or_before(mut self, texts: &[String]) -> Self {
         if !texts.is_empty() {
@@ -120,7 +121,7 @@ impl Stop {
     }
 }
 
-/// Looks for the texts that end answers: tokens as they come, the text once all are there.
+/// Searches for the texts that end answers: in the tokens as they come, and in the text once it is complete.
 pub struct StopWatch<'a> {
     texts: &'a [StopText],
     tokenizer: &'a ChatTokenizer,
@@ -133,7 +134,7 @@ impl<'a> StopWatch<'a> {
         Self { texts: &stop.texts, tokenizer, recent: vec![VecDeque::new(); answers] }
     }
 
-    /// Whether an answer goes on after a token. A token that adds no text, or part of a character, counts too: a few
+    /// True if an answer goes on after a token. A token that adds no text, or part of a character, counts too: a few
     /// tokens more are kept than the longest text has bytes.
     pub fn go_on(&mut self, answer: usize, id: u32) -> Result<bool> {
         let Some(longest) = self.texts.iter().map(|stop| stop.text.len()).max() else { return Ok(true) };
@@ -146,7 +147,7 @@ impl<'a> StopWatch<'a> {
         Ok(!self.texts.iter().any(|stop| text.contains(stop.text.as_str())))
     }
 
-    /// The answer up to where it ends.
+    /// The answer up to its end.
     pub fn cut<'b>(&self, text: &'b str) -> &'b str {
         cut(self.texts, text)
     }
@@ -157,59 +158,10 @@ fn cut<'a>(texts: &[StopText], text: &'a str) -> &'a str {
         let at = text.find(stop.text.as_str())?;
         Some((at, if stop.is_kept { at + stop.text.len() } else { at }))
     };
-    // The one that is there first; of two at one place, the shorter.
+    // The first match; of two at one place, the shorter.
     let end = texts.iter().filter_map(end).min();
     &text[..end.map_or(text.len(), |(_, end)| end)]
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of(text: &str) -> Result<Stop> {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join(FILE), text).unwrap();
-        Stop::of_generation_config(dir.path(), 10)
-    }
-
-    #[test]
-    fn one_id_several_and_none_are_read_and_others_are_named() {
-        let tokens = |text: &str| of(text).unwrap().tokens;
-        assert_eq!(Stop::of_generation_config(Path::new("no/such"), 10).unwrap(), Stop::default());
-        assert_eq!(tokens(r#"{"eos_token_id": 3}"#), [3]);
-        assert_eq!(tokens(r#"{"eos_token_id": [3, 9, 10, -1]}"#), [3, 9]);
-        assert_eq!(tokens(r#"{"eos_token_id": null, "temperature": 0.6}"#), [0u32; 0]);
-        let long = format!("{{\"stop_strings\": {:?}}}", "x".repeat(MAX_TEXT_BYTES + 1));
-        let many = format!("{{\"stop_strings\": {:?}}}", vec!["x"; MAX_TEXTS + 1]);
-        for bad in
-            [r#"{"eos_token_id": "x"}"#, "{", r#"{"stop_strings": 3}"#, r#"{"stop_strings": ["a", ""]}"#, &long, &many]
-        {
-            let error = of(bad).unwrap_err();
-            assert!(error.to_string().contains(FILE) && error.exit_status() == 2, "{error}");
-        }
-    }
-
-    #[test]
-    fn an_answer_ends_with_a_text_of_the_model_and_before_one_of_the_user() {
-        for (texts, found) in [(r#""</a>""#, 1), (r#"["</a>", "b"]"#, 2), ("[]", 0), ("null", 0)] {
-            assert_eq!(of(&format!("{{\"stop_strings\": {texts}}}")).unwrap().texts().count(), found, "{texts}");
-        }
-        let own = of(r#"{"stop_strings": ["</a>", "b"]}"#).unwrap();
-        for (text, expected) in [("x</a>y", "x</a>"), ("xb</a>", "xb"), ("nothing", "nothing"), ("</a></a>", "</a>")] {
-            assert_eq!(cut(&own.texts, text), expected);
-        }
-        assert_eq!(
-            own.note().unwrap(),
-            r#"answers end with "</a>" or "b" too: `stop_strings` of generation_config.json"#
-        );
-        assert_eq!(own.clone().or_before(&[]), own);
-        // Those of the user stand in for the model's.
-        let users = own.or_before(&["END".to_owned(), "ND".to_owned()]);
-        for (text, expected) in [("x</a>y END", "x</a>y "), ("END", ""), ("</a>", "</a>"), ("aND", "a")] {
-            assert_eq!(cut(&users.texts, text), expected);
-        }
-        assert_eq!(users.note(), None);
-        let many = of(r#"{"stop_strings": ["1", "2", "3", "4", "5"]}"#).unwrap().note().unwrap();
-        assert!(many.contains(r#""4" and others"#) && !many.contains("\"5\""), "{many}");
-    }
-}
+mod tests;

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// What PEFT puts before the name of a module of the base.
+/// PEFT's prefix of the names of the base's modules.
 const PEFT_PREFIX: &str = "base_model.model.";
 
-/// A trainable tensor: its module's path in the model and what it is there. It prints as its name in a checkpoint,
+/// A trainable tensor: its module's path in the model and its kind. It prints as its name in a checkpoint,
 /// "model.layers.0.self_attn.q_proj.lora_A.weight".
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ParamId {
@@ -14,7 +14,7 @@ pub struct ParamId {
     kind: ParamKind,
 }
 
-/// What a trainable tensor is to its module.
+/// Kind of a trainable tensor of a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ParamKind {
     /// `[r, K]`
@@ -25,14 +25,14 @@ pub enum ParamKind {
     Magnitude,
     /// The weight of a module that is trained whole
     Whole,
-    /// Rows of single tokens of embedding or output layer, `[tokens, H]`: values, and no differences
+    /// Rows of single tokens of embedding or output layer, `[tokens, H]`: values, not differences
     Tokens,
     /// AdaLoRA's factor of each rank, `[r]`; in an adapter it is part of A
     LoraE,
 }
 
 impl ParamKind {
-    /// Those of an adapter. The suffix of a whole module ends the low-rank terms' too.
+    /// Kinds in an adapter. The suffix of a whole module comes last because it also ends those of low-rank terms.
     const OF_ADAPTERS: [Self; 5] = [Self::LoraA, Self::LoraB, Self::Magnitude, Self::Tokens, Self::Whole];
 
     /// The end of a tensor's name, after its module and a dot.
@@ -117,36 +117,4 @@ impl fmt::Display for ParamId {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_goes_to_an_adapter_and_back() {
-        let id = ParamId::b("model.layers.3.mlp.up_proj");
-        assert_eq!(id.to_string(), "model.layers.3.mlp.up_proj.lora_B.weight");
-        assert_eq!(id.peft_key(), "base_model.model.model.layers.3.mlp.up_proj.lora_B.weight");
-        assert_eq!(ParamId::from_peft_key(&id.peft_key()), Some(id));
-        let lm_head = ParamId::a("lm_head");
-        assert_eq!(ParamId::from_peft_key("base_model.model.lm_head.lora_A.weight"), Some(lm_head));
-        let magnitude = ParamId::magnitude("x");
-        assert_eq!(magnitude.peft_key(), "base_model.model.x.lora_magnitude_vector");
-        assert_eq!(ParamId::from_peft_key(&magnitude.peft_key()), Some(magnitude));
-        let whole = ParamId::whole("model.embed_tokens");
-        assert_eq!(whole.peft_key(), "base_model.model.model.embed_tokens.weight");
-        assert_eq!(ParamId::from_peft_key(&whole.peft_key()), Some(whole));
-        let tokens = ParamId::tokens("lm_head");
-        assert_eq!(tokens.peft_key(), "base_model.model.lm_head.token_adapter.trainable_tokens_delta");
-        assert_eq!(ParamId::from_peft_key(&tokens.peft_key()), Some(tokens));
-        for key in [
-            "lm_head.lora_A.weight",
-            "base_model.model..lora_A.weight",
-            "base_model.model.x.lora_A.default.weight",
-            "base_model.model.weight",
-            "base_model.model.x.lora_E.weight",
-            "base_model.model.lora_magnitude_vector",
-            "base_model.model.token_adapter.trainable_tokens_delta",
-        ] {
-            assert_eq!(ParamId::from_peft_key(key), None, "{key}");
-        }
-    }
-}
+mod tests;

@@ -1,8 +1,8 @@
 //! Lines for people on standard error: one way for every part of the trainer, with three levels.
 //!
-//! [`status!`](crate::report::status) says what a command does, [`detail!`](crate::report::detail) more of it for `-v`,
-//! [`warning!`](crate::report::warning) what a user should look at. `-q` leaves warnings and errors. Lines have no
-//! colors and no control characters, whatever the files hold that they quote.
+//! [`status!`](crate::report::status) prints what a command does, [`detail!`](crate::report::detail) more of it for
+//! `-v`, [`warning!`](crate::report::warning) what a user should look at. `-q` leaves warnings and errors. Lines have
+//! no colors and no control characters, whatever the files hold that they quote.
 
 use anstyle::Style;
 use indicatif::MultiProgress;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use crate::error::Error;
 
-/// How much is said.
+/// Level of output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Verbosity {
@@ -37,12 +37,12 @@ pub fn set_verbosity(verbosity: Verbosity) {
     VERBOSITY.store(verbosity as u8, Ordering::Relaxed);
 }
 
-/// From now on this process is one of several: rank 0 speaks for all, the others say only why they end.
+/// Makes this process one of several: rank 0 prints for all, the others print only the reason why they end.
 pub(crate) fn set_rank(rank: usize) {
     RANK.store(rank, Ordering::Relaxed);
 }
 
-/// Whether this process speaks: not where it is a rank other than 0.
+/// True if this process prints: it has no rank other than 0.
 pub(crate) fn speaks() -> bool {
     RANK.load(Ordering::Relaxed) == 0
 }
@@ -52,16 +52,16 @@ pub(crate) fn says(verbosity: Verbosity) -> bool {
     speaks() && VERBOSITY.load(Ordering::Relaxed) >= verbosity as u8
 }
 
-/// Prints a line if `verbosity` is asked for: a line break in it is of a text that it quotes, and is escaped, so that
-/// no file can say a line of its own. Unlike `eprintln!` this survives a closed standard error: a run of hours must not
-/// end because somebody left the pager.
+/// Prints a line at this `verbosity`. A line break in it belongs to a quoted text and is escaped, so that no file can
+/// print a line of its own. Unlike `eprintln!` this survives a closed standard error: a run of hours must not end
+/// because somebody left the pager.
 pub(crate) fn print(verbosity: Verbosity, prefix: &str, text: fmt::Arguments) {
     if says(verbosity) {
         print_line(prefix, text);
     }
 }
 
-/// Says several lines. One that begins as a warning is one, which `-q` leaves with the indented lines behind it.
+/// Prints several lines. A line that begins as a warning is one: `-q` keeps it, with the indented lines after it.
 pub(crate) fn print_status(lines: impl IntoIterator<Item = String>) {
     let mut verbosity = Verbosity::Normal;
     for line in lines {
@@ -81,7 +81,7 @@ fn print_line(prefix: &str, text: fmt::Arguments) {
     });
 }
 
-/// Begins a part of what a command says: a heading after an empty line, bold on a terminal.
+/// Begins a section of a command's output: a heading after an empty line, bold on a terminal.
 pub(crate) fn section(title: &str) {
     static BEGUN: AtomicBool = AtomicBool::new(false);
     if !says(Verbosity::Normal) {
@@ -95,11 +95,11 @@ pub(crate) fn section(title: &str) {
     });
 }
 
-/// Bytes of a line that are told, and those of them at its end: names and values of files may be of any length.
+/// Maximum bytes of a printed line, and of the part at its end: names and values of files may be of any length.
 const TOLD_BYTES: usize = 8000;
 const TOLD_AT_END: usize = 1000;
 
-/// A line as far as it is told: its beginning and its end, with what is left out between them.
+/// A line shortened for printing: its beginning and its end, with a note on the omitted part between them.
 pub(crate) fn in_part(line: &str) -> Cow<'_, str> {
     if line.len() <= TOLD_BYTES {
         return Cow::Borrowed(line);
@@ -109,26 +109,26 @@ pub(crate) fn in_part(line: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{} … ({} bytes left out) … {}", &line[..begin], end - begin, &line[end..]))
 }
 
-/// Whether a character could move the cursor, color the terminal or turn the direction of writing.
+/// True if a character could move the cursor, color the terminal or change the direction of writing.
 fn is_harmful(c: char) -> bool {
     // No YAML holds the last two.
     let is_named = matches!(c, '\u{2028}' | '\u{2029}' | '\u{fffe}' | '\u{ffff}');
     c.is_control() || is_named || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Text without what could move the cursor, color the terminal or turn the direction of writing: such characters are
-/// escaped, a line break included.
+/// Text in which characters that could move the cursor, color the terminal or change the direction of writing are
+/// escaped, line breaks included.
 pub fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, is_harmful, |c, to| write!(to, "{}", c.escape_default()))
 }
 
-/// Like [`printable`], for text of several lines: line breaks and tabs stay.
+/// [`printable`] for text of several lines: line breaks and tabs stay.
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     let harmful = |c| is_harmful(c) && c != '\n' && c != '\t';
     escaped(text, harmful, |c, to| write!(to, "{}", c.escape_default()))
 }
 
-/// Like [`printable`], for a line of JSON, which means the same.
+/// [`printable`] for a line of JSON, whose meaning stays the same.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
     // All of them are below U+10000, and stand in strings only.
     escaped(json, is_harmful, |c, to| write!(to, "\\u{:04x}", u32::from(c)))
@@ -167,7 +167,7 @@ impl std::io::Write for PrintableOut {
     }
 }
 
-/// Says what the command does: a line on standard error.
+/// Prints what the command does: a line on standard error.
 macro_rules! status {
     ($($arg:tt)*) => {
         $crate::report::print($crate::report::Verbosity::Normal, "", format_args!($($arg)*))
@@ -181,14 +181,14 @@ macro_rules! status_lines {
     };
 }
 
-/// Says what only matters to who asks with `-v`.
+/// Prints a detail that only `-v` shows.
 macro_rules! detail {
     ($($arg:tt)*) => {
         $crate::report::print($crate::report::Verbosity::Verbose, "", format_args!($($arg)*))
     };
 }
 
-/// Says what a user should look at, although the work goes on.
+/// Prints a warning; the work continues.
 macro_rules! warning {
     ($($arg:tt)*) => {
         $crate::report::print($crate::report::Verbosity::Quiet, "warning: ", format_args!($($arg)*))
@@ -197,12 +197,12 @@ macro_rules! warning {
 
 pub(crate) use {detail, status, status_lines, warning};
 
-/// Prints text of several lines that may quote what was typed.
+/// Prints text of several lines that may quote the command line.
 pub(crate) fn print_text(text: &str) -> std::io::Result<()> {
     writeln!(std::io::stderr(), "{}", printable_lines(text))
 }
 
-/// Says why the command ends.
+/// Prints the error that ends the command.
 pub(crate) fn print_error(error: &Error) {
     let rank = RANK.load(Ordering::Relaxed);
     let mut prefix = if rank == 0 { "error: ".to_owned() } else { format!("error: rank {rank}: ") };
@@ -213,38 +213,4 @@ pub(crate) fn print_error(error: &Error) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_line_is_told_in_part() {
-        for c in ["a", "é", "語", "🦀"] {
-            let whole = c.repeat(TOLD_BYTES / c.len());
-            assert!(matches!(in_part(&whole), Cow::Borrowed(_)));
-            let line = format!("begin {} end", c.repeat(1 << 20));
-            let told = in_part(&line);
-            let (begin, rest) = told.split_once(" … (").unwrap();
-            let (left_out, end) = rest.split_once(" bytes left out) … ").unwrap();
-            assert!(
-                line.starts_with(begin) && line.ends_with(end) && begin.starts_with("begin ") && end.ends_with(" end")
-            );
-            assert_eq!(begin.len() + left_out.parse::<usize>().unwrap() + end.len(), line.len());
-            assert!(told.len() < TOLD_BYTES + 60, "{}", told.len());
-        }
-    }
-
-    #[test]
-    fn control_characters_are_escaped_and_the_rest_is_left() {
-        assert!(matches!(printable("loss 0.5: 70% ⟦größer⟧"), Cow::Borrowed(_)));
-        assert_eq!(
-            printable("a\x1b[31mb\x07\r\n\u{9b}2J\u{202e}x\x7f"),
-            r"a\u{1b}[31mb\u{7}\r\n\u{9b}2J\u{202e}x\u{7f}"
-        );
-        assert_eq!(printable_lines("a\n\tb\r\x1b"), "a\n\tb\\r\\u{1b}");
-        assert_eq!(printable("a\u{fffe}\u{ffff}"), r"a\u{fffe}\u{ffff}", "what no YAML holds");
-        let value = serde_json::json!({"a\u{9b}": "\u{202e}\u{7f}\u{1b}\n\u{ffff}"});
-        let json = value.to_string();
-        assert!(json.contains(is_harmful) && !printable_json(&json).contains(is_harmful));
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&printable_json(&json)).unwrap(), value);
-    }
-}
+mod tests;

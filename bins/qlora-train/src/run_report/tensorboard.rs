@@ -8,11 +8,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// End of the names of our files, by which they are told from those of others.
+/// Suffix of our files, which distinguishes them from others'.
 pub const SUFFIX: &str = ".qlora-train";
 const PREFIX: &str = "events.out.tfevents.";
 
-/// Whether a file of this name is one of ours.
+/// True if a file of this name is one of ours.
 pub fn is_own(name: &str) -> bool {
     name.starts_with(PREFIX) && name.ends_with(SUFFIX)
 }
@@ -24,8 +24,7 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// A new file in `dir`. TensorBoard forgets what files before it say of steps after
-    /// `step`, where the run goes on.
+    /// A new file in `dir`. When a run resumes, TensorBoard drops the values of earlier files for steps after `step`.
     pub(crate) fn create(dir: &Dir, step: u64) -> io::Result<Self> {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host: String = host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(64).collect();
@@ -134,7 +133,7 @@ fn message(fields: &[(u64, Field)]) -> Vec<u8> {
     bytes
 }
 
-/// An `Event` of now: wall time, step, and what happened.
+/// An `Event` with the present time, the step, and `what` as its content.
 fn event(step: u64, what: &[(u64, Field)]) -> Vec<u8> {
     let mut bytes = message(&[(1, Field::Double(now())), (2, Field::Varint(step))]);
     bytes.extend(message(what));
@@ -153,66 +152,4 @@ fn masked_crc(data: &[u8]) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeMap;
-
-    #[test]
-    fn the_crc_is_that_of_its_specification() {
-        // RFC 3720, B.4
-        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
-        assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
-        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
-    }
-
-    #[test]
-    fn messages_are_in_the_wire_format() {
-        assert_eq!(message(&[(2, Field::Varint(300))]), [0x10, 0xac, 0x02]);
-        assert_eq!(
-            message(&[(1, Field::Bytes(b"ab")), (2, Field::Float(1.0))]),
-            [0x0a, 2, b'a', b'b', 0x15, 0, 0, 0x80, 0x3f]
-        );
-        assert_eq!(message(&[(1, Field::Double(1.0))]), [9, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f]);
-    }
-
-    #[test]
-    fn a_file_is_whole_records_and_every_figure_has_its_tag() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut file = EventFile::create(&Dir::create(&dir.path().join("runs")).unwrap(), 0).unwrap();
-        let tasks = BTreeMap::from([("sum".to_owned(), 0.25)]);
-        let entry = LogEntry {
-            loss: Some(1.5),
-            eval_loss: Some(0.5),
-            eval_task_losses: Some(tasks),
-            learning_rate: Some(1e-4),
-            learning_rate_b: Some(1e-4),
-            ..LogEntry::new(3, 0.5)
-        };
-        file.log(&entry).unwrap();
-        file.log(&LogEntry::new(4, 0.6)).unwrap();
-        assert!(is_own(file.path().file_name().unwrap().to_str().unwrap()));
-        let bytes = std::fs::read(file.path()).unwrap();
-        let (mut rest, mut records) = (&bytes[..], 0);
-        while !rest.is_empty() {
-            let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
-            assert_eq!(rest[8..12], masked_crc(&rest[..8]).to_le_bytes());
-            let data = &rest[12..12 + length];
-            assert_eq!(rest[12 + length..16 + length], masked_crc(data).to_le_bytes());
-            rest = &rest[16 + length..];
-            records += 1;
-        }
-        assert_eq!(records, 3, "the version, the start and one entry: an entry without figures is none");
-        let text = String::from_utf8_lossy(&bytes);
-        for tag in
-            ["brain.Event:2", "train/loss", "train/epoch", "train/learning_rate", "eval/loss", "eval/loss/task/sum"]
-        {
-            assert!(text.contains(tag), "{tag}");
-        }
-        assert!(!text.contains("learning_rate_b"), "one rate is told once");
-    }
-
-    #[test]
-    fn files_of_others_are_not_ours() {
-        assert!(!is_own("events.out.tfevents.1.host.2.0") && !is_own("notes.qlora-train"));
-    }
-}
+mod tests;

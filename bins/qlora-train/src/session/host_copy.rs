@@ -25,7 +25,7 @@ const VARIABLE: &str = "QLORA_SHARED_WEIGHTS";
 /// Bytes of the file until its size is known: a page, which a device is asked to pin
 pub const PAGE: usize = 4096;
 
-/// Whether the environment lets processes of a machine share weights. Refused: neither "on" nor "off".
+/// True if the environment lets processes of a machine share weights. Refused: neither "on" nor "off".
 pub fn is_allowed() -> Result<bool> {
     allowed(std::env::var_os(VARIABLE).map(|value| value.to_string_lossy().into_owned()).as_deref())
 }
@@ -60,7 +60,7 @@ impl Offer {
 /// Word of a rank on the file of its machine.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Answer {
-    /// Why the rank does not use it: that it cannot; none: it was told not to
+    /// The reason why the rank does not use it, where it cannot; none: it was set not to
     opened: Result<(), Option<String>>,
     /// Bytes that may be pinned in the rank's process
     host_limit: u64,
@@ -71,7 +71,7 @@ pub struct HostCopies {
     /// By machine, in order: those that have opened one file
     groups: Vec<Vec<usize>>,
     /// Ranks that keep a copy of their own beside others of their machine, and why: that they cannot share one; none:
-    /// they were told not to
+    /// they were set not to
     apart: Vec<(usize, Option<String>)>,
     /// The file of this rank, if it has opened one
     file: Option<File>,
@@ -82,7 +82,7 @@ pub struct HostCopies {
 pub struct Settled {
     /// This rank's part in the copy of its machine; none: its weights are its own
     pub copy: Option<SharedWeights>,
-    /// Whether any machine has a copy: then all ranks wait for each other before weights are used
+    /// Some machine has a copy: then all ranks wait for each other before weights are used
     pub is_shared: bool,
 }
 
@@ -120,7 +120,7 @@ fn opened(
     Ok(file)
 }
 
-/// Whether ranks that may share a copy do so: each has planned as many `bytes` in host memory, by rank.
+/// True if ranks that may share a copy do so: each has planned equal `bytes` in host memory, by rank.
 fn share(ranks: &[usize], bytes: &[u64]) -> bool {
     ranks.len() > 1 && ranks.iter().all(|&rank| bytes[rank] > 0 && bytes[rank] == bytes[ranks[0]])
 }
@@ -239,42 +239,4 @@ impl HostCopies {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn processes_share_weights_unless_one_is_told_not_to() {
-        let found = [None, Some(""), Some(" on "), Some("off")].map(|value| allowed(value).unwrap());
-        assert_eq!(found, [true, true, true, false]);
-        let error = allowed(Some("no")).unwrap_err().to_string();
-        assert_eq!(error, "environment variable QLORA_SHARED_WEIGHTS: found \"no\", expected \"on\" or \"off\"");
-    }
-
-    #[test]
-    fn ranks_that_plan_alike_share_and_others_do_not() {
-        let bytes = [700, 700, 0, 0, 700, 800];
-        assert!(share(&[0, 1], &bytes) && share(&[0, 1, 4], &bytes));
-        for ranks in [&[][..], &[0], &[2, 3], &[0, 5], &[0, 2], &[2, 0]] {
-            assert!(!share(ranks, &bytes), "{ranks:?}");
-        }
-    }
-
-    #[test]
-    fn a_file_that_the_device_does_not_pin_is_not_used() {
-        let made = memory_file::create().unwrap();
-        let offered = || Offer::of(&made).unwrap();
-        let offer = Ok(offered());
-        let fits = |file: &File| -> Result<()> {
-            assert_eq!(file.metadata().unwrap().len(), PAGE as u64);
-            Ok(())
-        };
-        assert!(opened(Some(&made), Some(&offer), &fits).is_ok() && opened(None, Some(&offer), &fits).is_ok());
-        let refused = |_: &File| -> Result<()> { Err(Error::Failed("no such memory".to_owned())) };
-        assert_eq!(opened(None, Some(&offer), &refused).unwrap_err(), "no such memory");
-        assert_eq!(opened(None, Some(&Err("no memfd".to_owned())), &fits).unwrap_err(), "no memfd");
-        assert_eq!(opened(None, None, &fits).unwrap_err(), "none was offered");
-        // A page of another file.
-        let other = Offer { mark: vec![1; 16], ..offered() };
-        assert!(opened(None, Some(&Ok(other)), &fits).unwrap_err().contains("is something else here"));
-    }
-}
+mod tests;

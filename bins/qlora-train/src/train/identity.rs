@@ -3,8 +3,8 @@
 //!
 //! The paths of model and data do not count, their contents do. Of the base these are its config.json as it was
 //! understood and, where rows are text, its tokenizer with its special and added tokens, the chat templates in use and
-//! the time that they are told. The tokens that all of it comes to count too. Two bases that differ in their weights
-//! only are told apart by the fingerprint, which is kept beside.
+//! their time. The rows' tokens count too. Two bases that differ in their weights only are told apart by the
+//! fingerprint, which is kept beside.
 
 use super::names::{RUN_FILE, RUN_STATE};
 use super::owned::MAX_RUN_BYTES;
@@ -47,7 +47,7 @@ pub struct Identity {
     pub chat_template: Option<String>,
     /// SHA-256 (hex) of the template for conversations with tools, where it is another one
     pub tool_template: Option<String>,
-    /// Time in UTC that a chat template which writes the date is told: that of the run's start
+    /// Time in UTC for a chat template that writes the date: that of the run's start
     pub clock: Option<Timestamp>,
     /// SHA-256 (hex) of the files of the adapter that the run begins with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,8 +60,8 @@ pub struct Identity {
     pub questions: Option<String>,
     /// SHA-256 (hex) over the tokens of all rows
     pub tokens: String,
-    /// How several processes add up gradients, on which last bits depend. A run may go on in one process, which has no
-    /// such order, and from one: it is no part of the hash.
+    /// The way in which several processes add up gradients, on which last bits depend. A run may go on in one process,
+    /// which has no such order, and from one: it is no part of the hash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sums: Option<String>,
 }
@@ -199,7 +199,7 @@ const ARITHMETIC: &str = "compute";
 pub fn result_settings(settings: &Settings, loaded: &Loaded, arithmetic: Option<String>) -> Map<String, Value> {
     let mut result_settings = effective_settings(settings, &loaded.checkpoint).result_settings();
     result_settings.retain(|name, _| !PLACES.contains(&name.as_str()) && !AS_IT_CAME.contains(&name.as_str()));
-    // What was asked for does not count, what it came to on this processor does.
+    // The arithmetic of this processor counts, not the setting that asked for it.
     if let Some(arithmetic) = arithmetic {
         result_settings.insert(ARITHMETIC.to_owned(), arithmetic.into());
     }
@@ -254,7 +254,7 @@ pub fn commits_of_run(output: &Path) -> Vec<HubCommit> {
     read_record(&output.join(RUN_FILE)).as_ref().map(commits_in).unwrap_or_default()
 }
 
-/// Commits of the hub on which the run began that this one goes on with. None where it begins anew.
+/// Commits of the hub on which the run began that this one goes on with. None where it begins from the start.
 pub fn commits_to_follow(settings: &Settings) -> Vec<HubCommit> {
     match &settings.resume_from_checkpoint {
         Resume::From(dir) => read_record(&dir.join(RUN_STATE)).as_ref().map(commits_in).unwrap_or_default(),
@@ -295,8 +295,8 @@ pub fn micro_batches_of_step(
     recorded.as_ref().and_then(began_with).unwrap_or(asked.saturating_mul(processes))
 }
 
-/// Time that the chat template of a run of these `result_settings` is told: that of the run's start, which a run that
-/// goes on, or is asked about again, has recorded in `run.json` or in its checkpoint.
+/// Time for the chat template of a run of these `result_settings`: that of the run's start, which a run that goes on,
+/// or is asked about again, has recorded in `run.json` or in its checkpoint.
 pub fn run_clock(settings: &Settings, output: &Path, result_settings: &Map<String, Value>) -> Timestamp {
     let read = read_record;
     let clock = |record: &Value| record.pointer("/identity/clock")?.as_str()?.parse().ok();
@@ -310,13 +310,13 @@ pub fn run_clock(settings: &Settings, output: &Path, result_settings: &Map<Strin
             && run.pointer("/identity/settings").and_then(Value::as_object) != Some(result_settings)
     };
     let recorded = recorded.or_else(|| read(&output.join(RUN_FILE)).filter(|run| !other(run)));
-    // Whole seconds: what is recorded is what was told.
+    // Whole seconds, as the record has them.
     let now = || Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
     recorded.as_ref().and_then(clock).unwrap_or_else(now)
 }
 
-/// How the processes of the run of these `result_settings` that goes on, or is asked about again, add up gradients,
-/// where there are several. None of another run, which may be overwritten.
+/// The way in which the processes of the run of these `result_settings`, which goes on or is asked about again, add up
+/// gradients, where there are several. None of another run, which may be overwritten.
 pub fn recorded_sums(settings: &Settings, output: &Path, result_settings: &Map<String, Value>) -> Option<String> {
     let recorded = match &settings.resume_from_checkpoint {
         Resume::From(dir) => read_record(&dir.join(RUN_STATE)),
@@ -331,7 +331,7 @@ pub fn recorded_sums(settings: &Settings, output: &Path, result_settings: &Map<S
 /// program may understand in another way what a file of another trainer says of them.
 const OF_ROWS: [&str; 5] = ["messages_column", "role_key", "content_key", "roles", "too_long"];
 
-/// Settings of which rows there are and what tokens they come to, which are told before the others.
+/// Settings that decide the rows and their tokens, which are named before the others.
 const ROWS: [&str; 23] = [
     "val_set_size",
     "max_samples",
@@ -380,118 +380,4 @@ fn adapter_hash(adapter: &Path) -> Result<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    /// Another run in the same place has nothing to say of how this one adds up.
-    #[test]
-    fn sums_that_were_recorded_are_those_of_the_same_run() {
-        let dir = tempfile::tempdir().unwrap();
-        let of_run = json!({"seed": 1, "max_steps": 3});
-        let run = json!({"identity": {"settings": of_run, "sums": "by NCCL"}});
-        std::fs::write(dir.path().join(RUN_FILE), run.to_string()).unwrap();
-        let settings = Settings::load(None, &[]).unwrap();
-        let found = |of: Value| recorded_sums(&settings, dir.path(), of.as_object().unwrap());
-        for same in [of_run, json!({"seed": 1, "max_steps": 9})] {
-            assert_eq!(found(same).as_deref(), Some("by NCCL"));
-        }
-        for other in [json!({"seed": 2, "max_steps": 3}), json!({"seed": 1, "max_steps": 3, "lora_r": 4}), json!({})] {
-            assert_eq!(found(other.clone()), None, "{other}");
-        }
-        assert_eq!(recorded_sums(&settings, &dir.path().join("none"), &Map::new()), None);
-    }
-
-    #[test]
-    fn every_difference_is_named_and_changes_the_hash() {
-        let settings = |seed: u64| json!({"lora_r": 4, "seed": seed}).as_object().unwrap().clone();
-        let tokens = |eos: &str| BTreeMap::from([("eos_token".to_owned(), eos.to_owned())]);
-        let one = Identity {
-            settings: settings(1),
-            base_config: json!({"hidden_size": 8}),
-            not_quantized: Vec::new(),
-            tokenizer: None,
-            special_tokens: tokens("</s>"),
-            added_tokens: None,
-            chat_template: None,
-            tool_template: None,
-            clock: None,
-            data: vec!["a".into()],
-            val_data: Vec::new(),
-            init_adapter: None,
-            questions: None,
-            tokens: "t".into(),
-            sums: None,
-        };
-        assert_eq!(one.difference(&one.clone()), None);
-        let others = [
-            (Identity { settings: settings(2), ..one.clone() }, "`seed` was 2 and is 1 now"),
-            (Identity { base_config: json!({}), ..one.clone() }, "config.json changed"),
-            (Identity { not_quantized: vec!["q".into()], ..one.clone() }, "unquantized changed"),
-            (Identity { tokenizer: Some("t".into()), ..one.clone() }, "tokenizer.json changed"),
-            (
-                Identity { special_tokens: tokens("<eos>"), ..one.clone() },
-                "`eos_token` of the model's tokenizer_config.json was \"<eos>\" and is \"</s>\" now",
-            ),
-            (Identity { special_tokens: BTreeMap::new(), ..one.clone() }, "was nothing and is \"</s>\" now"),
-            (Identity { added_tokens: Some("t".into()), ..one.clone() }, "added to the model's vocabulary changed"),
-            (Identity { chat_template: Some("t".into()), ..one.clone() }, "the chat template changed"),
-            (Identity { tool_template: Some("t".into()), ..one.clone() }, "for conversations with tools changed"),
-            (Identity { clock: Some(Timestamp::UNIX_EPOCH), ..one.clone() }, "the date that the chat template writes"),
-            (Identity { init_adapter: Some("t".into()), ..one.clone() }, "the contents of `init_adapter` changed"),
-            (Identity { questions: Some("t".into()), ..one.clone() }, "what is asked while the run trains"),
-            (Identity { tokens: "u".into(), ..one.clone() }, "the tokens that this version"),
-            (Identity { data: vec!["b".into()], ..one.clone() }, "the contents of `data` changed"),
-            (Identity { val_data: vec!["b".into()], ..one.clone() }, "the contents of `val_data` changed"),
-            (Identity { settings: Map::new(), ..one.clone() }, "`lora_r` was nothing and is 4 now"),
-        ];
-        for (other, words) in others {
-            let difference = one.difference(&other).unwrap();
-            assert!(difference.contains(words), "{difference:?} lacks {words:?}");
-            assert_ne!(other.hash(), one.hash(), "{words}");
-        }
-        // Arithmetic is told in full, also where it is that of no word.
-        let computing = |by: &str| Identity {
-            settings: json!({"lora_r": 4, "seed": 1, "compute": by}).as_object().unwrap().clone(),
-            ..one.clone()
-        };
-        let long = "bf16, linear layers by dequantize + cuBLASLt 13.0.2 on NVIDIA H100 PCIe";
-        for (here, there, words) in [
-            (computing("bf16"), one.clone(), "was \"f32 on the CPU\" and is \"bf16\" now"),
-            (one.clone(), computing(long), "PCIe\" and is \"f32 on the CPU\" now"),
-            (computing("bf16"), computing(long), "cuBLASLt 13.0.2 on NVIDIA H100 PCIe\" and is \"bf16\" now"),
-        ] {
-            let difference = here.difference(&there).unwrap();
-            assert!(difference.starts_with("arithmetic (`compute`, `linear`, `device`) was "), "{difference}");
-            assert!(difference.contains(words), "{difference:?} lacks {words:?}");
-        }
-        // How rows are read is told where other tokens come of it.
-        let read = |by: &str, tokens: &str| Identity {
-            settings: json!({"lora_r": 4, "seed": 1, "role_key": by}).as_object().unwrap().clone(),
-            tokens: tokens.to_owned(),
-            ..one.clone()
-        };
-        assert_eq!(one.difference(&read("from", "t")), None);
-        let difference = read("role", "t").difference(&read("from", "u")).unwrap();
-        assert_eq!(difference, "`role_key` was \"from\" and is \"role\" now");
-        // All is told, what changes rows first, and the length last.
-        let all = json!({"lora_r": 8, "max_length": 64, "max_steps": 9, "seed": 1}).as_object().unwrap().clone();
-        let (chat_template, tokens) = (Some("t".to_owned()), "u".to_owned());
-        let several = Identity { settings: all, chat_template, tokens, ..one.clone() };
-        let told = "the chat template changed; `max_length` was nothing and is 64 now; `lora_r` was 4 and is 8 now";
-        assert_eq!(several.difference_beyond_length(&one).unwrap(), told);
-        assert_eq!(several.difference(&one).unwrap(), format!("{told}; `max_steps` was nothing and is 9 now"));
-        // What a setting without a value is recorded as is no word for people.
-        let unset = json!({"lora_r": 4, "max_steps": null, "seed": 1}).as_object().unwrap().clone();
-        let unset = Identity { settings: unset, ..one.clone() };
-        let given = json!({"lora_r": 4, "max_steps": 9, "seed": 1}).as_object().unwrap().clone();
-        let given = Identity { settings: given, ..one.clone() };
-        assert_eq!(unset.difference(&given).unwrap(), "`max_steps` was 9 and is nothing now");
-        // A run in one process may go on in several, and the other way round.
-        let summed = |sums: &str| Identity { sums: Some(sums.to_owned()), ..one.clone() };
-        assert!(one.difference(&summed("by NCCL")).is_none() && summed("by NCCL").difference(&one).is_none());
-        let difference = summed("in the order of the processes").difference(&summed("by NCCL")).unwrap();
-        assert!(difference.contains("added up by NCCL and are in the order of the processes now"), "{difference}");
-        assert_eq!(summed("by NCCL").hash(), one.hash());
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! The name by which llama.cpp knows how a byte-level tokenizer cuts text before it merges (`tokenizer.ggml.pre`).
+//! llama.cpp's name for the way in which a byte-level tokenizer splits text before it merges (`tokenizer.ggml.pre`).
 //!
 //! llama.cpp's converter goes by a hash of the tokens of a fixed text, and so does this. A tokenizer that is not on the
 //! list is known by its `pre_tokenizer` in tokenizer.json, where that is one whose expressions llama.cpp has.
@@ -71,7 +71,8 @@ enum Part<'a> {
     Other,
 }
 
-/// The name of how `tokenizer` cuts text. `None`: llama.cpp has no way that is known to be the same.
+/// llama.cpp's name for the way in which `tokenizer` splits text. `None`: llama.cpp has no way that is known to be the
+/// same.
 pub(super) fn name(
     tokenizer: &ChatTokenizer,
     pre_tokenizer: &Value,
@@ -114,7 +115,7 @@ fn parts(pre_tokenizer: &Value) -> Vec<Part<'_>> {
             vec![if flag("use_regex", true) == Some(true) { Part::Gpt2 } else { Part::Bytes }]
         }
         Some("Split") => {
-            // What matches is a piece, said in one way or the other.
+            // Both settings mean that each match is a piece.
             let isolated = text("behavior") == Some("Isolated") && flag("invert", false) == Some(false);
             let kept = text("behavior") == Some("Removed") && flag("invert", false) == Some(true);
             let expression = pre_tokenizer.pointer("/pattern/Regex").and_then(Value::as_str);
@@ -125,35 +126,4 @@ fn parts(pre_tokenizer: &Value) -> Vec<Part<'_>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn ways_to_cut_text_are_known_by_their_expressions() {
-        let byte_level = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": regex});
-        let split = |regex: &str, behavior: &str, invert: bool| {
-            let split = json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": invert});
-            json!({"type": "Sequence", "pretokenizers": [split, byte_level(false)]})
-        };
-        let digits = json!({"type": "Digits", "individual_digits": true});
-        let cases = [
-            (byte_level(true), false, Some("gpt-2")),
-            (byte_level(true), true, None),
-            (json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]}), false, Some("smollm")),
-            (split(LLAMA3, "Isolated", false), true, Some("llama-bpe")),
-            (split(LLAMA3, "Removed", true), false, Some("smaug-bpe")),
-            (split(QWEN2, "Isolated", false), false, Some("qwen2")),
-            (split(TEKKEN, "Isolated", false), true, Some("tekken")),
-            (split(GPT4O, "Removed", true), false, Some("gpt-4o")),
-            (split(LLAMA3, "Isolated", true), true, None),
-            (split(r"\s+", "Isolated", false), false, None),
-            (json!({"type": "ByteLevel", "use_regex": true}), false, None),
-            (json!({"type": "Whitespace"}), false, None),
-            (Value::Null, false, None),
-        ];
-        for (pre_tokenizer, ignore_merges, expected) in cases {
-            assert_eq!(by_parts(&parts(&pre_tokenizer), ignore_merges), expected, "{pre_tokenizer}");
-        }
-    }
-}
+mod tests;

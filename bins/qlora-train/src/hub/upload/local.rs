@@ -1,4 +1,4 @@
-//! Files that are sent: opened once, hashed before anything is sent, and looked at again before they are committed.
+//! Files to upload: opened once, hashed before anything is sent, and checked again before the commit.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -9,7 +9,7 @@ use crate::error::{Context, Error, Result};
 use crate::refuse;
 
 const BUFFER_BYTES: usize = 1 << 20;
-/// By so many bytes the hub tells text from other files.
+/// Bytes by which the hub distinguishes text from other files.
 const SAMPLE_BYTES: u64 = 512;
 
 /// A file of an upload, with its size and its hashes.
@@ -25,9 +25,9 @@ pub struct LocalFile {
 }
 
 enum Source {
-    /// An opened file, how messages call it, and its time of change
+    /// An opened file, its name in messages, and its time of change
     File { file: File, shown: String, changed: (i64, i64) },
-    /// Bytes that stand in no file
+    /// Bytes that are in no file
     Bytes(Vec<u8>),
 }
 
@@ -36,7 +36,7 @@ fn time_of_change(file: &File) -> io::Result<(i64, i64)> {
 }
 
 impl LocalFile {
-    /// Reads an opened file once; `shown` is its path, as messages say it. Refused: one that cannot be read.
+    /// Reads an opened file once; `shown` is its path for messages. Refused: one that cannot be read.
     pub fn open(name: &str, file: File, shown: String) -> Result<Self> {
         let what = format!("{shown}: cannot be read");
         let look = || Ok::<_, io::Error>((file.metadata()?.len(), time_of_change(&file)?));
@@ -83,7 +83,7 @@ impl LocalFile {
         &self.sha256
     }
 
-    /// Whether these are the bytes that a hash names.
+    /// True if these are the bytes that a hash names.
     pub(super) fn is(&self, blob: &BlobName) -> bool {
         match blob {
             BlobName::Sha256(hash) => *hash == self.sha256,
@@ -103,7 +103,7 @@ impl LocalFile {
         Ok(())
     }
 
-    /// The bytes that the hub tells the kind of the file by.
+    /// The bytes by which the hub recognizes the kind of the file.
     pub(super) fn sample(&self) -> Result<Vec<u8>> {
         self.bytes_to(SAMPLE_BYTES.min(self.size))
     }
@@ -119,7 +119,7 @@ impl LocalFile {
         Ok(bytes)
     }
 
-    /// A reader of some of its bytes, which tells how many it read.
+    /// A reader of some of its bytes, which reports the number that it read.
     pub(super) fn piece<'a>(&'a self, from: u64, to: u64, sent: &'a mut dyn FnMut(i64)) -> Piece<'a> {
         Piece { file: self, at: from, end: to, sent }
     }
@@ -167,34 +167,4 @@ impl Read for Piece<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_has_both_hashes_and_pieces_and_is_known_when_it_changes() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x");
-        std::fs::write(&path, "hello\n").unwrap();
-        let open = || LocalFile::open("x", File::open(&path).unwrap(), path.display().to_string()).unwrap();
-        let file = open();
-        // Hashes of `sha256sum` and `git hash-object`.
-        let sha256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
-        assert_eq!((file.size(), file.sha256()), (6, sha256));
-        for hash in [sha256, "ce013625030ba8dba906f756967f9e9ca394464a"] {
-            assert!(file.is(&BlobName::parse(hash).unwrap()), "{hash}");
-        }
-        assert!(!file.is(&BlobName::parse(&"0".repeat(40)).unwrap()));
-        assert_eq!((file.sample().unwrap(), file.bytes().unwrap()), (b"hello\n".to_vec(), b"hello\n".to_vec()));
-        let (mut text, mut told) = (String::new(), 0);
-        file.piece(1, 4, &mut |bytes| told += bytes).read_to_string(&mut text).unwrap();
-        assert_eq!((text.as_str(), told), ("ell", 3));
-        file.check_unchanged().unwrap();
-        std::fs::write(&path, "hell").unwrap();
-        let error = file.check_unchanged().unwrap_err();
-        assert!(error.to_string().contains("was changed while it was sent") && !error.is_usage(), "{error}");
-        assert!(file.bytes().unwrap_err().to_string().contains("became shorter"));
-        let bytes = LocalFile::of_bytes("y", b"hello\n".to_vec()).unwrap();
-        assert_eq!((bytes.sha256(), bytes.bytes().unwrap()), (sha256, b"hello\n".to_vec()));
-        assert_eq!(LocalFile::of_bytes("y", Vec::new()).unwrap().bytes().unwrap(), b"");
-    }
-}
+mod tests;
