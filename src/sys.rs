@@ -4,7 +4,7 @@
 #![allow(non_camel_case_types, unsafe_code, missing_docs)]
 
 pub const QK_ABI_VERSION: u32 = 3;
-pub const QK_ABI_REVISION: u32 = 8;
+pub const QK_ABI_REVISION: u32 = 9;
 pub const QK_MAX_STRUCT_SIZE: u32 = 4096;
 pub const QK_MAX_SEGMENTS: u32 = 4;
 pub const QK_MAX_R: u32 = 256;
@@ -105,10 +105,11 @@ pub struct qk_dropout {
     pub dropout_id: u32,
     pub dropout_step: u32,
     pub first_token: i64,
+    pub step_on_device: *const u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_dropout"][::std::mem::size_of::<qk_dropout>() - 32usize];
+    ["Size of qk_dropout"][::std::mem::size_of::<qk_dropout>() - 40usize];
     ["Alignment of qk_dropout"][::std::mem::align_of::<qk_dropout>() - 8usize];
     ["Offset of field: qk_dropout::struct_size"][::std::mem::offset_of!(qk_dropout, struct_size) - 0usize];
     ["Offset of field: qk_dropout::p"][::std::mem::offset_of!(qk_dropout, p) - 4usize];
@@ -116,6 +117,7 @@ const _: () = {
     ["Offset of field: qk_dropout::dropout_id"][::std::mem::offset_of!(qk_dropout, dropout_id) - 16usize];
     ["Offset of field: qk_dropout::dropout_step"][::std::mem::offset_of!(qk_dropout, dropout_step) - 20usize];
     ["Offset of field: qk_dropout::first_token"][::std::mem::offset_of!(qk_dropout, first_token) - 24usize];
+    ["Offset of field: qk_dropout::step_on_device"][::std::mem::offset_of!(qk_dropout, step_on_device) - 32usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -156,10 +158,12 @@ pub struct qk_linear_args {
     pub segments: *const qk_segment,
     pub s: *const ::std::os::raw::c_void,
     pub dropout: *const qk_dropout,
+    pub lds: i64,
+    pub room: *mut ::std::os::raw::c_void,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_linear_args"][::std::mem::size_of::<qk_linear_args>() - 64usize];
+    ["Size of qk_linear_args"][::std::mem::size_of::<qk_linear_args>() - 80usize];
     ["Alignment of qk_linear_args"][::std::mem::align_of::<qk_linear_args>() - 8usize];
     ["Offset of field: qk_linear_args::struct_size"][::std::mem::offset_of!(qk_linear_args, struct_size) - 0usize];
     ["Offset of field: qk_linear_args::num_segments"][::std::mem::offset_of!(qk_linear_args, num_segments) - 4usize];
@@ -170,6 +174,8 @@ const _: () = {
     ["Offset of field: qk_linear_args::segments"][::std::mem::offset_of!(qk_linear_args, segments) - 40usize];
     ["Offset of field: qk_linear_args::s"][::std::mem::offset_of!(qk_linear_args, s) - 48usize];
     ["Offset of field: qk_linear_args::dropout"][::std::mem::offset_of!(qk_linear_args, dropout) - 56usize];
+    ["Offset of field: qk_linear_args::lds"][::std::mem::offset_of!(qk_linear_args, lds) - 64usize];
+    ["Offset of field: qk_linear_args::room"][::std::mem::offset_of!(qk_linear_args, room) - 72usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -218,10 +224,13 @@ pub struct qk_linear_backward_args {
     pub s: *const ::std::os::raw::c_void,
     pub t: *const ::std::os::raw::c_void,
     pub dropout: *const qk_dropout,
+    pub lds: i64,
+    pub ldt: i64,
+    pub room: *mut ::std::os::raw::c_void,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_linear_backward_args"][::std::mem::size_of::<qk_linear_backward_args>() - 96usize];
+    ["Size of qk_linear_backward_args"][::std::mem::size_of::<qk_linear_backward_args>() - 120usize];
     ["Alignment of qk_linear_backward_args"][::std::mem::align_of::<qk_linear_backward_args>() - 8usize];
     ["Offset of field: qk_linear_backward_args::struct_size"]
         [::std::mem::offset_of!(qk_linear_backward_args, struct_size) - 0usize];
@@ -243,6 +252,10 @@ const _: () = {
     ["Offset of field: qk_linear_backward_args::t"][::std::mem::offset_of!(qk_linear_backward_args, t) - 80usize];
     ["Offset of field: qk_linear_backward_args::dropout"]
         [::std::mem::offset_of!(qk_linear_backward_args, dropout) - 88usize];
+    ["Offset of field: qk_linear_backward_args::lds"][::std::mem::offset_of!(qk_linear_backward_args, lds) - 96usize];
+    ["Offset of field: qk_linear_backward_args::ldt"][::std::mem::offset_of!(qk_linear_backward_args, ldt) - 104usize];
+    ["Offset of field: qk_linear_backward_args::room"]
+        [::std::mem::offset_of!(qk_linear_backward_args, room) - 112usize];
 };
 pub const QK_PATH_TENSOR_CORE: qk_path = 0;
 pub const QK_PATH_SMALL_M: qk_path = 1;
@@ -543,10 +556,11 @@ pub struct qk_embedding_backward_args {
     pub reserved2: u32,
     pub rows: *const u32,
     pub num_rows: i64,
+    pub lddout: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_embedding_backward_args"][::std::mem::size_of::<qk_embedding_backward_args>() - 80usize];
+    ["Size of qk_embedding_backward_args"][::std::mem::size_of::<qk_embedding_backward_args>() - 88usize];
     ["Alignment of qk_embedding_backward_args"][::std::mem::align_of::<qk_embedding_backward_args>() - 8usize];
     ["Offset of field: qk_embedding_backward_args::struct_size"]
         [::std::mem::offset_of!(qk_embedding_backward_args, struct_size) - 0usize];
@@ -570,6 +584,8 @@ const _: () = {
         [::std::mem::offset_of!(qk_embedding_backward_args, rows) - 64usize];
     ["Offset of field: qk_embedding_backward_args::num_rows"]
         [::std::mem::offset_of!(qk_embedding_backward_args, num_rows) - 72usize];
+    ["Offset of field: qk_embedding_backward_args::lddout"]
+        [::std::mem::offset_of!(qk_embedding_backward_args, lddout) - 80usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -612,10 +628,11 @@ pub struct qk_rms_norm_args {
     pub sum: *mut ::std::os::raw::c_void,
     pub y: *mut ::std::os::raw::c_void,
     pub residual: *const ::std::os::raw::c_void,
+    pub ldy: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_rms_norm_args"][::std::mem::size_of::<qk_rms_norm_args>() - 72usize];
+    ["Size of qk_rms_norm_args"][::std::mem::size_of::<qk_rms_norm_args>() - 80usize];
     ["Alignment of qk_rms_norm_args"][::std::mem::align_of::<qk_rms_norm_args>() - 8usize];
     ["Offset of field: qk_rms_norm_args::struct_size"][::std::mem::offset_of!(qk_rms_norm_args, struct_size) - 0usize];
     ["Offset of field: qk_rms_norm_args::eps"][::std::mem::offset_of!(qk_rms_norm_args, eps) - 4usize];
@@ -627,6 +644,7 @@ const _: () = {
     ["Offset of field: qk_rms_norm_args::sum"][::std::mem::offset_of!(qk_rms_norm_args, sum) - 48usize];
     ["Offset of field: qk_rms_norm_args::y"][::std::mem::offset_of!(qk_rms_norm_args, y) - 56usize];
     ["Offset of field: qk_rms_norm_args::residual"][::std::mem::offset_of!(qk_rms_norm_args, residual) - 64usize];
+    ["Offset of field: qk_rms_norm_args::ldy"][::std::mem::offset_of!(qk_rms_norm_args, ldy) - 72usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -641,10 +659,12 @@ pub struct qk_rms_norm_backward_args {
     pub dx: *mut ::std::os::raw::c_void,
     pub accumulate: u32,
     pub reserved: u32,
+    pub lddy: i64,
+    pub lddx: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_rms_norm_backward_args"][::std::mem::size_of::<qk_rms_norm_backward_args>() - 64usize];
+    ["Size of qk_rms_norm_backward_args"][::std::mem::size_of::<qk_rms_norm_backward_args>() - 80usize];
     ["Alignment of qk_rms_norm_backward_args"][::std::mem::align_of::<qk_rms_norm_backward_args>() - 8usize];
     ["Offset of field: qk_rms_norm_backward_args::struct_size"]
         [::std::mem::offset_of!(qk_rms_norm_backward_args, struct_size) - 0usize];
@@ -661,6 +681,10 @@ const _: () = {
         [::std::mem::offset_of!(qk_rms_norm_backward_args, accumulate) - 56usize];
     ["Offset of field: qk_rms_norm_backward_args::reserved"]
         [::std::mem::offset_of!(qk_rms_norm_backward_args, reserved) - 60usize];
+    ["Offset of field: qk_rms_norm_backward_args::lddy"]
+        [::std::mem::offset_of!(qk_rms_norm_backward_args, lddy) - 64usize];
+    ["Offset of field: qk_rms_norm_backward_args::lddx"]
+        [::std::mem::offset_of!(qk_rms_norm_backward_args, lddx) - 72usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -675,10 +699,11 @@ pub struct qk_norm_gradient_args {
     pub dy: *const ::std::os::raw::c_void,
     pub x: *const ::std::os::raw::c_void,
     pub dweight: *mut f32,
+    pub lddy: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_norm_gradient_args"][::std::mem::size_of::<qk_norm_gradient_args>() - 72usize];
+    ["Size of qk_norm_gradient_args"][::std::mem::size_of::<qk_norm_gradient_args>() - 80usize];
     ["Alignment of qk_norm_gradient_args"][::std::mem::align_of::<qk_norm_gradient_args>() - 8usize];
     ["Offset of field: qk_norm_gradient_args::struct_size"]
         [::std::mem::offset_of!(qk_norm_gradient_args, struct_size) - 0usize];
@@ -692,6 +717,7 @@ const _: () = {
     ["Offset of field: qk_norm_gradient_args::x"][::std::mem::offset_of!(qk_norm_gradient_args, x) - 56usize];
     ["Offset of field: qk_norm_gradient_args::dweight"]
         [::std::mem::offset_of!(qk_norm_gradient_args, dweight) - 64usize];
+    ["Offset of field: qk_norm_gradient_args::lddy"][::std::mem::offset_of!(qk_norm_gradient_args, lddy) - 72usize];
 };
 pub const QK_ROTATION_NONE: qk_rotation = 0;
 pub const QK_ROTATION_AFTER_NORM: qk_rotation = 1;
@@ -804,10 +830,12 @@ pub struct qk_swiglu_args {
     pub dout: *const ::std::os::raw::c_void,
     pub activation: u32,
     pub reserved2: u32,
+    pub ldgate_up: i64,
+    pub ldout: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_swiglu_args"][::std::mem::size_of::<qk_swiglu_args>() - 56usize];
+    ["Size of qk_swiglu_args"][::std::mem::size_of::<qk_swiglu_args>() - 72usize];
     ["Alignment of qk_swiglu_args"][::std::mem::align_of::<qk_swiglu_args>() - 8usize];
     ["Offset of field: qk_swiglu_args::struct_size"][::std::mem::offset_of!(qk_swiglu_args, struct_size) - 0usize];
     ["Offset of field: qk_swiglu_args::reserved"][::std::mem::offset_of!(qk_swiglu_args, reserved) - 4usize];
@@ -818,6 +846,8 @@ const _: () = {
     ["Offset of field: qk_swiglu_args::dout"][::std::mem::offset_of!(qk_swiglu_args, dout) - 40usize];
     ["Offset of field: qk_swiglu_args::activation"][::std::mem::offset_of!(qk_swiglu_args, activation) - 48usize];
     ["Offset of field: qk_swiglu_args::reserved2"][::std::mem::offset_of!(qk_swiglu_args, reserved2) - 52usize];
+    ["Offset of field: qk_swiglu_args::ldgate_up"][::std::mem::offset_of!(qk_swiglu_args, ldgate_up) - 56usize];
+    ["Offset of field: qk_swiglu_args::ldout"][::std::mem::offset_of!(qk_swiglu_args, ldout) - 64usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -838,10 +868,12 @@ pub struct qk_attention_args {
     pub dqkv: *mut ::std::os::raw::c_void,
     pub soft_cap: f32,
     pub reserved: u32,
+    pub ldout: i64,
+    pub lddqkv: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_attention_args"][::std::mem::size_of::<qk_attention_args>() - 104usize];
+    ["Size of qk_attention_args"][::std::mem::size_of::<qk_attention_args>() - 120usize];
     ["Alignment of qk_attention_args"][::std::mem::align_of::<qk_attention_args>() - 8usize];
     ["Offset of field: qk_attention_args::struct_size"]
         [::std::mem::offset_of!(qk_attention_args, struct_size) - 0usize];
@@ -860,6 +892,8 @@ const _: () = {
     ["Offset of field: qk_attention_args::dqkv"][::std::mem::offset_of!(qk_attention_args, dqkv) - 88usize];
     ["Offset of field: qk_attention_args::soft_cap"][::std::mem::offset_of!(qk_attention_args, soft_cap) - 96usize];
     ["Offset of field: qk_attention_args::reserved"][::std::mem::offset_of!(qk_attention_args, reserved) - 100usize];
+    ["Offset of field: qk_attention_args::ldout"][::std::mem::offset_of!(qk_attention_args, ldout) - 104usize];
+    ["Offset of field: qk_attention_args::lddqkv"][::std::mem::offset_of!(qk_attention_args, lddqkv) - 112usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -882,10 +916,11 @@ pub struct qk_attention_cache_args {
     pub window: i64,
     pub soft_cap: f32,
     pub reserved: u32,
+    pub ldout: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_attention_cache_args"][::std::mem::size_of::<qk_attention_cache_args>() - 120usize];
+    ["Size of qk_attention_cache_args"][::std::mem::size_of::<qk_attention_cache_args>() - 128usize];
     ["Alignment of qk_attention_cache_args"][::std::mem::align_of::<qk_attention_cache_args>() - 8usize];
     ["Offset of field: qk_attention_cache_args::struct_size"]
         [::std::mem::offset_of!(qk_attention_cache_args, struct_size) - 0usize];
@@ -919,6 +954,8 @@ const _: () = {
         [::std::mem::offset_of!(qk_attention_cache_args, soft_cap) - 112usize];
     ["Offset of field: qk_attention_cache_args::reserved"]
         [::std::mem::offset_of!(qk_attention_cache_args, reserved) - 116usize];
+    ["Offset of field: qk_attention_cache_args::ldout"]
+        [::std::mem::offset_of!(qk_attention_cache_args, ldout) - 120usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -1,9 +1,9 @@
 //! NF4 weights in device memory.
 //!
-//! [`Nf4Weight`] is for engines whose memory is this library's. One with memory of its own keeps the arrays itself and
-//! describes them by a [`nf4::Weight`], as `examples/rust-engine` does; so does the trainer of this repository, whose
-//! memory plan is a run without a device, and whose arrays may wait in host memory. What an array holds and in which
-//! order is said here for all: [`Nf4Weight::fastest_layout`], [`transposed`].
+//! [`Nf4Weight`] puts a weight into memory of this library, also for an engine whose other memory is its own
+//! (`examples/rust-engine`). One that keeps the arrays itself has them as [`nf4::Arrays`]; so does the trainer of this
+//! repository, whose memory plan is a run without a device, and whose arrays may wait in host memory. What an array
+//! holds and in which order is said here for all: [`Nf4Weight::fastest_layout`], [`transposed`].
 
 use crate::device::{Buffer, Device};
 use crate::error::{CudaError, Result};
@@ -19,30 +19,7 @@ pub fn transposed(absmax: &[f32], n: usize) -> Vec<f32> {
 }
 
 /// An NF4 weight `[n, k]` in device memory, which it owns.
-pub struct Nf4Weight {
-    n: usize,
-    k: usize,
-    block_size: usize,
-    layout: Layout,
-    /// `[ceil(n * k / 2)]`
-    codes: Buffer<u8>,
-    absmax: AbsmaxBuffers,
-}
-
-enum AbsmaxBuffers {
-    /// `[blocks]`
-    F32(Buffer<f32>),
-    DoubleQuantized {
-        /// `[blocks]`
-        codes: Buffer<u8>,
-        /// `[ceil(blocks / 256)]`
-        nested_absmax: Buffer<f32>,
-        /// `[256]`
-        nested_map: Buffer<f32>,
-        /// `[1]`
-        offset: Buffer<f32>,
-    },
-}
+pub struct Nf4Weight(nf4::Arrays<Buffer<u8>, Buffer<f32>>);
 
 impl Nf4Weight {
     /// The layout that the kernels read fastest: transposed, where rows have whole blocks and few enough of them for 32
@@ -67,8 +44,8 @@ impl Nf4Weight {
         }
         let in_row = k / block_size;
         let absmax = match (matrix.absmax(), layout) {
-            (Absmax::F32(absmax), Layout::RowMajor) => AbsmaxBuffers::F32(device.upload(absmax)?),
-            (Absmax::F32(absmax), Layout::Transposed) => AbsmaxBuffers::F32(device.upload(&transposed(absmax, n))?),
+            (Absmax::F32(absmax), Layout::RowMajor) => nf4::Absmax::F32(device.upload(absmax)?),
+            (Absmax::F32(absmax), Layout::Transposed) => nf4::Absmax::F32(device.upload(&transposed(absmax, n))?),
             (Absmax::DoubleQuantized { codes, nested_absmax, nested_block_size, nested_map, offset }, layout) => {
                 if *nested_block_size != NESTED_BLOCK_SIZE {
                     return Err(CudaError::Device(format!(
@@ -84,7 +61,7 @@ impl Nf4Weight {
                         transposed
                     }
                 };
-                AbsmaxBuffers::DoubleQuantized {
+                nf4::Absmax::DoubleQuantized {
                     codes,
                     nested_absmax: device.upload(nested_absmax)?,
                     nested_map: device.upload(nested_map.as_slice())?,
@@ -92,24 +69,12 @@ impl Nf4Weight {
                 }
             }
         };
-        Ok(Self { n, k, block_size, layout, codes: device.upload(matrix.codes())?, absmax })
+        Ok(Self(nf4::Arrays { n, k, block_size, layout, codes: device.upload(matrix.codes())?, absmax }))
     }
 
     /// The weight as operations read it.
     pub fn view(&self) -> nf4::Weight<'_> {
-        let absmax = match &self.absmax {
-            AbsmaxBuffers::F32(absmax) => nf4::Absmax::F32(absmax.view()),
-            AbsmaxBuffers::DoubleQuantized { codes, nested_absmax, nested_map, offset } => {
-                nf4::Absmax::DoubleQuantized {
-                    codes: codes.view(),
-                    nested_absmax: nested_absmax.view(),
-                    nested_map: nested_map.view(),
-                    offset: offset.view(),
-                }
-            }
-        };
-        let Self { n, k, block_size, layout, .. } = *self;
-        nf4::Weight { n, k, block_size, layout, codes: self.codes.view(), absmax }
+        self.0.map(Buffer::view, Buffer::view)
     }
 }
 

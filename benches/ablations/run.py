@@ -122,7 +122,7 @@ def run(args, task, setting, rate, seed):
 
 
 class Results:
-    """What results.jsonl holds. `loss` runs what is missing, and adds it."""
+    """The results in results.jsonl. `loss` makes a run that is missing, and adds it."""
 
     def __init__(self, args):
         self.args, self.path, self.lock = args, args.out / "results.jsonl", threading.Lock()
@@ -184,7 +184,7 @@ def best_rate(runs, task, setting):
 
 
 def bracketed(runs, task, setting):
-    """Whether the rates on both sides of the best one were run."""
+    """True if the rates on both sides of the best one were run."""
     first, rates = first_losses(runs, task, setting), TASKS[task].rates
     at = rates.index(best_rate(runs, task, setting))
     return all(rate in first for rate in rates[max(at - 1, 0) : at + 2])

@@ -69,7 +69,7 @@ def instructions():
 
 
 def smi(query):
-    """What nvidia-smi says of the first GPU that this process may use."""
+    """The answer of nvidia-smi for the first GPU that this process may use."""
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     command = ["nvidia-smi", "-i", gpu, f"--query-gpu={query}", "--format=csv,noheader,nounits"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -124,7 +124,7 @@ def ours(variant, args, rows):
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "loss" in line]
     ends = [line["seconds"] for line in lines]
-    # The first step's beginning is not told; it does not count anyway.
+    # The beginning of the first step is not known; it does not count anyway.
     times = [None, *(later - earlier for earlier, later in zip(ends, ends[1:]))]
     return {"memory": memory, "losses": [line["loss"] for line in lines], "step_seconds": times}
 
@@ -150,7 +150,7 @@ def theirs(variant, args, rows):
 
 
 def summary(args, runs):
-    """Of the runs of one variant."""
+    """The figures of the runs of one variant."""
     steps = [statistics.median(run["step_seconds"][WARMUP:]) for run in runs]
     speeds = sorted(args.tokens * args.batch / step for step in steps)
     reserved = [run["torch_reserved_bytes"] for run in runs if "torch_reserved_bytes" in run]

@@ -25,12 +25,12 @@ constexpr int64_t kMaxTokens = INT32_MAX - 1024;
 struct AttentionView {
     const bf16 *qkv;             // [M, ldqkv]: H query heads, Hkv key heads, Hkv value heads, each D wide
     const uint32_t *cu_seqlens;  // [documents + 1]
-    bf16 *out;                   // [M, H * D]
+    bf16 *out;                   // [M, ldout]
     float *lse;                  // [M, H]
     const bf16 *dout;            // [M, H * D]
     float2 *rows;                // [H, padded M]: lse * log2(e) and delta; zeros from token M on
-    bf16 *dqkv;                  // [M, ldqkv]
-    int64_t ldqkv;
+    bf16 *dqkv;                  // [M, lddqkv]
+    int64_t ldqkv, ldout, lddqkv;
     float4 *partial;             // [splits, Hkv, tiles, 2 / 8 of a thread's columns, threads]: sums of dK and
                                  // dV; NULL with one split
     int splits;                  // parts that the query heads of a key head are cut into for dK and dV
@@ -184,7 +184,7 @@ __device__ __forceinline__ float row_sum(float x) {
     return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// What the backward pass keeps in its workspace: `rows`, then, from `partial_at` on, the partial sums of dK and dV.
+// The backward pass's layout of its workspace: `rows`, then, from `partial_at` on, the partial sums of dK and dV.
 struct AttentionWorkspace {
     int splits;
     size_t partial_at, bytes;

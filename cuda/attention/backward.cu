@@ -58,9 +58,10 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < (D + 63) / 64; ++i) {
-        int64_t at = index * D + i * 64 + lane * 2;
-        if ((token >= view.m) | (i * 64 + lane * 2 >= D)) continue;
-        uint32_t dout = load_as<uint32_t>(view.dout + at), out = load_as<uint32_t>(view.out + at);
+        int column = i * 64 + lane * 2;
+        if ((token >= view.m) | (column >= D)) continue;
+        uint32_t dout = load_as<uint32_t>(view.dout + index * D + column);
+        uint32_t out = load_as<uint32_t>(view.out + token * view.ldout + head * D + column);
         sum += low_float(dout) * low_float(out) + high_float(dout) * high_float(out);
     }
 #pragma unroll
@@ -93,7 +94,7 @@ template <int D> struct KeyShared {
     __device__ __forceinline__ int *ends() const { return reinterpret_cast<int *>(bytes + kEnds); }
 };
 
-// Where a thread leaves its sums of a split's block of keys, 2 / 8 of its columns, dK's before dV's. Of both grids, x
+// Address of a thread's sums over a split's block of keys, for 2 / 8 of its columns, dK's before dV's. In both grids x
 // is the key head and z the tile of keys.
 template <int D> __device__ __forceinline__ float4 *partial_sums(const AttentionView &view, int split) {
     int64_t block = (int64_t(split) * gridDim.x + blockIdx.x) * gridDim.z + blockIdx.z;
@@ -109,7 +110,7 @@ __device__ __forceinline__ void write_keys(const AttentionView &view, int first,
     for (int i = 0; i < 2; ++i) {
         int row = first + lane / 4 + 8 * i;
         if (row >= view.m) continue;
-        store_as<uint32_t>(view.dqkv + int64_t(row) * view.ldqkv + column + lane % 4 * 2,
+        store_as<uint32_t>(view.dqkv + int64_t(row) * view.lddqkv + column + lane % 4 * 2,
                            pack_bf16x2(sums[2 * i] * scale, sums[2 * i + 1] * scale));
     }
 }
@@ -257,7 +258,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_backward_keys(Att
 }
 
 // dK and dV from the partial sums. grid: key heads, dK or dV, tiles of keys
-template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_backward_add(AttentionView view) {
+template <int D> __global__ void __launch_bounds__(kAttentionThreads, 4) attention_backward_add(AttentionView view) {
     constexpr int kColumns = Share<D>::kColumns;
     bool is_value = blockIdx.y != 0;
     int64_t column =
@@ -400,7 +401,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_backward_queries(
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         if (row[i] >= view.m) continue;
-        bf16 *out = view.dqkv + int64_t(row[i]) * view.ldqkv + query_column + part + lane % 4 * 2;
+        bf16 *out = view.dqkv + int64_t(row[i]) * view.lddqkv + query_column + part + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < kColumns / 8; ++n)
             store_as<uint32_t>(out + 8 * n, pack_bf16x2(dq[n][2 * i] * view.scale, dq[n][2 * i + 1] * view.scale));
@@ -431,7 +432,7 @@ AttentionWorkspace attention_backward_workspace(const AttentionView &view, int h
         int64_t wanted = ceil_div(kBlocksOfKeys, tiles * view.kv_heads);
         return wanted < group ? wanted : group;
     };
-    // What any batch of as many tokens or fewer needs: the workspace of the longest serves every one.
+    // The most that any batch of up to m tokens needs: the workspace of the longest serves every one.
     for (int64_t t = 1; t <= tiles && t <= kBlocksOfKeys; ++t) {
         int64_t blocks = splits(t) > 1 ? splits(t) * t * view.kv_heads : 0;
         most = blocks > most ? blocks : most;

@@ -28,10 +28,10 @@ struct CacheView {
     const uint32_t *cu_seqlens;  // [documents + 1]
     const uint32_t *starts;      // [documents]
     const uint32_t *positions;   // [M]
-    bf16 *out;                   // [M, H * D]
+    bf16 *out;                   // [M, ldout]
     float *sums;                 // [tiles of a slice, Hkv, chunks, 16, D]: not divided by the normalizer
     float2 *statistics;          // [tiles of a slice, Hkv, chunks, 16]: maximum in units of log2, sum of exponentials
-    int64_t ldqkv, rows, max_seqlen;
+    int64_t ldqkv, ldout, rows, max_seqlen;
     int64_t window;              // keys a query sees, itself included; INT64_MAX: all
     int m, documents, heads, kv_heads, group, chunks;
     float scale;                 // log2(e) / sqrt(D); with a soft cap log2(e) * cap
@@ -101,7 +101,7 @@ template <int D> struct CacheShared {
 
 // grid: (tiles of the slice, Hkv, chunks)
 template <int D, bool kCapped>
-__global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView view, int64_t first_tile) {
+__global__ void __launch_bounds__(kAttentionThreads, 4) attention_cache(CacheView view, int64_t first_tile) {
     constexpr int kChunk = chunk_of(D), kKeyWarps = kChunk / 16; // warps that have keys
     CacheShared<D> shared = {dynamic_shared()};
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, kv_head = int(blockIdx.y), chunk = int(blockIdx.z);
@@ -251,8 +251,9 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_cache_combine(Cac
         sum = fmaf(totals[w], weight, sum);
         value = fmaf(shared[w * D + column], weight, value);
     }
-    int64_t to = int64_t(queries.token_of(view, query)) * view.heads + queries.head_of(view, kv_head, query);
-    view.out[to * D + column] = to_bf16(valid ? __fdiv_rn(value, sum) : __uint_as_float(0x7fc00000u));
+    bf16 *to = view.out + int64_t(queries.token_of(view, query)) * view.ldout;
+    to += int64_t(queries.head_of(view, kv_head, query)) * D;
+    to[column] = to_bf16(valid ? __fdiv_rn(value, sum) : __uint_as_float(0x7fc00000u));
 }
 
 constexpr int kAppendThreads = 256;
@@ -387,6 +388,8 @@ extern "C" int qk_attention_cache(const qk_attention_cache_args *caller, void *w
     CacheView view;
     if (int error = check(caller, &args, &view)) return error;
     if (view.m == 0) return QK_OK;
+    view.ldout = args.ldout != 0 ? args.ldout : int64_t(args.heads) * args.head_dim;
+    if (view.ldout < int64_t(args.heads) * args.head_dim) return QK_ERROR_SHAPE;
     if (args.out == nullptr) return QK_ERROR_NULL_POINTER;
     if (!is_aligned(args.out, 16)) return QK_ERROR_ALIGNMENT;
     if (int error = check_workspace(workspace, workspace_bytes, bytes_of(view, args.head_dim))) return error;

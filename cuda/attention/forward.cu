@@ -136,7 +136,7 @@ template <int D, bool kCapped> __global__ void __launch_bounds__(kAttentionThrea
         float total = row_sum(sum[i]);
         if (row[i] >= view.m) continue;
         float inverse = __fdiv_rn(1.0f, total);
-        bf16 *out = view.out + int64_t(row[i]) * view.heads * D + query_column + lane % 4 * 2;
+        bf16 *out = view.out + int64_t(row[i]) * view.ldout + query_column + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n)
             store_as<uint32_t>(out + 8 * n, pack_bf16x2(o[n][2 * i] * inverse, o[n][2 * i + 1] * inverse));
@@ -154,6 +154,9 @@ int check(const qk_attention_args *caller, qk_attention_args *args, AttentionVie
     if (!is_soft_cap(args->soft_cap)) return QK_ERROR_VALUE;
     int64_t width = int64_t(args->heads + 2 * args->kv_heads) * args->head_dim;
     if (args->ldqkv < width || args->ldqkv % 8 != 0) return QK_ERROR_SHAPE;
+    int64_t out_width = int64_t(args->heads) * args->head_dim;
+    int64_t ldout = args->ldout != 0 ? args->ldout : out_width, lddqkv = args->lddqkv != 0 ? args->lddqkv : args->ldqkv;
+    if (ldout < out_width || ldout % 8 != 0 || lddqkv < width || lddqkv % 8 != 0) return QK_ERROR_SHAPE;
     *view = {};
     if (args->m == 0) return QK_OK;
     if (args->qkv == nullptr || args->cu_seqlens == nullptr || args->out == nullptr || args->lse == nullptr)
@@ -166,6 +169,8 @@ int check(const qk_attention_args *caller, qk_attention_args *args, AttentionVie
     view->lse = args->lse;
     view->m = int(args->m);
     view->ldqkv = args->ldqkv;
+    view->ldout = ldout;
+    view->lddqkv = lddqkv;
     view->window = args->window == 0 || args->window > INT32_MAX ? INT32_MAX : int(args->window);
     view->documents = int(args->documents);
     view->heads = int(args->heads);

@@ -15,7 +15,8 @@
 #define QK_GROWN_STRUCTS(X) \
     X(qk_cross_entropy_args, 96) X(qk_attention_args, 96) X(qk_attention_cache_args, 104) X(qk_embedding_args, 56) \
     X(qk_rms_norm_args, 64) X(qk_head_norm_args, 88) X(qk_rope_args, 72) X(qk_swiglu_args, 48) \
-    X(qk_embedding_backward_args, 64)
+    X(qk_embedding_backward_args, 64) X(qk_linear_args, 64) X(qk_linear_backward_args, 96) \
+    X(qk_rms_norm_backward_args, 64) X(qk_norm_gradient_args, 72) X(qk_dropout, 32)
 
 template <typename T> struct FirstVersion { static constexpr uint32_t kBytes = sizeof(T); };
 #define QK_FIRST_VERSION(type, bytes) \

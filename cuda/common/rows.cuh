@@ -52,6 +52,13 @@ __device__ __forceinline__ float inverse_rms(float squares, int64_t h, float eps
     return __fdiv_rn(1.0f, sqrtf(__fadd_rn(__fdiv_rn(squares, float(h)), eps)));
 }
 
+// The sum of a over the warp, in each of its lanes, as a tree.
+__device__ __forceinline__ float lane_sum(float a) {
+#pragma unroll
+    for (int half = 16; half > 0; half /= 2) a += __shfl_xor_sync(~0u, a, half);
+    return a;
+}
+
 // The sums of a and b over each `lanes` lanes of the warp (a power of two), in each of them, as a tree.
 __device__ __forceinline__ float2 lane_sums(float a, float b, int lanes) {
 #pragma unroll
@@ -76,5 +83,16 @@ __device__ __forceinline__ float2 block_sums(float a, float b, float *shared) {
     return {a, b};
 }
 
-// Whether every row of these widths starts 16-byte aligned.
+// The sum of a over the block, likewise.
+__device__ __forceinline__ float block_sum(float a, float *shared) {
+    a = lane_sum(a);
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = a;
+    __syncthreads();
+    a = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kRowThreads / 32; ++i) a += shared[i];
+    return a;
+}
+
+// True if every row of these widths starts 16-byte aligned.
 inline bool is_vector(int64_t width) { return width % 8 == 0; }

@@ -26,6 +26,10 @@ constexpr unsigned char kGuard = 0xa5;
 constexpr size_t kGuardBytes = FIBER_ASAN ? 0 : 4096;
 constexpr int kErrorInvalidConfiguration = 9; // cudaErrorInvalidConfiguration
 
+// Messages are made apart from the functions that threads wait in: each thread has the frames of those on a stack of
+// its own, and short ones stay in the cache.
+#define RARE __attribute__((noinline, cold))
+
 struct Warp {
     unsigned ready = ~0u;       // lanes that run
     unsigned arrived = 0;       // lanes at a collective
@@ -153,7 +157,7 @@ void fiber_main() {
 }
 
 // Threads that wait while nothing can run: names one of each kind.
-void record_divergence() {
+RARE void record_divergence() {
     Machine &m = machine();
     const Thread *waiting = nullptr, *other = nullptr;
     for (unsigned t = 0; t < m.count && !waiting; ++t)
@@ -199,7 +203,12 @@ std::vector<unsigned> order_of(uint64_t blocks, uint64_t sample) {
     return order;
 }
 
+bool is_guard(const unsigned char *bytes) {
+    return kGuardBytes == 0 || (bytes[0] == kGuard && std::memcmp(bytes, bytes + 1, kGuardBytes - 1) == 0);
+}
+
 void check_guards() {
+    if (is_guard(running.shared - kGuardBytes) && is_guard(running.shared + running.shared_bytes)) return;
     Machine &m = machine();
     for (size_t i = 0; i < kGuardBytes; ++i) {
         bool below = running.shared[-1 - static_cast<ptrdiff_t>(i)] != kGuard;
@@ -241,7 +250,7 @@ void run_block(Index index) {
 
 __thread Running running;
 
-void fail(Site site, const char *what) {
+RARE void fail(Site site, const char *what) {
     record(std::string(what) + ": " + describe(current_thread()) + " at " + describe(site));
     abandon();
 }
@@ -263,17 +272,19 @@ void block_barrier(Site site) {
     yield(m);
 }
 
+[[noreturn]] RARE static void fail_apart(const Thread &self, const Warp &warp, Site site) {
+    record("divergent warp: " + describe(self) + " is at " + describe(site) + ", other lanes wait at " +
+           describe(warp.site));
+    abandon();
+}
+
 void warp_collective(unsigned mask, void *slot, Site site, void (*operation)(void **, const void *),
                      const void *state) {
     Machine &m = machine();
     Thread &self = current_thread();
     Warp &warp = m.warps[self.warp];
     if (mask != ~0u) fail(site, "a collective of part of a warp is not emulated");
-    if (warp.arrived && !(warp.site == site)) {
-        record("divergent warp: " + describe(self) + " is at " + describe(site) + ", other lanes wait at " +
-               describe(warp.site));
-        abandon();
-    }
+    if (warp.arrived && !(warp.site == site)) fail_apart(self, warp, site);
     warp.site = site;
     warp.slots[self.lane] = slot;
     warp.arrived |= 1u << self.lane;

@@ -42,7 +42,7 @@ extern "C" {
 
 /* The version of the interface, and what was added to it since; see above. */
 #define QK_ABI_VERSION 3u
-#define QK_ABI_REVISION 8u
+#define QK_ABI_REVISION 9u
 
 /* The largest struct_size that any version will have: what is above was not set. */
 #define QK_MAX_STRUCT_SIZE 4096u
@@ -62,7 +62,7 @@ extern "C" {
 /* Elements that the optimizer's table counts as one chunk of work. */
 #define QK_ADAMW_CHUNK 4096u
 
-/* A cudaStream_t / CUstream; NULL is the default stream. Ignored in the emulated build. */
+/* A cudaStream_t / CUstream; NULL is the default stream. Emulated: work runs at once or, in tests, when waited for. */
 typedef struct CUstream_st *qk_stream;
 
 enum qk_status {
@@ -132,12 +132,14 @@ typedef struct qk_lora {
  * multiplied by f32(1 / (1 - p)). Its number is word feature % 4 of Philox4x32-10 with key (seed, seed >> 32) and
  * counter (first_token + row, feature / 4, dropout_id, dropout_step). */
 typedef struct qk_dropout {
-    uint32_t struct_size;  /* sizeof(struct qk_dropout) */
-    float p;               /* in [0, 1); with 0 nothing is dropped */
+    uint32_t struct_size;           /* sizeof(struct qk_dropout) */
+    float p;                        /* in [0, 1); with 0 nothing is dropped */
     uint64_t seed;
-    uint32_t dropout_id;   /* of the input: layer * 16 + which input of the layer */
-    uint32_t dropout_step; /* step * accumulation + micro */
-    int64_t first_token;   /* of row 0; first_token + M <= 2^32 */
+    uint32_t dropout_id;            /* of the input: layer * 16 + which input of the layer */
+    uint32_t dropout_step;          /* step * accumulation + micro */
+    int64_t first_token;            /* of row 0; first_token + M <= 2^32 */
+    const uint32_t *step_on_device; /* device, [1]: read in place of dropout_step when the kernel runs, so that a
+                                     * captured graph is replayed with another mask; NULL: dropout_step. Revision 9 */
 } qk_dropout;
 
 /* One row segment of an operand: its own weight, LoRA pair, bias and output. */
@@ -162,10 +164,15 @@ typedef struct qk_linear_args {
     const void *x;                     /* device, bf16 [M, ldx] */
     int64_t ldx;                       /* elements from one row of x to the next, >= k */
     const struct qk_segment *segments; /* host, [num_segments], consecutive by segments[0].struct_size bytes */
-    const void *s;                     /* device, bf16 [M, qk_lora_columns()] from qk_lora_down, or NULL: computed
-                                        * inside */
+    const void *s;                     /* device, bf16 [M, lds], qk_lora_columns() of each row, from qk_lora_down, or
+                                        * NULL: computed inside */
     const struct qk_dropout *dropout;  /* host, or NULL: none. Read where S is computed: by qk_lora_down, and if s is
                                         * NULL */
+    int64_t lds;                       /* elements from one row of s to the next, also of what qk_lora_down writes: a
+                                        * multiple of 8, >= qk_lora_columns(); 0: that. Revision 9 */
+    void *room;                        /* device, x + k, or NULL. ldx is then a multiple of 8, >= k +
+                                        * qk_lora_columns(): qk_linear_product puts S behind the k columns of each row
+                                        * of x, and x is not copied. Revision 9 */
 } qk_linear_args;
 
 /* One row segment of an operand, seen from its gradient. */
@@ -202,11 +209,17 @@ typedef struct qk_linear_backward_args {
                                                  * bf16(gradient) */
     uint32_t reserved;                          /* 0 */
     const struct qk_segment_backward *segments; /* host, [num_segments], consecutive by segments[0].struct_size bytes */
-    const void *s;                              /* device, bf16 [M, qk_lora_columns()] of qk_lora_down: read by
-                                                 * qk_lora_gradients */
-    const void *t;                              /* device, bf16 [M, qk_lora_columns()] of qk_lora_dy_b, or NULL:
-                                                 * computed inside, in the workspace */
+    const void *s;                              /* device, bf16 [M, lds] of qk_lora_down: read by qk_lora_gradients */
+    const void *t;                              /* device, bf16 [M, ldt] of qk_lora_dy_b, or NULL: computed inside, in
+                                                 * the workspace */
     const struct qk_dropout *dropout;           /* host, that of the forward pass, or NULL: none */
+    int64_t lds;                                /* elements from one row of s to the next, a multiple of 8, >=
+                                                 * qk_lora_columns(); 0: that. Revision 9 */
+    int64_t ldt;                                /* those of t, also of what qk_lora_dy_b writes. Revision 9 */
+    void *room;                                 /* device, behind the last segment's dy, or NULL. All dy are then
+                                                 * columns of one matrix, one behind the other, whose rows are lddy
+                                                 * apart, a multiple of 8, with qk_lora_columns() more elements:
+                                                 * qk_linear_dx_product puts T there, and no dy is copied. Revision 9 */
 } qk_linear_backward_args;
 
 /* The kernel that a call takes. */
@@ -216,7 +229,7 @@ enum qk_path {
     QK_PATH_GENERIC = 2      /* K % 64, ldx % 8 (lddy % 8 of any segment), block_size other than 64: one slow kernel */
 };
 
-/* What qk_nf4_quantize reads and writes. Every block's absmax is that of its elements; a block with a NaN or an
+/* Operands of qk_nf4_quantize. Every block's absmax is that of its elements; a block with a NaN or an
  * infinity gets that absmax and its codes are unspecified but in range. */
 typedef struct qk_nf4_quantize_args {
     uint32_t struct_size;    /* sizeof(struct qk_nf4_quantize_args) */
@@ -253,7 +266,7 @@ typedef struct qk_adamw_tensor {
     float *v_absmax;       /* device, [ceil(n / 256)], updated; NULL: f32 states */
 } qk_adamw_tensor;
 
-/* What the tensors of one rate are updated with. Device memory: a captured graph is replayed with new contents. */
+/* Scalars of the update of one rate's tensors. Device memory: a captured graph is replayed with new contents. */
 typedef struct qk_adamw_rate {
     float decay;     /* 1 - learning_rate * weight_decay */
     float step_size; /* learning_rate / (1 - beta1^step); the first step is 1 */
@@ -265,11 +278,11 @@ typedef struct qk_adamw_rate {
     float epsilon;
 } qk_adamw_rate;
 
-/* What qk_gradient_norm finds. Device memory, 8-byte aligned: the update reads it there, so the host need not wait
+/* Result of qk_gradient_norm. Device memory, 8-byte aligned: the update reads it there, so the host need not wait
  * for it. */
 typedef struct qk_gradient_state {
     double norm;    /* L2 norm over all gradients, before clipping; not finite if a gradient is not */
-    float scale;    /* what every gradient is multiplied by in the update: min(1, max_norm / (norm + 1e-6)), 1 without
+    float scale;    /* factor of every gradient in the update: min(1, max_norm / (norm + 1e-6)), 1 without
                      * clipping */
     int32_t tensor; /* the first tensor with a gradient that is not finite, or -1. The update does nothing unless it
                      * is negative */
@@ -312,17 +325,17 @@ int qk_absmax_transpose(const uint8_t *in, uint8_t *out, int64_t rows, int64_t c
  * other in order. */
 int qk_lora_columns(const struct qk_linear_args *linear, int64_t *columns);
 
-/* S [M, qk_lora_columns()] bf16: part s is bf16(scale_s * X * A_s^T), padding columns are zero. linear->s is not
- * read. */
+/* S [M, qk_lora_columns()] bf16, in rows of linear->lds: part s is bf16(scale_s * X * A_s^T), padding columns are
+ * zero, and nothing is written between rows. S may lie behind X's columns in the same rows. linear->s is not read. */
 int qk_lora_down(const struct qk_linear_args *linear, void *s, qk_stream stream);
 
-/* Bytes of workspace of the two forward functions: S, if the call has to compute it, else 0. */
+/* Bytes of workspace of the two forward functions: S, if the call has to compute it, or 0. */
 int qk_linear_forward_workspace_size(const struct qk_linear_args *linear, size_t *bytes);
 
 /* The kernel that the forward functions take for this call (enum qk_path). */
 int qk_linear_forward_path(const struct qk_linear_args *linear, uint32_t *path);
 
-/* What the forward functions choose for this call, for people: "tensor cores, tiles of 128 tokens x 256 columns, NF4
+/* The choice of the forward functions for this call, for people: "tensor cores, tiles of 128 tokens x 256 columns, NF4
  * weights". At most `size` bytes of `text` (host) are written, with the 0 at the end. Revision 1. */
 int qk_linear_forward_choice(const struct qk_linear_args *linear, char *text, size_t size);
 
@@ -357,14 +370,15 @@ int qk_gradient_norm(const struct qk_adamw_args *adamw, double max_norm, struct 
 
 /* One update of all tensors, in one launch. Every operation rounds on its own in a fixed order (optim/adamw.cu):
  * results depend on neither device nor grid, and equal those of the Rust functions reference::adamw and
- * blockwise::adamw_blockwise bit for bit. */
+ * optim8bit::adamw_blockwise bit for bit. */
 int qk_adamw_update(const struct qk_adamw_args *adamw, qk_stream stream);
 
-/* T [M, qk_lora_columns()] bf16: part s is bf16(scale_s * dY_s * B_s), padding columns are zero. backward->t is not
+/* T [M, qk_lora_columns()] bf16, in rows of backward->ldt: part s is bf16(scale_s * dY_s * B_s), padding columns are
+ * zero, and nothing is written between rows. T may lie behind dY's columns in the same rows. backward->t is not
  * read. */
 int qk_lora_dy_b(const struct qk_linear_backward_args *backward, void *t, qk_stream stream);
 
-/* Bytes of workspace of the two dX functions: T, if the call has to compute it, else 0. */
+/* Bytes of workspace of the two dX functions: T, if the call has to compute it, or 0. */
 int qk_linear_dx_workspace_size(const struct qk_linear_backward_args *backward, size_t *bytes);
 
 /* The kernel that the dX functions take for this call (enum qk_path): QK_PATH_TENSOR_CORE for any M, or
@@ -401,7 +415,8 @@ int qk_lora_gradients_workspace_size(const struct qk_linear_backward_args *backw
  * revision 7. ---- */
 
 /* The operands of a product, out [M, n], with f32 sums that are rounded once. They lie in the workspace, or are those
- * of the call where one of them is already as it has to be. */
+ * of the call where one of them is already as it has to be: X or dY, too, if S or T lies behind its columns in the
+ * same rows, or may be put there (`room`). */
 typedef struct qk_product {
     uint32_t struct_size; /* sizeof(struct qk_product), set by the caller; the rest is written */
     uint32_t reserved;    /* 0 */
@@ -415,7 +430,7 @@ typedef struct qk_product {
                            * one */
 } qk_product;
 
-/* Bytes of workspace of qk_linear_product. */
+/* Bytes of workspace of qk_linear_product. With room, X takes none of it, nor does S. */
 int qk_linear_product_workspace_size(const struct qk_linear_args *linear, size_t *bytes);
 
 /* The product of the forward pass: segment by segment, out has the columns of each y. The segments may be of NF4 and
@@ -423,8 +438,8 @@ int qk_linear_product_workspace_size(const struct qk_linear_args *linear, size_t
 int qk_linear_product(const struct qk_linear_args *linear, struct qk_product *product, void *workspace,
                       size_t workspace_bytes, qk_stream stream);
 
-/* Bytes of workspace of qk_linear_dx_product. Of the pointers it only reads whether t is NULL and, without LoRA,
- * whether the segments' dy are columns of one matrix, one behind the other. */
+/* Bytes of workspace of qk_linear_dx_product. With room, dY takes none of it, nor does T. Of the pointers it only reads
+ * whether t and room are NULL, and whether the segments' dy, and t, are columns of one matrix, one behind the other. */
 int qk_linear_dx_product_workspace_size(const struct qk_linear_backward_args *backward, size_t *bytes);
 
 /* The product of dX, without what accumulate adds. dx is not written. */
@@ -527,13 +542,14 @@ typedef struct qk_embedding_backward_args {
     int64_t h;            /* H, the width of a row, >= 1 */
     int64_t vocab;        /* rows of the table, >= 1 */
     const uint32_t *ids;  /* device, [M]; a token whose id is not below vocab is left out */
-    const void *dout;     /* device, bf16 [M, H]: the gradient of qk_embedding's output */
+    const void *dout;     /* device, bf16 [M, lddout]: the gradient of qk_embedding's output */
     float *dtable;        /* device, f32 [vocab, H], with rows [num_rows, H]: added to */
     float scale;          /* that of qk_embedding, finite; 0: 1 */
     uint32_t reserved2;   /* 0 */
     const uint32_t *rows; /* device, [num_rows]: the ids whose rows dtable has, ascending, each once; tokens of others
                            * are left out. NULL: all ids. Revision 8 */
     int64_t num_rows;     /* 1..vocab with rows, 0 without */
+    int64_t lddout;       /* elements from one row of dout to the next, >= H; 0: H. Revision 9 */
 } qk_embedding_backward_args;
 
 /* dtable[ids[t]] += scale * dout[t], product and sum each rounded, token by token in order: a batch that is cut
@@ -566,9 +582,10 @@ typedef struct qk_rms_norm_args {
     const void *delta;    /* device, bf16 [M, H]: what is added to it, or NULL */
     const float *weight;  /* device, [H] */
     void *sum;            /* device, out bf16 [M, H]: bf16(x + delta), may be x itself; NULL if and only if delta is */
-    void *y;              /* device, out bf16 [M, H]; may be residual itself */
+    void *y;              /* device, out bf16 [M, ldy]; may be residual itself, with ldy = H */
     const void *residual; /* device, bf16 [M, H]: what the rounded norm is added to, or NULL; NULL with delta.
                            * Revision 4 */
+    int64_t ldy;          /* elements from one row of y to the next, >= H; 0: H. Revision 9 */
 } qk_rms_norm_args;
 
 /* y = weight * (s / sqrt(mean(s^2) + eps)), s = bf16(x + delta): the norm reads the rounded stream. With a residual,
@@ -581,12 +598,14 @@ typedef struct qk_rms_norm_backward_args {
     float eps;            /* > 0 */
     int64_t m;            /* M, tokens, >= 0 */
     int64_t h;            /* H, >= 1 */
-    const void *dy;       /* device, bf16 [M, H] */
+    const void *dy;       /* device, bf16 [M, lddy] */
     const void *x;        /* device, bf16 [M, H]: what the norm read */
     const float *weight;  /* device, [H] */
-    void *dx;             /* device, bf16 [M, H]; may be dy itself */
+    void *dx;             /* device, bf16 [M, lddx]; may be dy itself, with lddx = lddy */
     uint32_t accumulate;  /* 1: added to dx, 0: written over it */
     uint32_t reserved;    /* 0 */
+    int64_t lddy;         /* elements from one row of dy to the next, >= H; 0: H. Revision 9 */
+    int64_t lddx;         /* those of dx. Revision 9 */
 } qk_rms_norm_backward_args;
 
 /* With g = weight * dy and rho = 1 / sqrt(mean(x^2) + eps): dx (+)= rho * g - x * rho^3 * (g . x) / H. */
@@ -600,11 +619,12 @@ typedef struct qk_norm_gradient_args {
     int64_t m;            /* M, tokens, >= 0 */
     int64_t parts;        /* of a row, one behind the other, 1..65535 */
     int64_t width;        /* of a part, >= 1 */
-    int64_t ld;           /* elements from row to row of dy and x, >= column + parts * width */
+    int64_t ld;           /* elements from row to row of x, and of dy without lddy, >= column + parts * width */
     int64_t column;       /* where the first part begins, >= 0 */
-    const void *dy;       /* device, bf16 [M, ld]: the gradient of the norm's output, before any rotation */
+    const void *dy;       /* device, bf16 [M, lddy]: the gradient of the norm's output, before any rotation */
     const void *x;        /* device, bf16 [M, ld]: what the norm read, after any rotation */
     float *dweight;       /* device, f32 [width]: added to */
+    int64_t lddy;         /* elements from row to row of dy, >= column + parts * width; 0: ld. Revision 9 */
 } qk_norm_gradient_args;
 
 /* Bytes of workspace of qk_norm_gradient: 4 for every part of every row, and sums of 256 tokens of every column. Of the
@@ -617,11 +637,11 @@ int qk_norm_gradient_workspace_size(const struct qk_norm_gradient_args *args, si
 int qk_norm_gradient(const struct qk_norm_gradient_args *args, void *workspace, size_t workspace_bytes,
                      qk_stream stream);
 
-/* Whether qk_head_norm turns q and k by their positions too, as qk_rope does. */
+/* Rotation of q and k in qk_head_norm by their positions, as in qk_rope. */
 enum qk_rotation {
     QK_ROTATION_NONE = 0,
-    QK_ROTATION_AFTER_NORM = 1, /* what the norm gives is turned: Qwen3, Gemma 3, OLMo 2 */
-    QK_ROTATION_BEFORE_NORM = 2 /* what the norm reads is turned: Hunyuan */
+    QK_ROTATION_AFTER_NORM = 1, /* the norm's output is rotated: Qwen3, Gemma 3, OLMo 2 */
+    QK_ROTATION_BEFORE_NORM = 2 /* the norm's input is rotated: Hunyuan */
 };
 
 /* RMSNorm of every head of q and of k, or of all of q and all of k, in rows q | k | v of heads + 2 * kv_heads heads,
@@ -678,7 +698,7 @@ typedef struct qk_rope_args {
 /* (a, b) = elements (i, i + R / 2) of a head become (a * cos - b * sin, b * cos + a * sin). */
 int qk_rope(const struct qk_rope_args *args, qk_stream stream);
 
-/* What the gate goes through. */
+/* Activation of the gate. */
 enum qk_activation {
     QK_SILU = 0,     /* x / (1 + exp(-x)) */
     QK_GELU_TANH = 1 /* x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) */
@@ -690,11 +710,13 @@ typedef struct qk_swiglu_args {
     uint32_t reserved;    /* 0 */
     int64_t m;            /* M, tokens, >= 0 */
     int64_t i;            /* I, >= 1 */
-    void *gate_up;        /* device, bf16 [M, 2 * I]; qk_swiglu_backward writes its gradient over it */
-    void *out;            /* device, bf16 [M, I]: written by qk_swiglu, or NULL in qk_swiglu_backward: not wanted */
+    void *gate_up;        /* device, bf16 [M, ldgate_up]; qk_swiglu_backward writes its gradient over it */
+    void *out;            /* device, bf16 [M, ldout]: written by qk_swiglu, or NULL in qk_swiglu_backward: not wanted */
     const void *dout;     /* device, bf16 [M, I]: the gradient of out; NULL in qk_swiglu */
     uint32_t activation;  /* enum qk_activation. Revision 4 */
     uint32_t reserved2;   /* 0 */
+    int64_t ldgate_up;    /* elements from one row of gate_up to the next, >= 2 * I; 0: that. Revision 9 */
+    int64_t ldout;        /* elements from one row of out to the next, >= I; 0: I. Revision 9 */
 } qk_swiglu_args;
 
 /* out = activation(gate) * up. */
@@ -717,14 +739,18 @@ typedef struct qk_attention_args {
     int64_t window;             /* a query sees this many keys at most, itself included; 0: all of its document before
                                  * it */
     const void *qkv;            /* device, bf16 [M, ldqkv]: a row is H queries, Hkv keys, Hkv values of D each */
-    int64_t ldqkv;              /* elements from row to row of qkv and dqkv, a multiple of 8, >= (H + 2 Hkv) * D */
-    void *out;                  /* device, bf16 [M, H * D]: written forward, read backward */
+    int64_t ldqkv;              /* elements from row to row of qkv, and of dqkv without lddqkv, a multiple of 8, >=
+                                 * (H + 2 Hkv) * D */
+    void *out;                  /* device, bf16 [M, ldout]: written forward, read backward */
     float *lse;                 /* device, [M, H]: log of the sum of exponentials, written forward, read backward */
     const void *dout;           /* device, bf16 [M, H * D]: backward only */
-    void *dqkv;                 /* device, out bf16 [M, ldqkv]: backward only */
+    void *dqkv;                 /* device, out bf16 [M, lddqkv]: backward only */
     float soft_cap;             /* scores s = Q * K^T / sqrt(D) become soft_cap * tanh(s / soft_cap) before the mask,
                                  * finite and above 0; 0: as they are. Revision 5 */
     uint32_t reserved;          /* 0 */
+    int64_t ldout;              /* elements from row to row of out, a multiple of 8, >= H * D; 0: H * D. Revision 9 */
+    int64_t lddqkv;             /* elements from row to row of dqkv, a multiple of 8, >= (H + 2 Hkv) * D; 0: ldqkv.
+                                 * Revision 9 */
 } qk_attention_args;
 
 /* out = softmax(Q * K^T / sqrt(D)) * V, or with capped scores. */
@@ -761,11 +787,13 @@ typedef struct qk_attention_cache_args {
     int64_t ldqkv;              /* elements from row to row of qkv, a multiple of 8, >= (H + 2 Hkv) * D */
     void *cache;                /* device, bf16 [rows, 2 * Hkv * D]: a row is Hkv keys, Hkv values; qk_attention_cache
                                  * only reads it */
-    void *out;                  /* device, bf16 [M, H * D]; not used by qk_attention_cache_append */
+    void *out;                  /* device, bf16 [M, ldout]; not used by qk_attention_cache_append */
     int64_t window;             /* a query sees this many keys at most, itself included; 0: all of its document before
                                  * it. Not used by qk_attention_cache_append. Revision 3 */
     float soft_cap;             /* that of qk_attention_args. Not used by qk_attention_cache_append. Revision 5 */
     uint32_t reserved;          /* 0 */
+    int64_t ldout;              /* elements from row to row of out, >= H * D; 0: H * D. Not used by
+                                 * qk_attention_cache_append. Revision 9 */
 } qk_attention_cache_args;
 
 /* Copies the new tokens' keys and values to their rows of the cache. A token whose row is beyond the cache is left
@@ -773,7 +801,7 @@ typedef struct qk_attention_cache_args {
 int qk_attention_cache_append(const struct qk_attention_cache_args *args, qk_stream stream);
 
 /* Bytes of workspace of qk_attention_cache: an f32 result of every query and of every 128 rows of the cache (64 with
- * D = 256), with two floats beside; of many new tokens so many at a time that they need 64 MiB or, if one tile of 16
+ * D = 256), with two floats beside; of many new tokens as many at a time as fit 64 MiB or, if one tile of 16
  * queries a key head needs more, that. Of the pointers it reads none. */
 int qk_attention_cache_workspace_size(const struct qk_attention_cache_args *args, size_t *bytes);
 
@@ -781,11 +809,11 @@ int qk_attention_cache_workspace_size(const struct qk_attention_cache_args *args
  * qk_attention_cache_append has written. What no query of a tile sees of the cache is not read, by as many rows. A row
  * whose position is not below `max_seqlen`, or whose document's rows do not fit the cache, becomes NaN.
  * Deterministic: what those rows of the cache add is computed apart from the others and combined by a second kernel, in
- * order; the same whatever else is in the batch. */
+ * order; the result does not depend on the rest of the batch. */
 int qk_attention_cache(const struct qk_attention_cache_args *args, void *workspace, size_t workspace_bytes,
                        qk_stream stream);
 
-/* The output layer of a few tokens: what the next token is chosen by. */
+/* The output layer of a few tokens, whose logits choose the next token. */
 typedef struct qk_logits_args {
     uint32_t struct_size;   /* sizeof(struct qk_logits_args) */
     uint32_t num_tokens;    /* 0..65,535; 16 are computed at a time */
@@ -802,7 +830,7 @@ typedef struct qk_logits_args {
  * caller's. A token's bits do not depend on the others. */
 int qk_logits(const struct qk_logits_args *args, qk_stream stream);
 
-/* What qk_cross_entropy finds. Device memory, 8-byte aligned. */
+/* Result of qk_cross_entropy. Device memory, 8-byte aligned. */
 typedef struct qk_loss_state {
     double sum;          /* of weights * losses: each 256 rows (from row 0 on) from zero, these sums then added in
                           * order; NaN if one is not finite */
@@ -886,19 +914,21 @@ QK_SIZE(qk_lora, 48);
 QK_AT(qk_lora, struct_size, 0); QK_AT(qk_lora, r, 4); QK_AT(qk_lora, scale, 8); QK_AT(qk_lora, num_adapters, 12);
 QK_AT(qk_lora, a, 16); QK_AT(qk_lora, b, 24); QK_AT(qk_lora, adapter_index, 32); QK_AT(qk_lora, scales, 40);
 
-QK_SIZE(qk_dropout, 32);
+QK_SIZE(qk_dropout, 40);
 QK_AT(qk_dropout, struct_size, 0); QK_AT(qk_dropout, p, 4); QK_AT(qk_dropout, seed, 8);
 QK_AT(qk_dropout, dropout_id, 16); QK_AT(qk_dropout, dropout_step, 20); QK_AT(qk_dropout, first_token, 24);
+QK_AT(qk_dropout, step_on_device, 32);
 
 QK_SIZE(qk_segment, 64);
 QK_AT(qk_segment, struct_size, 0); QK_AT(qk_segment, reserved, 4); QK_AT(qk_segment, n, 8);
 QK_AT(qk_segment, nf4, 16); QK_AT(qk_segment, dense, 24); QK_AT(qk_segment, lora, 32); QK_AT(qk_segment, bias, 40);
 QK_AT(qk_segment, y, 48); QK_AT(qk_segment, ldy, 56);
 
-QK_SIZE(qk_linear_args, 64);
+QK_SIZE(qk_linear_args, 80);
 QK_AT(qk_linear_args, struct_size, 0); QK_AT(qk_linear_args, num_segments, 4); QK_AT(qk_linear_args, m, 8);
 QK_AT(qk_linear_args, k, 16); QK_AT(qk_linear_args, x, 24); QK_AT(qk_linear_args, ldx, 32);
 QK_AT(qk_linear_args, segments, 40); QK_AT(qk_linear_args, s, 48); QK_AT(qk_linear_args, dropout, 56);
+QK_AT(qk_linear_args, lds, 64); QK_AT(qk_linear_args, room, 72);
 
 QK_SIZE(qk_segment_backward, 72);
 QK_AT(qk_segment_backward, struct_size, 0); QK_AT(qk_segment_backward, reserved, 4); QK_AT(qk_segment_backward, n, 8);
@@ -906,14 +936,15 @@ QK_AT(qk_segment_backward, nf4, 16); QK_AT(qk_segment_backward, dense, 24); QK_A
 QK_AT(qk_segment_backward, dy, 40); QK_AT(qk_segment_backward, lddy, 48); QK_AT(qk_segment_backward, da, 56);
 QK_AT(qk_segment_backward, db, 64);
 
-QK_SIZE(qk_linear_backward_args, 96);
+QK_SIZE(qk_linear_backward_args, 120);
 QK_AT(qk_linear_backward_args, struct_size, 0); QK_AT(qk_linear_backward_args, num_segments, 4);
 QK_AT(qk_linear_backward_args, m, 8); QK_AT(qk_linear_backward_args, k, 16); QK_AT(qk_linear_backward_args, x, 24);
 QK_AT(qk_linear_backward_args, ldx, 32); QK_AT(qk_linear_backward_args, dx, 40);
 QK_AT(qk_linear_backward_args, lddx, 48); QK_AT(qk_linear_backward_args, accumulate, 56);
 QK_AT(qk_linear_backward_args, reserved, 60); QK_AT(qk_linear_backward_args, segments, 64);
 QK_AT(qk_linear_backward_args, s, 72); QK_AT(qk_linear_backward_args, t, 80);
-QK_AT(qk_linear_backward_args, dropout, 88);
+QK_AT(qk_linear_backward_args, dropout, 88); QK_AT(qk_linear_backward_args, lds, 96);
+QK_AT(qk_linear_backward_args, ldt, 104); QK_AT(qk_linear_backward_args, room, 112);
 
 QK_SIZE(qk_nf4_quantize_args, 80);
 QK_AT(qk_nf4_quantize_args, struct_size, 0); QK_AT(qk_nf4_quantize_args, dtype, 4);
@@ -970,13 +1001,14 @@ QK_AT(qk_embedding_args, h, 16); QK_AT(qk_embedding_args, vocab, 24); QK_AT(qk_e
 QK_AT(qk_embedding_args, table, 40); QK_AT(qk_embedding_args, out, 48); QK_AT(qk_embedding_args, scale, 56);
 QK_AT(qk_embedding_args, reserved2, 60);
 
-QK_SIZE(qk_embedding_backward_args, 80);
+QK_SIZE(qk_embedding_backward_args, 88);
 QK_AT(qk_embedding_backward_args, struct_size, 0); QK_AT(qk_embedding_backward_args, reserved, 4);
 QK_AT(qk_embedding_backward_args, m, 8); QK_AT(qk_embedding_backward_args, h, 16);
 QK_AT(qk_embedding_backward_args, vocab, 24); QK_AT(qk_embedding_backward_args, ids, 32);
 QK_AT(qk_embedding_backward_args, dout, 40); QK_AT(qk_embedding_backward_args, dtable, 48);
 QK_AT(qk_embedding_backward_args, scale, 56); QK_AT(qk_embedding_backward_args, reserved2, 60);
 QK_AT(qk_embedding_backward_args, rows, 64); QK_AT(qk_embedding_backward_args, num_rows, 72);
+QK_AT(qk_embedding_backward_args, lddout, 80);
 
 QK_SIZE(qk_replace_rows_args, 56);
 QK_AT(qk_replace_rows_args, struct_size, 0); QK_AT(qk_replace_rows_args, reserved, 4);
@@ -984,24 +1016,26 @@ QK_AT(qk_replace_rows_args, h, 8); QK_AT(qk_replace_rows_args, vocab, 16); QK_AT
 QK_AT(qk_replace_rows_args, rows, 32); QK_AT(qk_replace_rows_args, values, 40);
 QK_AT(qk_replace_rows_args, table, 48);
 
-QK_SIZE(qk_rms_norm_args, 72);
+QK_SIZE(qk_rms_norm_args, 80);
 QK_AT(qk_rms_norm_args, struct_size, 0); QK_AT(qk_rms_norm_args, eps, 4); QK_AT(qk_rms_norm_args, m, 8);
 QK_AT(qk_rms_norm_args, h, 16); QK_AT(qk_rms_norm_args, x, 24); QK_AT(qk_rms_norm_args, delta, 32);
 QK_AT(qk_rms_norm_args, weight, 40); QK_AT(qk_rms_norm_args, sum, 48); QK_AT(qk_rms_norm_args, y, 56);
-QK_AT(qk_rms_norm_args, residual, 64);
+QK_AT(qk_rms_norm_args, residual, 64); QK_AT(qk_rms_norm_args, ldy, 72);
 
-QK_SIZE(qk_rms_norm_backward_args, 64);
+QK_SIZE(qk_rms_norm_backward_args, 80);
 QK_AT(qk_rms_norm_backward_args, struct_size, 0); QK_AT(qk_rms_norm_backward_args, eps, 4);
 QK_AT(qk_rms_norm_backward_args, m, 8); QK_AT(qk_rms_norm_backward_args, h, 16);
 QK_AT(qk_rms_norm_backward_args, dy, 24); QK_AT(qk_rms_norm_backward_args, x, 32);
 QK_AT(qk_rms_norm_backward_args, weight, 40); QK_AT(qk_rms_norm_backward_args, dx, 48);
 QK_AT(qk_rms_norm_backward_args, accumulate, 56); QK_AT(qk_rms_norm_backward_args, reserved, 60);
+QK_AT(qk_rms_norm_backward_args, lddy, 64); QK_AT(qk_rms_norm_backward_args, lddx, 72);
 
-QK_SIZE(qk_norm_gradient_args, 72);
+QK_SIZE(qk_norm_gradient_args, 80);
 QK_AT(qk_norm_gradient_args, struct_size, 0); QK_AT(qk_norm_gradient_args, eps, 4);
 QK_AT(qk_norm_gradient_args, m, 8); QK_AT(qk_norm_gradient_args, parts, 16); QK_AT(qk_norm_gradient_args, width, 24);
 QK_AT(qk_norm_gradient_args, ld, 32); QK_AT(qk_norm_gradient_args, column, 40); QK_AT(qk_norm_gradient_args, dy, 48);
 QK_AT(qk_norm_gradient_args, x, 56); QK_AT(qk_norm_gradient_args, dweight, 64);
+QK_AT(qk_norm_gradient_args, lddy, 72);
 
 QK_SIZE(qk_head_norm_args, 136);
 QK_AT(qk_head_norm_args, struct_size, 0); QK_AT(qk_head_norm_args, head_dim, 4); QK_AT(qk_head_norm_args, heads, 8);
@@ -1021,20 +1055,22 @@ QK_AT(qk_rope_args, x, 32); QK_AT(qk_rope_args, positions, 40); QK_AT(qk_rope_ar
 QK_AT(qk_rope_args, sines, 56); QK_AT(qk_rope_args, table_positions, 64); QK_AT(qk_rope_args, rotary_dim, 72);
 QK_AT(qk_rope_args, reserved, 76);
 
-QK_SIZE(qk_swiglu_args, 56);
+QK_SIZE(qk_swiglu_args, 72);
 QK_AT(qk_swiglu_args, struct_size, 0); QK_AT(qk_swiglu_args, reserved, 4); QK_AT(qk_swiglu_args, m, 8);
 QK_AT(qk_swiglu_args, i, 16); QK_AT(qk_swiglu_args, gate_up, 24); QK_AT(qk_swiglu_args, out, 32);
 QK_AT(qk_swiglu_args, dout, 40); QK_AT(qk_swiglu_args, activation, 48); QK_AT(qk_swiglu_args, reserved2, 52);
+QK_AT(qk_swiglu_args, ldgate_up, 56); QK_AT(qk_swiglu_args, ldout, 64);
 
-QK_SIZE(qk_attention_args, 104);
+QK_SIZE(qk_attention_args, 120);
 QK_AT(qk_attention_args, struct_size, 0); QK_AT(qk_attention_args, head_dim, 4); QK_AT(qk_attention_args, heads, 8);
 QK_AT(qk_attention_args, kv_heads, 12); QK_AT(qk_attention_args, m, 16); QK_AT(qk_attention_args, documents, 24);
 QK_AT(qk_attention_args, cu_seqlens, 32); QK_AT(qk_attention_args, window, 40); QK_AT(qk_attention_args, qkv, 48);
 QK_AT(qk_attention_args, ldqkv, 56); QK_AT(qk_attention_args, out, 64); QK_AT(qk_attention_args, lse, 72);
 QK_AT(qk_attention_args, dout, 80); QK_AT(qk_attention_args, dqkv, 88);
 QK_AT(qk_attention_args, soft_cap, 96); QK_AT(qk_attention_args, reserved, 100);
+QK_AT(qk_attention_args, ldout, 104); QK_AT(qk_attention_args, lddqkv, 112);
 
-QK_SIZE(qk_attention_cache_args, 120);
+QK_SIZE(qk_attention_cache_args, 128);
 QK_AT(qk_attention_cache_args, struct_size, 0); QK_AT(qk_attention_cache_args, head_dim, 4);
 QK_AT(qk_attention_cache_args, heads, 8); QK_AT(qk_attention_cache_args, kv_heads, 12);
 QK_AT(qk_attention_cache_args, m, 16); QK_AT(qk_attention_cache_args, documents, 24);
@@ -1044,7 +1080,7 @@ QK_AT(qk_attention_cache_args, rows, 64); QK_AT(qk_attention_cache_args, qkv, 72
 QK_AT(qk_attention_cache_args, ldqkv, 80); QK_AT(qk_attention_cache_args, cache, 88);
 QK_AT(qk_attention_cache_args, out, 96);
 QK_AT(qk_attention_cache_args, window, 104); QK_AT(qk_attention_cache_args, soft_cap, 112);
-QK_AT(qk_attention_cache_args, reserved, 116);
+QK_AT(qk_attention_cache_args, reserved, 116); QK_AT(qk_attention_cache_args, ldout, 120);
 
 QK_SIZE(qk_logits_args, 64);
 QK_AT(qk_logits_args, struct_size, 0); QK_AT(qk_logits_args, num_tokens, 4); QK_AT(qk_logits_args, m, 8);

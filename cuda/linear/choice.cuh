@@ -37,5 +37,10 @@ struct TileTimes {
 
 constexpr TileTimes kLargeTimes = {1, 100, 100}, kSmallTimes = {2, 60, 40};
 
-// Whether so many large tiles are through before so many small ones, on this device.
-bool large_tiles_are_sooner(int64_t large, int64_t small);
+// Two small tiles of bf16 weights need more shared memory than sm_86, sm_89 and sm_120 have: one is there at a time.
+constexpr TileTimes kSmallTimesAlone = {1, 40, 40};
+// Tables, 3 stages of 64 rows of X and 128 of W by 128 bytes, and the 1,024 bytes of each block that the system takes.
+constexpr int64_t kSmallDenseBytes = 75840;
+
+// True if `large` large tiles take less time than `small` small ones, on this device.
+bool large_tiles_are_sooner(int64_t large, int64_t small, bool dense);

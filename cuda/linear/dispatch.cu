@@ -44,10 +44,19 @@ int check(const qk_linear_args *caller, LinearView *view) {
     for (uint32_t i = 0; i < linear->num_segments; ++i) {
         SegmentView *segment = &view->segments[i];
         if (int error = check_segment(linear, i, segment)) return error;
-        segment->s_column = view->lds;
-        view->lds += round_up_8(segment->r);
+        segment->s_column = view->columns;
+        view->columns += round_up_8(segment->r);
     }
-    if (view->lds > 0) view->s = static_cast<const bf16 *>(linear->s);
+    if (int error = low_rank_stride(linear->lds, view->columns, &view->lds)) return error;
+    if (linear->room != nullptr) {
+        bool fits = linear->room == view->x + linear->k && linear->ldx >= linear->k + view->columns;
+        if (linear->s == linear->room) fits &= view->lds == linear->ldx;
+        if (!fits || linear->ldx % 8 != 0) return QK_ERROR_SHAPE;
+    }
+    if (view->columns > 0) {
+        view->s = static_cast<const bf16 *>(linear->s);
+        view->room = static_cast<bf16 *>(linear->room);
+    }
     return dropout_view(linear->dropout, linear->m, &view->dropout);
 }
 
@@ -67,25 +76,29 @@ LinearChoice choose(const LinearView &view) {
     choice.masked = view.has_adapters();
     int64_t large = ceil_div(view.m, kLargeTokens) * view.tiles(kLargeColumns, false);
     int64_t small = ceil_div(view.m, kSmallTokens) * view.tiles(kSmallColumns, false);
-    bool is_large = !choice.masked && large_tiles_are_sooner(large, small);
+    bool is_large = !choice.masked && large_tiles_are_sooner(large, small, choice.dense);
     choice.path = QK_PATH_TENSOR_CORE;
     choice.tokens = is_large ? kLargeTokens : kSmallTokens;
     choice.columns = is_large ? kLargeColumns : kSmallColumns;
     return choice;
 }
 
-int64_t multiprocessors() {
-    constexpr int kThoseOfAnA100 = 108;
-#ifdef QK_EMULATION
-    return kThoseOfAnA100;
-#else
-    int device = 0, count = 0;
-    if (cudaGetDevice(&device) == cudaSuccess &&
-        cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess && count > 0)
-        return count;
-    (void)cudaGetLastError(); // a launch will fail, not a choice
-    return kThoseOfAnA100;
+struct Multiprocessors {
+    int64_t count, shared_bytes; // bytes of shared memory of each
+};
+
+// The device's; those of an A100 in the emulation, and where no device says: a launch will fail, not a choice.
+Multiprocessors multiprocessors() {
+    Multiprocessors found = {108, 164 * 1024};
+#ifndef QK_EMULATION
+    int device = 0, count = 0, bytes = 0;
+    bool is_known = cudaGetDevice(&device) == cudaSuccess &&
+                    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
+                    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) == cudaSuccess;
+    if (is_known && count > 0) found = {count, bytes};
+    else (void)cudaGetLastError();
 #endif
+    return found;
 }
 
 int launch(const LinearView &view, const LinearChoice &choice, qk_stream stream) {
@@ -97,7 +110,7 @@ int launch(const LinearView &view, const LinearChoice &choice, qk_stream stream)
 }
 
 size_t workspace_bytes_of(const LinearView &view) {
-    return view.s != nullptr ? 0 : size_t(view.m) * size_t(view.lds) * sizeof(bf16);
+    return view.s != nullptr ? 0 : size_t(view.m) * size_t(view.columns) * sizeof(bf16);
 }
 
 int forward(const qk_linear_args *linear, bool dense, void *workspace, size_t workspace_bytes, qk_stream stream) {
@@ -109,6 +122,7 @@ int forward(const qk_linear_args *linear, bool dense, void *workspace, size_t wo
     if (int error = check_workspace(workspace, workspace_bytes, needed)) return error;
     if (view.m == 0) return QK_OK;
     if (needed > 0) {
+        view.lds = view.columns;
         if (int error = launch_lora_down_of_any(view, static_cast<bf16 *>(workspace), stream)) return error;
         view.s = static_cast<const bf16 *>(workspace);
     }
@@ -117,9 +131,11 @@ int forward(const qk_linear_args *linear, bool dense, void *workspace, size_t wo
 
 }  // namespace
 
-bool large_tiles_are_sooner(int64_t large, int64_t small) {
-    int64_t count = multiprocessors();
-    return kLargeTimes.of(large, count) <= kSmallTimes.of(small, count);
+bool large_tiles_are_sooner(int64_t large, int64_t small, bool dense) {
+    Multiprocessors here = multiprocessors();
+    bool two_fit = !dense || 2 * kSmallDenseBytes <= here.shared_bytes;
+    const TileTimes &small_times = two_fit ? kSmallTimes : kSmallTimesAlone;
+    return kLargeTimes.of(large, here.count) <= small_times.of(small, here.count);
 }
 
 void LinearChoice::print(char *text, size_t size) const {
@@ -134,6 +150,11 @@ void LinearChoice::print(char *text, size_t size) const {
 }
 
 int linear_view(const qk_linear_args *linear, LinearView *view) { return check(linear, view); }
+
+int low_rank_stride(int64_t given, int64_t columns, int64_t *stride) {
+    *stride = given != 0 ? given : columns;
+    return *stride < columns || *stride % 8 != 0 ? QK_ERROR_SHAPE : QK_OK;
+}
 
 int launch_lora_down_of_any(const LinearView &view, bf16 *s, qk_stream stream) {
     bool fast = view.k % kTileK == 0 && view.ldx % 8 == 0;
@@ -176,21 +197,22 @@ int dropout_view(const qk_dropout *caller, int64_t m, DropoutView *view) {
     view->first_token = uint32_t(dropout->first_token);
     view->threshold = uint32_t(threshold < 4294967295.0 ? threshold : 4294967295.0);
     view->scale = float(1.0 / (1.0 - p));
-    return QK_OK;
+    view->step_on_device = dropout->step_on_device;
+    return is_aligned(dropout->step_on_device, alignof(uint32_t)) ? QK_OK : QK_ERROR_ALIGNMENT;
 }
 
 extern "C" int qk_lora_columns(const qk_linear_args *linear, int64_t *columns) {
     LinearView view;
     if (columns == nullptr) return QK_ERROR_NULL_POINTER;
     if (int error = check(linear, &view)) return error;
-    *columns = view.lds;
+    *columns = view.columns;
     return QK_OK;
 }
 
 extern "C" int qk_lora_down(const qk_linear_args *linear, void *s, qk_stream stream) {
     LinearView view;
     if (int error = check(linear, &view)) return error;
-    if (view.lds == 0 || view.m == 0) return QK_OK;
+    if (view.columns == 0 || view.m == 0) return QK_OK;
     if (s == nullptr) return QK_ERROR_NULL_POINTER;
     if (!is_aligned(s, 16)) return QK_ERROR_ALIGNMENT;
     return launch_lora_down_of_any(view, static_cast<bf16 *>(s), stream);

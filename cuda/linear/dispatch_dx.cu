@@ -26,7 +26,7 @@ int check_segment(const qk_linear_backward_args *backward, uint32_t index, Backw
 }
 
 size_t workspace_bytes_of(const BackwardView &view) {
-    return view.t != nullptr ? 0 : size_t(view.m) * size_t(view.lds) * sizeof(bf16);
+    return view.t != nullptr ? 0 : size_t(view.m) * size_t(view.columns) * sizeof(bf16);
 }
 
 int linear_dx(const qk_linear_backward_args *backward, bool dense, void *workspace, size_t workspace_bytes,
@@ -40,6 +40,7 @@ int linear_dx(const qk_linear_backward_args *backward, bool dense, void *workspa
     if (int error = check_workspace(workspace, workspace_bytes, needed)) return error;
     if (view.m == 0) return QK_OK;
     if (needed > 0) {
+        view.ldt = view.columns;
         if (int error = launch_lora_dy_b(view, static_cast<bf16 *>(workspace), stream)) return error;
         view.t = static_cast<const bf16 *>(workspace);
     }
@@ -48,7 +49,26 @@ int linear_dx(const qk_linear_backward_args *backward, bool dense, void *workspa
                                               : launch_linear_dx_generic(view, stream);
 }
 
+// QK_OK if T has its place behind the columns of one dY.
+int check_room(const BackwardView &view, const void *room, const void *t) {
+    int64_t features = 0, stride = view.segments[0].lddy;
+    for (int i = 0; i < view.num_segments; ++i) features += view.segments[i].n;
+    bool fits = room == view.segments[0].dy + features && stride >= features + view.columns;
+    if (t == room) fits &= view.ldt == stride;
+    return fits && has_one_dy(view) && stride % 8 == 0 ? QK_OK : QK_ERROR_SHAPE;
+}
+
 }  // namespace
+
+bool has_one_dy(const BackwardView &view) {
+    int64_t column = 0;
+    for (int i = 0; i < view.num_segments; ++i) {
+        const BackwardSegment &first = view.segments[0], &segment = view.segments[i];
+        if (segment.lddy != first.lddy || segment.dy != first.dy + column) return false;
+        column += segment.n;
+    }
+    return true;
+}
 
 LinearChoice choose_dx(const BackwardView &view) {
     LinearChoice choice = {QK_PATH_GENERIC, 0, 0, view.segments[0].dense != nullptr, false};
@@ -61,7 +81,7 @@ LinearChoice choose_dx(const BackwardView &view) {
     choice.path = QK_PATH_TENSOR_CORE;
     int64_t large = ceil_div(view.m, kLargeTokens) * ceil_div(view.k, kLargeColumns);
     int64_t small = ceil_div(view.m, kSmallTokens) * ceil_div(view.k, kSmallColumns);
-    bool is_large = large_tiles_are_sooner(large, small);
+    bool is_large = large_tiles_are_sooner(large, small, choice.dense);
     choice.tokens = is_large ? kLargeTokens : kSmallTokens;
     choice.columns = is_large ? kLargeColumns : kSmallColumns;
     return choice;
@@ -91,12 +111,17 @@ int backward_view(const qk_linear_backward_args *caller, BackwardView *view) {
     for (uint32_t i = 0; i < backward->num_segments; ++i) {
         BackwardSegment *segment = &view->segments[i];
         if (int error = check_segment(backward, i, segment)) return error;
-        segment->s_column = view->lds;
-        view->lds += round_up_8(segment->r);
+        segment->s_column = view->columns;
+        view->columns += round_up_8(segment->r);
     }
-    if (view->lds > 0) {
+    if (int error = low_rank_stride(backward->lds, view->columns, &view->lds)) return error;
+    if (int error = low_rank_stride(backward->ldt, view->columns, &view->ldt)) return error;
+    if (backward->room != nullptr)
+        if (int error = check_room(*view, backward->room, backward->t)) return error;
+    if (view->columns > 0) {
         view->s = static_cast<const bf16 *>(backward->s);
         view->t = static_cast<const bf16 *>(backward->t);
+        view->room = static_cast<bf16 *>(backward->room);
     }
     return dropout_view(backward->dropout, backward->m, &view->dropout);
 }
@@ -104,7 +129,7 @@ int backward_view(const qk_linear_backward_args *caller, BackwardView *view) {
 extern "C" int qk_lora_dy_b(const qk_linear_backward_args *backward, void *t, qk_stream stream) {
     BackwardView view;
     if (int error = backward_view(backward, &view)) return error;
-    if (view.lds == 0 || view.m == 0) return QK_OK;
+    if (view.columns == 0 || view.m == 0) return QK_OK;
     if (t == nullptr) return QK_ERROR_NULL_POINTER;
     if (!is_aligned(t, 16)) return QK_ERROR_ALIGNMENT;
     return launch_lora_dy_b(view, static_cast<bf16 *>(t), stream);

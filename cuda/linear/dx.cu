@@ -45,6 +45,9 @@ template <int kM_, int kWarps_, int kStages_, bool kDense_> struct Config {
     static_assert(kK / 64 * kTileN == kThreads, "one thread decodes each absmax of a tile");
 };
 
+static_assert(Config<kSmallTokens, kSmallColumns / 32, 3, true>::kSharedBytes + 1024 == kSmallDenseBytes,
+              "what TileTimes are chosen by");
+
 // Offset in bytes of a 16-byte chunk in a tile with rows of `row_bytes`, swizzled.
 __device__ __forceinline__ int bf16_offset(int row, int chunk, int row_bytes) {
     return row * row_bytes + (chunk ^ (row & 7)) * 16;
@@ -109,7 +112,7 @@ template <typename C> struct Tile {
         }
     }
 
-    // What this thread copies of a segment's tiles; it moves on by a tile with each.
+    // This thread's share of the copies of a segment's tiles; it moves on by a tile with each.
     struct Cursor {
         const bf16 *dy;         // its chunk of its first row of dY
         const unsigned char *w; // its chunk of its first row of W
@@ -284,7 +287,7 @@ template <typename C> struct Tile {
         for (; first < end; first += kTileN) {
             cp_async_wait<0>();
             __syncthreads(); // everyone is done with what lies here
-            fetch_tokens(t_tile, view.t + first, view.lds, end - first);
+            fetch_tokens(t_tile, view.t + first, view.ldt, end - first);
             fetch_columns(a_tile, view.t, [&](int row) -> const bf16 * {
                 int column = first + row;
                 if (column >= end) return nullptr;
@@ -308,7 +311,7 @@ template <typename C> struct Tile {
     }
 
     __device__ __forceinline__ void low_rank() {
-        if (!view.has_adapters()) return ranks(0, int(view.lds), nullptr, 0, 0);
+        if (!view.has_adapters()) return ranks(0, int(view.columns), nullptr, 0, 0);
 #pragma unroll 1
         for (int i = 0; i < view.num_segments; ++i) {
             const BackwardSegment &segment = view.segments[i];
@@ -331,13 +334,14 @@ template <typename C> struct Tile {
 
     // Dropout of what the accumulators hold. 32 elements at a time as bits, so that the numbers need few registers.
     __device__ __forceinline__ void mask() {
+        uint32_t step = view.dropout.step();
 #pragma unroll
         for (int pair = 0; pair < C::kM / 32; ++pair) {
             uint32_t kept = 0;
 #pragma unroll 1
             for (int draw = 0; draw < 8; ++draw) { // 16 tokens, half, quad of columns
                 uint32_t row = token(2 * pair + draw / 4, draw / 2 % 2);
-                kept |= dropout_kept(view.dropout, row, column() / 4 + draw % 2) << 4 * draw;
+                kept |= dropout_kept(view.dropout, step, row, column() / 4 + draw % 2) << 4 * draw;
             }
 #pragma unroll
             for (int bit = 0; bit < 32; ++bit) {
@@ -444,7 +448,7 @@ template <typename C> __global__ void __launch_bounds__(C::kThreads, 1) linear_d
     if (!C::kDense && threadIdx.x < 16)
         tile.codebook()[threadIdx.x] = nf4_code(threadIdx.x); // barriers before the first use
     tile.low_rank();
-    if (view.dropout.active() && view.lds > 0) tile.mask();
+    if (view.dropout.active() && view.columns > 0) tile.mask();
 #pragma unroll 1
     for (int i = 0; i < view.num_segments; ++i) tile.base(view.segments[i]);
     tile.write();

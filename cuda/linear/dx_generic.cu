@@ -17,11 +17,11 @@ __global__ void __launch_bounds__(kThreads) linear_dx_generic(BackwardView view,
         int adapter = segment.r > 0 ? segment.adapter(token) : -1;
         if (adapter < 0) continue;
         const bf16 *a = segment.a + int64_t(adapter) * segment.r * view.k + k,
-                   *t = view.t + token * view.lds + segment.s_column;
+                   *t = view.t + token * view.ldt + segment.s_column;
         for (int j = 0; j < segment.r; ++j) sum = fmaf(to_float(t[j]), to_float(a[j * view.k]), sum);
     }
     if (view.dropout.active()) {
-        bool kept = dropout_kept(view.dropout, token, k / 4) >> (k & 3) & 1;
+        bool kept = dropout_kept(view.dropout, view.dropout.step(), token, k / 4) >> (k & 3) & 1;
         sum = kept ? __fmul_rn(sum, view.dropout.scale) : 0.0f; // zero also where the sum is no number
     }
     for (int i = 0; i < view.num_segments; ++i) {

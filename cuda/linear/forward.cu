@@ -60,6 +60,9 @@ template <int kM_, int kWarps_, int kStages_, bool kDense_, bool kPlain_> struct
     }
 };
 
+static_assert(Config<kSmallTokens, kSmallColumns / 32, 3, true, true>::kSharedBytes + 1024 == kSmallDenseBytes,
+              "what TileTimes are chosen by");
+
 // Offset in bytes of a 16-byte chunk of a token's ranks, and of a row's of B: 8 neighboring tokens, and every fourth of
 // 32 rows, are the 8 rows of an ldmatrix.
 __device__ __forceinline__ int token_rank_offset(int token, int chunk) {
@@ -87,7 +90,7 @@ template <typename C> struct Tile {
         return stage + C::kStageBytes == stages + C::kStages * C::kStageBytes ? stages : stage + C::kStageBytes;
     }
 
-    // What this thread copies of the tiles; it moves on by a tile with each.
+    // This thread's share of the copies of the tiles; it moves on by a tile with each.
     struct Cursor {
         const bf16 *x;          // its chunk of its first token
         const unsigned char *w; // its chunk of its first row of W

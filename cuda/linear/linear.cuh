@@ -12,7 +12,7 @@
 
 constexpr int kTileK = 64; // one block of 64 weights: one absmax per row and tile
 
-// What a kernel needs of a qk_lora, by value; all zero without one.
+// A kernel's view of a qk_lora, by value; all zero without one.
 struct LoraView {
     const bf16 *a, *b;            // [num_adapters, r, K], [num_adapters, n, r]
     const int32_t *adapter_index; // [M], or NULL: adapter 0 for all rows
@@ -27,7 +27,7 @@ struct LoraView {
         int index = adapter_index[row];
         return index >= 0 && index < num_adapters ? index : -1;
     }
-    // Whether any of `rows` rows from `first` on, of m, has it: the same answer in all warps. All lanes ask.
+    // True if any of `rows` rows from `first` on, of m, has it: the same answer in all warps. All lanes ask.
     __device__ __forceinline__ bool any_has(int of_adapter, int64_t first, int rows, int64_t m) const {
         bool has = false;
         for (int64_t row = first + threadIdx.x % 32; row < first + rows && row < m; row += 32)
@@ -49,7 +49,9 @@ struct SegmentView : LoraView {
 struct LinearView {
     const bf16 *x;       // [M, ldx]
     const bf16 *s;       // [M, lds], lds a multiple of 8; NULL without LoRA
+    bf16 *room;          // where S may follow X's columns, in rows of ldx; NULL: nowhere
     int64_t m, k, ldx, lds;
+    int64_t columns;     // of S: each segment's r rounded up to 8
     DropoutView dropout; // of S
     int num_segments;
     SegmentView segments[QK_MAX_SEGMENTS];
@@ -61,7 +63,7 @@ struct LinearView {
     }
 
     // The segment of tile `tile` when each has ceil(rows / tile_rows) tiles; `tile` becomes the number within it.
-    // `ranks`: rows are those of A, else those of the weight.
+    // `ranks`: rows are those of A, otherwise those of the weight.
     __host__ __device__ int segment_of(int64_t &tile, int tile_rows, bool ranks) const {
         int segment = 0;
         for (; segment + 1 < num_segments; ++segment) {
@@ -101,9 +103,13 @@ int linear_view(const qk_linear_args *linear, LinearView *view);
 // Checks a LoRA pair and turns it into a view: QK_OK or the error.
 int lora_view(const qk_lora *lora, LoraView *view);
 
+// The stride of S or T that a call gives, 0 for that of its columns: QK_OK or the error.
+int low_rank_stride(int64_t given, int64_t columns, int64_t *stride);
+
 inline int64_t round_up_8(int64_t value) { return (value + 7) / 8 * 8; }
 
 // Launchers, one per kernel file. The view is valid and m >= 1.
+// lora_down writes rows that are lds apart, as the view has it.
 int launch_lora_down(const LinearView &view, bf16 *s, qk_stream stream);
 int launch_lora_down_generic(const LinearView &view, bf16 *s, qk_stream stream);
 int launch_lora_down_of_any(const LinearView &view, bf16 *s, qk_stream stream); // whichever of the two serves

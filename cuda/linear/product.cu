@@ -5,11 +5,13 @@
 //
 // The workspace holds, one behind the other and each 256-byte aligned: W with B or A in bf16, X with S or dY with T, S
 // or T where the call has to compute it, and the biases. Rows are padded to multiples of 8 elements, which nothing
-// reads. A part that is there already as the product wants it is not copied.
+// reads. A part that is there already as the product wants it is not copied: neither X nor S where S follows X in its
+// rows, and of the two S alone where X has room for it; what of S the call has to compute is written there at once.
 //
-// What limits it: bytes. A weight is read in NF4 and written in bf16, 2.5 bytes; X or dY is read and written once. Two
-// kinds of launches: one for each NF4 weight, where a block has (a part of) a row and a thread makes 16 elements, and
-// one for all that is copied, where a thread copies 8. No shared memory but the codebook.
+// Limit: bytes. A weight is read in NF4 and written in bf16, 2.5 bytes; an X or dY that has no room for S or T is read
+// and written once, 4 bytes an element. Two kinds of launches: one for each NF4 weight, where a block has (a part of) a
+// row and a thread makes 16 elements, and one for all that is copied, where a thread copies 8. No shared memory but the
+// codebook.
 #include "common/abi.cuh"
 #include "linear/backward.cuh"
 
@@ -56,7 +58,7 @@ struct Copy {
     int64_t first, width;   // where the copy lies in those columns
     int64_t columns;
 
-    // Whether 8 columns are one load and one store.
+    // True if 8 columns are one load and one store.
     bool is_whole() const {
         bool strides = (ldi | ldo | first | width | columns) % kCopied == 0;
         return strides && is_aligned(in, 16) && is_aligned(out, 16);
@@ -130,9 +132,14 @@ struct Parts {
     size_t bytes() const { return size_t(w + x + low_rank + bias) * sizeof(bf16); }
 };
 
+// True if S or T, `low_rank`, lies behind the columns of X or dY, `x`, in the same rows.
+bool follows(const bf16 *low_rank, int64_t stride, const bf16 *x, int64_t ldx, int64_t columns) {
+    return low_rank != nullptr && low_rank == x + columns && stride == ldx && ldx % kCopied == 0;
+}
+
 int64_t round_up_128(int64_t elements) { return (elements + 127) / 128 * 128; }
 
-// Whether all sizes can be counted, and every launch has a grid.
+// QK_OK if all sizes can be counted and every launch has a grid.
 template <typename View> int check_sizes(const View &view, const Parts &parts, int64_t rows_of_w) {
     if (parts.ldx > INT64_MAX / 64 / (view.m + 1)) return QK_ERROR_SHAPE;
     if (parts.ldw > INT64_MAX / 64 / (rows_of_w + 1)) return QK_ERROR_SHAPE;
@@ -152,27 +159,17 @@ int parts_of(const LinearView &view, Parts *parts) {
         biases |= view.segments[i].bias != nullptr;
     }
     if (view.has_adapters()) return QK_ERROR_NOT_BUILT;
-    parts->joins_x = view.lds > 0;
-    parts->joins_w = view.lds > 0 || view.num_segments > 1 || view.segments[0].dense == nullptr;
-    parts->ldx = parts->joins_x ? round_up_8(view.k + view.lds) : view.ldx;
-    parts->ldw = parts->joins_w ? round_up_8(view.k + view.lds) : view.k;
+    bool in_place = view.room != nullptr || follows(view.s, view.lds, view.x, view.ldx, view.k);
+    parts->joins_x = view.columns > 0 && !in_place;
+    parts->joins_w = view.columns > 0 || view.num_segments > 1 || view.segments[0].dense == nullptr;
+    parts->ldx = parts->joins_x ? round_up_8(view.k + view.columns) : view.ldx;
+    parts->ldw = parts->joins_w ? round_up_8(view.k + view.columns) : view.k;
     if (int error = check_sizes(view, *parts, parts->n)) return error;
     parts->w = parts->joins_w ? round_up_128(parts->n * parts->ldw) : 0;
     parts->x = parts->joins_x ? round_up_128(view.m * parts->ldx) : 0;
-    parts->low_rank = view.s == nullptr ? round_up_128(view.m * view.lds) : 0;
+    parts->low_rank = view.s == nullptr && view.room == nullptr ? round_up_128(view.m * view.columns) : 0;
     parts->bias = biases ? round_up_128(parts->n) : 0;
     return QK_OK;
-}
-
-// Whether the segments' dY are columns of one matrix, one behind the other.
-bool has_one_dy(const BackwardView &view) {
-    int64_t column = 0;
-    for (int i = 0; i < view.num_segments; ++i) {
-        const BackwardSegment &first = view.segments[0], &segment = view.segments[i];
-        if (segment.lddy != first.lddy || segment.dy != first.dy + column) return false;
-        column += segment.n;
-    }
-    return true;
 }
 
 int parts_of(const BackwardView &view, Parts *parts) {
@@ -182,15 +179,18 @@ int parts_of(const BackwardView &view, Parts *parts) {
         if (segment.dense == nullptr && !segment.has_nf4()) return QK_ERROR_NULL_POINTER;
         parts->n += segment.n;
     }
-    if (view.has_adapters() || (view.dropout.active() && view.lds > 0)) return QK_ERROR_NOT_BUILT;
-    parts->joins_x = view.lds > 0 || !has_one_dy(view);
-    parts->joins_w = view.lds > 0 || view.num_segments > 1 || view.segments[0].dense == nullptr;
-    parts->ldx = parts->joins_x ? round_up_8(parts->n + view.lds) : view.segments[0].lddy;
+    if (view.has_adapters() || (view.dropout.active() && view.columns > 0)) return QK_ERROR_NOT_BUILT;
+    const BackwardSegment &first = view.segments[0];
+    bool one_dy = has_one_dy(view);
+    bool in_place = view.room != nullptr || (one_dy && follows(view.t, view.ldt, first.dy, first.lddy, parts->n));
+    parts->joins_x = view.columns > 0 ? !in_place : !one_dy;
+    parts->joins_w = view.columns > 0 || view.num_segments > 1 || view.segments[0].dense == nullptr;
+    parts->ldx = parts->joins_x ? round_up_8(parts->n + view.columns) : first.lddy;
     parts->ldw = parts->joins_w ? round_up_8(view.k) : view.k;
-    if (int error = check_sizes(view, *parts, parts->n + view.lds)) return error;
-    parts->w = parts->joins_w ? round_up_128((parts->n + view.lds) * parts->ldw) : 0;
+    if (int error = check_sizes(view, *parts, parts->n + view.columns)) return error;
+    parts->w = parts->joins_w ? round_up_128((parts->n + view.columns) * parts->ldw) : 0;
     parts->x = parts->joins_x ? round_up_128(view.m * parts->ldx) : 0;
-    parts->low_rank = view.t == nullptr ? round_up_128(view.m * view.lds) : 0;
+    parts->low_rank = view.t == nullptr && view.room == nullptr ? round_up_128(view.m * view.columns) : 0;
     return QK_OK;
 }
 
@@ -204,17 +204,23 @@ int place_weight(const Segment &segment, int64_t k, bf16 *out, int64_t ldo, Copi
 
 int join(const LinearView &view, const Parts &parts, bf16 *workspace, qk_product *product, qk_stream stream) {
     bf16 *w = workspace, *x = w + parts.w, *low_rank = x + parts.x, *bias = low_rank + parts.low_rank;
-    const bf16 *s = view.s != nullptr ? view.s : low_rank;
     product->n = parts.n;
-    product->k = view.k + view.lds;
+    product->k = view.k + view.columns;
     product->x = parts.joins_x ? x : view.x;
     product->ldx = parts.ldx;
     product->w = parts.joins_w ? w : view.segments[0].dense;
     product->ldw = parts.ldw;
     product->bias = parts.bias > 0 ? bias : nullptr;
     if (view.m == 0) return QK_OK;
-    if (parts.low_rank > 0)
-        if (int error = launch_lora_down_of_any(view, low_rank, stream)) return error;
+    const bf16 *s = view.s;
+    int64_t lds = view.lds;
+    if (view.columns > 0 && s == nullptr) {
+        LinearView own = view;
+        bf16 *to = view.room != nullptr ? view.room : low_rank;
+        s = to;
+        own.lds = lds = view.room != nullptr ? view.ldx : view.columns;
+        if (int error = launch_lora_down_of_any(own, to, stream)) return error;
+    }
     Copies copies = {};
     int64_t row = 0;
     for (int i = 0; i < view.num_segments; ++i) {
@@ -222,33 +228,40 @@ int join(const LinearView &view, const Parts &parts, bf16 *workspace, qk_product
         bf16 *rows = w + row * parts.ldw;
         if (parts.joins_w)
             if (int error = place_weight(segment, view.k, rows, parts.ldw, &copies, stream)) return error;
-        if (view.lds > 0)
+        if (view.columns > 0)
             copies.add(Copy{segment.b, rows + view.k, segment.n, segment.r, segment.n, parts.ldw, segment.s_column,
-                        segment.r, view.lds});
+                        segment.r, view.columns});
         if (parts.bias > 0)
             copies.add(Copy{segment.bias, bias + row, segment.bias != nullptr, segment.n, 1, segment.n, 0, segment.n,
                         segment.n});
         row += segment.n;
     }
-    if (parts.joins_x) {
-        copies.add(Copy{view.x, x, view.m, view.ldx, view.m, parts.ldx, 0, view.k, view.k});
-        copies.add(Copy{s, x + view.k, view.m, view.lds, view.m, parts.ldx, 0, view.lds, view.lds});
-    }
+    if (parts.joins_x) copies.add(Copy{view.x, x, view.m, view.ldx, view.m, parts.ldx, 0, view.k, view.k});
+    // Behind X, wherever that is; nothing where it is there already.
+    bf16 *behind = parts.joins_x ? x + view.k : view.room;
+    if (behind != nullptr && view.columns > 0 && s != behind)
+        copies.add(Copy{s, behind, view.m, lds, view.m, parts.ldx, 0, view.columns, view.columns});
     return launch_copies(copies, stream);
 }
 
 int join(const BackwardView &view, const Parts &parts, bf16 *workspace, qk_product *product, qk_stream stream) {
     bf16 *w = workspace, *x = w + parts.w, *low_rank = x + parts.x;
-    const bf16 *t = view.t != nullptr ? view.t : low_rank;
     product->n = view.k;
-    product->k = parts.n + view.lds;
+    product->k = parts.n + view.columns;
     product->x = parts.joins_x ? x : view.segments[0].dy;
     product->ldx = parts.ldx;
     product->w = parts.joins_w ? w : view.segments[0].dense;
     product->ldw = parts.ldw;
     if (view.m == 0) return QK_OK;
-    if (parts.low_rank > 0)
-        if (int error = launch_lora_dy_b(view, low_rank, stream)) return error;
+    const bf16 *t = view.t;
+    int64_t ldt = view.ldt;
+    if (view.columns > 0 && t == nullptr) {
+        BackwardView own = view;
+        bf16 *to = view.room != nullptr ? view.room : low_rank;
+        t = to;
+        own.ldt = ldt = view.room != nullptr ? view.segments[0].lddy : view.columns;
+        if (int error = launch_lora_dy_b(own, to, stream)) return error;
+    }
     Copies copies = {};
     int64_t row = 0;
     for (int i = 0; i < view.num_segments; ++i) {
@@ -263,8 +276,9 @@ int join(const BackwardView &view, const Parts &parts, bf16 *workspace, qk_produ
             copies.add(Copy{segment.dy, x + row, view.m, segment.lddy, view.m, parts.ldx, 0, segment.n, segment.n});
         row += segment.n;
     }
-    if (view.lds > 0)
-        copies.add(Copy{t, x + parts.n, view.m, view.lds, view.m, parts.ldx, 0, view.lds, view.lds});
+    bf16 *behind = parts.joins_x ? x + parts.n : view.room;
+    if (behind != nullptr && view.columns > 0 && t != behind)
+        copies.add(Copy{t, behind, view.m, ldt, view.m, parts.ldx, 0, view.columns, view.columns});
     return launch_copies(copies, stream);
 }
 

@@ -33,10 +33,11 @@ struct DenseRows {
 };
 
 // Zeroes what dropout drops of 16 features from `first` on.
-__device__ __forceinline__ void drop(Features &features, const DropoutView &dropout, int64_t token, int64_t first) {
+__device__ __forceinline__ void drop(Features &features, const DropoutView &dropout, uint32_t step, int64_t token,
+                                     int64_t first) {
 #pragma unroll
     for (int quad = 0; quad < 4; ++quad) {
-        uint32_t kept = dropout_kept(dropout, token, first / 4 + quad);
+        uint32_t kept = dropout_kept(dropout, step, token, first / 4 + quad);
         features.pairs[2 * quad] &= (kept & 1) * 0xffffu | (kept >> 1 & 1) * 0xffff0000u;
         features.pairs[2 * quad + 1] &= (kept >> 2 & 1) * 0xffffu | (kept >> 3 & 1) * 0xffff0000u;
     }
@@ -62,6 +63,7 @@ __device__ __forceinline__ float *skinny_product(const LinearView &view, const R
         for (int j = 0; j < kTiles; ++j)
             raw[j] = rows.load(j, min(row0 + 8 * j + g, num_rows - 1), min(tile, tiles - 1), t);
     };
+    uint32_t step = kDropout ? view.dropout.step() : 0;
     float c[kTiles][4] = {};
     typename Rows::Raw next_rows[kTiles];
     load_rows(next_rows, warp);
@@ -76,8 +78,8 @@ __device__ __forceinline__ float *skinny_product(const LinearView &view, const R
         next = load_x(x_g, tile + kWarps), next8 = load_x(x_g8, tile + kWarps);
         if constexpr (kDropout)
             if (view.dropout.active()) {
-                drop(a, view.dropout, token0 + g, tile * kTileK + t * 16);
-                drop(a8, view.dropout, token0 + g + 8, tile * kTileK + t * 16);
+                drop(a, view.dropout, step, token0 + g, tile * kTileK + t * 16);
+                drop(a8, view.dropout, step, token0 + g + 8, tile * kTileK + t * 16);
             }
 #pragma unroll
         for (int j = 0; j < kTiles; ++j) mma_tile(c[j], a, a8, rows.decode(now[j], tables));

@@ -18,10 +18,10 @@ constexpr int kWarps = kRowThreads / 32;
 
 struct EmbeddingBackward {
     const uint32_t *ids;  // [M]
-    const bf16 *dout;     // [M, H]
+    const bf16 *dout;     // [M, lddout]
     float *dtable;        // [vocab, H], or [num_rows, H]
     const uint32_t *rows; // [num_rows]: ids, or NULL: all of them
-    int64_t m, h, vocab, num_rows, tiles;
+    int64_t m, h, vocab, num_rows, lddout, tiles;
     float scale;
 
     // The row of dtable that is an id's; -1: none.
@@ -64,7 +64,7 @@ template <int V> __global__ void __launch_bounds__(kRowThreads) embedding_backwa
                 if (is_first && has_column) sums = Vector<V>::load(to);
                 is_first = false;
                 if (!has_column) continue;
-                Vector<V> dout = Vector<V>::load(of.dout + other * of.h + column);
+                Vector<V> dout = Vector<V>::load(of.dout + other * of.lddout + column);
 #pragma unroll
                 for (int j = 0; j < V; ++j) sums.v[j] = __fadd_rn(sums.v[j], __fmul_rn(of.scale, dout.v[j]));
             }
@@ -83,6 +83,8 @@ extern "C" int qk_embedding_backward(const qk_embedding_backward_args *caller, q
         return QK_ERROR_SHAPE;
     if (args.m * ceil_div(args.h, kRowThreads) > INT32_MAX) return QK_ERROR_SHAPE;
     if (args.num_rows < 0 || args.num_rows > args.vocab) return QK_ERROR_SHAPE;
+    int64_t lddout = args.lddout != 0 ? args.lddout : args.h;
+    if (lddout < args.h) return QK_ERROR_SHAPE;
     if (args.reserved2 != 0) return QK_ERROR_RESERVED;
     if (!std::isfinite(args.scale)) return QK_ERROR_VALUE;
     if ((args.rows == nullptr) != (args.num_rows == 0)) return QK_ERROR_NULL_POINTER;
@@ -91,7 +93,7 @@ extern "C" int qk_embedding_backward(const qk_embedding_backward_args *caller, q
     if (!is_aligned(args.dout, 16) || !is_aligned(args.ids, 4) || !is_aligned(args.dtable, 4) ||
         !is_aligned(args.rows, 4))
         return QK_ERROR_ALIGNMENT;
-    bool vector = is_vector(args.h) && is_aligned(args.dtable, 16);
+    bool vector = is_vector(args.h) && is_vector(lddout) && is_aligned(args.dtable, 16);
     EmbeddingBackward of = {args.ids,
                             static_cast<const bf16 *>(args.dout),
                             args.dtable,
@@ -100,6 +102,7 @@ extern "C" int qk_embedding_backward(const qk_embedding_backward_args *caller, q
                             args.h,
                             args.vocab,
                             args.num_rows,
+                            lddout,
                             ceil_div(args.h, kRowThreads * (vector ? 8 : 1)),
                             args.scale == 0.0f ? 1.0f : args.scale};
     auto kernel = vector ? embedding_backward<8> : embedding_backward<1>;

@@ -12,9 +12,9 @@
 namespace {
 
 struct NormGradient {
-    const bf16 *dy, *x; // [M, ld], from the first part on
+    const bf16 *dy, *x; // [M, lddy], [M, ld], from the first part on
     float *rho;         // [M, parts]
-    int64_t m, parts, width, ld;
+    int64_t m, parts, width, ld, lddy;
     float eps;
 };
 
@@ -30,7 +30,7 @@ template <int V> __global__ void __launch_bounds__(kRowThreads) inverse_rms_of_p
 #pragma unroll
         for (int j = 0; j < V; ++j) squares = fmaf(values.v[j], values.v[j], squares);
     }
-    squares = lane_sums(squares, 0.0f, 32).x;
+    squares = lane_sum(squares);
     if (width > 0 && lane == 0) norm.rho[index] = inverse_rms(squares, width, norm.eps);
 }
 
@@ -40,22 +40,25 @@ __global__ void __launch_bounds__(kRowThreads) norm_gradient(NormGradient norm, 
     float sums[V] = {};
     for (int64_t token = at.token; at.has_column && token < at.end; token += kSumRows) {
         const float *rho = norm.rho + token * norm.parts;
-        int64_t i = token * norm.ld + at.column;
+        int64_t i = token * norm.ld + at.column, j = token * norm.lddy + at.column;
 #pragma unroll 4
-        for (int64_t part = 0; part < norm.parts; ++part, i += norm.width) {
-            Vector<V> x = Vector<V>::load(norm.x + i), dy = Vector<V>::load(norm.dy + i);
+        for (int64_t part = 0; part < norm.parts; ++part, i += norm.width, j += norm.width) {
+            Vector<V> x = Vector<V>::load(norm.x + i), dy = Vector<V>::load(norm.dy + j);
 #pragma unroll
-            for (int j = 0; j < V; ++j) sums[j] = fmaf(dy.v[j], __fmul_rn(x.v[j], rho[part]), sums[j]);
+            for (int v = 0; v < V; ++v) sums[v] = fmaf(dy.v[v], __fmul_rn(x.v[v], rho[part]), sums[v]);
         }
     }
     at.store(sums, partial, [](int64_t, float sum) { return sum; });
 }
 
+int64_t lddy_of(const qk_norm_gradient_args &args) { return args.lddy != 0 ? args.lddy : args.ld; }
+
 int check_shape(const qk_norm_gradient_args &args) {
     if (args.m < 0 || args.m > INT32_MAX || args.parts < 1 || args.parts > 65535 || args.width < 1 ||
         args.width > INT32_MAX || args.column < 0 || args.column > INT32_MAX)
         return QK_ERROR_SHAPE;
-    if (args.ld < args.column + args.parts * args.width) return QK_ERROR_SHAPE;
+    if (args.ld < args.column + args.parts * args.width || lddy_of(args) < args.column + args.parts * args.width)
+        return QK_ERROR_SHAPE;
     bool fits = ceil_div(args.m * args.parts, kRowThreads / 32) <= INT32_MAX &&
                 token_sum_blocks(args.m, args.width, 1) <= INT32_MAX;
     if (!fits) return QK_ERROR_SHAPE;
@@ -95,8 +98,9 @@ extern "C" int qk_norm_gradient(const qk_norm_gradient_args *caller, void *works
                          args.parts,
                          args.width,
                          args.ld,
+                         lddy_of(args),
                          args.eps};
-    bool vector = is_vector(args.width) && is_vector(args.ld) && is_vector(args.column);
+    bool vector = is_vector(args.width) && is_vector(args.ld) && is_vector(norm.lddy) && is_vector(args.column);
     unsigned of_parts = unsigned(ceil_div(args.m * args.parts, kRowThreads / 32));
     if (int error = launch(vector ? inverse_rms_of_parts<8> : inverse_rms_of_parts<1>, dim3(of_parts),
                            dim3(kRowThreads), 0, stream, norm))

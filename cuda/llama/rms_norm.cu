@@ -12,9 +12,9 @@ namespace {
 struct Norm {
     const bf16 *x, *delta;  // [M, H]; delta may be NULL
     const float *weight;    // [H]
-    bf16 *sum, *y;          // [M, H]; sum is NULL with delta
+    bf16 *sum, *y;          // [M, H], [M, ldy]; sum is NULL with delta
     const bf16 *residual;   // [M, H]: what the rounded norm is added to, or NULL
-    int64_t h;
+    int64_t h, ldy;
     float eps;
 };
 
@@ -35,8 +35,8 @@ template <int V> __global__ void __launch_bounds__(kRowThreads, 6) rms_norm(Norm
 #pragma unroll
         for (int j = 0; j < V; ++j) squares += x.v[j] * x.v[j];
     }
-    float rho = inverse_rms(block_sums(squares, 0.0f, shared).x, norm.h, norm.eps);
-    // What a thread reads again is what it wrote.
+    float rho = inverse_rms(block_sum(squares, shared), norm.h, norm.eps);
+    // A thread reads again what it wrote itself.
     const bf16 *s = norm.delta != nullptr ? norm.sum : norm.x;
     for (int64_t i = int64_t(threadIdx.x) * V; i < norm.h; i += kRowThreads * V) {
         Vector<V> x = Vector<V>::load(s + row + i), weight = Vector<V>::load(norm.weight + i);
@@ -48,15 +48,15 @@ template <int V> __global__ void __launch_bounds__(kRowThreads, 6) rms_norm(Norm
 #pragma unroll
             for (int j = 0; j < V; ++j) x.v[j] += residual.v[j];
         }
-        x.store(norm.y + row + i);
+        x.store(norm.y + int64_t(blockIdx.x) * norm.ldy + i);
     }
 }
 
 struct NormBackward {
-    const bf16 *dy, *x;   // [M, H]
+    const bf16 *dy, *x;   // [M, lddy], [M, H]
     const float *weight;  // [H]
-    bf16 *dx;             // [M, H]
-    int64_t h;
+    bf16 *dx;             // [M, lddx]
+    int64_t h, lddy, lddx;
     float eps;
     bool accumulate;
 };
@@ -64,9 +64,11 @@ struct NormBackward {
 template <int V> __global__ void __launch_bounds__(kRowThreads) rms_norm_backward(NormBackward norm) {
     float *shared = reinterpret_cast<float *>(dynamic_shared());
     int64_t row = int64_t(blockIdx.x) * norm.h;
+    const bf16 *dy_row = norm.dy + int64_t(blockIdx.x) * norm.lddy;
+    bf16 *dx_row = norm.dx + int64_t(blockIdx.x) * norm.lddx;
     float squares = 0.0f, g_dot_x = 0.0f;
     for (int64_t i = int64_t(threadIdx.x) * V; i < norm.h; i += kRowThreads * V) {
-        Vector<V> x = Vector<V>::load(norm.x + row + i), dy = Vector<V>::load(norm.dy + row + i),
+        Vector<V> x = Vector<V>::load(norm.x + row + i), dy = Vector<V>::load(dy_row + i),
                   weight = Vector<V>::load(norm.weight + i);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
@@ -78,12 +80,12 @@ template <int V> __global__ void __launch_bounds__(kRowThreads) rms_norm_backwar
     float rho = inverse_rms(sums.x, norm.h, norm.eps);
     float along_x = rho * rho * rho * sums.y / float(norm.h);
     for (int64_t i = int64_t(threadIdx.x) * V; i < norm.h; i += kRowThreads * V) {
-        Vector<V> x = Vector<V>::load(norm.x + row + i), dy = Vector<V>::load(norm.dy + row + i),
+        Vector<V> x = Vector<V>::load(norm.x + row + i), dy = Vector<V>::load(dy_row + i),
                   weight = Vector<V>::load(norm.weight + i), dx = {};
-        if (norm.accumulate) dx = Vector<V>::load(norm.dx + row + i);
+        if (norm.accumulate) dx = Vector<V>::load(dx_row + i);
 #pragma unroll
         for (int j = 0; j < V; ++j) dx.v[j] += rho * weight.v[j] * dy.v[j] - along_x * x.v[j];
-        dx.store(norm.dx + row + i);
+        dx.store(dx_row + i);
     }
 }
 
@@ -98,6 +100,8 @@ extern "C" int qk_rms_norm(const qk_rms_norm_args *caller, qk_stream stream) {
     qk_rms_norm_args args;
     if (int error = read_struct(caller, &args)) return error;
     if (int error = check_sizes(args.m, args.h, args.eps)) return error;
+    int64_t ldy = args.ldy != 0 ? args.ldy : args.h;
+    if (ldy < args.h) return QK_ERROR_SHAPE;
     if (args.m == 0) return QK_OK;
     if (args.x == nullptr || args.weight == nullptr || args.y == nullptr) return QK_ERROR_NULL_POINTER;
     if ((args.delta == nullptr) != (args.sum == nullptr)) return QK_ERROR_NULL_POINTER;
@@ -113,8 +117,9 @@ extern "C" int qk_rms_norm(const qk_rms_norm_args *caller, qk_stream stream) {
                  static_cast<bf16 *>(args.y),
                  static_cast<const bf16 *>(args.residual),
                  args.h,
+                 ldy,
                  args.eps};
-    auto kernel = is_vector(args.h) && is_aligned(args.weight, 16) ? rms_norm<8> : rms_norm<1>;
+    auto kernel = is_vector(args.h) && is_vector(ldy) && is_aligned(args.weight, 16) ? rms_norm<8> : rms_norm<1>;
     return launch(kernel, dim3(unsigned(args.m)), dim3(kRowThreads), kRowSumBytes, stream, norm);
 }
 
@@ -122,6 +127,8 @@ extern "C" int qk_rms_norm_backward(const qk_rms_norm_backward_args *caller, qk_
     qk_rms_norm_backward_args args;
     if (int error = read_struct(caller, &args)) return error;
     if (int error = check_sizes(args.m, args.h, args.eps)) return error;
+    int64_t lddy = args.lddy != 0 ? args.lddy : args.h, lddx = args.lddx != 0 ? args.lddx : args.h;
+    if (lddy < args.h || lddx < args.h) return QK_ERROR_SHAPE;
     if (args.accumulate > 1) return QK_ERROR_VALUE;
     if (args.m == 0) return QK_OK;
     if (args.dy == nullptr || args.x == nullptr || args.weight == nullptr || args.dx == nullptr)
@@ -134,8 +141,11 @@ extern "C" int qk_rms_norm_backward(const qk_rms_norm_backward_args *caller, qk_
                          args.weight,
                          static_cast<bf16 *>(args.dx),
                          args.h,
+                         lddy,
+                         lddx,
                          args.eps,
                          args.accumulate != 0};
-    auto kernel = is_vector(args.h) && is_aligned(args.weight, 16) ? rms_norm_backward<8> : rms_norm_backward<1>;
+    bool vector = is_vector(args.h) && is_vector(lddy) && is_vector(lddx) && is_aligned(args.weight, 16);
+    auto kernel = vector ? rms_norm_backward<8> : rms_norm_backward<1>;
     return launch(kernel, dim3(unsigned(args.m)), dim3(kRowThreads), kRowSumBytes, stream, norm);
 }

@@ -12,10 +12,10 @@ namespace {
 constexpr int kThreads = 256;
 
 struct Swiglu {
-    bf16 *gate_up;     // [M, 2 I]
-    bf16 *out;         // [M, I]
+    bf16 *gate_up;     // [M, ldgate_up]
+    bf16 *out;         // [M, ldout]
     const bf16 *dout;  // [M, I]
-    int64_t m, i;
+    int64_t m, i, ldgate_up, ldout;
 };
 
 __device__ __forceinline__ float sigmoid(float x) { return __fdiv_rn(1.0f, 1.0f + expf(-x)); }
@@ -38,7 +38,8 @@ __global__ void __launch_bounds__(kThreads) swiglu(Swiglu args) {
     if (index >= args.m * args.i) return;
     // A division of 64 bits costs more than all the rest; but for the longest batches 32 do.
     int64_t row = index <= UINT32_MAX ? int64_t(uint32_t(index) / uint32_t(args.i)) : index / args.i;
-    bf16 *gate_at = args.gate_up + index + row * args.i, *up_at = gate_at + args.i;
+    int64_t column = index - row * args.i;
+    bf16 *gate_at = args.gate_up + row * args.ldgate_up + column, *up_at = gate_at + args.i;
     Vector<V> gate = Vector<V>::load(gate_at), up = Vector<V>::load(up_at), out;
     if (backward) {
         Vector<V> dout = Vector<V>::load(args.dout + index), dgate, dup;
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) swiglu(Swiglu args) {
 #pragma unroll
         for (int j = 0; j < V; ++j) out.v[j] = gate.v[j] * sigmoid_of<activation>(gate.v[j]) * up.v[j];
     }
-    if (args.out != nullptr) out.store(args.out + index);
+    if (args.out != nullptr) out.store(args.out + row * args.ldout + column);
 }
 
 template <bool backward> int run(const qk_swiglu_args *caller, qk_stream stream) {
@@ -64,14 +65,17 @@ template <bool backward> int run(const qk_swiglu_args *caller, qk_stream stream)
     if (args.m < 0 || args.m > INT32_MAX || args.i < 1 || args.i > INT32_MAX) return QK_ERROR_SHAPE;
     if (args.reserved2 != 0) return QK_ERROR_RESERVED;
     if (args.activation != QK_SILU && args.activation != QK_GELU_TANH) return QK_ERROR_VALUE;
+    int64_t ldgate_up = args.ldgate_up != 0 ? args.ldgate_up : 2 * args.i;
+    int64_t ldout = args.ldout != 0 ? args.ldout : args.i;
+    if (ldgate_up < 2 * args.i || ldout < args.i) return QK_ERROR_SHAPE;
     if (args.m == 0) return QK_OK;
     if (args.gate_up == nullptr || (args.out == nullptr && !backward) || (args.dout == nullptr) == backward)
         return QK_ERROR_NULL_POINTER;
     for (const void *matrix : {static_cast<const void *>(args.gate_up), static_cast<const void *>(args.out), args.dout})
         if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
     Swiglu view = {static_cast<bf16 *>(args.gate_up), static_cast<bf16 *>(args.out),
-                   static_cast<const bf16 *>(args.dout), args.m, args.i};
-    bool vector = is_vector(args.i);
+                   static_cast<const bf16 *>(args.dout), args.m, args.i, ldgate_up, ldout};
+    bool vector = is_vector(args.i) && is_vector(ldgate_up) && is_vector(ldout);
     int64_t blocks = ceil_div(view.m * view.i / (vector ? 8 : 1), kThreads);
     if (blocks > INT32_MAX) return QK_ERROR_SHAPE;
     auto silu = vector ? swiglu<8, backward, QK_SILU> : swiglu<1, backward, QK_SILU>;

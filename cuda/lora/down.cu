@@ -1,7 +1,7 @@
-// S = bf16(scale * dropout(X) * A^T) [M, columns], for any M, of all segments in one launch.
+// S = bf16(scale * dropout(X) * A^T) [M, columns], for any M, of all segments in one launch, in rows of any stride.
 //
 // Block: 16 tokens by 2, 4, 6 or 8 groups of 8 columns of S, of whichever segments they are (skinny.cuh); with adapters
-// of one segment. A column's sum is the same in all of them. What limits it: X from DRAM, and the L2, from which a
+// of one segment. A column's sum is the same in all of them. Limit: X from DRAM, and the L2, from which a
 // block reads 2 * K bytes for each of its tokens and columns. So X is read once for up to 64 columns: 16 tokens read
 // 128 * K bytes for 16 ranks each of q, k and v, where a block for each segment would read 192 * K, and 96 * K, not
 // 128 * K, of gate and up. Few tokens have narrow blocks, so that there is one for each multiprocessor. Preconditions
@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(kThreads) lora_down(LinearView view, bf16 *s, 
     LowRankRows<kTiles> rows;
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
-        // Where there is none: the last one again, as nobody reads its sums.
-        int64_t column = min(column0 + 8 * j, view.lds - 8);
+        // Past the last column: the last one again, as nobody reads its sums.
+        int64_t column = min(column0 + 8 * j, view.columns - 8);
         const SegmentView &segment = segment_with(view, column);
         int64_t rank = min(column - segment.s_column + threadIdx.x % 32 / 4, int64_t(segment.r - 1));
         rows.rows[j] = segment.a + rank * view.k;
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads) lora_down(LinearView view, bf16 *s, 
     float *sums = skinny_product<kTiles>(view, rows, 0, kColumns, token0);
     for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {
         int64_t token = token0 + i / kColumns, column = column0 + i % kColumns;
-        if (token >= view.m || column >= view.lds) continue;
+        if (token >= view.m || column >= view.columns) continue;
         const SegmentView &segment = segment_with(view, column);
         // Padding columns are zero, also where X has a NaN or an infinity.
         bool padding = column - segment.s_column >= segment.r;
@@ -70,7 +70,8 @@ __global__ void __launch_bounds__(kThreads, 1) lora_down_masked(LinearView view,
     bool adapters = view.has_adapters();
     const SegmentView *only = adapters ? &view.segments[view.segment_of(tile, kColumns, true)] : nullptr;
     int64_t column0 = (adapters ? only->s_column : 0) + tile * kColumns;
-    int64_t columns = min((adapters ? only->s_column + (only->r + 7) / 8 * 8 : view.lds) - column0, int64_t(kColumns));
+    int64_t last = adapters ? only->s_column + (only->r + 7) / 8 * 8 : view.columns;
+    int64_t columns = min(last - column0, int64_t(kColumns));
     float kept = view.dropout.active() ? view.dropout.scale : 1.0f;
     int count = adapters ? only->num_adapters : 1;
     for (int adapter = 0; adapter < count; ++adapter) {
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, 1) lora_down_masked(LinearView view,
             const SegmentView &segment = segment_with(view, column);
             int64_t rank = column - segment.s_column;
             bool there = column < column0 + columns && rank < segment.r;
-            // Where there is none: any row of K elements, as nobody reads its sums.
+            // Past the last rank: any row of K elements, as nobody reads its sums.
             rows.rows[j] = there ? segment.a + (int64_t(adapter) * segment.r + rank) * view.k : view.x;
         }
         float *sums = skinny_product<kMaskedTiles, true>(view, rows, 0, kColumns, token0);
@@ -116,9 +117,9 @@ __global__ void __launch_bounds__(kGenericThreads) lora_down_generic(LinearView 
     if (row < segment.r && adapter >= 0) {
         const bf16 *x = view.x + token * view.ldx, *a = segment.a + (int64_t(adapter) * segment.r + row) * view.k;
         bool drops = view.dropout.active();
-        uint32_t kept = 0;
+        uint32_t kept = 0, step = view.dropout.step();
         for (int64_t k = 0; k < view.k; ++k) {
-            if (drops && k % 4 == 0) kept = dropout_kept(view.dropout, token, k / 4);
+            if (drops && k % 4 == 0) kept = dropout_kept(view.dropout, step, token, k / 4);
             if (!drops || (kept >> (k % 4) & 1) != 0) sum = fmaf(to_float(x[k]), to_float(a[k]), sum);
         }
         sum = __fmul_rn(segment.scale_of(adapter), drops ? __fmul_rn(view.dropout.scale, sum) : sum);
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(kGenericThreads) lora_down_generic(LinearView 
 // Groups of 8 columns of S that a block has: as many as there are, up to 8, or as leave enough blocks.
 int tiles_of_columns(const LinearView &view) {
     constexpr int kMostTiles = 8;
-    int64_t groups = view.lds / 8, token_tiles = ceil_div(view.m, kTokens), parts = ceil_div(groups, kMostTiles);
+    int64_t groups = view.columns / 8, token_tiles = ceil_div(view.m, kTokens), parts = ceil_div(groups, kMostTiles);
     while (2 * parts < groups && token_tiles * parts < kBlocksOfWideTiles) ++parts;
     return int(ceil_div(groups, 2 * parts)) * 2;
 }
@@ -139,7 +140,7 @@ int tiles_of_columns(const LinearView &view) {
 int launch_lora_down(const LinearView &view, bf16 *s, qk_stream stream) {
     bool masked = view.dropout.active() || view.has_adapters();
     int tiles = masked ? kMaskedTiles : tiles_of_columns(view);
-    int64_t blocks = view.has_adapters() ? view.tiles(8 * tiles, true) : ceil_div(view.lds, 8 * tiles);
+    int64_t blocks = view.has_adapters() ? view.tiles(8 * tiles, true) : ceil_div(view.columns, 8 * tiles);
     auto kernel = masked       ? lora_down_masked
                   : tiles == 2 ? lora_down<2>
                   : tiles == 4 ? lora_down<4>

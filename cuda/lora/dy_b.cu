@@ -1,6 +1,6 @@
 // T = bf16(scale * dY * B) [M, columns]: a product over N, which is long, with r columns, which are few.
 //
-// What limits it: reading dY, once for every 64 ranks of a segment (16 where r % 8 != 0), and B from L2, once for every
+// Limit: reading dY, once for every 64 ranks of a segment (16 where r % 8 != 0), and B from L2, once for every
 // 32 or 16 tokens. Block: 32 tokens by 64 ranks, or 16 by 16, of one segment; 8 warps take every 8th tile of 64
 // features, straight from global memory into registers, and their sums are added in warp order through shared memory
 // (64 or 8 KB): a result depends on N alone, not on the tiling. Fragments: lane t takes features 16t .. 16t + 15 of a
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, kRankTiles == 2 ? 2 : 1)
             float sum = partial[i];
             for (int w = 1; w < kWarps; ++w) sum += partial[w * kTokens * kColumns + i];
             // Padding columns are zero, also where dY has a NaN or an infinity.
-            t_matrix[token * view.lds + segment.s_column + rank] =
+            t_matrix[token * view.ldt + segment.s_column + rank] =
                 to_bf16(rank < segment.r ? segment.scale_of(adapter) * sum : 0.0f);
         }
         __syncthreads(); // before the next adapter's sums
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, kRankTiles == 2 ? 2 : 1)
         int64_t token = token0 + i / kColumns;
         int rank = rank0 + i % kColumns;
         if (token < end && rank < padded_rank(segment) && segment.adapter(token) < 0)
-            t_matrix[token * view.lds + segment.s_column + rank] = to_bf16(0.0f);
+            t_matrix[token * view.ldt + segment.s_column + rank] = to_bf16(0.0f);
     }
 }
 
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kThreads) lora_dy_b_generic(BackwardView view,
             sum = fmaf(to_float(segment.dy[token * segment.lddy + n]), to_float(b[n * segment.r + rank]), sum);
         sum = __fmul_rn(segment.scale_of(adapter), sum);
     }
-    t[token * view.lds + segment.s_column + rank] = to_bf16(sum);
+    t[token * view.ldt + segment.s_column + rank] = to_bf16(sum);
 }
 
 }  // namespace

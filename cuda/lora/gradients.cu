@@ -1,7 +1,7 @@
 // dA += T^T * dropout(X) [r, K] and dB += dY^T * S [N, r], both as small^T [ranks, tokens] * big [tokens, columns] on
 // tensor cores.
 //
-// What limits it: reading X and dY, which happens once a launch for up to 64 ranks of a product (of all segments
+// Limit: reading X and dY, which happens once a launch for up to 64 ranks of a product (of all segments
 // together for X, of each for dY), and again for every 64 more. Block: 128 columns of big by up to 64 ranks, over all
 // tokens; each of 4 warps takes 32 columns. Pipeline of 4 stages of 32 tokens by cp.async. Both operands have tokens as
 // rows, so that ldmatrix.trans makes both fragments. Rows of other adapters are never read: both operands get zeros.
@@ -32,7 +32,7 @@ __host__ __device__ constexpr int small_bytes(int rank_tiles) { return kStep * r
 constexpr size_t shared_bytes(int rank_tiles) { return size_t(kStages) * (kBigBytes + small_bytes(rank_tiles)); }
 static_assert(shared_bytes(4) <= kMaxSharedBytes, "fits every card");
 
-// What a launch adds to the view.
+// The tiling of a launch, beside the view.
 struct Tiling {
     uint32_t chunks_per_block; // a group of chunks: blockIdx.y
     float *partial; // chunk sums, NULL where one group is all: [tiles, chunks, 4 * rank tiles, threads] of float4
@@ -117,22 +117,23 @@ template <int kRankTiles> struct Tile {
         constexpr int kSmallChunks = 2 * kRankTiles, kSmallRows = kThreads / kSmallChunks;
         static_assert(kSmallRows % 8 == 0, "rows that a thread copies are exchanged alike");
         token = token0 + threadIdx.x / kSmallChunks;
-        from = small + token * view.lds;
+        from = small + token * product->lds;
 #pragma unroll
         for (int row = 0; row < kStep; row += kSmallRows)
             if (kSmallRows <= kStep || threadIdx.x < kStep * kSmallChunks)
-                cp_async_16(stage + small_to + row * kSmallChunks * 16, from + row * view.lds,
+                cp_async_16(stage + small_to + row * kSmallChunks * 16, from + row * product->lds,
                             has_rank && takes(token + row));
     }
 
     // Zeroes what dropout drops of two fragments of tokens token0 .. token0 + 15 by the warp's 32 columns. The 4 lanes
     // of a quad of features draw for one token each of the 4 that they all hold, and exchange what they drew.
-    __device__ __forceinline__ void drop(uint32_t (&big)[2][4], uint32_t token0, int64_t column) const {
+    __device__ __forceinline__ void drop(uint32_t (&big)[2][4], uint32_t dropout_step, uint32_t token0,
+                                         int64_t column) const {
         int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
         uint32_t own = token0 + 2 * t + (g & 1) + (g & 2) * 4, bits = 0;
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-            bits |= dropout_kept(view.dropout, own, uint32_t(column / 4) + 2 * j + g / 4) << (4 * j);
+            bits |= dropout_kept(view.dropout, dropout_step, own, uint32_t(column / 4) + 2 * j + g / 4) << (4 * j);
         uint32_t kept[4]; // of tokens 2t, 2t + 1, 2t + 8, 2t + 9
 #pragma unroll
         for (int i = 0; i < 4; ++i) kept[i] = __shfl_sync(~0u, bits, (lane & 16) + 4 * i + t) >> (g % 4);
@@ -147,7 +148,7 @@ template <int kRankTiles> struct Tile {
 
     template <bool kDropout>
     __device__ __forceinline__ void multiply(float (&sums)[kRankTiles][4][4], const unsigned char *stage,
-                                             uint32_t token0) const {
+                                             uint32_t dropout_step, uint32_t token0) const {
 #pragma unroll
         for (int step = 0; step < kStep / 16; ++step) {
             uint32_t columns[2][4]; // [16 columns][of 8 columns: tokens 2t, 2t + 1; tokens 2t + 8, 2t + 9]
@@ -155,7 +156,7 @@ template <int kRankTiles> struct Tile {
             for (int j = 0; j < 2; ++j)
                 ldmatrix_x4_trans(columns[j], stage + (big_lane ^ 32 * j) + 16 * step * kColumns * 2);
             if constexpr (kDropout)
-                if (product->dropped) drop(columns, token0 + 16 * step, column0 + threadIdx.x / 32 * 32);
+                if (product->dropped) drop(columns, dropout_step, token0 + 16 * step, column0 + threadIdx.x / 32 * 32);
 #pragma unroll
             for (int i = 0; i < kRankTiles; ++i) {
                 if (i >= rank_tiles) break;
@@ -211,6 +212,7 @@ __global__ void __launch_bounds__(kThreads, kRankTiles == 1   ? 4
     Tile<kRankTiles> tile(view, blockIdx.x);
     uint32_t first = blockIdx.y * tiling.chunks_per_block, last = min(first + tiling.chunks_per_block, tile.chunks);
     float factor = kDropout && tile.product->dropped ? view.dropout.scale : 1.0f;
+    uint32_t dropout_step = kDropout ? view.dropout.step() : 0;
     float totals[kRankTiles][4][4] = {}, sums[kRankTiles][4][4] = {};
     if (tiling.partial == nullptr) tile.load(totals);
 
@@ -241,7 +243,7 @@ __global__ void __launch_bounds__(kThreads, kRankTiles == 1   ? 4
             next = after(next);
         }
         cp_async_commit();
-        tile.template multiply<kDropout>(sums, dynamic_shared() + stage * kStageBytes, now.token);
+        tile.template multiply<kDropout>(sums, dynamic_shared() + stage * kStageBytes, dropout_step, now.token);
         if (ends_chunk(now)) {
             float4 *partial = tiling.partial == nullptr ? nullptr : tile.partial(tiling, now.chunk);
 #pragma unroll
@@ -285,7 +287,7 @@ template <int kRankTiles> __global__ void __launch_bounds__(kThreads, 4) add_chu
     tile.store(totals);
 }
 
-// How a launch is cut, from the shapes alone.
+// Cut of a launch into blocks, from the shapes alone.
 struct Cut {
     int rank_tiles;       // of a block, of 16: 1, 2 or 4
     int64_t tiles, groups, chunks_per_block;

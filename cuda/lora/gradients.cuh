@@ -18,14 +18,14 @@ struct GradientProduct {
     const bf16 *big;              // [M, ld]: X or dY
     const bf16 *small;            // [M, lds]: T or S, from the product's first column on
     const int32_t *adapter_index; // [M], or NULL: one adapter, all tokens
-    int64_t ld, columns;          // columns of big: K or N
+    int64_t ld, lds, columns;     // columns of big: K or N
     int adapters, ranks;          // ranks: columns of small that count, a multiple of 8
     bool transposed;              // out is [columns, r]: dB
     bool dropped;                 // the dropout mask is that of big: dA
     int num_outputs;
     GradientOutput outputs[QK_MAX_SEGMENTS];
 
-    // Where rank `rank` of `adapter` goes (NULL: nowhere) and how far apart its columns are.
+    // Destination of rank `rank` of `adapter` (NULL: none) and the distance of its columns.
     struct Row {
         float *out;
         int64_t stride;
@@ -42,7 +42,7 @@ struct GradientProduct {
 };
 
 struct GradientsView {
-    int64_t m, lds; // tokens, columns of S and of T
+    int64_t m; // tokens
     DropoutView dropout;
     int num_products;
     GradientProduct products[2 * QK_MAX_SEGMENTS];

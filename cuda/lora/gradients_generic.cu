@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(kThreads) lora_gradients_generic(GradientsView
     GradientProduct::Row row = product.row(rank, adapter);
     if (row.out == nullptr) return;
     bool drops = product.dropped && view.dropout.active();
+    uint32_t step = view.dropout.step();
     float total = row.out[column * row.stride];
     for (int64_t chunk = 0; chunk < view.m;
          chunk += kChunkTokens) { // the sums of the other kernel: one a chunk, then in order
@@ -26,8 +27,8 @@ __global__ void __launch_bounds__(kThreads) lora_gradients_generic(GradientsView
         for (int64_t token = chunk; token < min(chunk + kChunkTokens, view.m); ++token) {
             if (product.adapter_index != nullptr && product.adapter_index[token] != adapter) continue;
             any = true;
-            if (drops && (dropout_kept(view.dropout, token, column / 4) >> (column % 4) & 1) == 0) continue;
-            sum = fmaf(to_float(product.small[token * view.lds + rank]),
+            if (drops && (dropout_kept(view.dropout, step, token, column / 4) >> (column % 4) & 1) == 0) continue;
+            sum = fmaf(to_float(product.small[token * product.lds + rank]),
                        to_float(product.big[token * product.ld + column]), sum);
         }
         if (any) total = __fadd_rn(total, __fmul_rn(drops ? view.dropout.scale : 1.0f, sum));
@@ -49,10 +50,10 @@ struct Products {
 Products products_of(const BackwardView &view) {
     Products products = {};
     products.fast.m = products.generic.m = view.m;
-    products.fast.lds = products.generic.lds = view.lds;
     products.fast.dropout = products.generic.dropout = view.dropout;
     // X is the same for all segments, and so one product with the columns of T of all, unless rows differ by segment.
-    GradientProduct all = {view.x, view.t, nullptr, view.ldx, view.k, 1, int(view.lds), false, true, 0, {}};
+    GradientProduct all = {view.x,  view.t, nullptr, view.ldx, view.ldt, view.k, 1, int(view.columns),
+                           false,   true,   0,       {}};
     bool wanted = false;
     for (int i = 0; i < view.num_segments; ++i) {
         const BackwardSegment &segment = view.segments[i];
@@ -62,6 +63,7 @@ Products products_of(const BackwardView &view) {
                                   view.t + segment.s_column,
                                   segment.adapter_index,
                                   view.ldx,
+                                  view.ldt,
                                   view.k,
                                   segment.num_adapters,
                                   ranks,
@@ -79,6 +81,7 @@ Products products_of(const BackwardView &view) {
                                   view.s + segment.s_column,
                                   segment.adapter_index,
                                   segment.lddy,
+                                  view.lds,
                                   segment.n,
                                   segment.num_adapters,
                                   ranks,
@@ -93,7 +96,7 @@ Products products_of(const BackwardView &view) {
     return products;
 }
 
-// What one call needs: T, if it is not given and A's gradient is wanted, then the workspace of the products.
+// Needs of one call: T, if it is not given and A's gradient is wanted, then the workspace of the products.
 struct Plan {
     Products products;
     size_t t_bytes, bytes;
@@ -109,7 +112,7 @@ int plan(const qk_linear_backward_args *backward, BackwardView *view, Plan *plan
         db |= segment.db != nullptr;
     }
     if (view->m > 0 && ((da && view->x == nullptr) || (db && view->s == nullptr))) return QK_ERROR_NULL_POINTER;
-    plan->t_bytes = da && view->t == nullptr ? size_t(view->m) * size_t(view->lds) * sizeof(bf16) : 0;
+    plan->t_bytes = da && view->t == nullptr ? size_t(view->m) * size_t(view->columns) * sizeof(bf16) : 0;
     plan->products = products_of(*view);
     plan->bytes = plan->t_bytes + (view->m > 0 ? gradients_workspace_bytes(plan->products.fast) : 0);
     return QK_OK;
@@ -146,6 +149,7 @@ extern "C" int qk_lora_gradients(const qk_linear_backward_args *backward, void *
     if (int error = check_workspace(workspace, workspace_bytes, needed.bytes)) return error;
     if (view.m == 0) return QK_OK;
     if (needed.t_bytes > 0) {
+        view.ldt = view.columns;
         if (int error = launch_lora_dy_b(view, static_cast<bf16 *>(workspace), stream)) return error;
         view.t = static_cast<const bf16 *>(workspace);
         needed.products = products_of(view);

@@ -221,20 +221,20 @@ struct Parts {
 GradientsView head_gradient(const CrossEntropyView &view, int64_t tokens) {
     GradientsView gradients = {};
     gradients.m = tokens;
-    gradients.lds = 2 * view.ldz;
     gradients.num_products = 1;
     GradientProduct &product = gradients.products[0];
     product.big = view.gathered;
     product.small = reinterpret_cast<const bf16 *>(view.logits);
     product.ld = view.padded_h;
+    product.lds = 2 * view.ldz;
     product.columns = view.h;
     product.adapters = 1;
     product.ranks = int(view.ldz);
     product.num_outputs = 1;
     product.outputs[0] = {view.dhead, 0, int(view.vocab)};
     if (view.num_head_rows > 0) {
-        gradients.lds = view.ld_picked;
         product.small = view.picked;
+        product.lds = view.ld_picked;
         product.ranks = int(view.ld_picked);
         product.outputs[0].r = int(view.num_head_rows);
     }
@@ -285,7 +285,7 @@ struct Range {
     }
 };
 
-// Whether something that is written overlaps another operand; dhidden may be hidden itself.
+// True if something that is written overlaps another operand; dhidden may be hidden itself.
 bool overlapping(const qk_cross_entropy_args *args, const void *workspace, size_t workspace_bytes) {
     uint64_t m = uint64_t(args->m), row = uint64_t(args->h) * sizeof(bf16);
     uint64_t head_rows = uint64_t(args->num_head_rows > 0 ? args->num_head_rows : args->vocab);

@@ -11,7 +11,7 @@ pub struct Buffer<T: Element> {
     /// None: a plan's buffer, without memory.
     memory: Option<Memory>,
     len: usize,
-    /// What is dropped after the memory: the place in an arena's allocator.
+    /// The place in an arena's allocator, dropped after the memory.
     _place: Option<Box<dyn std::any::Any>>,
     element: PhantomData<T>,
 }
@@ -64,9 +64,9 @@ impl Drop for Memory {
         if self.driver.bind().is_ok() {
             // SAFETY: given by the driver in `new` or `part`, freed once, before the slab that `self` holds.
             unsafe {
-                match self.slab {
+                match &self.slab {
                     None => self.driver.free(self.address, self.bytes),
-                    Some(_) => self.driver.free_part(self.address, self.bytes),
+                    Some(slab) => self.driver.free_part(slab, self.address, self.bytes),
                 }
             }
         }
@@ -85,10 +85,12 @@ impl<T: Element> Buffer<T> {
         Self { memory, len, _place: place, element: PhantomData }
     }
 
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
+    /// True if it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -25,6 +25,12 @@ pub struct Event {
     event: sys::CUevent,
 }
 
+/// Work that was recorded, ready to be launched.
+pub struct Graph {
+    context: Arc<CudaContext>,
+    graph: sys::CUgraphExec,
+}
+
 /// One allocation.
 pub struct Slab {
     context: Arc<CudaContext>,
@@ -91,6 +97,7 @@ impl Gpu {
 impl Driver for Gpu {
     type Event = Event;
     type Slab = Slab;
+    type Graph = Graph;
 
     fn open(ordinal: usize) -> Result<Self> {
         let context = context(ordinal)?;
@@ -171,7 +178,7 @@ impl Driver for Gpu {
         unsafe { free_after_all(address as sys::CUdeviceptr) };
     }
 
-    fn slab(&self, bytes: u64) -> Result<Slab> {
+    fn slab(&self, bytes: u64, _fixed: bool) -> Result<Slab> {
         let len = usize::try_from(bytes).map_err(|_| CudaError::Device(format!("{bytes} bytes are too many")))?;
         Ok(Slab { address: self.alloc(len)? as sys::CUdeviceptr, context: self.context.clone(), bytes })
     }
@@ -181,7 +188,7 @@ impl Driver for Gpu {
         Ok((slab.address + offset) as *mut u8)
     }
 
-    unsafe fn free_part(&self, _address: *mut u8, _bytes: usize) {}
+    unsafe fn free_part(&self, _slab: &Slab, _address: *mut u8, _bytes: usize) {}
 
     fn alloc_pinned(&self, bytes: usize) -> Result<*mut u8> {
         // SAFETY: the caller bound the context; at least one byte is asked for.
@@ -317,6 +324,35 @@ impl Driver for Gpu {
         let milliseconds = unsafe { result::event::elapsed(start.event, end.event) };
         milliseconds.map(|ms| f64::from(ms) / 1e3).map_err(failed("the time between two events"))
     }
+
+    fn begin_capture(&self) -> Result<()> {
+        // Calls of other threads, such as those of a library, are left alone.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: a stream of this context.
+        unsafe { result::stream::begin_capture(self.compute, mode) }.map_err(failed("a stream cannot be recorded"))
+    }
+
+    fn end_capture(&self) -> Result<(Graph, usize)> {
+        // SAFETY: a stream of this context. The graph that it gives is used until it is destroyed, once, below.
+        unsafe {
+            let graph =
+                result::stream::end_capture(self.compute).map_err(failed("what was asked for was not recorded"))?;
+            let (mut nodes, none) = (0, std::ptr::null::<sys::CUgraphNode>().cast_mut());
+            let counted = sys::cuGraphGetNodes(graph, none, &mut nodes).result();
+            let mut ready = std::mem::MaybeUninit::uninit();
+            let made = sys::cuGraphInstantiateWithFlags(ready.as_mut_ptr(), graph, 0).result();
+            let destroyed = result::graph::destroy(graph);
+            counted.and(made).map_err(failed("a graph cannot be made"))?;
+            let graph = Graph { context: self.context.clone(), graph: ready.assume_init() };
+            destroyed.map_err(failed("a graph cannot be freed"))?;
+            Ok((graph, nodes))
+        }
+    }
+
+    unsafe fn launch(&self, graph: &Graph) -> Result<()> {
+        // SAFETY: a graph and a stream of this context; its memory is as the caller promises.
+        unsafe { result::graph::launch(graph.graph, self.compute) }.map_err(failed("a graph cannot be launched"))
+    }
 }
 
 impl Drop for Gpu {
@@ -335,6 +371,16 @@ impl Drop for Event {
         if self.context.bind_to_thread().is_ok() {
             // SAFETY: made in `event`, destroyed once. An error here has no one to go to.
             let _ = unsafe { result::event::destroy(self.event) };
+        }
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: made in `end_capture`, destroyed once; the driver frees one that runs when it is done. An error
+            // here has no one to go to.
+            let _ = unsafe { result::graph::exec_destroy(self.graph) };
         }
     }
 }

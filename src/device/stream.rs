@@ -27,9 +27,9 @@ impl Stream {
         self.0
     }
 
-    /// Does `work` in the stream's order, as a kernel: what stands in for a library.
+    /// Does `work` in the stream's order, as a kernel: what stands in for a library. A graph does it again and again.
     #[cfg(kernels = "emulated")]
-    pub(crate) fn run(self, work: impl FnOnce() + 'static) {
+    pub(crate) fn run(self, work: impl Fn() + 'static) {
         queues::put_on(self.0.cast(), work);
     }
 }

@@ -20,6 +20,7 @@ impl<'a, T: Element> View<'a, T> {
         Self { address, len, memory: PhantomData }
     }
 
+    /// Device address of the first element.
     pub fn address(&self) -> *const T {
         self.address
     }
@@ -29,16 +30,18 @@ impl<'a, T: Element> View<'a, T> {
         Self { len: self.len.min(len), ..self }
     }
 
-    /// What follows the first `len` elements; nothing if there are no more.
+    /// The elements after the first `len`; none if there are no more.
     pub fn skip(self, len: usize) -> Self {
         let skipped = len.min(self.len);
         Self { address: self.address.wrapping_add(skipped), len: self.len - skipped, ..self }
     }
 
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
+    /// True if it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -68,11 +71,12 @@ pub struct ViewMut<'a, T> {
 impl<'a, T: Element> ViewMut<'a, T> {
     /// # Safety
     ///
-    /// Like [`View::from_raw_parts`], and nothing else reads or writes it until the work queued with this view is done.
+    /// Those of [`View::from_raw_parts`]; nothing else reads or writes it until the work queued with this view is done.
     pub const unsafe fn from_raw_parts(address: *mut T, len: usize) -> Self {
         Self { address, len, memory: PhantomData }
     }
 
+    /// Device address of the first element.
     pub fn address(&self) -> *mut T {
         self.address
     }
@@ -102,12 +106,21 @@ impl<'a, T: Element> ViewMut<'a, T> {
         starts.map(block).collect()
     }
 
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
+    /// True if it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+}
+
+/// No elements.
+impl<T> Default for ViewMut<'_, T> {
+    fn default() -> Self {
+        Self { address: std::ptr::NonNull::dangling().as_ptr(), len: 0, memory: PhantomData }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Causal attention over documents that do not see each other. Formula: [`crate::reference::attention`].
 
 use super::check::Operation;
+use super::rows::RowsMut;
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
 use crate::shape::AttentionShape;
@@ -10,7 +11,7 @@ use half::bf16;
 /// The widths of a head that the kernels are built for.
 pub const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
 
-/// What both passes read.
+/// The inputs of both passes.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
     /// `head_dim` is one of [`HEAD_DIMS`].
@@ -26,11 +27,16 @@ pub struct Attention<'a> {
 }
 
 /// `out` `[m, H·D]`, `lse` `[m, H]`.
-pub fn attention(input: &Attention<'_>, out: ViewMut<'_, bf16>, lse: ViewMut<'_, f32>, stream: Stream) -> Result<()> {
-    let (operation, mut args) = check("attention", input)?;
-    operation.length("out", out.len(), input.m * input.shape.out())?;
+pub fn attention<'a>(
+    input: &Attention<'_>,
+    out: impl Into<RowsMut<'a>>,
+    lse: ViewMut<'_, f32>,
+    stream: Stream,
+) -> Result<()> {
+    let ((operation, mut args), out) = (check("attention", input)?, out.into());
+    args.ldout = out.check(&operation, "out", input.m, input.shape.out())?;
     operation.length("lse", lse.len(), input.m * input.shape.heads)?;
-    (args.out, args.lse) = (out.address().cast(), lse.address());
+    (args.out, args.lse) = (out.view.address().cast(), lse.address());
     // SAFETY: every length was checked against the shape; `args` is read before the return. The boundaries' values are
     // the caller's; a kernel clamps what it reads to the m rows.
     operation.status(unsafe { call!(qk_attention(&args, stream.as_raw())) })
@@ -84,6 +90,8 @@ pub(super) fn check(name: &'static str, input: &Attention<'_>) -> Result<(Operat
         dqkv: std::ptr::null_mut(),
         soft_cap: soft_cap_of(&operation, shape.soft_cap)?,
         reserved: 0,
+        ldout: 0,
+        lddqkv: 0,
     };
     Ok((operation, args))
 }

@@ -3,6 +3,7 @@
 
 use super::attention::{HEAD_DIMS, soft_cap_of, window_of};
 use super::check::Operation;
+use super::rows::RowsMut;
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
 use crate::shape::AttentionShape;
@@ -20,13 +21,14 @@ pub fn max_longest(head_dim: usize) -> usize {
     65_535 * chunk(head_dim)
 }
 
-/// What the size of the workspace depends on.
+/// The shape that decides the size of the workspace.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
     /// `head_dim` is one of [`HEAD_DIMS`].
     pub attention: AttentionShape,
     /// M, new tokens
     pub m: usize,
+    /// Documents of the batch.
     pub documents: usize,
     /// More than every position, at most [`max_longest`]. No bit of the result depends on it.
     pub longest: usize,
@@ -35,6 +37,7 @@ pub struct Shape {
 /// The next tokens of some documents, and where the cache has those before them.
 #[derive(Clone, Copy, Debug)]
 pub struct NewTokens<'a> {
+    /// Heads, new tokens and documents.
     pub shape: Shape,
     /// `[m, qkv]`: H queries, Hkv keys and Hkv values of D each, rotated
     pub qkv: View<'a, bf16>,
@@ -73,19 +76,19 @@ pub fn workspace_bytes(shape: &Shape) -> Result<usize> {
 /// width]`, or the last `window` of them, which [`attention_cache_append`](super::attention_cache_append()) has
 /// written. A query whose position is not below `longest`, or beyond the cache, gives NaN. `workspace` has at least
 /// [`workspace_bytes`].
-pub fn attention_cache(
+pub fn attention_cache<'a>(
     new: &NewTokens<'_>,
     cache: View<'_, bf16>,
-    out: ViewMut<'_, bf16>,
+    out: impl Into<RowsMut<'a>>,
     workspace: ViewMut<'_, u8>,
     stream: Stream,
 ) -> Result<()> {
-    let (operation, args) = check("attention_cache", new, cache.len())?;
-    operation.length("out", out.len(), operation.size(&[new.shape.m, new.shape.attention.out()])?)?;
+    let ((operation, args), out) = (check("attention_cache", new, cache.len())?, out.into());
+    let ldout = out.check(&operation, "out", new.shape.m, new.shape.attention.out())?;
     let (needed, found) = (workspace_bytes(&new.shape)?, workspace.len());
     operation.check(found >= needed, || format!("the workspace has {found} bytes, expected at least {needed}"))?;
-    let (cache, out) = (cache.address().cast_mut().cast(), out.address().cast());
-    let args = sys::qk_attention_cache_args { cache, out, ..args };
+    let (cache, out) = (cache.address().cast_mut().cast(), out.view.address().cast());
+    let args = sys::qk_attention_cache_args { cache, out, ldout, ..args };
     // SAFETY: every length was checked against the shape; `args` is read before the return. The values of boundaries,
     // starts and positions are the caller's: a kernel reads no row that is beyond the cache, which it only reads.
     operation.status(unsafe { call!(qk_attention_cache(&args, workspace.address().cast(), found, stream.as_raw())) })
@@ -163,6 +166,7 @@ impl Shape {
             window: 0,
             soft_cap: soft_cap_of(operation, self.attention.soft_cap)?,
             reserved: 0,
+            ldout: 0,
         })
     }
 }

@@ -1,14 +1,15 @@
 //! Dispatch of a forward pass or a dX to the code that computes it: a table of rows, the choice of one by the shape and
 //! the card ([`choose`]), and the launch of the row that the caller names.
 
+pub use super::product::Workspace;
+
 use super::cublaslt::CublasLt;
 use super::linear::{Input, Segment};
 use super::linear_backward::{Backward, SegmentBackward};
 use super::linear_dx::{self, InputGradient, linear_dx};
 use super::linear_forward::{self, linear_forward};
-use crate::device::{Stream, ViewMut};
+use crate::device::Stream;
 use crate::error::Result;
-use half::bf16;
 
 /// A row of the dispatch tables of [`forward`] and [`dx`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,6 +25,7 @@ pub enum Dispatch<'a> {
 }
 
 impl Dispatch<'_> {
+    /// The name of this row.
     pub fn row(&self) -> Row {
         match self {
             Self::Fused => Row::Fused,
@@ -57,12 +59,12 @@ impl std::fmt::Display for Row {
     }
 }
 
-/// What the choice depends on beside the shape.
+/// The card's properties that decide the choice, beside the shape.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Card {
     /// (9, 0) for sm_90
     pub compute_capability: (usize, usize),
-    /// Whether cuBLASLt is there.
+    /// cuBLASLt is there.
     pub has_cublaslt: bool,
 }
 
@@ -77,6 +79,7 @@ pub enum Pass {
 /// All segments of a linear layer in one pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
+    /// Forward, or the gradient of the input
     pub pass: Pass,
     /// M, tokens
     pub m: usize,
@@ -98,8 +101,8 @@ pub const FEW_TOKENS: usize = 16;
 pub const MANY_TOKENS: usize = 1024;
 
 impl Shape {
-    /// Whether [`Row::Dequantize`] computes it: of more than a few tokens, with rows that begin at multiples of 16
-    /// bytes, and without a mask on one of the terms of a sum.
+    /// True if [`Row::Dequantize`] computes it: more than a few tokens, rows that begin at multiples of 16 bytes, and
+    /// no mask on one of the terms of a sum.
     pub fn can_dequantize(&self) -> bool {
         let masks_a_term = self.pass == Pass::Dx && self.dropout && self.columns > 0;
         self.m > FEW_TOKENS && self.n.is_multiple_of(8) && self.k.is_multiple_of(8) && !masks_a_term
@@ -127,16 +130,17 @@ pub fn workspace_len(dispatch: Dispatch<'_>, input: &Input<'_>, segments: &[Segm
 }
 
 /// Writes every segment's y, as [`linear_forward()`] does, by the code of `dispatch`. The workspace has at least
-/// [`workspace_len`] elements.
-pub fn forward(
+/// [`workspace_len`] elements; for an X that has room for S, those of the row that is given, which may be fewer.
+pub fn forward<'a>(
     dispatch: Dispatch<'_>,
     input: &Input<'_>,
     segments: &mut [Segment<'_>],
-    workspace: ViewMut<'_, bf16>,
+    workspace: impl Into<Workspace<'a>>,
     stream: Stream,
 ) -> Result<()> {
+    let workspace = workspace.into();
     match dispatch {
-        Dispatch::Fused => linear_forward(input, segments, workspace, stream),
+        Dispatch::Fused => linear_forward(input, segments, workspace.scratch, stream),
         Dispatch::DequantizeCublasLt(library) => library.forward(input, segments, workspace, stream),
     }
 }
@@ -151,57 +155,20 @@ pub fn dx_workspace_len(dispatch: Dispatch<'_>, backward: &Backward<'_>, segment
 
 /// Writes dX, as [`linear_dx()`] does, by the code of `dispatch`. The workspace has at least
 /// [`dx_workspace_len`] elements.
-pub fn dx(
+pub fn dx<'a>(
     dispatch: Dispatch<'_>,
     backward: &Backward<'_>,
     segments: &[SegmentBackward<'_>],
     gradient: InputGradient<'_>,
-    workspace: ViewMut<'_, bf16>,
+    workspace: impl Into<Workspace<'a>>,
     stream: Stream,
 ) -> Result<()> {
+    let workspace = workspace.into();
     match dispatch {
-        Dispatch::Fused => linear_dx(backward, segments, gradient, workspace, stream),
+        Dispatch::Fused => linear_dx(backward, segments, gradient, workspace.scratch, stream),
         Dispatch::DequantizeCublasLt(library) => library.dx(backward, segments, gradient, workspace, stream),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HOPPER: Card = Card { compute_capability: (9, 0), has_cublaslt: true };
-    const SHAPE: Shape = Shape { pass: Pass::Forward, m: 2048, n: 10_240, k: 8192, columns: 48, dropout: false };
-
-    #[test]
-    fn the_library_is_chosen_on_hopper_for_many_tokens_and_nowhere_else() {
-        assert_eq!(choose(&HOPPER, &SHAPE), Row::Dequantize);
-        for compute_capability in [(0, 0), (8, 0), (8, 6), (8, 9), (10, 0), (12, 0)] {
-            assert_eq!(choose(&Card { compute_capability, ..HOPPER }, &SHAPE), Row::Fused, "{compute_capability:?}");
-        }
-        assert_eq!(choose(&Card { has_cublaslt: false, ..HOPPER }, &SHAPE), Row::Fused);
-        let of = |m| choose(&HOPPER, &Shape { m, ..SHAPE });
-        assert_eq!([1, 1023, 1024, 100_000].map(of), [Row::Fused, Row::Fused, Row::Dequantize, Row::Dequantize]);
-    }
-
-    #[test]
-    fn what_the_row_does_not_compute_is_left_to_the_fused_kernels() {
-        let dx = Shape { pass: Pass::Dx, ..SHAPE };
-        assert_eq!(choose(&HOPPER, &dx), Row::Dequantize);
-        assert_eq!(choose(&HOPPER, &Shape { dropout: true, ..dx }), Row::Fused);
-        // S has been computed with its mask, and without LoRA there is nothing to mask.
-        for shape in [Shape { dropout: true, ..SHAPE }, Shape { dropout: true, columns: 0, ..dx }] {
-            assert_eq!(choose(&HOPPER, &shape), Row::Dequantize, "{shape:?}");
-        }
-        for shape in [Shape { n: 10_241, ..SHAPE }, Shape { k: 8190, ..SHAPE }, Shape { m: 16, ..SHAPE }] {
-            assert!(!shape.can_dequantize(), "{shape:?}");
-        }
-        assert!(Shape { m: 17, ..SHAPE }.can_dequantize());
-    }
-
-    #[test]
-    fn a_dispatch_has_the_name_of_its_row() {
-        assert_eq!((Dispatch::default().row(), Row::default()), (Row::Fused, Row::Fused));
-        assert_eq!(Dispatch::Fused.to_string(), "fused");
-        assert_eq!(Row::Dequantize.to_string(), "dequantize + cuBLASLt");
-    }
-}
+mod tests;

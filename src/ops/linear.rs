@@ -3,6 +3,7 @@
 use super::check::Operation;
 use super::operand::{self, Operands, rows};
 pub use super::operand::{Adapters, Dropout, Lora, Weight};
+use super::rows::Rows;
 use crate::device::{View, ViewMut};
 use crate::error::Result;
 use crate::sys;
@@ -13,7 +14,9 @@ use half::bf16;
 pub struct Segment<'a> {
     /// N, out features
     pub n: usize,
+    /// W `[n, k]`, in NF4 or bf16
     pub weight: Weight<'a>,
+    /// A and B; none: no low-rank term.
     pub lora: Option<Lora<'a>>,
     /// `[n]`
     pub bias: Option<View<'a, bf16>>,
@@ -35,9 +38,9 @@ pub struct Input<'a> {
     /// Elements from row to row of x, at least k.
     pub ldx: usize,
     /// `[m, lora_columns]` of [`lora_down`](super::lora_down()), or none: computed inside, in the workspace.
-    pub s: Option<View<'a, bf16>>,
+    pub s: Option<Rows<'a>>,
     /// Dropout of the input of S, where S is computed.
-    pub dropout: Option<Dropout>,
+    pub dropout: Option<Dropout<'a>>,
 }
 
 /// The kernel that a call takes.
@@ -58,7 +61,7 @@ pub fn lora_columns(segments: &[Segment<'_>]) -> usize {
 /// The structs of one call; the C side reads them before it returns.
 pub(super) struct Call {
     pub operation: Operation,
-    input: sys::qk_linear_args,
+    pub input: sys::qk_linear_args,
     pub segments: Vec<sys::qk_segment>,
     operands: Operands,
 }
@@ -77,9 +80,7 @@ impl Call {
     pub fn without_outputs(name: &'static str, input: &Input<'_>, segments: &[Segment<'_>]) -> Result<Self> {
         let operation = operand::operation(name, input.m, input.k, segments.iter().map(|segment| segment.n))?;
         rows(&operation, "x", input.x.len(), input.m, input.k, input.ldx)?;
-        if let Some(s) = &input.s {
-            operation.length("s", s.len(), input.m * lora_columns(segments))?;
-        }
+        let lds = input.s.map_or(Ok(0), |s| s.check(&operation, "s", input.m, lora_columns(segments)))?;
         let mut operands = Operands::default();
         let linear = sys::qk_linear_args {
             struct_size: size_of::<sys::qk_linear_args>() as u32,
@@ -89,8 +90,10 @@ impl Call {
             x: input.x.address().cast(),
             ldx: operation.dimension("ldx", input.ldx)?,
             segments: std::ptr::null(),
-            s: input.s.map_or(std::ptr::null(), |s| s.address().cast()),
+            s: input.s.map_or(std::ptr::null(), |s| s.view.address().cast()),
             dropout: operands.dropout(&operation, input.dropout, input.m)?,
+            lds,
+            room: std::ptr::null_mut(),
         };
         let mut call = Self { operation, input: linear, segments: Vec::new(), operands };
         for segment in segments {

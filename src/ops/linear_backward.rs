@@ -2,6 +2,7 @@
 
 use super::check::Operation;
 use super::operand::{self, Dropout, Lora, Operands, Weight, rows};
+use super::rows::Rows;
 use crate::device::View;
 use crate::error::Result;
 use crate::sys;
@@ -12,7 +13,9 @@ use half::bf16;
 pub struct SegmentBackward<'a> {
     /// N, out features
     pub n: usize,
+    /// W `[n, k]`, in NF4 or bf16
     pub weight: Weight<'a>,
+    /// A and B; none: no low-rank term.
     pub lora: Option<Lora<'a>>,
     /// At least `(m - 1) * lddy + n` elements
     pub dy: View<'a, bf16>,
@@ -20,7 +23,7 @@ pub struct SegmentBackward<'a> {
     pub lddy: usize,
 }
 
-/// What the segments share.
+/// Inputs that the segments share.
 #[derive(Clone, Copy, Debug)]
 pub struct Backward<'a> {
     /// M, tokens
@@ -28,9 +31,9 @@ pub struct Backward<'a> {
     /// K, in features
     pub k: usize,
     /// `[m, lora_columns]` of [`lora_dy_b`](super::lora_dy_b()), or none: computed inside, in the workspace.
-    pub t: Option<View<'a, bf16>>,
+    pub t: Option<Rows<'a>>,
     /// That of the forward pass.
-    pub dropout: Option<Dropout>,
+    pub dropout: Option<Dropout<'a>>,
 }
 
 /// Columns of T (and of S): every segment's rank, rounded up to 8.
@@ -52,9 +55,7 @@ impl Call {
     pub fn new(name: &'static str, backward: &Backward<'_>, segments: &[SegmentBackward<'_>]) -> Result<Self> {
         let &Backward { m, k, t, dropout } = backward;
         let operation = operand::operation(name, m, k, segments.iter().map(|segment| segment.n))?;
-        if let Some(t) = &t {
-            operation.length("t", t.len(), m * lora_columns(segments))?;
-        }
+        let ldt = t.map_or(Ok(0), |t| t.check(&operation, "t", m, lora_columns(segments)))?;
         let mut operands = Operands::default();
         let input = sys::qk_linear_backward_args {
             struct_size: size_of::<sys::qk_linear_backward_args>() as u32,
@@ -69,8 +70,11 @@ impl Call {
             reserved: 0,
             segments: std::ptr::null(),
             s: std::ptr::null(),
-            t: t.map_or(std::ptr::null(), |t| t.address().cast()),
+            t: t.map_or(std::ptr::null(), |t| t.view.address().cast()),
             dropout: operands.dropout(&operation, dropout, m)?,
+            lds: 0,
+            ldt,
+            room: std::ptr::null_mut(),
         };
         let mut call = Self { operation, input, segments: Vec::new(), operands };
         for segment in segments {

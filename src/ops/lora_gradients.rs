@@ -3,11 +3,12 @@
 
 use super::linear_backward::{Backward, Call, SegmentBackward, lora_columns};
 use super::operand::rows;
+use super::rows::Rows;
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
 use half::bf16;
 
-/// What the gradients are made of, beside T and dY.
+/// The inputs of the gradients, beside T and dY.
 #[derive(Clone, Copy, Debug)]
 pub struct ForwardInputs<'a> {
     /// At least `(m - 1) * ldx + k` elements
@@ -15,10 +16,10 @@ pub struct ForwardInputs<'a> {
     /// Elements from row to row of x, at least k.
     pub ldx: usize,
     /// `[m, lora_columns]` of [`super::lora_down()`]
-    pub s: View<'a, bf16>,
+    pub s: Rows<'a>,
 }
 
-/// Where the gradients of one segment's pair are added; none: not wanted.
+/// Destinations of the gradients of one segment's pair, which are added to; none: not wanted.
 #[derive(Debug, Default)]
 pub struct PairGradient<'a> {
     /// `[r, k]`, or `[count, r, k]` with adapters
@@ -141,10 +142,10 @@ pub(super) fn call(
         format!("{} pairs of gradients, expected one for each of {} segments", gradients.len(), segments.len())
     })?;
     rows(operation, "x", inputs.x.len(), backward.m, backward.k, inputs.ldx)?;
-    operation.length("s", inputs.s.len(), operation.size(&[backward.m, lora_columns(segments)])?)?;
+    call.input.lds = inputs.s.check(operation, "s", backward.m, lora_columns(segments))?;
     call.input.x = inputs.x.address().cast();
     call.input.ldx = operation.dimension("ldx", inputs.ldx)?;
-    call.input.s = inputs.s.address().cast();
+    call.input.s = inputs.s.view.address().cast();
     for (i, (segment, gradient)) in segments.iter().zip(gradients).enumerate() {
         let Some(lora) = &segment.lora else {
             operation.check(gradient.da.is_none() && gradient.db.is_none(), || {

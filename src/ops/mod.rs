@@ -66,6 +66,7 @@ pub mod rms_norm;
 pub mod rms_norm_backward;
 pub mod rope;
 pub mod row_squares;
+mod rows;
 pub mod swiglu;
 pub mod swiglu_backward;
 #[cfg(all(test, not(kernels = "absent")))]
@@ -104,5 +105,6 @@ pub use rms_norm::{Residual, rms_norm};
 pub use rms_norm_backward::rms_norm_backward;
 pub use rope::{RopeTable, rope};
 pub use row_squares::row_squares;
+pub use rows::{Rows, RowsMut};
 pub use swiglu::swiglu;
 pub use swiglu_backward::swiglu_backward;

@@ -15,40 +15,62 @@ pub enum Layout {
     Transposed,
 }
 
-/// The scales of a weight; `blocks = ceil(N * K / block_size)`.
+/// The scales of a weight, in arrays of u8 and of f32; `blocks = ceil(N * K / block_size)`.
 #[derive(Clone, Copy, Debug)]
-pub enum Absmax<'a> {
+pub enum Absmax<Bytes, Floats> {
     /// `[blocks]`
-    F32(View<'a, f32>),
+    F32(Floats),
     /// `absmax = nested_map[code] * nested_absmax[block / 256] + offset`, two roundings.
     DoubleQuantized {
         /// `[blocks]`
-        codes: View<'a, u8>,
+        codes: Bytes,
         /// `[ceil(blocks / 256)]`
-        nested_absmax: View<'a, f32>,
+        nested_absmax: Floats,
         /// `[256]`
-        nested_map: View<'a, f32>,
+        nested_map: Floats,
         /// `[1]`
-        offset: View<'a, f32>,
+        offset: Floats,
     },
 }
 
-/// An NF4 weight `[n, k]` in device memory.
+/// An NF4 weight `[n, k]` in arrays of u8 and of f32: views of device memory ([`Weight`]), or those that own it.
 #[derive(Clone, Copy, Debug)]
-pub struct Weight<'a> {
+pub struct Arrays<Bytes, Floats> {
     /// N, out features
     pub n: usize,
     /// K, in features
     pub k: usize,
     /// A power of two, 32 to 4096.
     pub block_size: usize,
+    /// Order of the absmax.
     pub layout: Layout,
     /// `[ceil(n * k / 2)]`, the first code of a pair in the high nibble
-    pub codes: View<'a, u8>,
-    pub absmax: Absmax<'a>,
+    pub codes: Bytes,
+    /// The scales, in f32 or double-quantized.
+    pub absmax: Absmax<Bytes, Floats>,
 }
 
-/// Where quantizing puts the scales.
+/// An NF4 weight `[n, k]` in device memory, as operations read it.
+pub type Weight<'a> = Arrays<View<'a, u8>, View<'a, f32>>;
+
+impl<Bytes, Floats> Arrays<Bytes, Floats> {
+    /// The weight in other arrays, such as views of these.
+    pub fn map<'a, B, F>(&'a self, bytes: impl Fn(&'a Bytes) -> B, floats: impl Fn(&'a Floats) -> F) -> Arrays<B, F> {
+        let absmax = match &self.absmax {
+            Absmax::F32(absmax) => Absmax::F32(floats(absmax)),
+            Absmax::DoubleQuantized { codes, nested_absmax, nested_map, offset } => Absmax::DoubleQuantized {
+                codes: bytes(codes),
+                nested_absmax: floats(nested_absmax),
+                nested_map: floats(nested_map),
+                offset: floats(offset),
+            },
+        };
+        let Self { n, k, block_size, layout, .. } = *self;
+        Arrays { n, k, block_size, layout, codes: bytes(&self.codes), absmax }
+    }
+}
+
+/// The destination of the scales of quantizing.
 #[derive(Debug)]
 pub enum AbsmaxMut<'a> {
     /// `[blocks]`

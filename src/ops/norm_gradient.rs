@@ -11,18 +11,22 @@ use half::bf16;
 /// Tokens whose part of a sum over tokens is summed on its own.
 const CHUNK: usize = 256;
 
-/// Matrices of whose rows so many parts, one behind the other, were normalized with one weight.
+/// Inputs of the gradient: each row has `parts` parts, one behind the other, normalized with one weight.
 #[derive(Clone, Copy, Debug)]
 pub struct NormGradient<'a> {
+    /// M, tokens
     pub m: usize,
     /// 1, or the heads of q or of k
     pub parts: usize,
     /// The first column of the first part.
     pub column: usize,
-    /// Elements from row to row of both matrices.
+    /// Elements from row to row of x.
     pub ld: usize,
+    /// Elements from row to row of dy.
+    pub lddy: usize,
+    /// Added to the mean square.
     pub eps: f32,
-    /// `[m, ld]`: the gradient of the norm's output, before any rotation
+    /// `[m, lddy]`: the gradient of the norm's output, before any rotation
     pub dy: View<'a, bf16>,
     /// `[m, ld]`: what the norm read, after any rotation
     pub x: View<'a, bf16>,
@@ -42,11 +46,11 @@ pub fn norm_gradient(
     workspace: ViewMut<'_, u8>,
     stream: Stream,
 ) -> Result<()> {
-    let (&NormGradient { m, parts, column, ld, eps, dy, x }, width) = (norm, dweight.len());
+    let (&NormGradient { m, parts, column, ld, lddy, eps, dy, x }, width) = (norm, dweight.len());
     let shape = format!("M {m}, {parts} parts of {width} from column {column} on, {ld} apart");
     let operation = Operation { name: "norm_gradient", shape };
     let columns = operation.size(&[parts, width])?.saturating_add(column);
-    rows(&operation, "dy", dy.len(), m, columns, ld)?;
+    rows(&operation, "dy", dy.len(), m, columns, lddy)?;
     rows(&operation, "x", x.len(), m, columns, ld)?;
     let (found, needed) = (workspace.len(), workspace_bytes(m, parts, width));
     operation.check(found >= needed, || format!("the workspace has {found} bytes, expected at least {needed}"))?;
@@ -61,6 +65,7 @@ pub fn norm_gradient(
         dy: dy.address().cast(),
         x: x.address().cast(),
         dweight: dweight.address(),
+        lddy: operation.dimension("lddy", lddy)?,
     };
     // SAFETY: every length was checked against the shape, the workspace's too; `args` is read before the return.
     operation.status(unsafe { call!(qk_norm_gradient(&args, workspace.address().cast(), found, stream.as_raw())) })

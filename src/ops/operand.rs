@@ -21,7 +21,7 @@ pub enum Weight<'a> {
 /// Features of a tile of the fast kernels, and the block size that they read.
 pub(super) const TILE_K: usize = 64;
 impl Weight<'_> {
-    /// Whether the fast kernels read it.
+    /// True if the fast kernels read it.
     pub(super) fn has_fast_blocks(&self) -> bool {
         match self {
             Self::Nf4(weight) => weight.block_size == TILE_K,
@@ -48,7 +48,7 @@ pub struct Lora<'a> {
 /// Several LoRA pairs, one after the other in A and B, all of rank r: one of a lower rank is padded with zeros.
 #[derive(Clone, Copy, Debug)]
 pub struct Adapters<'a> {
-    /// How many.
+    /// Number of adapters.
     pub count: usize,
     /// `[m]`: the adapter of each token, 0 to count; any other, as -1: none.
     pub index: View<'a, i32>,
@@ -57,10 +57,11 @@ pub struct Adapters<'a> {
 }
 
 /// Dropout of the low-rank path's input: the mask of [`crate::rng::Dropout`], which forward and backward both draw.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout<'a> {
     /// In [0, 1).
     pub p: f32,
+    /// Seed of the run, the key of the generator
     pub seed: u64,
     /// layer · 16 + input
     pub dropout_id: u32,
@@ -68,6 +69,9 @@ pub struct Dropout {
     pub dropout_step: u32,
     /// The mask's token of the first row; the last row's is below 2³².
     pub first_token: u64,
+    /// `[1]`: read in place of `dropout_step` when the kernel runs, so that a captured graph draws another mask each
+    /// time
+    pub step_on_device: Option<View<'a, u32>>,
 }
 
 /// The structs to which those of one call point; boxed, so that they do not move.
@@ -144,17 +148,28 @@ impl Operands {
     pub fn dropout(
         &mut self,
         operation: &Operation,
-        dropout: Option<Dropout>,
+        dropout: Option<Dropout<'_>>,
         m: usize,
     ) -> Result<*const sys::qk_dropout> {
-        let Some(Dropout { p, seed, dropout_id, dropout_step, first_token }) = dropout else { return Ok(null()) };
+        let Some(Dropout { p, seed, dropout_id, dropout_step, first_token, step_on_device }) = dropout else {
+            return Ok(null());
+        };
         operation.check((0.0..1.0).contains(&p), || format!("dropout is {p}, expected at least 0 and less than 1"))?;
         operation.check((m as u64).checked_add(first_token).is_some_and(|end| end <= 1 << 32), || {
             format!("{m} tokens from {first_token} on, expected none from 2^32 on")
         })?;
-        let struct_size = size_of::<sys::qk_dropout>() as u32;
-        let dropout =
-            sys::qk_dropout { struct_size, p, seed, dropout_id, dropout_step, first_token: first_token as i64 };
+        if let Some(step) = step_on_device {
+            operation.length("step of dropout", step.len(), 1)?;
+        }
+        let dropout = sys::qk_dropout {
+            struct_size: size_of::<sys::qk_dropout>() as u32,
+            p,
+            seed,
+            dropout_id,
+            dropout_step,
+            first_token: first_token as i64,
+            step_on_device: step_on_device.map_or(null(), |step| step.address()),
+        };
         Ok(&raw const **self.dropout.insert(Box::new(dropout)))
     }
 }

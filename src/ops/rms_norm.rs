@@ -1,6 +1,7 @@
 //! RMSNorm, with the sum of the residual stream before or after it. Formula: [`crate::reference::rms_norm`].
 
 use super::check::{Operation, struct_size};
+use super::rows::RowsMut;
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
 use crate::sys;
@@ -21,19 +22,19 @@ pub enum Residual<'a> {
 
 /// `y` `[m, h]` = RMSNorm of the (summed) residual stream, or the stream with a norm added to it; h is the length of
 /// `weight`.
-pub fn rms_norm(
+pub fn rms_norm<'a>(
     input: Residual<'_>,
     weight: View<'_, f32>,
     eps: f32,
-    y: ViewMut<'_, bf16>,
+    y: impl Into<RowsMut<'a>>,
     stream: Stream,
 ) -> Result<()> {
-    let h = weight.len();
-    let m = y.len().checked_div(h).unwrap_or(0);
+    let (h, y) = (weight.len(), y.into());
+    let m = y.count(h);
     let operation = Operation { name: "rms_norm", shape: format!("M {m}, H {h}") };
     operation.check(h > 0, || "the weight is empty".into())?;
     let count = operation.size(&[m, h])?;
-    operation.length("y", y.len(), count)?;
+    let ldy = y.check(&operation, "y", m, h)?;
     let none = std::ptr::null();
     let mut residual = none;
     let (x, delta, sum) = match &input {
@@ -68,8 +69,9 @@ pub fn rms_norm(
         delta: delta.cast(),
         weight: weight.address(),
         sum: sum.cast(),
-        y: y.address().cast(),
+        y: y.view.address().cast(),
         residual: residual.cast(),
+        ldy,
     };
     // SAFETY: every length was checked against the shape; `args` is read before the return.
     operation.status(unsafe { call!(qk_rms_norm(&args, stream.as_raw())) })

@@ -1,32 +1,37 @@
 //! SwiGLU and GeGLU. Formula: [`crate::reference::swiglu`].
 
 use super::check::{Operation, struct_size};
-use crate::device::{Stream, View, ViewMut};
+use super::rows::{Rows, RowsMut};
+use crate::device::Stream;
 use crate::error::Result;
 use crate::shape::GateActivation;
 use crate::sys;
-use half::bf16;
 
 /// `out` `[m, i]` = activation(gate) ∘ up of `gate_up` `[m, 2·i]`.
-pub fn swiglu(
-    gate_up: View<'_, bf16>,
+pub fn swiglu<'a>(
+    gate_up: impl Into<Rows<'a>>,
     i: usize,
     activation: GateActivation,
-    out: ViewMut<'_, bf16>,
+    out: impl Into<RowsMut<'a>>,
     stream: Stream,
 ) -> Result<()> {
-    let (operation, m) = swiglu_shape("swiglu", gate_up.len(), i)?;
-    operation.length("out", out.len(), gate_up.len() / 2)?;
+    let (gate_up, out) = (gate_up.into(), out.into());
+    let m = gate_up.count(2 * i);
+    let operation = swiglu_operation("swiglu", m, i)?;
+    let ldgate_up = gate_up.check(&operation, "gate_up", m, 2 * i)?;
+    let ldout = out.check(&operation, "out", m, i)?;
     let args = sys::qk_swiglu_args {
         struct_size: struct_size::<sys::qk_swiglu_args>(),
         reserved: 0,
         m: operation.dimension("M", m)?,
         i: operation.dimension("I", i)?,
-        gate_up: gate_up.address().cast_mut().cast(),
-        out: out.address().cast(),
+        gate_up: gate_up.view.address().cast_mut().cast(),
+        out: out.view.address().cast(),
         dout: std::ptr::null(),
         activation: activation_of(activation),
         reserved2: 0,
+        ldgate_up,
+        ldout,
     };
     // SAFETY: every length was checked; the forward function only reads `gate_up`; `args` is read before the return.
     operation.status(unsafe { call!(qk_swiglu(&args, stream.as_raw())) })
@@ -40,11 +45,9 @@ pub(super) fn activation_of(activation: GateActivation) -> u32 {
     }
 }
 
-/// The operation and M of rows of gate‖up.
-pub(super) fn swiglu_shape(name: &'static str, len: usize, i: usize) -> Result<(Operation, usize)> {
-    let m = len.checked_div(2 * i).unwrap_or(0);
+/// The operation of m rows of gate‖up.
+pub(super) fn swiglu_operation(name: &'static str, m: usize, i: usize) -> Result<Operation> {
     let operation = Operation { name, shape: format!("M {m}, I {i}") };
-    operation
-        .check(i > 0 && len.is_multiple_of(2 * i), || format!("gate_up has {len} elements, expected rows of 2·{i}"))?;
-    Ok((operation, m))
+    operation.check(i > 0, || "rows of no elements".into())?;
+    Ok(operation)
 }

@@ -4,6 +4,8 @@
 mod abi;
 mod gradients;
 mod memory;
+#[cfg(kernels = "emulated")]
+mod not_pinned;
 mod product;
 #[cfg(kernels = "emulated")]
 mod stream;
@@ -92,6 +94,8 @@ impl Valid {
             segments: null(),
             s: null(),
             dropout: null(),
+            lds: 0,
+            room: std::ptr::null_mut(),
         };
         let mut valid = Box::new(Self { device, x, y, dense, workspace, floats, nf4, lora, segment, linear });
         valid.segment.nf4 = &raw const valid.nf4;
@@ -188,6 +192,19 @@ fn shapes_out_of_range_and_shapes_that_disagree_are_refused() {
     assert_eq!(spoiled(|v| v.linear.k = 0), error);
     assert_eq!(spoiled(|v| v.linear.k = 64), error, "the weight has another K");
     assert_eq!(spoiled(|v| v.linear.ldx = K as i64 - 1), error);
+    for stride in [-16, 8, 20] {
+        assert_eq!(spoiled(|v| v.linear.lds = stride), error, "S has 16 columns, a multiple of 8 apart");
+    }
+    let behind = |v: &Valid| v.linear.x.wrapping_byte_add(2 * K).cast_mut();
+    for ldx in [K as i64, K as i64 + 8, K as i64 + 20] {
+        assert_eq!(spoiled(|v| (v.linear.room, v.linear.ldx) = (behind(v), ldx)), error, "no room for 16 columns");
+    }
+    let beside = |v: &mut Valid| (v.linear.room, v.linear.ldx) = (behind(v).wrapping_byte_add(16), K as i64 + 24);
+    assert_eq!(spoiled(beside), error, "the room begins behind X");
+    let overlapping = |v: &mut Valid| {
+        (v.linear.room, v.linear.s, v.linear.ldx) = (behind(v), behind(v).cast_const(), K as i64 + 16);
+    };
+    assert_eq!(spoiled(overlapping), error, "S in the room has the stride of X");
     assert_eq!(spoiled(|v| v.segment.n = 0), error);
     assert_eq!(spoiled(|v| v.segment.n = N as i64 - 8), error, "the weight has another N");
     assert_eq!(spoiled(|v| v.segment.ldy = N as i64 - 1), error);
@@ -267,6 +284,9 @@ fn spoiled_dx(spoil: impl FnOnce(&mut Valid, &mut sys::qk_segment_backward, &mut
         s: null(),
         t: null(),
         dropout: null(),
+        lds: 0,
+        ldt: 0,
+        room: std::ptr::null_mut(),
     };
     spoil(&mut valid, &mut segment, &mut backward);
     let workspace = valid.workspace() as *mut _;
@@ -293,6 +313,12 @@ fn dx_refuses_what_it_cannot_take() {
     assert_eq!(spoiled_dx(|_, _, b| b.m = -1), QK_ERROR_SHAPE);
     assert_eq!(spoiled_dx(|_, _, b| b.k = 64), QK_ERROR_SHAPE, "the weight has another K");
     assert_eq!(spoiled_dx(|_, _, b| b.lddx = K as i64 - 1), QK_ERROR_SHAPE);
+    for stride in [-8, 8, 20] {
+        assert_eq!(spoiled_dx(|_, _, b| b.lds = stride), QK_ERROR_SHAPE, "S has 16 columns, a multiple of 8 apart");
+        assert_eq!(spoiled_dx(|_, _, b| b.ldt = stride), QK_ERROR_SHAPE, "and so has T");
+    }
+    let full = spoiled_dx(|_, s, b| b.room = s.dy.wrapping_byte_add(2 * N).cast_mut());
+    assert_eq!(full, QK_ERROR_SHAPE, "rows have no more than their columns");
     assert_eq!(spoiled_dx(|_, s, _| s.lddy = N as i64 - 1), QK_ERROR_SHAPE);
     assert_eq!(spoiled_dx(|_, s, _| s.n = N as i64 - 8), QK_ERROR_SHAPE, "the weight has another N");
     assert_eq!(spoiled_dx(|_, _, b| b.dx = b.dx.wrapping_byte_add(8)), QK_ERROR_ALIGNMENT);
@@ -307,6 +333,7 @@ fn dx_refuses_what_it_cannot_take() {
         dropout_id: 2,
         dropout_step: 3,
         first_token: (1 << 32) - M as i64,
+        step_on_device: null(),
     };
     let dropout = |dropout: sys::qk_dropout| spoiled_dx(|_, _, b| b.dropout = Box::leak(Box::new(dropout)));
     assert_eq!(dropout(good), sys::QK_OK);
@@ -314,12 +341,14 @@ fn dx_refuses_what_it_cannot_take() {
     for p in [-0.1, 1.0, f32::NAN] {
         assert_eq!(dropout(sys::qk_dropout { p, ..good }), QK_ERROR_VALUE);
     }
+    let step_on_device = std::ptr::without_provenance(2);
+    assert_eq!(dropout(sys::qk_dropout { step_on_device, ..good }), QK_ERROR_ALIGNMENT);
     for first_token in [-1, good.first_token + 1] {
         assert_eq!(dropout(sys::qk_dropout { first_token, ..good }), QK_ERROR_VALUE);
     }
 }
 
-/// What a choice prints into `size` bytes.
+/// The text that a choice prints into `size` bytes.
 fn printed(size: usize, choice: impl FnOnce(*mut std::ffi::c_char, usize) -> i32) -> String {
     let mut text = [b'?'; 128];
     assert_eq!(choice(text.as_mut_ptr().cast(), size), sys::QK_OK);
@@ -353,8 +382,10 @@ fn choices_print_themselves() {
     let k = 4096;
     for (m, p) in [(4, 0.0), (100_000, 0.0), (100_000, 0.5), (256, 0.0), (512, 0.0), (1024, 0.0), (1100, 0.0)] {
         let struct_size = size::<sys::qk_dropout>();
-        let dropout = sys::qk_dropout { struct_size, p, seed: 1, dropout_id: 2, dropout_step: 3, first_token: 0 };
-        // The call that follows is refused: there is no device memory for so many tokens.
+        let (first_token, step_on_device) = (0, null());
+        let dropout =
+            sys::qk_dropout { struct_size, p, seed: 1, dropout_id: 2, dropout_step: 3, first_token, step_on_device };
+        // The call that follows is refused: there is no device memory for this many tokens.
         spoiled_dx(|valid, _, backward| {
             (backward.m, backward.dropout) = (m, &raw const dropout);
             (backward.k, backward.lddx, valid.nf4.k) = (k, k, k);

@@ -86,6 +86,7 @@ fn norms_refuse() {
         sum: memory.at(3),
         y: memory.at(4),
         residual: null(),
+        ldy: 0,
     };
     type Args = sys::qk_rms_norm_args;
     refuses!(memory, valid, |args| sys::qk_rms_norm(args, null_mut()), {
@@ -105,6 +106,8 @@ fn norms_refuse() {
         |a: &mut Args| a.y = a.y.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.weight = a.weight.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.residual = a.x => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.ldy = 7 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.ldy = -8 => QK_ERROR_SHAPE,
         |a: &mut Args| (a.delta, a.sum, a.residual) = (null(), null_mut(), a.x.wrapping_byte_add(8)) => QK_ERROR_ALIGNMENT,
     });
 }
@@ -123,6 +126,8 @@ fn gradients_of_norms_refuse() {
         dx: memory.at(3),
         accumulate: 0,
         reserved: 0,
+        lddy: 0,
+        lddx: 8,
     };
     type Args = sys::qk_rms_norm_backward_args;
     refuses!(memory, valid, |args| sys::qk_rms_norm_backward(args, null_mut()), {
@@ -131,6 +136,8 @@ fn gradients_of_norms_refuse() {
         |a: &mut Args| a.eps = -1.0 => QK_ERROR_VALUE,
         |a: &mut Args| a.h = 1 << 31 => QK_ERROR_SHAPE,
         |a: &mut Args| a.accumulate = 2 => QK_ERROR_VALUE,
+        |a: &mut Args| a.lddy = 7 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.lddx = 7 => QK_ERROR_SHAPE,
         |a: &mut Args| a.dy = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.x = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.weight = null() => QK_ERROR_NULL_POINTER,
@@ -198,6 +205,8 @@ fn swiglu_refuses() {
         dout: memory.at(2),
         activation: sys::QK_GELU_TANH,
         reserved2: 0,
+        ldgate_up: 16,
+        ldout: 0,
     };
     let forward = sys::qk_swiglu_args { dout: null(), ..backward };
     type Args = sys::qk_swiglu_args;
@@ -208,6 +217,8 @@ fn swiglu_refuses() {
         |a: &mut Args| a.m = 1 << 31 => QK_ERROR_SHAPE,
         |a: &mut Args| (a.m, a.i) = ((1 << 31) - 1, (1 << 31) - 1) => QK_ERROR_SHAPE,
         |a: &mut Args| a.i = 0 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.ldgate_up = 15 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.ldout = 7 => QK_ERROR_SHAPE,
         |a: &mut Args| a.gate_up = null_mut() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.out = null_mut() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.dout = a.out => QK_ERROR_NULL_POINTER,
@@ -241,6 +252,8 @@ fn attention_refuses() {
         dqkv: memory.at(20),
         soft_cap: 0.0,
         reserved: 0,
+        ldout: 0,
+        lddqkv: 256,
     };
     type Args = sys::qk_attention_args;
     refuses!(memory, valid, |args| sys::qk_attention(args, null_mut()), {
@@ -260,6 +273,10 @@ fn attention_refuses() {
         |a: &mut Args| a.reserved = 1 => QK_ERROR_RESERVED,
         |a: &mut Args| a.ldqkv = 255 => QK_ERROR_SHAPE,
         |a: &mut Args| a.ldqkv = 260 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.ldout = 120 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.ldout = 132 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.lddqkv = 255 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.lddqkv = 260 => QK_ERROR_SHAPE,
         |a: &mut Args| a.qkv = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.cu_seqlens = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.out = null_mut() => QK_ERROR_NULL_POINTER,

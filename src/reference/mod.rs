@@ -14,15 +14,16 @@ mod norm;
 mod rope;
 mod swiglu;
 
-pub use adamw::adamw;
-pub use attention::{attention, attention_backward};
-pub use embedding::{embedding_backward, embedding_backward_of_rows};
-pub use linear::{LoraTerm, linear, linear_dx, lora_down, lora_dy_b, lora_gradients};
-pub use loss::{linear_cross_entropy, linear_cross_entropy_head};
-pub use magnitude::{magnitude, magnitude_backward, magnitude_norms};
-pub use norm::{head_norm, head_norm_backward, head_norm_gradients, rms_norm, rms_norm_backward, rms_norm_gradient};
-pub use rope::{rope, rope_inverse};
-pub use swiglu::{swiglu, swiglu_backward};
+// Whatever a file of operations makes public is a reference.
+pub use adamw::*;
+pub use attention::*;
+pub use embedding::*;
+pub use linear::*;
+pub use loss::*;
+pub use magnitude::*;
+pub use norm::*;
+pub use rope::*;
+pub use swiglu::*;
 
 pub use crate::real::Real;
 

@@ -2,6 +2,7 @@
 //! of the kernels claim about conflicts and coalescing holds exactly, and what they name as an exception is one.
 
 use crate::test_kernels::{self, Seeded};
+use half::bf16;
 use lab::attention::AttentionOperation;
 use lab::attention_cache::CacheOperation;
 use lab::device::{device, set_schedule};
@@ -12,8 +13,10 @@ use lab::magnitudes::{Direction, Magnitudes};
 use lab::operation::Operation;
 use lab::vector_gradients::NormGradients;
 use qlora_kernels::device::emulation::{self, Access, AccessCount};
-use qlora_kernels::ops::lora_down;
-use qlora_kernels::shape::AttentionShape;
+use qlora_kernels::ops::dispatch::Workspace;
+use qlora_kernels::ops::linear::Input;
+use qlora_kernels::ops::{Residual, RowsMut, linear_product, lora_down, rms_norm, swiglu_backward};
+use qlora_kernels::shape::{AttentionShape, GateActivation};
 use qlora_kernels::sys;
 
 /// Blocks of a launch that run.
@@ -37,7 +40,7 @@ fn counted_in<O: Operation>(operation: &O, blocks: u64) -> Vec<AccessCount> {
     counts
 }
 
-/// Accesses that take more than their bytes need: the file, what they are, bytes of a lane, and how many times as much.
+/// Accesses that take more than their bytes need: the file, the kind, bytes of a lane, and the ratio to the least.
 type Exception = (&'static str, Access, u32, f64);
 
 /// 16 features of a lane are two loads, 16 bytes each of the same sectors: the second finds them in the L1 cache.
@@ -76,7 +79,7 @@ fn assert_counts(what: &str, counts: &[AccessCount], exceptions: &[Exception]) {
     }
 }
 
-/// Rows and columns of so many blocks that large tiles are chosen, or of few.
+/// Rows and columns of enough blocks that large tiles are chosen, or of few.
 pub fn linear(large: bool, dense: bool) -> Linear {
     let (m, n) = if large { (1536, 2048) } else { (128, 256) };
     Linear {
@@ -108,7 +111,7 @@ fn tiles_of_the_forward_pass_are_read_without_conflicts() {
     }
 }
 
-/// dX of so many columns that large tiles are chosen, or of few.
+/// dX of enough columns that large tiles are chosen, or of few.
 pub fn dx(large: bool, dense: bool) -> LinearDx {
     let parts = vec![Part { n: 256, r: 16, bias: false, pad: 0 }];
     let linear = Linear { k: if large { 2048 } else { 256 }, parts, ..linear(large, dense) };
@@ -194,6 +197,55 @@ fn x_is_read_once_for_the_ranks_of_a_group() {
     assert_eq!([1, 2, 3].map(loads), [4 * group, 6 * group, 8 * group]);
 }
 
+/// An input with room for S is left where it is: of each of its sectors one load and one store less.
+#[test]
+fn an_input_with_room_is_not_copied() {
+    let device = device();
+    let case = Linear { pad_x: 64, ..linear(false, false) };
+    let sectors = |has_room: bool| {
+        let mut buffers = case.upload(&device, &case.inputs()).unwrap();
+        set_schedule(1);
+        let counts = case.with(&mut buffers, |input, segments, s, _| {
+            lora_down(&input, segments, s.view_mut(), device.stream())?;
+            let input = Input { s: Some(s.view().into()), ..input };
+            let mut scratch = device.upload(&vec![bf16::ZERO; linear_product::workspace_len(&input, segments)])?;
+            let scratch = scratch.view_mut();
+            let mut workspace = if has_room { Workspace::with_room(scratch) } else { scratch.into() };
+            let (done, counts) =
+                emulation::count(|| linear_product(&input, segments, &mut workspace, device.stream()).map(|_| ()));
+            done.map(|()| counts)
+        });
+        let counts = counts.unwrap();
+        [Access::GlobalLoad, Access::GlobalStore].map(|access| sum(&counts, access).1)
+    };
+    let ([loads, stores], [loads_left, stores_left]) = (sectors(false), sectors(true));
+    let of_x = (case.m * case.k * 2 / 32) as u64;
+    assert_eq!([loads - loads_left, stores - stores_left], [of_x; 2]);
+}
+
+/// Rows with room begin with a line of the caches: they take the sectors of dense ones.
+#[test]
+fn rows_with_room_take_whole_sectors() {
+    let device = device();
+    let (m, h) = (8, 512);
+    let numbers = vec![bf16::ONE; 2 * m * (2 * h + 64)];
+    let (from, weight) = (device.upload(&numbers).unwrap(), device.upload(&vec![1.0f32; h]).unwrap());
+    let sectors = |room: usize| {
+        let (mut out, mut gate_up) = (device.upload(&numbers).unwrap(), device.upload(&numbers).unwrap());
+        let (done, counts) = emulation::count(|| {
+            let (x, y) = (from.view().first(m * h), out.view_mut().first(m * (h + room)));
+            rms_norm(Residual::Plain(x), weight.view(), 1e-5, RowsMut::apart(y, h + room), device.stream())?;
+            let (dout, rows) = (from.view().first(m * h), gate_up.view_mut().first(m * (2 * h + room)));
+            let (out, activation) = (out.view_mut().first(m * (h + room)), GateActivation::Silu);
+            let (rows, out) = (RowsMut::apart(rows, 2 * h + room), Some(RowsMut::apart(out, h + room)));
+            swiglu_backward(dout, rows, h, activation, out, device.stream())
+        });
+        done.unwrap();
+        [Access::GlobalLoad, Access::GlobalStore].map(|access| sum(&counts, access))
+    };
+    assert_eq!(sectors(64), sectors(0));
+}
+
 /// 8 floats of a lane are two loads, 16 bytes each of the same sectors: the second finds them in the L1 cache.
 const FLOATS: Exception = ("rows.cuh", Access::GlobalLoad, 16, 2.0);
 
@@ -210,7 +262,7 @@ fn sums_over_tokens_read_whole_sectors() {
     }
 }
 
-/// All instructions of one kind: how many, and what they take.
+/// All instructions of one kind: their number, and the wavefronts or sectors that they take.
 fn sum(counts: &[AccessCount], access: Access) -> (u64, u64) {
     let of_kind = counts.iter().filter(|count| count.access == access);
     of_kind.fold((0, 0), |(instructions, taken), count| (instructions + count.instructions, taken + count.taken))

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::device::{Device, View};
 use qlora_kernels::ops::cublaslt::CublasLt;
-use qlora_kernels::ops::dispatch::{self, Dispatch};
+use qlora_kernels::ops::dispatch::{self, Dispatch, Workspace};
 use qlora_kernels::ops::linear::{Dropout, Input};
 use qlora_kernels::ops::linear_backward::Backward;
 use qlora_kernels::ops::linear_dx::InputGradient;
@@ -64,7 +64,7 @@ fn dispatched<'a>(linear: &Linear, dispatch: Dispatch<'a>) -> Dispatched<'a> {
 }
 
 /// None on a GPU without the library.
-fn library() -> Option<CublasLt> {
+pub fn library() -> Option<CublasLt> {
     match CublasLt::open() {
         Ok(library) => Some(library),
         Err(error) => {
@@ -139,7 +139,7 @@ fn one_product_computes_layers_of_any_shape() {
     TestRunner::new(config).run(&(shapes, kinds), case).unwrap();
 }
 
-/// Where the operands of a product lie in the workspace, in elements.
+/// Places of a product's operands in the workspace, in elements.
 struct Places {
     shape: [usize; 4],
     x: usize,
@@ -166,10 +166,10 @@ fn the_operands_of_one_product_are_the_blocks_side_by_side() {
     let (mut buffers, mut workspace) = (linear.upload(&device, &inputs).unwrap(), poisoned());
     let places = linear.with(&mut buffers, |input, segments, s, _| {
         lora_down(&input, segments, s.view_mut(), device.stream())?;
-        let input = Input { s: Some(s.view()), ..input };
-        let mut room = workspace.view_mut();
-        let address = room.address().cast_const();
-        Ok(Places::of(&linear_product(&input, segments, &mut room, device.stream())?, address))
+        let input = Input { s: Some(s.view().into()), ..input };
+        let scratch = workspace.view_mut();
+        let (address, mut scratch) = (scratch.address().cast_const(), Workspace::from(scratch));
+        Ok(Places::of(&linear_product(&input, segments, &mut scratch, device.stream())?, address))
     });
     let Places { shape, x, w, bias } = places.unwrap();
     assert_eq!(shape, [n, k + columns, k + columns, k + columns]);
@@ -199,10 +199,10 @@ fn the_operands_of_one_product_are_the_blocks_side_by_side() {
     let (mut buffers, mut workspace) = (dx.upload(&device, &inputs).unwrap(), poisoned());
     let places = dx.with(&mut buffers, |backward, segments, _, t, _| {
         lora_dy_b(&backward, segments, t.view_mut(), device.stream())?;
-        let backward = Backward { t: Some(t.view()), ..backward };
-        let mut room = workspace.view_mut();
-        let address = room.address().cast_const();
-        Ok(Places::of(&linear_dx_product(&backward, segments, &mut room, device.stream())?, address))
+        let backward = Backward { t: Some(t.view().into()), ..backward };
+        let scratch = workspace.view_mut();
+        let (address, mut scratch) = (scratch.address().cast_const(), Workspace::from(scratch));
+        Ok(Places::of(&linear_dx_product(&backward, segments, &mut scratch, device.stream())?, address))
     });
     let Places { shape, x, w, bias } = places.unwrap();
     assert_eq!((shape, bias), ([k, n + columns, 48, k], None));
@@ -300,7 +300,7 @@ fn refuses_what_it_has_not(dispatch: Dispatch<'_>) {
         let mut buffers = operation.upload(device, &operation.inputs()).unwrap();
         operation.launch(&mut buffers, device.stream()).unwrap_err().to_string()
     }
-    let dropout = Dropout { p: 0.5, seed: 1, dropout_id: 0, dropout_step: 0, first_token: 0 };
+    let dropout = Dropout { p: 0.5, seed: 1, dropout_id: 0, dropout_step: 0, first_token: 0, step_on_device: None };
     assert!(refusal(&device, &dispatched(&linear, dispatch)).contains("adapters"));
     assert!(refusal(&device, &dx(2, None)).contains("adapters"));
     assert!(refusal(&device, &dx(0, Some(dropout))).contains("dropout"));

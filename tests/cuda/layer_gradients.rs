@@ -37,12 +37,12 @@ struct Layer {
     k: usize,
     dense: bool,
     x: Vec<bf16>,
-    forward: Dropout,
-    backward: Dropout,
+    forward: Dropout<'static>,
+    backward: Dropout<'static>,
     parts: Vec<Part>,
 }
 
-/// What the kernels made of one part, in f64.
+/// The kernels' results of one part, in f64.
 struct Gradients {
     dx: Vec<f64>,
     y: Vec<Vec<f64>>,
@@ -69,7 +69,8 @@ impl Layer {
             Part { n, r, scale: 1.5, nf4, a: numbers(r * k), b: numbers(n * r), dy: numbers(m * n) }
         };
         let parts = widths.iter().map(part).collect();
-        let dropout = Dropout { p: 0.25, seed, dropout_id: 19, dropout_step: 7, first_token: 1000 };
+        let dropout =
+            Dropout { p: 0.25, seed, dropout_id: 19, dropout_step: 7, first_token: 1000, step_on_device: None };
         Self { m, k, dense, x: numbers(m * k), forward: dropout, backward: dropout, parts }
     }
 
@@ -101,13 +102,13 @@ impl Layer {
         let (mut s, mut t, mut none) = (zeros(m * columns), zeros(m * columns), zeros(0));
         let input = Input { m, k, x: x.view(), ldx: k, s: None, dropout: Some(self.forward) };
         lora_down(&input, &mut ahead, s.view_mut(), stream).unwrap();
-        linear_forward(&Input { s: Some(s.view()), ..input }, &mut ahead, none.view_mut(), stream).unwrap();
+        linear_forward(&Input { s: Some(s.view().into()), ..input }, &mut ahead, none.view_mut(), stream).unwrap();
         let shared = Backward { m, k, t: None, dropout: Some(self.backward) };
         lora_dy_b(&shared, &back, t.view_mut(), stream).unwrap();
-        let shared = Backward { t: Some(t.view()), ..shared };
+        let shared = Backward { t: Some(t.view().into()), ..shared };
         let gradient = InputGradient { dx: dx_buffer.view_mut(), lddx: k, accumulate: false };
         linear_dx(&shared, &back, gradient, none.view_mut(), stream).unwrap();
-        let inputs = ForwardInputs { x: x.view(), ldx: k, s: s.view() };
+        let inputs = ForwardInputs { x: x.view(), ldx: k, s: s.view().into() };
         let bytes = workspace_bytes(&shared, &back, &inputs, &mut gradients).unwrap();
         let mut workspace = device.upload(&vec![0xffu8; bytes]).unwrap();
         lora_gradients(&shared, &back, &inputs, &mut gradients, workspace.view_mut(), stream).unwrap();

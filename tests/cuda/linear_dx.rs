@@ -20,10 +20,10 @@ fn parts(most: usize) -> impl Strategy<Value = Vec<Part>> {
     prop::collection::vec(part, 1..4)
 }
 
-fn dropout() -> impl Strategy<Value = Option<Dropout>> {
+fn dropout() -> impl Strategy<Value = Option<Dropout<'static>>> {
     let some = (any::<u64>(), any::<u32>(), any::<u32>(), 0u64..1 << 31).prop_map(
         |(seed, dropout_id, dropout_step, first_token)| {
-            Some(Dropout { p: 0.5, seed, dropout_id, dropout_step, first_token })
+            Some(Dropout { p: 0.5, seed, dropout_id, dropout_step, first_token, step_on_device: None })
         },
     );
     prop_oneof![Just(None), some]

@@ -45,7 +45,8 @@ fn with(operation: &LinearDx, change: impl FnOnce(&mut Linear)) -> LinearDx {
 fn a_tokens_dx_does_not_depend_on_the_tile_that_it_falls_in() {
     let device = device();
     let k = 3072 - 64;
-    let mask = Some(Dropout { p: 0.3, seed: 3, dropout_id: 18, dropout_step: 7, first_token: 100 });
+    let mask =
+        Some(Dropout { p: 0.3, seed: 3, dropout_id: 18, dropout_step: 7, first_token: 100, step_on_device: None });
     for dense in [false, true] {
         for (adapters, dropout) in [(0, None), (0, mask), (2, mask)] {
             let mut large = operation(1000, k, vec![part(70, 16), part(9, 5)]);
@@ -91,7 +92,8 @@ fn nans_and_infinities_of_dy_stay_in_their_token() {
     let device = device();
     for (m, k, dense) in [(3, 192, false), (40, 192, true), (200, 192, false), (3, 100, false)] {
         let mut operation = with(&operation(m, k, vec![part(70, 12), part(5, 0)]), |linear| linear.dense = dense);
-        operation.dropout = Some(Dropout { p: 0.5, seed: 1, dropout_id: 2, dropout_step: 3, first_token: 4 });
+        operation.dropout =
+            Some(Dropout { p: 0.5, seed: 1, dropout_id: 2, dropout_step: 3, first_token: 4, step_on_device: None });
         let clean = run(&device, &operation, &operation.inputs());
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut inputs = operation.inputs();
@@ -164,8 +166,8 @@ fn rows_of_a_large_tile_never_see_an_adapter_that_is_not_theirs() {
     }
 }
 
-/// What a kernel with a bug would compute, brought about through its inputs: the check must turn red in the bounded
-/// cases and in the exact ones, on both paths.
+/// The results of a kernel with a bug, made by changed inputs, must turn the check red: in the bounded cases and in the
+/// exact ones, on both paths.
 #[test]
 fn faults_of_dx_brought_about_through_the_inputs_are_seen() {
     let device = device();
@@ -174,7 +176,8 @@ fn faults_of_dx_brought_about_through_the_inputs_are_seen() {
             (linear.values, linear.seed, linear.block_size) = (values, 11, if k == 100 { 32 } else { 64 });
             (linear.transposed, linear.double_quant) = (false, false);
         });
-        operation.dropout = Some(Dropout { p: 0.5, seed: 1, dropout_id: 2, dropout_step: 3, first_token: 4 });
+        operation.dropout =
+            Some(Dropout { p: 0.5, seed: 1, dropout_id: 2, dropout_step: 3, first_token: 4, step_on_device: None });
         operation.accumulate = true;
         let right = operation.inputs();
         verify(&device, &operation, 1, 1).expect("right inputs pass");
@@ -228,6 +231,24 @@ fn faults_of_dx_brought_about_through_the_inputs_are_seen() {
     }
 }
 
+/// A graph that is replayed finds the step of its mask there.
+#[test]
+fn the_step_of_dxs_mask_may_be_in_device_memory() {
+    let device = device();
+    for (m, k) in [(3, 192), (200, 192), (1000, 3072), (3, 100)] {
+        let step_on_device = None;
+        let dropout = |dropout_step| {
+            Some(Dropout { p: 0.5, seed: 1, dropout_id: 2, dropout_step, first_token: 4, step_on_device })
+        };
+        let of_step = |step| LinearDx { dropout: dropout(step), ..operation(m, k, vec![part(70, 12)]) };
+        let (by_value, other) = (of_step(3), of_step(9));
+        let expected = run(&device, &by_value, &by_value.inputs());
+        let on_device = Host { step_on_device: Some(3), ..other.inputs() };
+        assert!(run(&device, &other, &on_device) == expected, "{m} × {k}: the step in device memory is not read");
+        assert!(run(&device, &other, &other.inputs()) != expected, "{m} × {k}: any step draws the same mask");
+    }
+}
+
 #[test]
 fn bad_operands_of_dx_are_errors_that_say_what_was_expected() {
     let device = device();
@@ -237,7 +258,8 @@ fn bad_operands_of_dx_are_errors_that_say_what_was_expected() {
     let mut attempt = |m: usize, n: usize, r: usize, lddx: usize, p: f32| {
         let lora = Some(Lora { r, scale: 1.0, a: a.view(), b: b.view(), adapters: None });
         let segments = [SegmentBackward { n, weight: Weight::Dense(w.view()), lora, dy: dy.view(), lddy: 8 }];
-        let dropout = Some(Dropout { p, seed: 0, dropout_id: 0, dropout_step: 0, first_token: 0 });
+        let dropout =
+            Some(Dropout { p, seed: 0, dropout_id: 0, dropout_step: 0, first_token: 0, step_on_device: None });
         let backward = Backward { m, k: 64, t: None, dropout };
         let gradient = InputGradient { dx: gradient.view_mut(), lddx, accumulate: false };
         linear_dx(&backward, &segments, gradient, none.view_mut(), device.stream()).unwrap_err().to_string()

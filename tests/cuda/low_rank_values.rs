@@ -33,6 +33,16 @@ fn the_mask_is_that_of_philox_in_s_and_in_da() {
         (part.a, part.b, part.dy, part.scale) = (identity(size), identity(size), identity(size), 1.0);
         part.da.fill(0.0);
         let output = run(&device, &operation, &inputs);
+        // The step in device memory, and another one as a parameter.
+        let (forward, backward) = (inputs.forward, inputs.backward);
+        inputs.step_on_device = forward.map(|dropout| dropout.dropout_step);
+        for dropout in [&mut inputs.forward, &mut inputs.backward].into_iter().flatten() {
+            dropout.dropout_step = !dropout.dropout_step;
+        }
+        assert!(run(&device, &operation, &inputs) == output, "{size}, p {p}: the step in device memory is not read");
+        inputs.step_on_device = None;
+        assert!(run(&device, &operation, &inputs) != output, "{size}, p {p}: any step draws the same mask");
+        (inputs.forward, inputs.backward) = (forward, backward);
         let tokens: Vec<usize> = (0..size).collect();
         let mask = factors(inputs.forward.unwrap(), &tokens, size);
         let columns = operation.columns();
@@ -212,8 +222,8 @@ fn no_tokens_leave_the_gradients_as_they_are() {
     }
 }
 
-/// What a kernel with a bug would compute, brought about through its inputs: the check must turn red, in the bounded
-/// cases and in the exact ones, on both paths.
+/// The results of a kernel with a bug, made by changed inputs, must turn the check red: in the bounded cases and in the
+/// exact ones, on both paths.
 #[test]
 fn faults_brought_about_through_the_inputs_are_seen() {
     let device = device();
@@ -275,7 +285,7 @@ fn bad_operands_are_errors_that_say_what_was_expected() {
         let segment = SegmentBackward { n: 8, weight: Weight::Dense(w.view()), lora, dy: dy.view(), lddy: 8 };
         let backward = Backward { m: 4, k, t: None, dropout: None };
         let s = device.upload(&vec![bf16::ZERO; s_len]).unwrap();
-        let inputs = ForwardInputs { x: x.view(), ldx: k, s: s.view() };
+        let inputs = ForwardInputs { x: x.view(), ldx: k, s: s.view().into() };
         let mut gradients = vec![PairGradient { da: Some(da.view_mut()), db: Some(db.view_mut()) }];
         gradients.truncate(count);
         lora_gradients(&backward, &[segment], &inputs, &mut gradients, none.view_mut(), device.stream())

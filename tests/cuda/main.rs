@@ -20,6 +20,7 @@ mod interop;
 mod launch_counts;
 mod layer;
 mod layer_gradients;
+mod layer_strides;
 mod linear;
 mod linear_dx;
 mod linear_dx_values;
@@ -30,6 +31,7 @@ mod low_rank_values;
 mod nf4;
 #[cfg(kernels = "emulated")]
 mod real_shapes;
+mod strides;
 mod test_kernels;
 mod token_rows;
 mod trained;

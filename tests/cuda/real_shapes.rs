@@ -1,6 +1,6 @@
 //! Kernels on grids of real size: the linear layers and the attention of Llama 3 8B and 70B. The emulation runs the
-//! first block, the last, and one by chance; what they wrote is found, has to be whole tiles, and is compared with the
-//! definition. Outputs start as zeros that no page of memory holds yet, and a sum of so many products is never 0.
+//! first block, the last, and one by chance; their outputs are found, have to be whole tiles, and are compared with the
+//! definition. Outputs start as zeros that no page of memory holds yet, and a sum of this many products is never 0.
 
 use half::bf16;
 use lab::device::{Tally, device, set_schedule};
@@ -156,7 +156,7 @@ impl Sum {
     }
 }
 
-/// Runs `work`, of whose launches after the first `whole` only some blocks run; how many did.
+/// Runs `work`, with only some blocks of each launch after the first `whole`. Returns the number of blocks that ran.
 fn sampled(whole: u64, work: impl FnOnce()) -> u64 {
     let before = emulation::blocks();
     emulation::sample(emulation::launches() + 1 + whole, BLOCKS);
@@ -233,7 +233,7 @@ fn forward(m: usize, (k, n): Group, seed: u64) {
             });
             first += n;
         }
-        let input = Input { m, k, x: view(&x), ldx: k, s: Some(view(&s)), dropout: None };
+        let input = Input { m, k, x: view(&x), ldx: k, s: Some(view(&s).into()), dropout: None };
         linear_forward(&input, &mut segments, nothing(), device.stream()).unwrap();
     });
     assert_eq!(blocks, BLOCKS);
@@ -275,7 +275,7 @@ fn dx(m: usize, (k, n): Group, seed: u64) {
             segments.push(SegmentBackward { n, weight: weight.weight(n, k), lora: Some(lora), dy, lddy: width });
             first += n;
         }
-        let backward = Backward { m, k, t: Some(view(&t)), dropout: None };
+        let backward = Backward { m, k, t: Some(view(&t).into()), dropout: None };
         let gradient = InputGradient { dx: dx.view_mut(0), lddx: k, accumulate: false };
         linear_dx(&backward, &segments, gradient, nothing(), device.stream()).unwrap();
     });

@@ -177,8 +177,8 @@ fn gradients_of_the_output_layer_are_within_their_rounding() {
     checked("loss of a trained output layer", 24, losses(), |operation| operation.loss.seed);
 }
 
-/// What the loss gives beside it is what it gives without; and no bit depends on chunks of multiples of 256, of both
-/// kernels.
+/// The loss's other results have the bits that they have without this gradient; and no bit depends on chunks of
+/// multiples of 256, of both kernels.
 #[test]
 fn gradients_of_the_output_layer_do_not_depend_on_chunks() {
     let device = device();
@@ -196,7 +196,7 @@ fn gradients_of_the_output_layer_do_not_depend_on_chunks() {
     }
 }
 
-/// An output layer with so many tiles that no sums over tokens go to the workspace.
+/// An output layer with enough tiles that no sums over tokens go to the workspace.
 #[test]
 fn gradients_of_a_larger_output_layer_are_within_their_rounding() {
     verify(&device(), &head_loss(100, 256, 3500, 256), 12, 1).unwrap();
@@ -220,7 +220,7 @@ fn sums_over_tokens_do_not_depend_on_how_a_batch_is_cut() {
         for cut in cuts.windows(2) {
             let (first, tokens) = (cut[0] * n, cut[1] - cut[0]);
             let (x, dy) = (x.view().skip(first).first(tokens * n), dy.view().skip(first).first(tokens * n));
-            let norm = NormGradient { m: tokens, parts: 1, column: 0, ld: n, eps: 1e-5, dy, x };
+            let norm = NormGradient { m: tokens, parts: 1, column: 0, ld: n, lddy: n, eps: 1e-5, dy, x };
             ops::norm_gradient(&norm, of_norm.view_mut(), room.view_mut(), device.stream()).unwrap();
             let z = z.view_mut().skip(first).first(tokens * n);
             let output = OutputGradient { m: tokens, n, dy, lddy: n, z, ldz: n };
@@ -236,7 +236,7 @@ fn sums_over_tokens_do_not_depend_on_how_a_batch_is_cut() {
     assert!(of_cuts(&[0, 100, m]) != whole, "cut elsewhere the sums are others");
 }
 
-/// What a kernel with a bug would give must turn the checks red.
+/// The results of a kernel with a bug must turn the checks red.
 #[test]
 fn the_checks_see_wrong_results() {
     let device = device();

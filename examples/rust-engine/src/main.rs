@@ -1,5 +1,6 @@
 //! An engine in Rust that has its own context, stream and memory: the kernels get raw addresses and a raw stream. It
-//! takes a weight as bitsandbytes stores it (NF4 codes, double-quantized absmax) and a LoRA pair, computes
+//! takes a weight as bitsandbytes stores it (NF4 codes, double-quantized absmax), which the library uploads, and a LoRA
+//! pair, computes
 //!
 //! `Y = X · deq(W)ᵀ + bf16(scale · X · Aᵀ) · Bᵀ`
 //!
@@ -13,24 +14,21 @@
 
 mod checks;
 mod memory;
+mod shape;
 mod train;
 
 use checks::{Worst, products, values};
 use half::bf16;
 use memory::{Engine, Memory};
+use qlora_kernels::device::Device;
+use qlora_kernels::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Matrix};
 use qlora_kernels::ops::linear::{Input, Lora, Segment, Weight};
-use qlora_kernels::ops::nf4::{self, Absmax, Layout};
-use qlora_kernels::ops::{absmax_transpose, linear_forward};
+use qlora_kernels::ops::linear_forward;
+use qlora_kernels::weights::Nf4Weight;
 use safetensors::SafeTensors;
+use shape::{BLOCK, K, N, R, SCALE};
 use std::error::Error;
 use std::process::ExitCode;
-
-const N: usize = 33;
-const K: usize = 576;
-const R: usize = 8;
-const BLOCK: usize = 64;
-/// alpha 16 over r 8
-const SCALE: f32 = 2.0;
 
 fn main() -> ExitCode {
     let Some(path) = std::env::args().nth(1) else {
@@ -47,7 +45,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether every result is within its bound.
+/// Runs the layer's passes; true if every result is within its bound.
 fn run(path: &str) -> Result<bool, Box<dyn Error>> {
     let bytes = std::fs::read(path)?;
     let file = SafeTensors::deserialize(&bytes)?;
@@ -58,28 +56,22 @@ fn run(path: &str) -> Result<bool, Box<dyn Error>> {
     let engine = Engine::new()?;
     let stream = engine.stream();
 
-    let codes = engine.upload(file.tensor("up.b64.codes")?.data())?;
-    // The 8-bit absmax is the one part that changes its order: [N, K / 64] to [K / 64, N], on the device.
-    let row_major = engine.upload(file.tensor("up.b64.nested.codes")?.data())?;
-    let mut absmax = engine.upload(&[0u8; N * K / BLOCK])?;
-    absmax_transpose(row_major.view(), absmax.view_mut(), N, K / BLOCK, stream)?;
-    let nested_absmax = engine.upload(&floats("up.b64.nested.absmax")?)?;
-    let nested_map = engine.upload(&floats("dynamic_map_signed")?)?;
-    let offset = engine.upload(&floats("up.b64.nested.offset")?)?;
-    let weight = nf4::Weight {
-        n: N,
-        k: K,
-        block_size: BLOCK,
-        layout: Layout::Transposed,
-        codes: codes.view(),
-        absmax: Absmax::DoubleQuantized {
-            codes: absmax.view(),
-            nested_absmax: nested_absmax.view(),
-            nested_map: nested_map.view(),
-            offset: offset.view(),
-        },
+    let absmax = Absmax::DoubleQuantized {
+        codes: file.tensor("up.b64.nested.codes")?.data().to_vec(),
+        nested_absmax: floats("up.b64.nested.absmax")?,
+        nested_block_size: NESTED_BLOCK_SIZE,
+        nested_map: floats("dynamic_map_signed")?.into_boxed_slice().try_into().map_err(|_| "a map has 256 values")?,
+        offset: floats("up.b64.nested.offset")?[0],
     };
-    // What bitsandbytes itself would multiply with: the check's weight.
+    let codes = file.tensor("up.b64.codes")?.data().to_vec();
+    let matrix = Nf4Matrix::from_parts(N, K, BLOCK, CODE, codes, absmax)?;
+    // The weight alone lies in memory of the library, which brings its absmax into the order that the kernels read
+    // fastest. That is work on the library's own stream, for which the engine's has to wait.
+    let device = Device::open()?;
+    let stored = Nf4Weight::upload(&device, &matrix, Nf4Weight::fastest_layout(N, K, BLOCK))?;
+    device.synchronize()?;
+    let weight = stored.view();
+    // The weight that bitsandbytes itself would multiply with, for the check.
     let dequantized = file.tensor("up.b64.nested.dequantized_bf16")?.data();
     let w: Vec<bf16> = dequantized.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect();
 

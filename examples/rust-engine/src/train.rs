@@ -3,7 +3,7 @@
 
 use crate::checks::{Worst, column, products, values};
 use crate::memory::{Engine, Memory, Slice};
-use crate::{K, N, R, SCALE};
+use crate::shape::{K, N, R, SCALE};
 use half::bf16;
 use qlora_kernels::ops::{linear_dx, linear_forward};
 use qlora_kernels::ops::linear_dx::InputGradient;
@@ -82,7 +82,7 @@ impl Layer<'_> {
         self.engine.download(&self.y)
     }
 
-    /// dX, for a layer below if there were one, and what dY adds to the gradients of A and B.
+    /// dX, for a layer below if there were one, and the gradients of A and B, which are added to.
     fn backward(&mut self, a: &mut Trainable, b: &mut Trainable) -> Result<()> {
         let stream = self.engine.stream();
         let lora = Lora { r: R, scale: SCALE, a: a.working.view(), b: b.working.view(), adapters: None };
@@ -93,14 +93,14 @@ impl Layer<'_> {
         // The workspace is T itself: given its room, the call computes it.
         linear_dx(&backward, &segments, gradient, self.t.view_mut(), stream)?;
 
-        let backward = Backward { t: Some(self.t.view()), ..backward };
-        let inputs = ForwardInputs { x: self.x.view(), ldx: K, s: self.s.view() };
+        let backward = Backward { t: Some(self.t.view().into()), ..backward };
+        let inputs = ForwardInputs { x: self.x.view(), ldx: K, s: self.s.view().into() };
         let mut gradients = [PairGradient { da: Some(a.gradient.view_mut()), db: Some(b.gradient.view_mut()) }];
         let bytes = lora_gradients::workspace_bytes(&backward, &segments, &inputs, &mut gradients)?;
         // An engine keeps this from step to step. It may be none.
         let mut workspace = self.engine.upload(&vec![0u8; bytes.max(1)])?;
         lora_gradients::lora_gradients(&backward, &segments, &inputs, &mut gradients, workspace.view_mut(), stream)?;
-        // Before the workspace is given back.
+        // The download waits for the work before the workspace is freed.
         self.engine.download(&self.t).map(drop)
     }
 
@@ -134,7 +134,7 @@ impl Layer<'_> {
     }
 }
 
-/// Prints how it went; whether all is well. `w`: the weight as bf16 `[N, K]`, for the checks.
+/// Prints the losses and the largest error; true if all is well. `w`: the weight as bf16 `[N, K]`, for the checks.
 pub fn train(engine: &Engine, weight: nf4::Weight<'_>, w: &[bf16]) -> Result<bool> {
     let empty = |columns: usize| engine.upload(&vec![bf16::NAN; M * columns]);
     let x = engine.upload(&values(M * K, 1.0, 11))?;

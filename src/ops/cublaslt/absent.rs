@@ -1,11 +1,11 @@
 //! A stub in place of the library in builds without kernels.
 
-use crate::device::{Buffer, Device, Stream, ViewMut};
+use crate::device::{Buffer, Device, Stream};
 use crate::error::{CudaError, Result};
 use crate::ops::linear::{Input, Segment};
 use crate::ops::linear_backward::{Backward, SegmentBackward};
 use crate::ops::linear_dx::InputGradient;
-use half::bf16;
+use crate::ops::product::Workspace;
 
 /// No value of this type exists.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ impl CublasLt {
         Self::open()
     }
 
+    /// False: this build loads no library.
     pub fn is_present() -> bool {
         false
     }
@@ -31,32 +32,44 @@ impl CublasLt {
         Self::open().map(|library| library.version())
     }
 
+    /// Never called.
     pub fn version(&self) -> String {
         match *self {}
     }
 
+    /// Never called.
     pub fn algorithms(&self) -> Vec<String> {
         match *self {}
     }
 
+    /// Never called.
     pub fn workspace_len(&self, _: &Input<'_>, _: &[Segment<'_>]) -> usize {
         match *self {}
     }
 
-    pub fn forward(&self, _: &Input<'_>, _: &mut [Segment<'_>], _: ViewMut<'_, bf16>, _: Stream) -> Result<()> {
+    /// Never called.
+    pub fn forward<'a>(
+        &self,
+        _: &Input<'_>,
+        _: &mut [Segment<'_>],
+        _: impl Into<Workspace<'a>>,
+        _: Stream,
+    ) -> Result<()> {
         match *self {}
     }
 
+    /// Never called.
     pub fn dx_workspace_len(&self, _: &Backward<'_>, _: &[SegmentBackward<'_>]) -> usize {
         match *self {}
     }
 
-    pub fn dx(
+    /// Never called.
+    pub fn dx<'a>(
         &self,
         _: &Backward<'_>,
         _: &[SegmentBackward<'_>],
         _: InputGradient<'_>,
-        _: ViewMut<'_, bf16>,
+        _: impl Into<Workspace<'a>>,
         _: Stream,
     ) -> Result<()> {
         match *self {}

@@ -13,9 +13,9 @@ use crate::ops::linear_dx_product::{self, linear_dx_product};
 use crate::ops::linear_forward;
 use crate::ops::linear_product::{self, linear_product};
 use crate::ops::operand::rows;
-use half::bf16;
+use crate::ops::product::Workspace;
 
-/// Whether the segments' outputs are columns of one matrix, one behind the other.
+/// True if the segments' outputs are columns of one matrix, one behind the other.
 fn has_one_y(segments: &[Segment<'_>]) -> bool {
     let (ldy, first) = (segments[0].ldy, segments[0].y.address());
     let mut column = 0;
@@ -36,15 +36,16 @@ impl CublasLt {
     /// [`linear_forward()`](linear_forward::linear_forward) as one product of this library where the segments' outputs
     /// are columns of one matrix, one behind the other, and as one for each segment elsewhere. Adapters by an index are
     /// refused.
-    pub fn forward(
+    pub fn forward<'a>(
         &self,
         input: &Input<'_>,
         segments: &mut [Segment<'_>],
-        mut workspace: ViewMut<'_, bf16>,
+        workspace: impl Into<Workspace<'a>>,
         stream: Stream,
     ) -> Result<()> {
         // Checks every shape, length and alignment, those of the outputs among them.
         linear_forward::path(input, segments)?;
+        let mut workspace = workspace.into();
         let product = linear_product(input, segments, &mut workspace, stream)?;
         let (m, k, x, ldx, ldw) = (input.m, product.k, product.x, product.ldx, product.ldw);
         let whole = has_one_y(segments);
@@ -74,17 +75,18 @@ impl CublasLt {
 
     /// [`linear_dx()`](crate::ops::linear_dx::linear_dx) as one product of this library. Dropout of a low-rank term and
     /// adapters by an index are refused.
-    pub fn dx(
+    pub fn dx<'a>(
         &self,
         backward: &Backward<'_>,
         segments: &[SegmentBackward<'_>],
         gradient: InputGradient<'_>,
-        mut workspace: ViewMut<'_, bf16>,
+        workspace: impl Into<Workspace<'a>>,
         stream: Stream,
     ) -> Result<()> {
         let (m, InputGradient { dx: y, lddx: ldy, accumulate }) = (backward.m, gradient);
         let operation = Operation { name: "cublaslt_dx", shape: format!("M {m}, K {}", backward.k) };
         rows(&operation, "dx", y.len(), m, backward.k, ldy)?;
+        let mut workspace = workspace.into();
         let product = linear_dx_product(backward, segments, &mut workspace, stream)?;
         let (n, k, x, ldx, w, ldw) = (product.n, product.k, product.x, product.ldx, product.w, product.ldw);
         self.gemm(Gemm { m, n, k, x, ldx, w, ldw, k_by_n: true, bias: None, y, ldy, accumulate }, stream)

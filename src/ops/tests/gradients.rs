@@ -46,6 +46,7 @@ fn spoiled(spoil: impl FnOnce(&mut Call<'_>)) -> i32 {
         dropout_id: 2,
         dropout_step: 3,
         first_token: 0,
+        step_on_device: null(),
     };
     let mut backward = sys::qk_linear_backward_args {
         struct_size: size::<sys::qk_linear_backward_args>(),
@@ -62,6 +63,9 @@ fn spoiled(spoil: impl FnOnce(&mut Call<'_>)) -> i32 {
         s: at(0),
         t: null(),
         dropout: &raw const dropout,
+        lds: 0,
+        ldt: 0,
+        room: null_mut(),
     };
     let workspace = valid.workspace();
     let mut call = Call {

@@ -74,8 +74,8 @@ fn the_workspace_of_gradients_is_known_before_the_operands_and_grows_with_the_to
             let (da, db) = (rest.next().unwrap().first(r * k), rest.next().unwrap().first(n * r));
             pairs.push(PairGradient { da: Some(da), db: Some(db) });
         }
-        let backward = Backward { m, k, t: Some(low_rank), dropout: None };
-        let inputs = ForwardInputs { x: zeros.view(), ldx: k, s: low_rank };
+        let backward = Backward { m, k, t: Some(low_rank.into()), dropout: None };
+        let inputs = ForwardInputs { x: zeros.view(), ldx: k, s: low_rank.into() };
         let expected = workspace_bytes(&backward, &segments.map(operand), &inputs, &mut pairs).unwrap();
         let found = workspace_bytes_of(m, k, &segments);
         assert_eq!(found, expected);

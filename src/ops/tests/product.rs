@@ -93,6 +93,7 @@ fn dx_with_a_mask_on_its_low_rank_term_is_not_one_product() {
         dropout_id: 0,
         dropout_step: 0,
         first_token: 0,
+        step_on_device: null(),
     };
     let backward = sys::qk_linear_backward_args {
         struct_size: size::<sys::qk_linear_backward_args>(),

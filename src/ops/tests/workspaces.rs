@@ -85,7 +85,7 @@ proptest! {
             Lora { r, scale: 1.0, a: view(count * r * k), b: view(count * n * r), adapters }
         });
         let columns: usize = shapes.iter().map(|&(_, r, ..)| r.next_multiple_of(8)).sum();
-        let (ldx, s) = (k + beyond, given.then(|| view(m * columns)));
+        let (ldx, s) = (k + beyond, given.then(|| view::<half::bf16>(m * columns).into()));
         let input = Input { m, k, x: view(m * ldx), ldx, s, dropout: None };
         let mut forward: Vec<Segment> = shapes
             .iter()
@@ -129,7 +129,7 @@ proptest! {
         let expected = Ok(linear_dx_product::workspace_len(&backward, &operands) * 2);
         prop_assert_eq!(if several { Err(sys::QK_ERROR_NOT_BUILT) } else { expected }, bytes);
 
-        let inputs = ForwardInputs { x: view(m * ldx), ldx, s: view(m * columns) };
+        let inputs = ForwardInputs { x: view(m * ldx), ldx, s: view::<half::bf16>(m * columns).into() };
         let count = adapters.max(1);
         let mut pairs: Vec<PairGradient> = shapes
             .iter()

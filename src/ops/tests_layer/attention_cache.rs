@@ -26,6 +26,7 @@ fn attention_over_a_cache_refuses() {
         window: 0,
         soft_cap: 0.0,
         reserved: 0,
+        ldout: 0,
     };
     type Args = sys::qk_attention_cache_args;
     let workspace = memory.at(16);
@@ -73,6 +74,7 @@ fn attention_over_a_cache_refuses() {
     refuses!(memory, valid, |args| sys::qk_attention_cache(args, workspace, bytes, null_mut()), {
         |a: &mut Args| a.out = null_mut() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.out = a.out.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.ldout = 127 => QK_ERROR_SHAPE,
         |a: &mut Args| a.documents = 2 => QK_ERROR_WORKSPACE,
         |a: &mut Args| a.max_seqlen = 129 => QK_ERROR_WORKSPACE,
         |a: &mut Args| a.m = 8 => QK_ERROR_WORKSPACE,

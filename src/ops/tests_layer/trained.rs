@@ -167,6 +167,7 @@ fn gradients_of_weights_of_norms_refuse() {
         dy: memory.at(0),
         x: memory.at(1),
         dweight: memory.at(2),
+        lddy: 0,
     };
     // Two parts of three rows, and one chunk of 8 columns.
     let (workspace, needed) = (memory.at(3), (6 + 8) * 4);
@@ -183,6 +184,7 @@ fn gradients_of_weights_of_norms_refuse() {
         |a: &mut Args| a.width = 1 << 31 => QK_ERROR_SHAPE,
         |a: &mut Args| a.column = -1 => QK_ERROR_SHAPE,
         |a: &mut Args| a.ld = 23 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.lddy = 23 => QK_ERROR_SHAPE,
         |a: &mut Args| (a.m, a.parts, a.ld) = ((1 << 31) - 1, 65535, 1 << 40) => QK_ERROR_SHAPE,
         |a: &mut Args| a.dy = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.x = null() => QK_ERROR_NULL_POINTER,
@@ -221,6 +223,7 @@ fn gradients_of_the_embedding_refuse() {
         reserved2: 0,
         rows: null(),
         num_rows: 0,
+        lddout: 0,
     };
     type Args = sys::qk_embedding_backward_args;
     refuses!(memory, valid, |args| sys::qk_embedding_backward(args, null_mut()), {
@@ -233,6 +236,7 @@ fn gradients_of_the_embedding_refuse() {
         |a: &mut Args| (a.m, a.h) = (1 << 30, 1 << 20) => QK_ERROR_SHAPE,
         |a: &mut Args| a.vocab = 0 => QK_ERROR_SHAPE,
         |a: &mut Args| a.vocab = 1 << 31 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.lddout = 7 => QK_ERROR_SHAPE,
         |a: &mut Args| a.scale = f32::INFINITY => QK_ERROR_VALUE,
         |a: &mut Args| a.ids = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.dout = null() => QK_ERROR_NULL_POINTER,
@@ -274,6 +278,7 @@ fn a_struct_without_rows_has_all_of_them() {
             reserved2: 0,
             rows: if struct_size == 64 { std::ptr::without_provenance(2) } else { null() },
             num_rows: if struct_size == 64 { -1 } else { 0 },
+            lddout: if struct_size == 64 { -1 } else { 0 },
         };
         // SAFETY: the operands lie in the buffer, 512 bytes apart, which is more than each has.
         assert_eq!(unsafe { sys::qk_embedding_backward(&raw const args, null_mut()) }, sys::QK_OK);

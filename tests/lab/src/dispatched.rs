@@ -13,7 +13,7 @@ use qlora_kernels::ops::lora_down;
 pub struct Dispatched<'a> {
     pub linear: Linear,
     pub dispatch: Dispatch<'a>,
-    /// Whether the outputs of all parts are columns of one matrix, as those of q, k and v are; their pads are 0.
+    /// The outputs of all parts are columns of one matrix, as those of q, k and v are; their pads are 0.
     pub side_by_side: bool,
 }
 
@@ -76,7 +76,7 @@ impl Operation for Dispatched<'_> {
         self.linear.with(linear, |input, segments, s, _| {
             let len = self.linear.m * columns;
             lora_down(&input, segments, s.view_mut().first(len), stream)?;
-            let input = Input { s: Some(s.view().first(len)), ..input };
+            let input = Input { s: Some(s.view().first(len).into()), ..input };
             if !self.side_by_side {
                 return dispatch::forward(self.dispatch, &input, segments, workspace.view_mut(), stream);
             }

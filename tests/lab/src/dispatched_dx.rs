@@ -49,7 +49,7 @@ impl Operation for DispatchedDx<'_> {
     fn upload(&self, device: &Device, inputs: &Host) -> Result<DispatchedBuffers> {
         let mut dx = self.dx.upload(device, inputs)?;
         let len = self.dx.with(&mut dx, |backward, segments, _, t, _| {
-            let backward = Backward { t: Some(t.view()), ..backward };
+            let backward = Backward { t: Some(t.view().into()), ..backward };
             Ok(dispatch::dx_workspace_len(self.dispatch, &backward, segments))
         })?;
         Ok(DispatchedBuffers { dx, workspace: device.upload(&vec![bf16::NAN; len])? })
@@ -60,7 +60,7 @@ impl Operation for DispatchedDx<'_> {
         self.dx.with(dx, |backward, segments, gradient, t, _| {
             let len = backward.m * self.dx.linear.columns();
             lora_dy_b(&backward, segments, t.view_mut().first(len), stream)?;
-            let backward = Backward { t: Some(t.view().first(len)), ..backward };
+            let backward = Backward { t: Some(t.view().first(len).into()), ..backward };
             dispatch::dx(self.dispatch, &backward, segments, gradient, workspace.view_mut(), stream)
         })
     }

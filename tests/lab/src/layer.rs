@@ -104,7 +104,7 @@ fn norm_gradient_magnitudes(dy: &[f64], [x, of_x]: [&[f64]; 2], weight: &[f64]) 
     terms.map(|((dy, x), w)| (rho * w * dy).abs() + (x * rho.powi(3) * g_dot_x / width).abs()).collect()
 }
 
-/// What the sigmoid of a gate is of, and its slope.
+/// The argument of a gate's sigmoid, and its slope.
 fn exponent(gate: f64, activation: GateActivation) -> (f64, f64) {
     let root = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
     match activation {
@@ -113,8 +113,8 @@ fn exponent(gate: f64, activation: GateActivation) -> (f64, f64) {
     }
 }
 
-/// How many times more than its own rounding the sigmoid of a gate may err: an error of the exponent is a relative one
-/// of the sigmoid. Silu's exponent is the gate itself.
+/// Factor by which the error of a gate's sigmoid may exceed its own rounding: an error of the exponent is a relative
+/// one of the sigmoid. Silu's exponent is the gate itself.
 fn exponent_magnitude(gate: f64, activation: GateActivation) -> f64 {
     match activation {
         GateActivation::Silu => 1.0,
@@ -231,7 +231,7 @@ impl Layer {
                 }
                 let mut y = vec![0.0; x.len()];
                 reference::head_norm(&x, [&weight, &k_weight], EPS.into(), shape, &mut y);
-                // What a norm makes of each element, it makes of the magnitude that is in it.
+                // A norm scales each element's magnitude as it scales the element.
                 for ((magnitude, x), y) in magnitudes.iter_mut().zip(&x).zip(&y) {
                     *magnitude = if *x == 0.0 { *magnitude } else { *magnitude * (y / x).abs() };
                 }
@@ -244,7 +244,7 @@ impl Layer {
                 let (shape, heads) = (self.shape_of(norms), norms.heads + norms.kv_heads);
                 let (before_norm, after_norm) =
                     (norms.turn.is_some_and(|turn| turn.before_norm), norms.turn.is_some_and(|turn| !turn.before_norm));
-                // dy and x as the norm has them, with the magnitudes of what they were made of.
+                // dy and x as the norm has them, with the magnitudes of their terms.
                 let (mut x, mut dy) = (a, c);
                 let [mut of_x, mut of_dy] = [&x, &dy].map(|of| of.iter().map(|x| x.abs()).collect::<Vec<f64>>());
                 if before_norm {
@@ -442,7 +442,7 @@ impl Operation for Layer {
             }
             Kind::Swiglu(activation) => ops::swiglu(a.view(), self.width, activation, d.view_mut(), stream),
             Kind::SwigluBackward { activation, recompute } => {
-                let out = recompute.then(|| d.view_mut());
+                let out = recompute.then(|| d.view_mut().into());
                 ops::swiglu_backward(a.view(), c.view_mut(), self.width, activation, out, stream)
             }
         }

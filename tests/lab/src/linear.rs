@@ -14,7 +14,7 @@ use qlora_kernels::ops::{linear_forward, lora_down};
 use qlora_kernels::rng;
 use qlora_kernels::weights::Nf4Weight;
 
-/// What one segment is made of.
+/// One segment.
 #[derive(Clone, Debug)]
 pub struct Part {
     pub n: usize,
@@ -24,7 +24,7 @@ pub struct Part {
     pub pad: usize,
 }
 
-/// How the weights are made.
+/// The kind of weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Values {
     /// Blocks that differ in scale, quantized.
@@ -46,7 +46,7 @@ pub struct Linear {
     pub transposed: bool,
     pub double_quant: bool,
     pub values: Values,
-    /// S comes from `lora_down`, else the forward function computes it.
+    /// S comes from `lora_down`; otherwise the forward function computes it.
     pub given_s: bool,
     /// Several adapters, of which every token takes one or none; 0: one, without an index.
     pub adapters: usize,
@@ -55,7 +55,7 @@ pub struct Linear {
 }
 
 pub struct HostPart {
-    /// `[n, k]`, what the kernels multiply with: dequantized and rounded to bf16
+    /// `[n, k]`, the weights as the kernels multiply with them: dequantized and rounded to bf16
     pub weight: Vec<f32>,
     pub nf4: Option<Nf4Matrix>,
     /// `[adapters, r, k]`
@@ -149,7 +149,7 @@ impl Linear {
         let count = self.adapters.max(1);
         let (mut a, mut b) = (Vec::new(), Vec::new());
         for adapter in 0..count {
-            // Ranks differ: what an adapter has fewer is zero.
+            // Ranks differ: the missing rows of an adapter are zero.
             let r = if adapter == 0 { part.r } else { 1 + stream.below(part.r.max(1) as u32) as usize };
             a.extend(self.a(r.min(part.r), part.r, stream));
             let mut rows = self.numbers(part.n * part.r, stream);
@@ -321,7 +321,7 @@ impl Operation for Linear {
                 // Buffers may be of a larger M.
                 let len = self.m * self.columns();
                 lora_down(&input, segments, s.view_mut().first(len), stream)?;
-                let input = Input { s: Some(s.view().first(len)), ..input };
+                let input = Input { s: Some(s.view().first(len).into()), ..input };
                 linear_forward(&input, segments, none.view_mut(), stream)
             } else {
                 linear_forward(&input, segments, s.view_mut(), stream)
@@ -359,7 +359,7 @@ impl Operation for Linear {
                 }
                 for &n in &features {
                     let (mut sum, mut magnitude) = dot(x, host.weight[n * self.k..][..self.k].iter().copied());
-                    // S as it was rounded: what follows is exact in it.
+                    // S as it was rounded: the following products are exact in it.
                     let mut add = |term: f64| (sum, magnitude) = (sum + term, magnitude + term.abs());
                     let b = adapter.map_or(&[][..], |adapter| &host.b[(adapter * part.n + n) * part.r..][..part.r]);
                     for (s, b) in s.iter().zip(b) {

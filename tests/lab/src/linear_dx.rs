@@ -21,7 +21,7 @@ pub struct LinearDx {
     /// `pad_x` is that of dX, `pad` of a part that of its dY, `given_s` stands for T; biases play no part.
     pub linear: Linear,
     pub accumulate: bool,
-    pub dropout: Option<Dropout>,
+    pub dropout: Option<Dropout<'static>>,
 }
 
 pub struct Host {
@@ -32,6 +32,8 @@ pub struct Host {
     pub parts: Vec<HostPart>,
     /// `[m, n + pad]` of each part; what is past n is no number
     pub dy: Vec<Vec<bf16>>,
+    /// The step of dropout that is read in device memory in place of the operation's
+    pub step_on_device: Option<u32>,
 }
 
 pub struct Buffers {
@@ -39,6 +41,7 @@ pub struct Buffers {
     index: Buffer<i32>,
     t: Buffer<bf16>,
     none: Buffer<bf16>,
+    step: Option<Buffer<u32>>,
     parts: Vec<PartBuffers>,
 }
 
@@ -86,7 +89,7 @@ impl LinearDx {
         ) -> Result<T>,
     ) -> Result<T> {
         let Linear { m, k, adapters: count, .. } = self.linear;
-        let Buffers { dx, index, t, none, parts } = buffers;
+        let Buffers { dx, index, t, none, step, parts } = buffers;
         let mut segments = Vec::new();
         for (part, buffers) in self.linear.parts.iter().zip(parts.iter()) {
             let weight = match (&buffers.nf4, &buffers.dense) {
@@ -99,7 +102,9 @@ impl LinearDx {
             let lora = (part.r > 0).then_some(Lora { r: part.r, scale: buffers.scale, a, b, adapters });
             segments.push(SegmentBackward { n: part.n, weight, lora, dy: buffers.dy.view(), lddy: part.n + part.pad });
         }
-        let backward = Backward { m, k, t: None, dropout: self.dropout };
+        let step_on_device = step.as_ref().map(Buffer::view);
+        let dropout = self.dropout.map(|dropout| Dropout { step_on_device, ..dropout });
+        let backward = Backward { m, k, t: None, dropout };
         let gradient = InputGradient { dx: dx.view_mut(), lddx: k + self.linear.pad_x, accumulate: self.accumulate };
         call(backward, &segments, gradient, t, none)
     }
@@ -147,7 +152,7 @@ impl LinearDx {
             }
             column += part.r.next_multiple_of(8);
         }
-        if let Some(Dropout { p, seed, dropout_id, dropout_step, first_token }) = self.dropout {
+        if let Some(Dropout { p, seed, dropout_id, dropout_step, first_token, .. }) = self.dropout {
             let mask = rng::Dropout::new(seed, dropout_id, dropout_step, p);
             for (i, (sum, magnitude)) in row.0.iter_mut().enumerate() {
                 let factor = f64::from(mask.factors(first_token as u32 + token as u32, i as u32 / 4)[i % 4]);
@@ -210,6 +215,7 @@ impl Operation for LinearDx {
             index,
             dy,
             parts: self.linear.parts.iter().map(|part| self.linear.part(part, &mut stream)).collect(),
+            step_on_device: None,
         }
     }
 
@@ -235,6 +241,7 @@ impl Operation for LinearDx {
             index: device.upload(&inputs.index)?,
             t: device.upload(&vec![SENTINEL; linear.m * linear.columns()])?,
             none: device.upload(&[])?,
+            step: inputs.step_on_device.map(|step| device.upload(&[step])).transpose()?,
             parts: inputs.parts.iter().enumerate().map(of).collect::<Result<_>>()?,
         })
     }
@@ -246,7 +253,7 @@ impl Operation for LinearDx {
                 // Buffers may be of a larger M.
                 let len = self.linear.m * self.linear.columns();
                 lora_dy_b(&backward, segments, t.view_mut().first(len), stream)?;
-                let backward = Backward { t: Some(t.view().first(len)), ..backward };
+                let backward = Backward { t: Some(t.view().first(len).into()), ..backward };
                 linear_dx(&backward, segments, gradient, none.view_mut(), stream)
             } else {
                 linear_dx(&backward, segments, gradient, t.view_mut(), stream)

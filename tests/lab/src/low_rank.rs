@@ -34,7 +34,7 @@ pub struct LowRank {
     pub dropout: f32,
     /// Small integers, so that no sum rounds.
     pub exact: bool,
-    /// T comes from `lora_dy_b`, else the gradients compute it.
+    /// T comes from `lora_dy_b`; otherwise the gradients compute it.
     pub given_t: bool,
     pub seed: u64,
 }
@@ -47,7 +47,7 @@ pub struct HostPart {
     /// `[m, n + pad]`
     pub dy: Vec<bf16>,
     pub scale: f32,
-    /// What is there to be added to: [count, r, k], [count, n, r]
+    /// The values that are added to: [count, r, k]; `db`: [count, n, r]
     pub da: Vec<f32>,
     pub db: Vec<f32>,
 }
@@ -59,8 +59,10 @@ pub struct Host {
     pub index: Vec<i32>,
     /// `[adapters]`
     pub scales: Vec<f32>,
-    pub forward: Option<Dropout>,
-    pub backward: Option<Dropout>,
+    pub forward: Option<Dropout<'static>>,
+    pub backward: Option<Dropout<'static>>,
+    /// The step of dropout that is read in device memory in place of theirs
+    pub step_on_device: Option<u32>,
     pub parts: Vec<HostPart>,
 }
 
@@ -70,8 +72,9 @@ pub struct Buffers {
     scales: Buffer<f32>,
     s: Buffer<bf16>,
     t: Buffer<bf16>,
-    forward: Option<Dropout>,
-    backward: Option<Dropout>,
+    forward: Option<Dropout<'static>>,
+    backward: Option<Dropout<'static>>,
+    step: Option<Buffer<u32>>,
     parts: Vec<PartBuffers>,
 }
 
@@ -172,8 +175,12 @@ impl LowRank {
             });
         }
         let Self { m, k, .. } = *self;
-        let input = Input { m, k, x: buffers.x.view(), ldx: k + self.pad_x, s: None, dropout: buffers.forward };
-        let shared = Backward { m, k, t: None, dropout: buffers.backward };
+        let input = Input { m, k, x: buffers.x.view(), ldx: k + self.pad_x, s: None, dropout: None };
+        let step_on_device = buffers.step.as_ref().map(Buffer::view);
+        let [forward_mask, backward_mask] = [buffers.forward, buffers.backward]
+            .map(|dropout| dropout.map(|dropout| Dropout { step_on_device, ..dropout }));
+        let input = Input { dropout: forward_mask, ..input };
+        let shared = Backward { m, k, t: None, dropout: backward_mask };
         call(&shared, &backward, &input, &mut forward, &mut gradients, (&mut buffers.s, &mut buffers.t))
     }
 
@@ -202,7 +209,7 @@ fn bits(values: &[u16]) -> Vec<bf16> {
 }
 
 /// The factors of `tokens`, as src/rng.rs draws them.
-pub fn factors(dropout: Dropout, tokens: &[usize], k: usize) -> Vec<f64> {
+pub fn factors(dropout: Dropout<'_>, tokens: &[usize], k: usize) -> Vec<f64> {
     let mask = rng::Dropout::new(dropout.seed, dropout.dropout_id, dropout.dropout_step, dropout.p);
     let row = |&token: &usize| {
         let token = dropout.first_token as u32 + token as u32;
@@ -254,10 +261,11 @@ impl Operation for LowRank {
             dropout_id: stream.next_u32(),
             dropout_step: stream.next_u32(),
             first_token,
+            step_on_device: None,
         };
         let dropout = (self.dropout > 0.0).then_some(dropout);
         let parts = self.parts.iter().map(|part| self.part(part, &mut stream)).collect();
-        Host { x, index, scales, forward: dropout, backward: dropout, parts }
+        Host { x, index, scales, forward: dropout, backward: dropout, step_on_device: None, parts }
     }
 
     fn upload(&self, device: &Device, inputs: &Host) -> Result<Buffers> {
@@ -282,6 +290,7 @@ impl Operation for LowRank {
             t: device.upload(&poisoned)?,
             forward: inputs.forward,
             backward: inputs.backward,
+            step: inputs.step_on_device.map(|step| device.upload(&[step])).transpose()?,
             parts: self.parts.iter().zip(&inputs.parts).map(of).collect::<Result<_>>()?,
         })
     }
@@ -293,8 +302,8 @@ impl Operation for LowRank {
             if self.given_t {
                 lora_dy_b(backward, segments, t.view_mut(), stream)?;
             }
-            let backward = Backward { t: self.given_t.then(|| t.view()), ..*backward };
-            let inputs = ForwardInputs { x: input.x, ldx: input.ldx, s: s.view() };
+            let backward = Backward { t: self.given_t.then(|| t.view().into()), ..*backward };
+            let inputs = ForwardInputs { x: input.x, ldx: input.ldx, s: s.view().into() };
             let bytes = workspace_bytes(&backward, segments, &inputs, gradients)?;
             let mut workspace = device.upload(&vec![0xffu8; bytes])?;
             lora_gradients(&backward, segments, &inputs, gradients, workspace.view_mut(), stream)
@@ -331,7 +340,7 @@ impl Operation for LowRank {
                 let lora = LoraTerm { a: &a, b: &b, r, scale: self.scale(inputs, i, adapter) };
                 let (a, b) = (absolute(&a), absolute(&b));
                 let sizes = LoraTerm { a: &a, b: &b, ..lora };
-                // What follows S and T is exact in them as they were rounded.
+                // Products of S and T are exact in them as they were rounded.
                 let [mut s, mut s_size, mut t, mut t_size] = [(); 4].map(|()| vec![0.0; tokens.len() * r]);
                 reference::lora_down(&x, factors.as_deref(), &lora, &mut s, k);
                 reference::lora_down(&absolute(&x), factors.as_deref(), &sizes, &mut s_size, k);

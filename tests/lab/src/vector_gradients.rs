@@ -98,7 +98,8 @@ impl Operation for NormGradients {
     fn launch(&self, buffers: &mut NormBuffers, stream: Stream) -> Result<()> {
         let NormBuffers { dy, x, dweight, workspace } = buffers;
         let Self { m, parts, column, .. } = *self;
-        let norm = NormGradient { m, parts, column, ld: self.ld(), eps: EPS, dy: dy.view(), x: x.view() };
+        let norm =
+            NormGradient { m, parts, column, ld: self.ld(), lddy: self.ld(), eps: EPS, dy: dy.view(), x: x.view() };
         norm_gradient(&norm, dweight.view_mut(), workspace.view_mut(), stream)
     }
 

@@ -2,7 +2,7 @@
 //! tests check less than they say.
 //!
 //! The tests' executable is built once with the emulated kernels as a shared library (feature `emulation-shared`). For
-//! every entry of [`mutants`] that library is linked anew with the files that the bug changes, and the same executable
+//! every entry of [`mutants`] that library is linked again with the files that the bug changes, and the same executable
 //! runs the entry's tests with it, until the first is red. As many run at a time as there are processors.
 
 #![deny(unsafe_code)]
@@ -13,6 +13,7 @@ mod launch_counts;
 mod loss;
 mod product;
 mod soft_cap;
+mod strides;
 mod table;
 mod token_rows;
 mod trained;
@@ -45,12 +46,13 @@ fn main() -> ExitCode {
 
 /// Every seeded bug.
 fn mutants() -> impl Iterator<Item = &'static Mutant> {
-    let beside = [banks::MUTANTS, soft_cap::MUTANTS, product::MUTANTS, trained::MUTANTS, token_rows::MUTANTS];
+    let beside =
+        [banks::MUTANTS, soft_cap::MUTANTS, product::MUTANTS, trained::MUTANTS, token_rows::MUTANTS, strides::MUTANTS];
     [table::MUTANTS, loss::MUTANTS, cache::MUTANTS, launch_counts::MUTANTS].into_iter().chain(beside).flatten()
 }
 
-/// Runs every mutant whose name holds a text of `wanted` (all, if there is none), and the kernels as they are; what was
-/// done, in a sentence.
+/// Runs every mutant whose name holds a text of `wanted` (all, if there is none), and the kernels as they are. Returns
+/// a sentence about the run.
 fn run(workspace: &Workspace, wanted: &[String]) -> Result<String> {
     let sources = read_sources(&workspace.root)?;
     let is_wanted =

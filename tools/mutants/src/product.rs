@@ -10,15 +10,15 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "one product: a wrong stride of S",
         FILE,
-        "copies.add(Copy{s, x + view.k, view.m, view.lds, view.m",
-        "copies.add(Copy{s, x + view.k, view.m, view.lds - 8, view.m",
+        "copies.add(Copy{s, behind, view.m, lds, view.m",
+        "copies.add(Copy{s, behind, view.m, lds - 8, view.m",
         LAYERS,
     ),
     mutant(
         "one product: a wrong stride of T",
         FILE,
-        "copies.add(Copy{t, x + parts.n, view.m, view.lds, view.m",
-        "copies.add(Copy{t, x + parts.n, view.m, view.lds - 8, view.m",
+        "copies.add(Copy{t, behind, view.m, ldt, view.m",
+        "copies.add(Copy{t, behind, view.m, ldt - 8, view.m",
         LAYERS,
     ),
     mutant(
@@ -45,11 +45,17 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "one product: dropped columns of S",
         FILE,
-        "product->k = view.k + view.lds;",
+        "product->k = view.k + view.columns;",
         "product->k = view.k;",
         LAYERS,
     ),
-    mutant("one product: dropped rows of A", FILE, "product->k = parts.n + view.lds;", "product->k = parts.n;", LAYERS),
+    mutant(
+        "one product: dropped rows of A",
+        FILE,
+        "product->k = parts.n + view.columns;",
+        "product->k = parts.n;",
+        LAYERS,
+    ),
     mutant(
         "one product: W of a segment where that of the first is",
         FILE,

@@ -177,8 +177,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "forward: small tiles where large ones are through sooner",
         "linear/dispatch.cu",
-        "return kLargeTimes.of(large, count) <= kSmallTimes.of(small, count);",
-        "return kLargeTimes.of(large, count) < kSmallTimes.of(small, count) / 2;",
+        "return kLargeTimes.of(large, here.count) <= small_times.of(small, here.count);",
+        "return kLargeTimes.of(large, here.count) < small_times.of(small, here.count) / 2;",
         "counters::tiles_of_the_forward_pass",
     ),
     mutant(
@@ -198,8 +198,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "S: the last segment's ranks dropped",
         "lora/down.cu",
-        ": ceil_div(view.lds, 8 * tiles);",
-        ": max(view.lds / (8 * tiles), int64_t(1));",
+        ": ceil_div(view.columns, 8 * tiles);",
+        ": max(view.columns / (8 * tiles), int64_t(1));",
         S_OF_GROUPS,
     ),
     mutant(
@@ -291,11 +291,25 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "dX: dropout of the whole sum",
         "linear/dx.cu",
-        "    if (view.dropout.active() && view.lds > 0) tile.mask();\n#pragma unroll 1\n    \
+        "    if (view.dropout.active() && view.columns > 0) tile.mask();\n#pragma unroll 1\n    \
          for (int i = 0; i < view.num_segments; ++i) tile.base(view.segments[i]);\n",
         "    for (int i = 0; i < view.num_segments; ++i) tile.base(view.segments[i]);\n    \
-         if (view.dropout.active() && view.lds > 0) tile.mask();\n",
+         if (view.dropout.active() && view.columns > 0) tile.mask();\n",
         DX,
+    ),
+    mutant(
+        "S, dA: the step of dropout in device memory is not read",
+        "common/philox.cuh",
+        "step_on_device != nullptr ? *step_on_device : dropout_step",
+        "dropout_step",
+        "low_rank_values::the_mask_is_that_of_philox",
+    ),
+    mutant(
+        "dX: the step of dropout in device memory is not read",
+        "linear/dx.cu",
+        "uint32_t step = view.dropout.step();",
+        "uint32_t step = view.dropout.dropout_step;",
+        "linear_dx_values::the_step_of_dxs_mask",
     ),
     mutant("dX: what dropout keeps is not scaled", "linear/dx.cu", "__fmul_rn(sum, view.dropout.scale)", "sum", DX),
     mutant(
@@ -472,7 +486,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "norm backward: forgets what it accumulates into",
         "llama/rms_norm.cu",
-        "if (norm.accumulate) dx = Vector<V>::load(norm.dx + row + i);",
+        "if (norm.accumulate) dx = Vector<V>::load(dx_row + i);",
         "",
         "layer::norm_gradients",
     ),

@@ -111,8 +111,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "gradient of a norm's weight: of the input as it is",
         "llama/norm_gradient.cu",
-        "__fmul_rn(x.v[j], rho[part])",
-        "x.v[j]",
+        "__fmul_rn(x.v[v], rho[part])",
+        "x.v[v]",
         OF_NORMS,
     ),
     mutant(
@@ -168,8 +168,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "cross-entropy: the output layer's gradient by rows of half the logits",
         "loss/cross_entropy.cu",
-        "gradients.lds = 2 * view.ldz;",
-        "gradients.lds = view.ldz;",
+        "product.lds = 2 * view.ldz;",
+        "product.lds = view.ldz;",
         OF_HEAD,
     ),
 ];

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What of a layer waits for the backward pass. The bits of a run are the same whatever each layer does.
+/// Part of a layer that waits for the backward pass. No bit of a run depends on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Activations {
     /// All activations
@@ -10,8 +10,10 @@ pub enum Activations {
     Keep,
     /// The layer's input, from which the activations are computed again
     Recompute,
-    /// Like [`Self::Recompute`], with the input in pinned host memory, where the device has memory of its own
+    /// The layer's input in pinned host memory, where the device has memory of its own; activations are computed again
     Offload,
+    /// The layer's input in a scratch file; activations are computed again
+    Disk,
 }
 
 impl Activations {
@@ -22,12 +24,13 @@ impl Activations {
     }
 }
 
-/// How many layers do what.
+/// Numbers of layers by their activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ActivationCounts {
     pub keep: usize,
     pub recompute: usize,
     pub offload: usize,
+    pub disk: usize,
 }
 
 impl ActivationCounts {
@@ -38,25 +41,27 @@ impl ActivationCounts {
                 Activations::Keep => counts.keep += 1,
                 Activations::Recompute => counts.recompute += 1,
                 Activations::Offload => counts.offload += 1,
+                Activations::Disk => counts.disk += 1,
             }
         }
         counts
     }
 
     pub fn layers(&self) -> usize {
-        self.keep + self.recompute + self.offload
+        self.keep + self.recompute + self.offload + self.disk
     }
 }
 
 /// "activations of 12 of 80 layers kept, of 68 recomputed", for plans.
 impl fmt::Display for ActivationCounts {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Self { keep, recompute, offload } = *self;
+        let Self { keep, recompute, offload, disk } = *self;
         let layers = self.layers();
         let whole = [
             (keep, "activations kept"),
             (recompute, "activations recomputed"),
             (offload, "activations recomputed from inputs in host memory"),
+            (disk, "activations recomputed from inputs on disk"),
         ];
         if let Some((_, all)) = whole.iter().find(|(count, _)| *count == layers) {
             return f.write_str(all);
@@ -68,12 +73,20 @@ impl fmt::Display for ActivationCounts {
         if offload > 0 {
             write!(f, ", of {offload} recomputed from inputs in host memory")?;
         }
+        if disk > 0 {
+            write!(f, ", of {disk} recomputed from inputs on disk")?;
+        }
         Ok(())
     }
 }
 
 impl ActivationCounts {
     pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({"keep": self.keep, "recompute": self.recompute, "offload": self.offload})
+        serde_json::json!({
+            "keep": self.keep,
+            "recompute": self.recompute,
+            "offload": self.offload,
+            "disk": self.disk,
+        })
     }
 }

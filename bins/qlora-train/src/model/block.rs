@@ -11,10 +11,10 @@ use qlora_kernels::rng::Dropout;
 use qlora_kernels::shape::AttentionShape;
 use std::ops::Range;
 
-/// What the backward pass of one layer reads of its attention, beside the layer's input. S is the low-rank projection
-/// of an input.
+/// Activations of one layer's attention that its backward pass reads beside the layer's input. S is the low-rank
+/// projection of an input.
 pub struct Attention<B: Backend> {
-    /// q‖k‖v that attention sees; where queries and keys are normalized, what their norms read.
+    /// q‖k‖v that attention sees; where queries and keys are normalized, the input of their norms.
     pub qkv: B::Buffer,
     pub s_qkv: Option<B::Buffer>,
     pub out: B::Buffer,
@@ -23,7 +23,7 @@ pub struct Attention<B: Backend> {
     pub s_o: Option<B::Buffer>,
 }
 
-/// What the backward pass of one layer reads of its MLP: of all tokens, or of those of a tile.
+/// Activations of one layer's MLP that its backward pass reads: of all tokens, or of those of a tile.
 pub struct Mlp<B: Backend> {
     /// The attention's output after its projection, where that is normalized.
     pub projected: Option<B::Buffer>,
@@ -36,17 +36,17 @@ pub struct Mlp<B: Backend> {
     pub output: Option<B::Buffer>,
 }
 
-/// What every layer of one pass shares.
+/// Sizes and settings that all layers of one pass share.
 #[derive(Clone, Copy)]
 pub struct Pass {
     pub tokens: usize,
     /// Tokens that a tile has room for
     pub tile: usize,
-    /// Whether the longest batch has more tokens than a tile
+    /// The longest batch has more tokens than a tile
     pub tiled: bool,
     pub dry_run: bool,
     /// End of the memory that a layer's activations come from: the low one, as the residual stream does, where they are
-    /// kept for the backward pass, else the other one
+    /// kept for the backward pass, and the other one elsewhere
     pub end: MemoryEnd,
     pub shape: AttentionShape,
     pub hidden: usize,
@@ -56,7 +56,7 @@ pub struct Pass {
     /// The eps of the norms of queries and keys, and of what a branch gives
     pub branch_eps: f32,
     pub activation: Activation,
-    /// Whether queries and keys are normalized after they are rotated
+    /// Queries and keys are normalized after they are rotated
     pub norms_rotated: bool,
     /// (seed, draw, p)
     pub dropout: Option<(u64, u32, f32)>,
@@ -93,7 +93,19 @@ impl Pass {
         tokens: &Range<usize>,
         width: usize,
     ) -> Result<B::Buffer> {
-        let mut buffer = b.alloc_tile(name, self.tile, width)?;
+        self.alloc_with_room(b, name, tokens, width, 0)
+    }
+
+    /// A buffer for the tokens of a tile, with room for `room` values behind those of each row.
+    pub fn alloc_with_room<B: Backend>(
+        &self,
+        b: &mut B,
+        name: &'static str,
+        tokens: &Range<usize>,
+        width: usize,
+        room: usize,
+    ) -> Result<B::Buffer> {
+        let mut buffer = b.alloc_with_room(MemoryEnd::Low, name, self.tile, width, room)?;
         buffer.move_to(tokens.start);
         Ok(buffer)
     }
@@ -113,23 +125,39 @@ pub fn whole<'a, B: Backend>(
     Ok(buffer.as_mut().expect("it was made"))
 }
 
-/// RMSNorm of a tile of the residual stream `x`; `None` where no weight is given: what follows reads the stream as it
-/// is.
+/// The room behind the gradient of a group's outputs. Outputs with magnitudes have another gradient before those.
+pub fn room_of_gradient<B: Backend>(b: &B, group: &LinearGroup<B>) -> usize {
+    if group.has_magnitudes() { 0 } else { b.room_for_t(group) }
+}
+
+/// The room behind the gradient of the residual stream, which is that of what both branches give, unless a norm stands
+/// between.
+pub fn room_of_stream_gradient<B: Backend>(b: &B, layer: &Layer<B>) -> usize {
+    let of = |norm: &Option<B::Vector>, group: &LinearGroup<B>| match norm {
+        Some(_) => 0,
+        None => room_of_gradient(b, group),
+    };
+    of(&layer.attention_norms.output, &layer.o).max(of(&layer.mlp_norms.output, &layer.down))
+}
+
+/// RMSNorm of a tile of the residual stream `x`, with `room` behind its rows; `None` where no weight is given: what
+/// follows reads the stream as it is.
 pub fn norm_of<B: Backend>(
     b: &mut B,
     pass: &Pass,
     tokens: &Range<usize>,
     x: &B::Buffer,
     weight: Option<&B::Vector>,
+    room: usize,
 ) -> Result<Option<B::Buffer>> {
     let Some(weight) = weight else { return Ok(None) };
-    let mut out = pass.alloc(b, "normed", tokens, pass.hidden)?;
+    let mut out = pass.alloc_with_room(b, "normed", tokens, pass.hidden, room)?;
     b.run(tokens.clone(), Op::RmsNorm { x, weight, eps: pass.eps, out: &mut out })?;
     Ok(Some(out))
 }
 
 /// The residual stream with what a branch gave added to it, in `sum`, by the norm of that where it has one. Returns the
-/// norm of the sum where what follows reads one.
+/// norm of the sum where what follows reads one, with `room` behind its rows.
 pub fn join<B: Backend>(
     b: &mut B,
     pass: &Pass,
@@ -138,15 +166,16 @@ pub fn join<B: Backend>(
     delta: &B::Buffer,
     output_norm: Option<&B::Vector>,
     next_norm: Option<&B::Vector>,
+    room: usize,
     sum: &mut B::Buffer,
 ) -> Result<Option<B::Buffer>> {
     match (output_norm, next_norm) {
         (Some(weight), next_norm) => {
             b.run(tokens.clone(), Op::RmsNormAdd { x, delta, weight, eps: pass.branch_eps, sum: &mut *sum })?;
-            norm_of(b, pass, tokens, sum, next_norm)
+            norm_of(b, pass, tokens, sum, next_norm, room)
         }
         (None, Some(weight)) => {
-            let mut out = pass.alloc(b, "normed", tokens, pass.hidden)?;
+            let mut out = pass.alloc_with_room(b, "normed", tokens, pass.hidden, room)?;
             b.run(tokens.clone(), Op::AddRmsNorm { x, delta, sum, weight, eps: pass.eps, out: &mut out })?;
             Ok(Some(out))
         }
@@ -224,11 +253,11 @@ pub fn attend<B: Backend>(
     let capacity = b.capacity();
     let mut s_qkv = low_rank(b, pass.end, &layer.qkv, capacity)?;
     let mut qkv = None;
-    let mut ready = normed;
+    let (mut ready, room) = (normed, b.room_for_s(&layer.qkv));
     for tokens in pass.tiles() {
         let normed = match ready.take() {
             Some(normed) => Some(normed),
-            None => norm_of(b, pass, &tokens, input, layer.attention_norms.input.as_ref())?,
+            None => norm_of(b, pass, &tokens, input, layer.attention_norms.input.as_ref(), room)?,
         };
         let x = normed.as_ref().unwrap_or(input);
         project(b, pass, &tokens, x, &layer.qkv, s_qkv.as_mut())?;
@@ -241,7 +270,8 @@ pub fn attend<B: Backend>(
         rotate(b, layer, pass, &mut qkv, false)?;
     }
     let attended = normed_qkv.as_ref().unwrap_or(&qkv);
-    let mut out = b.alloc_at(pass.end, "attention output", capacity, shape.out())?;
+    let room = b.room_for_s(&layer.o);
+    let mut out = b.alloc_with_room(pass.end, "attention output", capacity, shape.out(), room)?;
     let mut lse = b.alloc_f32(pass.end, "attention log-sum-exp", shape.heads)?;
     let within_batch = cache.as_ref().is_none_or(|(_, view)| view.fresh);
     if let Some((cache, view)) = cache {
@@ -263,7 +293,7 @@ pub fn attend<B: Backend>(
 impl<B: Backend> Mlp<B> {
     pub fn alloc(b: &mut B, layer: &Layer<B>, pass: &Pass, tokens: usize) -> Result<Self> {
         let (of_attention, of_mlp) = (&layer.attention_norms.output, &layer.mlp_norms.output);
-        let (end, width) = (pass.end, pass.hidden);
+        let (end, width, room) = (pass.end, pass.hidden, room_of_gradient(b, &layer.gate_up));
         let mut normalized =
             |name, norm: &Option<B::Vector>| norm.as_ref().map(|_| b.alloc_at(end, name, tokens, width)).transpose();
         let (projected, output) = (normalized("projected attention", of_attention)?, normalized("MLP output", of_mlp)?);
@@ -271,7 +301,7 @@ impl<B: Backend> Mlp<B> {
             projected,
             output,
             middle: b.alloc_at(end, "residual stream", tokens, width)?,
-            gate_up: b.alloc_at(end, "gate and up", tokens, layer.gate_up.n())?,
+            gate_up: b.alloc_with_room(end, "gate and up", tokens, layer.gate_up.n(), room)?,
             s_gate_up: low_rank(b, end, &layer.gate_up, tokens)?,
             s_down: low_rank(b, end, &layer.down, tokens)?,
         })
@@ -307,13 +337,15 @@ pub fn mlp_forward<B: Backend>(
     let projected = mlp.projected.as_mut().or(given.as_mut()).expect("one of them is there");
     linear(b, tokens, attended, s_o.as_ref(), &layer.o, projected)?;
     let (output_norm, next_norm) = (layer.attention_norms.output.as_ref(), layer.mlp_norms.input.as_ref());
-    let normed = join(b, pass, tokens, input, projected, output_norm, next_norm, &mut mlp.middle)?;
+    let room = b.room_for_s(&layer.gate_up);
+    let normed = join(b, pass, tokens, input, projected, output_norm, next_norm, room, &mut mlp.middle)?;
     drop(given);
     let x = normed.as_ref().unwrap_or(&mlp.middle);
     project(b, pass, tokens, x, &layer.gate_up, mlp.s_gate_up.as_mut())?;
     linear(b, tokens, x, mlp.s_gate_up.as_ref(), &layer.gate_up, &mut mlp.gate_up)?;
     drop(normed);
-    let activated = activate(b, pass, tokens, mlp)?;
+    let room = b.room_for_s(&layer.down);
+    let activated = activate(b, pass, tokens, mlp, room)?;
     project(b, pass, tokens, &activated, &layer.down, mlp.s_down.as_mut())?;
     if let Some(output) = &mut mlp.output {
         linear(b, tokens, &activated, mlp.s_down.as_ref(), &layer.down, output)?;
@@ -321,9 +353,15 @@ pub fn mlp_forward<B: Backend>(
     Ok(activated)
 }
 
-/// The input of the MLP's last linear layer.
-pub fn activate<B: Backend>(b: &mut B, pass: &Pass, tokens: &Range<usize>, mlp: &Mlp<B>) -> Result<B::Buffer> {
-    let mut activated = pass.alloc(b, "activated", tokens, pass.intermediate)?;
+/// The input of the MLP's last linear layer, with `room` behind its rows.
+pub fn activate<B: Backend>(
+    b: &mut B,
+    pass: &Pass,
+    tokens: &Range<usize>,
+    mlp: &Mlp<B>,
+    room: usize,
+) -> Result<B::Buffer> {
+    let mut activated = pass.alloc_with_room(b, "activated", tokens, pass.intermediate, room)?;
     b.run(tokens.clone(), Op::Swiglu { gate_up: &mlp.gate_up, activation: pass.activation, out: &mut activated })?;
     Ok(activated)
 }

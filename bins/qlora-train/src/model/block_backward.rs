@@ -1,13 +1,15 @@
 //! Backward pass of one block.
 
 use super::Layer;
-use super::block::{Attention, Mlp, Pass, activate, low_rank, mlp_forward, norm_heads, norm_of, rotate, whole};
+use super::block::{
+    Attention, Mlp, Pass, activate, low_rank, mlp_forward, norm_heads, norm_of, room_of_gradient, rotate, whole,
+};
 use crate::backend::{Backend, BufferShape, LinearGroup, MaybeTrained, Op};
 use crate::error::Result;
 use qlora_kernels::device::MemoryEnd;
 use std::ops::Range;
 
-/// Where the gradient of an input goes.
+/// The destination of the gradient of an input.
 enum Dx<'a, B: Backend> {
     Nowhere,
     Over(&'a mut B::Buffer),
@@ -29,7 +31,8 @@ fn linear_backward<B: Backend>(
     // The output before its magnitudes is computed again, and then becomes its gradient.
     let mut before = None;
     if group.has_magnitudes() {
-        let z = before.insert(pass.alloc(b, "DoRA outputs", tokens, group.n())?);
+        let room = b.room_for_t(group);
+        let z = before.insert(pass.alloc_with_room(b, "DoRA outputs", tokens, group.n(), room)?);
         b.run(tokens.clone(), Op::Linear { x, s, group, y: &mut *z })?;
         b.run(tokens.clone(), Op::MagnitudeBackward { dy, z, group })?;
     }
@@ -99,7 +102,8 @@ pub fn norm_backward<B: Backend>(
     b.run(tokens.clone(), Op::RmsNormBackward { dy, x, weight, eps, accumulate, dx })
 }
 
-/// The gradient of what a branch gave, where a norm of `weight` stands between that and the residual stream.
+/// The gradient of what a branch gave, the outputs of `group`, where a norm of `weight` stands between that and the
+/// residual stream.
 fn before_norm<B: Backend>(
     b: &mut B,
     pass: &Pass,
@@ -107,9 +111,11 @@ fn before_norm<B: Backend>(
     d_stream: &B::Buffer,
     given: Option<&B::Buffer>,
     weight: Option<&mut B::Vector>,
+    group: &LinearGroup<B>,
 ) -> Result<Option<B::Buffer>> {
     let (Some(x), Some(weight)) = (given, weight) else { return Ok(None) };
-    let mut dx = pass.alloc(b, "gradients", tokens, pass.hidden)?;
+    let room = room_of_gradient(b, group);
+    let mut dx = pass.alloc_with_room(b, "gradients", tokens, pass.hidden, room)?;
     norm_backward(b, tokens, d_stream, x, weight, pass.branch_eps, false, &mut dx)?;
     Ok(Some(dx))
 }
@@ -127,7 +133,9 @@ fn stream_backward<B: Backend>(
     group: &mut LinearGroup<B>,
     d_stream: Option<&mut B::Buffer>,
 ) -> Result<()> {
-    let normed = norm_of(b, pass, tokens, x, norm.as_deref())?;
+    // Beside the gradients, the outputs before their magnitudes are made of it once more.
+    let room = if group.has_magnitudes() { b.room_for_s(group) } else { 0 };
+    let normed = norm_of(b, pass, tokens, x, norm.as_deref(), room)?;
     let input = normed.as_ref().unwrap_or(x);
     let Some(d_stream) = d_stream else { return linear_backward(b, pass, tokens, input, s, dy, group, Dx::Nowhere) };
     let Some(weight) = norm else {
@@ -195,7 +203,7 @@ pub fn block_backward<B: Backend>(
         kept = Some(mlp).filter(|_| keeps && pass.tiled);
         let d_attention = whole(b, MemoryEnd::Low, &mut d_attention, "attention output", shape.out())?;
         let norm = layer.attention_norms.output.as_mut();
-        let d_projected = before_norm(b, pass, &tokens, d_stream, projected.as_ref(), norm)?;
+        let d_projected = before_norm(b, pass, &tokens, d_stream, projected.as_ref(), norm, &layer.o)?;
         let (x, s, dy) = (&attention.out, attention.s_o.as_ref(), d_projected.as_ref().unwrap_or(d_stream));
         linear_backward(b, pass, &tokens, x, s, dy, &mut layer.o, Dx::Over(d_attention))?;
         if let Some(kept) = &mut kept {
@@ -207,7 +215,8 @@ pub fn block_backward<B: Backend>(
     let Attention { mut qkv, s_qkv, out, lse, s_o } = attention;
     drop(s_o);
     let normed_qkv = norm_heads(b, layer, pass, &qkv)?;
-    let mut d_qkv = b.alloc("qkv", shape.qkv())?;
+    let (capacity, room) = (b.capacity(), room_of_gradient(b, &layer.qkv));
+    let mut d_qkv = b.alloc_with_room(MemoryEnd::Low, "qkv", capacity, shape.qkv(), room)?;
     let attended = normed_qkv.as_ref().unwrap_or(&qkv);
     let (dout, window, dqkv) = (&d_attention, layer.window, &mut d_qkv);
     b.run(all(), Op::AttentionBackward { dout, qkv: attended, out: &out, lse: &lse, shape, window, dqkv })?;
@@ -235,11 +244,12 @@ fn mlp_backward<B: Backend>(
 ) -> Result<()> {
     if activated.is_none() && layer.down.has_magnitudes() {
         // Their gradient needs the output, and that this input, before anything else.
-        activated = Some(activate(b, pass, tokens, mlp)?);
+        let room = b.room_for_s(&layer.down);
+        activated = Some(activate(b, pass, tokens, mlp, room)?);
     }
     let mut d_activated = pass.alloc(b, "activated", tokens, pass.intermediate)?;
     let (given, norm) = (mlp.output.as_ref(), layer.mlp_norms.output.as_mut());
-    let d_output = before_norm(b, pass, tokens, d_stream, given, norm)?;
+    let d_output = before_norm(b, pass, tokens, d_stream, given, norm, &layer.down)?;
     let (s, dy) = (mlp.s_down.as_ref(), d_output.as_ref().unwrap_or(d_stream));
     let (activation, gate_up) = (pass.activation, &mut mlp.gate_up);
     match activated {

@@ -23,10 +23,10 @@ pub use prompts::Prompts;
 use crate::arch::{Arch, BranchNorms, Input, Projection, Rope};
 use crate::backend::run_shape::{LinearRows, RunShape};
 use crate::backend::{
-    Backend, LinearGroup, Lora, Magnitude, MaybeTrained, Quantization, RankFactors, Residency, Segment, SeveralPairs,
-    StateFormat, piece_bytes,
+    Backend, LinearGroup, Lora, Magnitude, MaybeTrained, OptimizerOnHost, Paging, Quantization, RankFactors, Residency,
+    Segment, SeveralPairs, StateFormat,
 };
-use crate::base::Nf4OnDisk;
+use crate::base::{Nf4OnDisk, RowsOnDisk};
 use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::lora::adalora::Triplets;
@@ -36,23 +36,23 @@ use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::AttentionShape;
 use std::sync::Arc;
 
-/// What is built, before any weight is read.
+/// Description of a model, before any weight is read.
 #[derive(Clone, Debug)]
 pub struct ModelSpec {
     pub arch: Arch,
     pub quantization: Quantization,
     pub lora: LoraSpec,
-    /// Whether the low-rank terms get gradients and optimizer states.
+    /// The low-rank terms get gradients and optimizer states.
     pub trainable: bool,
-    /// How the optimizer keeps its moments, where the terms are trained.
+    /// Format of the optimizer's moments, where the terms are trained.
     pub states: StateFormat,
-    /// Whether those wait in pinned host memory, beside a GPU, and come to it in pieces in each update.
-    pub states_on_host: bool,
+    /// Optimizer memory that waits in pinned host memory, beside a GPU, and comes to it in pieces in each update.
+    pub optimizer_on_host: OptimizerOnHost,
     /// Activations of each layer; a layer beyond them keeps its activations.
     pub activations: Vec<Activations>,
-    /// Where each layer's linear weights are, and after the last layer's where the output layer is; what is beyond them
-    /// is on the device. On disk stay weights that a source holds in NF4, pinned an output layer that
-    /// [may wait](Self::head_may_wait).
+    /// Place of each layer's linear weights, and after the last layer's that of the output layer; layers beyond the
+    /// list are on the device. Linear weights on disk are those that a source holds in NF4. An output layer that is
+    /// pinned or on disk is one that [may wait](Self::head_may_wait).
     pub residency: Vec<Residency>,
     /// Tokens that linear layers and MLP work on at one time: a multiple of
     /// [`TokenTile::STEP`](crate::config::TokenTile::STEP), at least its shortest. `None`: all of a batch.
@@ -61,7 +61,8 @@ pub struct ModelSpec {
     pub tokens: usize,
     /// Tokens of the longest row.
     pub positions: usize,
-    /// What is answered between the steps of training; batches and rows have room for it, see [`Self::with_prompts`].
+    /// Prompts that are answered between the steps of training; batches and rows have room for them, see
+    /// [`Self::with_prompts`].
     pub prompts: Prompts,
     pub seed: u64,
 }
@@ -99,8 +100,11 @@ impl ModelSpec {
             training: self.trainable,
             trains_head: self.trainable && (self.trains_head() || self.head_rows() > 0),
             head_rows: if self.trainable { self.head_rows() } else { 0 },
+            head_on_disk: self.head_on_disk(),
             linear: LinearRows::default(),
-            states_piece: self.paged_states().map(|(_, piece)| piece),
+            graphs: false,
+            paging: self.paging(),
+            reads_stream: c.names.norms().any(|norms| norms.input.is_none()),
         }
     }
 
@@ -117,9 +121,9 @@ impl ModelSpec {
         self.residency.get(layer).copied().unwrap_or_default()
     }
 
-    /// Whether weights stay on disk.
+    /// True if weights of layers stay on disk.
     pub fn is_streamed(&self) -> bool {
-        self.residency.contains(&Residency::Disk)
+        (0..self.arch.num_layers).any(|layer| self.residency_of(layer) == Residency::Disk)
     }
 
     /// Layers whose weights are in pinned host memory.
@@ -127,14 +131,21 @@ impl ModelSpec {
         (0..self.arch.num_layers).filter(|&layer| self.residency_of(layer) == Residency::Pinned).count()
     }
 
-    /// Bytes of the optimizer's states in host memory, and of the pieces in which they come; none: they are on the
-    /// device.
-    pub fn paged_states(&self) -> Option<(u64, usize)> {
-        let bytes: u64 = self.lora.lengths(&self.arch).map(|len| self.states.bytes(len)).sum();
-        (self.trainable && self.states_on_host).then(|| (bytes, piece_bytes(bytes)))
+    /// Optimizer memory that comes from the host in each update; none: all of it is on the device.
+    pub fn paging(&self) -> Option<Paging> {
+        let has_masters = self.optimizer_on_host == OptimizerOnHost::StatesAndMasters;
+        if !self.trainable || self.optimizer_on_host == OptimizerOnHost::Nothing {
+            return None;
+        }
+        let states: u64 = self.lora.lengths(&self.arch).map(|len| self.states.bytes(len)).sum();
+        let masters = match has_masters {
+            true => self.trained_parameters() - self.lora.lengths_in_f32(&self.arch).sum::<usize>() as u64,
+            false => 0,
+        };
+        Some(Paging::new(states + 4 * masters, has_masters))
     }
 
-    /// What a user is told of weights that are not where they are computed with.
+    /// Note for users on weights that wait outside of the device.
     pub fn weights_note(&self) -> Option<String> {
         let (pinned, layers) = (self.pinned_layers(), self.arch.num_layers);
         match pinned {
@@ -145,12 +156,18 @@ impl ModelSpec {
         }
     }
 
-    /// Note for users on an output layer that waits in host memory.
+    /// Note for users on an output layer that waits in host memory, or stays on disk.
     pub fn head_note(&self) -> Option<String> {
+        if self.head_on_disk() {
+            let (lora, embedding) = (&self.lora, self.arch.names.embedding_module());
+            let is_trained = lora.whole.contains(embedding) || lora.tokens.contains_key(embedding);
+            let stay = if is_trained { "lm_head stays" } else { "embedding and lm_head stay" };
+            return Some(format!("{stay} on disk, two parts of lm_head in memory"));
+        }
         self.head_waits().then(|| "lm_head waits in host memory, and is copied to the GPU where it is used".to_owned())
     }
 
-    /// What a user is told of a batch that is cut into tiles.
+    /// Note for users on a batch that is cut into tiles.
     pub fn tile_note(&self) -> Option<String> {
         let tile = self.token_tile.filter(|&tile| tile < self.tokens)?;
         Some(format!("linear layers and MLP on {tile} tokens at a time"))
@@ -164,7 +181,7 @@ impl ModelSpec {
         self.lora.terms.get(&self.arch.module(layer, projection)).map_or(0, |term| term.r)
     }
 
-    /// Whether the output layer is among the modules that are trained whole.
+    /// True if the output layer is among the modules that are trained whole.
     fn trains_head(&self) -> bool {
         self.lora.whole.contains(self.arch.names.head_module())
     }
@@ -178,13 +195,13 @@ impl ModelSpec {
 /// Name, shape and values of one trainable tensor.
 pub type ParamValues = (ParamId, Vec<usize>, Vec<f32>);
 
-/// Where the values of a model come from.
+/// The source of a model's values.
 pub trait Source {
-    /// How a tensor is stored.
+    /// Storage of a tensor.
     fn stored(&self, name: &str) -> StoredType;
     fn read(&mut self, name: &str) -> Result<HostTensor>;
-    /// How a linear weight is held, where its source settles that: as a quantized checkpoint stores it. `None`: as
-    /// [`ModelSpec::quantization`] says.
+    /// Format in which a linear weight is held, where its source decides it: as a quantized checkpoint stores it.
+    /// `None`: as [`ModelSpec::quantization`] says.
     fn held(&self, _name: &str) -> Option<Quantization> {
         None
     }
@@ -196,6 +213,10 @@ pub trait Source {
     fn read_in_pieces(&mut self, name: &str, take: &mut dyn FnMut(WeightSource) -> Result<()>) -> Result<()> {
         take(self.read_weight(name)?)
     }
+    /// The embedding or the output layer, which stays in its file; asked only of one that is stored in 16 or 32 bits.
+    fn rows_on_disk(&mut self, name: &str) -> Result<RowsOnDisk> {
+        Err(Error::Failed(format!("{name}: is not in a file")))
+    }
     /// A linear weight that stays in its file; asked only of one that is [held](Self::held) in NF4.
     fn on_disk(&mut self, name: &str) -> Result<Nf4OnDisk> {
         Err(Error::Failed(format!("{name}: is not in a file")))
@@ -204,7 +225,7 @@ pub trait Source {
     fn magnitude(&mut self, _module: &str) -> Option<Vec<f32>> {
         None
     }
-    /// The weight of a module that is whole: that of an adapter where there is one, else the base's.
+    /// The weight of a module that is whole: that of an adapter where there is one, otherwise the base's.
     fn whole(&mut self, name: &str) -> Result<HostTensor> {
         self.read(name)
     }
@@ -530,7 +551,7 @@ fn build_lora<B: Backend>(
             let norms: Vec<f32> = squares.iter().map(|square| square.sqrt()).collect();
             let own = source.magnitude(pair[0].module());
             Some(Magnitude {
-                m: backend.param(n, states, &mut || Ok(own.as_ref().unwrap_or(&norms).clone()))?,
+                m: backend.param_in_f32(n, states, &mut || Ok(own.as_ref().unwrap_or(&norms).clone()))?,
                 squares: backend.vector("DoRA norms", n, &mut || Ok(squares.clone()))?,
                 norms: backend.vector("DoRA norms", n, &mut || Ok(norms.clone()))?,
             })

@@ -1,12 +1,12 @@
 //! Forward and backward of one micro-batch, layer by layer.
 
-use super::block::{Attention, Mlp, Pass, attend, join, linear, mlp_forward, whole};
+use super::block::{Attention, Mlp, Pass, attend, join, linear, mlp_forward, room_of_stream_gradient, whole};
 use super::block_backward::{block_backward, norm_backward};
 use super::cached::Past;
 use super::reduction::AfterLayer;
 use super::{Activations, Layer, Llama};
 use crate::arch::QkNorm;
-use crate::backend::{Backend, Batch, MaybeTrained, Op, Scope};
+use crate::backend::{Backend, Batch, MaybeTrained, Op, Scope, StepPart};
 use crate::error::Result;
 use qlora_kernels::device::MemoryEnd;
 
@@ -16,11 +16,20 @@ struct Block<B: Backend> {
     mlp: Mlp<B>,
 }
 
-/// What waits for the backward pass of one layer.
+/// Activations of one layer that wait for its backward pass.
 struct Waiting<B: Backend> {
     input: B::Offloaded,
     /// `None`: computed again from the input
     block: Option<Block<B>>,
+}
+
+/// All that a forward pass leaves for the backward pass.
+struct Passed<B: Backend> {
+    waiting: Vec<Waiting<B>>,
+    /// The residual stream behind the last layer `[M, H]`
+    stream: B::Buffer,
+    /// The final norm of it
+    normed: B::Buffer,
 }
 
 impl<B: Backend> Llama<B> {
@@ -54,8 +63,8 @@ impl<B: Backend> Llama<B> {
         self.forward_backward_telling(b, batch, draw, weight, &mut |_, _, _| Ok(()))
     }
 
-    /// Like [`forward_backward`](Self::forward_backward), and tells when the gradients of a layer are final. Those of
-    /// tensors outside of the layers are so when it returns.
+    /// The passes of [`forward_backward`](Self::forward_backward). Calls `after_layer` when the gradients of a layer
+    /// are final. Those of tensors outside of the layers are final on return.
     pub(super) fn forward_backward_telling(
         &mut self,
         b: &mut B,
@@ -65,22 +74,10 @@ impl<B: Backend> Llama<B> {
         after_layer: AfterLayer<'_, B>,
     ) -> Result<f64> {
         let pass = self.pass(b, batch, Some(draw));
+        let masks = pass.dropout.map(|(_, draw, _)| draw);
         b.begin(batch)?;
-        let layers = self.layers.len();
-        let mut waiting: Vec<Waiting<B>> = Vec::with_capacity(layers);
-        let keeps = |layer| self.spec.activations_of(layer) == Activations::Keep;
-        let (stream, normed) = self.forward(b, &pass, None, &keeps, |b, input, block| {
-            let layer = waiting.len();
-            // The last layer's input is needed at once.
-            let away = self.spec.activations_of(layer) == Activations::Offload && layer + 1 < layers;
-            let input = if away { b.offload(input)? } else { b.keep(input)? };
-            waiting.push(Waiting { input, block });
-            Ok(())
-        })?;
-        b.wait_table(self.head())?;
-        // The loss is that of all tokens: it has logits of a chunk of the supervised ones at one time, and kernels take
-        // another path for the few that may be left of a tile.
-        let normed = self.final_norm_of(b, &pass, &stream, normed)?;
+        let Passed { waiting, stream, normed } =
+            b.in_graph(StepPart::Forward, masks, |b| self.forward_for_backward(b, &pass))?;
         let mut d_normed = b.alloc("gradients", pass.hidden)?;
         let soft_cap = self.spec.arch.logits_soft_cap;
         let (x, dx, head) = (&normed, &mut d_normed, self.head.as_mut().unwrap_or(&mut self.embedding));
@@ -91,7 +88,46 @@ impl<B: Backend> Llama<B> {
         b.run(pass.all(), loss)?;
         b.release_table();
         drop(normed);
-        let mut d_stream = b.alloc_at(MemoryEnd::High, "gradients", b.capacity(), pass.hidden)?;
+        b.in_graph(StepPart::Backward, masks, |b| self.backward(b, &pass, waiting, stream, d_normed, after_layer))?;
+        b.loss_sum()
+    }
+
+    /// All layers and the final norm of all tokens.
+    fn forward_for_backward(&self, b: &mut B, pass: &Pass) -> Result<Passed<B>> {
+        let layers = self.layers.len();
+        let mut waiting: Vec<Waiting<B>> = Vec::with_capacity(layers);
+        let keeps = |layer| self.spec.activations_of(layer) == Activations::Keep;
+        let (stream, normed) = self.forward(b, pass, None, &keeps, |b, input, block| {
+            let layer = waiting.len();
+            let input = match self.spec.activations_of(layer) {
+                // The last layer's input is needed at once.
+                _ if layer + 1 == layers => b.keep(input)?,
+                Activations::Offload => b.offload(input)?,
+                Activations::Disk => b.offload_to_disk(input)?,
+                Activations::Keep | Activations::Recompute => b.keep(input)?,
+            };
+            waiting.push(Waiting { input, block });
+            Ok(())
+        })?;
+        b.wait_table(self.head())?;
+        // The loss is that of all tokens: it has logits of a chunk of the supervised ones at one time, and kernels take
+        // another path for the few that may be left of a tile.
+        let normed = self.final_norm_of(b, pass, &stream, normed)?;
+        Ok(Passed { waiting, stream, normed })
+    }
+
+    /// The gradients of all layers, and of the embedding where it is trained, from that of the final norm's output on.
+    fn backward(
+        &mut self,
+        b: &mut B,
+        pass: &Pass,
+        mut waiting: Vec<Waiting<B>>,
+        stream: B::Buffer,
+        d_normed: B::Buffer,
+        after_layer: AfterLayer<'_, B>,
+    ) -> Result<()> {
+        let room = self.layers.iter().map(|layer| room_of_stream_gradient(b, layer)).max().unwrap_or(0);
+        let mut d_stream = b.alloc_with_room(MemoryEnd::High, "gradients", b.capacity(), pass.hidden, room)?;
         norm_backward(b, &pass.all(), &d_normed, &stream, &mut self.final_norm, pass.eps, false, &mut d_stream)?;
         drop((d_normed, stream));
         let trains_input = self.spec.trainable && self.spec.lora.trains_input(&self.spec.arch);
@@ -107,10 +143,10 @@ impl<B: Backend> Llama<B> {
             let layer = &mut self.layers[waiting.len()];
             let (attention, mlp) = match block {
                 Some(Block { attention, mlp }) => (attention, Some(mlp)),
-                None => (attend(b, layer, &pass, &input, None, None)?, None),
+                None => (attend(b, layer, pass, &input, None, None)?, None),
             };
             let first = waiting.is_empty() && !trains_input;
-            block_backward(b, layer, &pass, &input, attention, mlp, &mut d_stream, first)?;
+            block_backward(b, layer, pass, &input, attention, mlp, &mut d_stream, first)?;
             drop(input);
             after_layer(b, self, waiting.len())?;
         }
@@ -119,8 +155,7 @@ impl<B: Backend> Llama<B> {
             let scale = self.spec.arch.multipliers.stream_scale(|x| b.rounded(x));
             b.run(pass.all(), Op::EmbedBackward { dout: &d_stream, scale, table: &mut self.embedding })?;
         }
-        drop(d_stream);
-        b.loss_sum()
+        Ok(())
     }
 
     /// The sum of the losses of the batch's supervised tokens.
@@ -145,7 +180,7 @@ impl<B: Backend> Llama<B> {
         self.logits_after(b, batch, None, tokens)
     }
 
-    /// Like [`Self::logits`], after what a cache holds.
+    /// Logits `[vocab]` of the named tokens of the batch, after the tokens in a cache.
     pub(super) fn logits_after(
         &self,
         b: &mut B,
@@ -219,6 +254,7 @@ impl<B: Backend> Llama<B> {
                 false => None,
             };
             let mut next = None;
+            let room = self.layers.get(index + 1).map_or(0, |next| b.room_for_s(&next.qkv));
             for tokens in pass.tiles() {
                 b.enter(Scope::Layer(index));
                 let mut mlp = match kept.take() {
@@ -235,7 +271,7 @@ impl<B: Backend> Llama<B> {
                 b.enter(after);
                 let next = whole(b, MemoryEnd::Low, &mut next, "residual stream", pass.hidden)?;
                 let delta = mlp.output.as_ref().or(given.as_ref()).expect("one of them holds it");
-                let next_normed = join(b, pass, &tokens, &mlp.middle, delta, output_norm, next_norm, next)?;
+                let next_normed = join(b, pass, &tokens, &mlp.middle, delta, output_norm, next_norm, room, next)?;
                 normed = next_normed.filter(|_| !pass.tiled);
                 kept = Some(mlp).filter(|_| keeps(index));
             }

@@ -40,7 +40,8 @@ impl ModelSpec {
         self.arch.tie_word_embeddings && !self.lora.untied
     }
 
-    /// Whether the output layer may be [`Residency::Pinned`]: it is the base's alone, and nothing of it is trained.
+    /// True if the output layer may be elsewhere than on the device: it is the base's alone, and nothing of it is
+    /// trained.
     pub fn head_may_wait(&self) -> bool {
         let (lora, names) = (&self.lora, self.arch.names);
         let is_own = |module: &str| lora.whole.contains(module) || lora.tokens.contains_key(module);
@@ -48,24 +49,35 @@ impl ModelSpec {
         !(lora.untied || is_own(names.head_module()) || is_tied && is_own(names.embedding_module()))
     }
 
+    /// True if the output layer stays in the files of the base, and with it an embedding of which nothing is trained.
+    pub fn head_on_disk(&self) -> bool {
+        self.residency_of(self.arch.num_layers) == Residency::Disk && self.head_may_wait()
+    }
+
+    /// Names of the weights that stay there then, as far as nothing of them is trained.
+    pub fn tables(&self) -> Vec<&'static str> {
+        let names = self.arch.names;
+        if self.head_is_embedding() { vec![names.embedding] } else { vec![names.embedding, names.head] }
+    }
+
     /// Bytes of the output layer on a GPU.
     pub fn head_bytes(&self) -> u64 {
         2 * (self.arch.vocab_size * self.arch.hidden_size) as u64
     }
 
-    /// Whether the output layer waits in host memory while it is not used.
+    /// True if the output layer waits in host memory while it is not used.
     pub fn head_waits(&self) -> bool {
         self.residency_of(self.arch.num_layers) == Residency::Pinned && self.head_may_wait()
     }
 }
 
 impl Arch {
-    /// What the model adds to the stored weight of a norm before it multiplies by it.
+    /// The addend to the stored weight of a norm before it multiplies.
     pub(crate) fn norm_offset(&self) -> f32 {
         if self.norm.weight == NormWeight::OnePlus { 1.0 } else { 0.0 }
     }
 
-    /// Whether a module is a norm.
+    /// True if a module is a norm.
     pub(crate) fn is_norm(&self, module: &str) -> bool {
         self.find(module).is_none() && ![self.names.embedding_module(), self.names.head_module()].contains(&module)
     }
@@ -76,9 +88,14 @@ impl ModelSpec {
         if self.head_is_embedding() && self.head_waits() {
             return self.waiting_table(b, source, "embedding", self.arch.names.embedding);
         }
+        let name = self.arch.names.embedding;
+        let has_own = self.is_whole(name) || self.lora.tokens.contains_key(module_of(name));
+        if self.head_on_disk() && !has_own {
+            return self.table_on_disk(b, source, name, self.head_is_embedding());
+        }
         // Its rows are only gathered, unless it is the output layer too.
         let residency = if self.arch.tie_word_embeddings { Residency::Device } else { Residency::Pinned };
-        self.table(b, source, "embedding", self.arch.names.embedding, residency)
+        self.table(b, source, "embedding", name, residency)
     }
 
     /// `None`: the embedding serves as output layer.
@@ -87,10 +104,24 @@ impl ModelSpec {
             return Ok(None);
         }
         let name = self.arch.names.head;
+        if self.head_on_disk() {
+            return self.table_on_disk(b, source, name, true).map(Some);
+        }
         match self.head_waits() {
             true => self.waiting_table(b, source, HEAD_ON_HOST, name).map(Some),
             false => self.table(b, source, "lm_head", name, Residency::Device).map(Some),
         }
+    }
+
+    fn table_on_disk<B: Backend>(
+        &self,
+        b: &mut B,
+        source: &mut dyn Source,
+        name: &str,
+        is_head: bool,
+    ) -> Result<B::Table> {
+        let (vocab, hidden, stored) = (self.arch.vocab_size, self.arch.hidden_size, source.stored(name));
+        b.table_on_disk(name, vocab, hidden, is_head, stored, &mut || source.rows_on_disk(name))
     }
 
     fn waiting_table<B: Backend>(
@@ -131,7 +162,7 @@ impl ModelSpec {
         })
     }
 
-    /// What the norm whose weight is called `name` multiplies by.
+    /// The factors of the norm whose weight is called `name`.
     pub(super) fn norm<B: Backend>(
         &self,
         b: &mut B,
@@ -210,7 +241,7 @@ impl<B: Backend> Llama<B> {
         Ok(values)
     }
 
-    /// What the model adds to the stored values of a trainable tensor.
+    /// The addend to the stored values of a trainable tensor.
     pub fn stored_offset(&self, id: &ParamId) -> f32 {
         if self.spec.arch.is_norm(id.module()) { self.spec.arch.norm_offset() } else { 0.0 }
     }

@@ -1,6 +1,6 @@
 //! The commands with `--device cuda`, and the same with `--device cpu`.
 
-use crate::sources::config;
+use crate::sources::{config, small_config};
 use qlora_kernels::rng::Stream;
 use qlora_train::arch::Arch;
 use qlora_train::base::synthetic::Synthetic;
@@ -23,8 +23,17 @@ pub struct Directory(TempDir);
 
 impl Directory {
     pub fn new() -> Self {
+        Self::of(config())
+    }
+
+    /// [`new`](Self::new) with a smaller model, for comparisons of bytes, which depend on no size.
+    pub fn small() -> Self {
+        Self::of(Arch { vocab_size: config().vocab_size, ..small_config() })
+    }
+
+    fn of(arch: Arch) -> Self {
         let directory = Self(tempfile::tempdir().unwrap());
-        Synthetic::new(config(), 1).write(&directory.path("model")).unwrap();
+        Synthetic::new(arch, 1).write(&directory.path("model")).unwrap();
         let mut stream = Stream::new(3, 3);
         let mut rows = String::new();
         for _ in 0..8 {
@@ -39,7 +48,7 @@ impl Directory {
 
     /// A model with a tokenizer and a chat template, as `chat`.
     fn write_chat_model(&self) {
-        let chat = Arch { vocab_size: fixture::VOCAB_SIZE, ..config() };
+        let chat = Arch { vocab_size: fixture::VOCAB_SIZE, ..small_config() };
         Synthetic::new(chat, 1).write(&self.path("chat")).unwrap();
         fixture::write_json(&self.path("chat"), "tokenizer.json", &fixture::tokenizer_json());
         let tokenizer = fixture::tokenizer_config(Some(fixture::CHATML));
@@ -98,7 +107,7 @@ pub fn train(more: &str) -> String {
 
 #[test]
 fn a_run_that_is_gone_on_with_from_its_checkpoint_gives_the_same_adapter() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     directory.train("--output-dir whole --device cuda");
     directory.train("--output-dir resumed --device cuda --resume-from-checkpoint whole/checkpoint-2");
     let adapter = |run: &str| std::fs::read(directory.path(run).join("adapter_model.safetensors")).unwrap();
@@ -109,7 +118,7 @@ fn a_run_that_is_gone_on_with_from_its_checkpoint_gives_the_same_adapter() {
 /// in the same place, where nobody may notice that no GPU answers.
 #[test]
 fn a_run_does_not_go_on_on_another_kind_of_device() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     for (out, began, now) in [("gpu", "cuda", "cpu --compute f32"), ("cpu", "cpu --compute f32", "cuda")] {
         directory.train(&format!("--output-dir {out} --device {began}"));
         for more in [
@@ -135,7 +144,7 @@ fn a_run_does_not_go_on_on_another_kind_of_device() {
 /// so that the sum is in the order of one process.
 #[test]
 fn two_processes_train_as_one_with_as_much_accumulation() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     let line = |out: &str| {
         let line = train(&format!("--output-dir {out} --device cuda --val-set-size 2 --eval-steps 1"));
         line.replace("--max-steps 4", "--max-steps 2")
@@ -187,7 +196,7 @@ fn steps_on_random_weights_are_measured() {
 /// read.
 #[test]
 fn levers_leave_the_steps_on_random_weights_as_they_are() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     let line = "bench --json --shape model/config.json --seq 60 --steps 1 --lora-r 8 --device cuda";
     let of = |levers: &str| directory.done(&format!("{line} {levers}")).0;
     let resident = "--gradient-checkpointing false --weights resident --lm-head resident --optimizer-states resident";
@@ -196,10 +205,14 @@ fn levers_leave_the_steps_on_random_weights_as_they_are() {
     for levers in [
         "--gradient-checkpointing true",
         "--gradient-checkpointing offload",
+        "--gradient-checkpointing disk",
         "--weights host",
         "--lm-head host",
         "--optimizer-states host",
+        "--optimizer-states host_with_masters",
         "--gradient-checkpointing offload --weights host --lm-head host --optimizer-states host",
+        "--gradient-checkpointing disk --weights host --lm-head host --optimizer-states host",
+        "--gradient-checkpointing offload --weights host --lm-head host --optimizer-states host_with_masters",
     ] {
         let found = of(levers);
         assert_eq!(found["steps"], expected["steps"], "{levers}");
@@ -228,7 +241,7 @@ fn what_a_gpu_does_not_do_is_refused_by_name() {
 /// be seen.
 #[test]
 fn text_is_made_on_the_device() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     directory.write_chat_model();
     for (adapter, rank) in [("a", 8), ("b", 40)] {
         directory.done(&format!(
@@ -237,7 +250,7 @@ fn text_is_made_on_the_device() {
         ));
     }
     let texts = |more: &str| -> Vec<String> {
-        let line = format!("generate --json --model chat --prompt hello --max-new-tokens 12 --device cuda {more}");
+        let line = format!("generate --json --model chat --prompt hello --max-new-tokens 8 --device cuda {more}");
         let (answer, errors) = directory.done(&line);
         assert!(errors.contains("device: cuda:0, "), "{errors}");
         let completions = answer["completions"].as_array().unwrap();
@@ -251,16 +264,17 @@ fn text_is_made_on_the_device() {
         assert_eq!(both, [&alone[1][..], &alone[0], &alone[1]].concat(), "{more}");
     }
     let drawn = texts("--temperature 1 --seed 5 --prompt who --prompt hello");
-    assert_eq!((drawn.len(), &drawn[0]), (3, &texts("--temperature 1 --seed 5")[0]));
+    let one = texts("--temperature 1 --seed 5");
+    assert_eq!((drawn.len(), &drawn[0]), (3, &one[0]));
     assert_ne!(drawn[0], drawn[2], "prompts draw from streams of their own");
-    assert_ne!(texts("--temperature 1 --seed 6"), texts("--temperature 1 --seed 5"));
+    assert_ne!(texts("--temperature 1 --seed 6"), one);
     assert_eq!(texts("--temperature 0 --seed 6"), texts(""));
 }
 
 /// The arena of a run that answers while it trains has the room that its plan says, and not a byte of the run changes.
 #[test]
 fn answers_while_a_run_trains_change_no_bit_of_it_and_are_what_generate_says() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     directory.write_chat_model();
     std::fs::write(directory.path("prompts.txt"), "hello\nwho are you, and what do you do all day long?\n").unwrap();
     // Texts, so that the tokenizer and its template are recorded in both.
@@ -269,15 +283,24 @@ fn answers_while_a_run_trains_change_no_bit_of_it_and_are_what_generate_says() {
     let run = |out: &str, more: &str| {
         directory.done(&format!(
             "train --json --model chat --data texts.jsonl --output-dir {out} --max-length 64 --lora-r 8 --lora-dropout 0.1 \
-             --learning-rate 3e-2 --max-steps 4 --save-steps 2 --device cuda {more}"
+             --learning-rate 1e-1 --max-steps 4 --save-steps 2 --device cuda {more}"
         ));
     };
+    // With the longer prompt more tokens than a batch of rows has.
+    const NEW: usize = 20;
+    let said = |adapter: &str| -> Vec<String> {
+        let line = format!("generate --json --model chat --prompts prompts.txt --max-new-tokens {NEW} --device cuda");
+        let (said, _) = directory.done(&format!("{line} {adapter}"));
+        let texts = said["completions"].as_array().unwrap().iter();
+        texts.map(|one| one["text"].as_str().unwrap().trim().to_owned()).collect()
+    };
+    let untrained = said("");
     let file = |name: &str| std::fs::read(directory.path(name)).unwrap();
     for (name, more) in [("plain", ""), ("recomputed", "--gradient-checkpointing true --per-device-train-batch-size 2")]
     {
         let with = format!("{name}-with");
         run(name, more);
-        run(&with, &format!("{more} --sample-prompts prompts.txt --eval-steps 2 --eval-max-new-tokens 70"));
+        run(&with, &format!("{more} --sample-prompts prompts.txt --eval-steps 2 --eval-max-new-tokens {NEW}"));
         for written in ["adapter_model.safetensors", "checkpoint-4/optimizer.safetensors"] {
             assert!(file(&format!("{name}/{written}")) == file(&format!("{with}/{written}")), "{name}: {written}");
         }
@@ -290,13 +313,7 @@ fn answers_while_a_run_trains_change_no_bit_of_it_and_are_what_generate_says() {
             let samples = answered[at]["samples"].as_array().unwrap();
             samples.iter().map(|sample| sample["answer"].as_str().unwrap().to_owned()).collect()
         };
-        let said = |adapter: &str| -> Vec<String> {
-            let line = "generate --json --model chat --prompts prompts.txt --max-new-tokens 70 --device cuda";
-            let (said, _) = directory.done(&format!("{line} {adapter}"));
-            let texts = said["completions"].as_array().unwrap().iter();
-            texts.map(|one| one["text"].as_str().unwrap().trim().to_owned()).collect()
-        };
-        assert_eq!(logged(0), said(""), "{name}");
+        assert_eq!(logged(0), untrained, "{name}");
         assert_eq!(logged(2), said(&format!("--adapter {with}")), "{name}");
         assert_ne!(logged(0), logged(2), "{name}: four steps are to change what is said");
     }

@@ -65,7 +65,7 @@ const APART: &str = "cannot share weights in host memory with the others of its 
 
 #[test]
 fn processes_that_share_weights_give_the_bytes_of_copies_of_their_own() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     // Norms of rows are computed from weights before the first step.
     for (name, world, more) in [("two", 2, ""), ("three", 3, ""), ("dora", 2, "--use-dora true")] {
         let run = |out: &str, weights: &str, variables: Variables| {
@@ -90,7 +90,7 @@ fn processes_that_share_weights_give_the_bytes_of_copies_of_their_own() {
 /// An output layer that waits in host memory is in the copy too, after the layers or alone.
 #[test]
 fn processes_share_an_output_layer_too() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     let run = |out: &str, settings: &str, variables: Variables| {
         trained(&directory, out, 2, &|_| settings.to_owned(), &|_| variables.clone())
     };
@@ -108,7 +108,7 @@ fn processes_share_an_output_layer_too() {
 /// Ranks of which one has its weights on the GPU: the other one's are its own.
 #[test]
 fn processes_that_plan_other_weights_in_host_memory_share_none() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     let (alike, _) = trained(&directory, "alike", 2, &|_| "--weights host".to_owned(), &|_| Vec::new());
     let settings = |rank: usize| format!("--weights {}", ["host", "resident"][rank]);
     let (apart, said) = trained(&directory, "apart", 2, &settings, &|_| Vec::new());
@@ -119,7 +119,7 @@ fn processes_that_plan_other_weights_in_host_memory_share_none() {
 
 #[test]
 fn a_word_that_says_neither_on_nor_off_is_refused() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     let ranks = begun(&directory, 2, &|_| line("out", ""), &|_| vec![("QLORA_SHARED_WEIGHTS", "no")]);
     for output in ended(ranks) {
         let said = errors(&output);
@@ -230,7 +230,7 @@ mod emulated {
     /// A device that does not pin what others have allocated keeps its rank from sharing, and nobody else.
     #[test]
     fn a_rank_that_cannot_share_says_so_and_gives_the_same_bytes() {
-        let directory = Directory::new();
+        let directory = Directory::small();
         let host = |_: usize| "--weights host".to_owned();
         for (world, sharers) in [(2, None), (3, Some(2))] {
             let out = |name: &str| format!("{name}{world}");
@@ -274,7 +274,7 @@ mod emulated {
     /// anew.
     #[test]
     fn a_rank_that_dies_while_the_copy_is_filled_ends_all_and_leaves_nothing() {
-        let directory = Directory::new();
+        let directory = Directory::small();
         let host = |_: usize| "--weights host".to_owned();
         let (whole, _) = trained(&directory, "whole", 2, &host, &|_| Vec::new());
         for (of, fault, words) in [

@@ -3,7 +3,7 @@
 
 use crate::commands::Directory;
 use crate::planning::{planned, steps};
-use crate::runs::{Apart, HYPER, Trained, micro_batches};
+use crate::runs::{Apart, HYPER, Trained, micro_batches, train_short};
 use crate::sources::{
     config, memory, on_device, small_config, spec, with_fused_projections, with_norms_after, with_norms_around,
 };
@@ -110,7 +110,8 @@ fn every_schedule_and_place_gives_the_same_bits() {
     let run = |seed, activations: &[Activations], residency: &[Residency]| {
         set_schedule(seed);
         let (activations, residency) = (activations.to_vec(), residency.to_vec());
-        on_cuda(&ModelSpec { activations, residency, states: StateFormat::Blockwise8, ..both(3) }, 2)
+        let spec = ModelSpec { activations, residency, states: StateFormat::Blockwise8, ..both(3) };
+        train_short(&mut on_device(&spec), &mut memory(&spec.arch), &spec, 2)
     };
     let first = run(0, &[Recompute; 3], &[]);
     assert!(first.gradients.iter().all(|(_, gradient)| gradient.iter().any(|&g| g != 0.0)));

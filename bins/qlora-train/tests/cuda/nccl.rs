@@ -54,7 +54,7 @@ fn trained(
 #[test]
 #[cfg_attr(not(feature = "emulation"), ignore = "needs NCCL, which the GPU bundle's stage of this name asks for")]
 fn a_run_in_one_process_adds_up_by_itself() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     let plain = directory.run(&line("plain", ""));
     assert!(plain.status.success(), "{}", errors(&plain));
     let summed = directory.run_with(&line("summed", ""), &[("QLORA_SUMS", "nccl")]);
@@ -74,7 +74,7 @@ fn two_gpus_give_the_bytes_of_sums_in_the_memory_of_the_host() {
         println!("NOT RUN: this machine has one GPU");
         return;
     }
-    let directory = Directory::new();
+    let directory = Directory::small();
     let (on_host, _) = trained(&directory, "host", 2, |_| vec![("QLORA_SUMS", "host")]);
     let (on_gpus, said) = trained(&directory, "gpus", 2, |_| vec![]);
     assert!(said.contains("added up on the GPUs, by NCCL"), "{said}");
@@ -86,7 +86,7 @@ fn two_gpus_give_the_bytes_of_sums_in_the_memory_of_the_host() {
 #[test]
 #[ignore = "needs NCCL, which the GPU bundle's stage of this name asks for"]
 fn two_ranks_on_one_gpu_are_refused_where_nccl_is_asked_for() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     let shown = ("CUDA_VISIBLE_DEVICES", "0");
     for output in ranks(&directory, &line("out", ""), 2, |_| vec![shown, ("QLORA_SUMS", "nccl")]) {
         let said = errors(&output);
@@ -137,7 +137,7 @@ mod emulated {
         (report, gradients, values)
     }
 
-    /// Like [`stepped`], on a device that does the work of its streams when something waits for it.
+    /// [`stepped`] on a device that does the work of its streams when something waits for it.
     fn stepped_late(spec: &ModelSpec, comm: &mut dyn Communicator, batches: &[Batch], on_device: bool) -> Stepped {
         emulation::run_late(true);
         stepped(spec, comm, batches, on_device)
@@ -181,7 +181,7 @@ mod emulated {
         }
     }
 
-    /// One of two ranks, whose sums end after so many.
+    /// One of two ranks, whose sums fail after a number of them.
     struct Ending(usize);
 
     impl Communicator for Ending {
@@ -247,7 +247,7 @@ mod emulated {
 
     #[test]
     fn ranks_that_add_up_on_their_devices_give_the_bytes_of_sums_over_tcp() {
-        let directory = Directory::new();
+        let directory = Directory::small();
         for world in [2, 3] {
             let (host, gpus) = (format!("host{world}"), format!("gpus{world}"));
             let (on_host, said) = trained(&directory, &host, world, |_| vec![("QLORA_SUMS", "host")]);
@@ -261,7 +261,7 @@ mod emulated {
             assert!(said.contains("added up on the GPUs, by NCCL"), "{said}");
             assert!(on_host == on_gpus, "{world} ranks");
         }
-        // Where sums are made is part of what a run is; one process has none.
+        // The place of sums is part of a run's identity; one process has no sums.
         for output in ranks(&directory, &line("gpus2", ""), 2, |_| vec![("QLORA_SUMS", "host")]) {
             let said = errors(&output);
             assert_eq!(output.status.code(), Some(2), "{said}");
@@ -277,7 +277,7 @@ mod emulated {
     /// A process alone has no order of sums, and the processes after it add up as those before it.
     #[test]
     fn a_run_that_was_in_one_process_keeps_its_way_of_adding_up() {
-        let directory = Directory::new();
+        let directory = Directory::small();
         let line = |out: &str, more: &str| line(out, more).replace("--save-steps 2", "--save-steps 1");
         let nccl = |_: usize| vec![("QLORA_SUMS", "nccl")];
         let began = ranks(&directory, &line("began", ""), 2, nccl);
@@ -296,7 +296,7 @@ mod emulated {
 
     #[test]
     fn a_library_that_is_missing_is_refused_where_it_is_asked_for_and_else_told() {
-        let directory = Directory::new();
+        let directory = Directory::small();
         let missing = ("QLORA_EMULATION_NCCL", "missing");
         for output in ranks(&directory, &line("out", ""), 2, |_| vec![missing, ("QLORA_SUMS", "nccl")]) {
             let said = errors(&output);
@@ -316,7 +316,7 @@ mod emulated {
     /// Failures of a sum, and ranks that die within one: all end by the name of the rank, and the run goes on.
     #[test]
     fn a_rank_that_fails_or_dies_within_a_sum_ends_all_by_its_name() {
-        let directory = Directory::new();
+        let directory = Directory::small();
         let (whole, _) = trained(&directory, "whole", 2, |_| vec![("QLORA_SUMS", "nccl")]);
         let nccl: &[(Fault, &str)] = &[
             (("QLORA_EMULATION_NCCL", "fails:1"), "a sum of gradients: unhandled system error"),

@@ -19,7 +19,7 @@ pub const HYPER: Hyperparameters = Hyperparameters {
 
 type Values = Vec<(ParamId, Vec<f32>)>;
 
-/// What a run of some steps shows.
+/// Results of a run of some steps.
 #[derive(Clone, PartialEq)]
 pub struct Trained {
     /// Loss of every step.
@@ -28,7 +28,7 @@ pub struct Trained {
     pub norms: Vec<f64>,
     /// Gradients of the first step.
     pub gradients: Values,
-    /// How far the steps moved the trainable tensors.
+    /// Changes of the trainable tensors in the steps.
     pub moved: Values,
 }
 
@@ -43,6 +43,13 @@ pub fn train<B: Backend>(backend: &mut B, source: &mut dyn Source, spec: &ModelS
     let micro_batches = micro_batches(spec.arch.vocab_size);
     let batches: Vec<Batch> = micro_batches.iter().map(Documents::batch).collect();
     train_on(backend, source, spec, steps, &batches)
+}
+
+/// [`train`] on as few tokens as the kernels of long batches take, for comparisons of bits.
+pub fn train_short<B: Backend>(backend: &mut B, source: &mut dyn Source, spec: &ModelSpec, steps: u64) -> Trained {
+    let of = |lengths: &[usize], seed| Documents::random(lengths, spec.arch.vocab_size, seed);
+    let micro_batches = [of(&[12, 7, 1], 1), of(&[10, 9], 2)];
+    train_on(backend, source, spec, steps, &micro_batches.each_ref().map(Documents::batch))
 }
 
 /// Trains on these micro-batches.
@@ -107,7 +114,7 @@ fn together_apart(found: &Values, expected: &Values) -> f64 {
     length(found.iter().zip(&expected).map(|(a, b)| a - b)) / length(expected.into_iter())
 }
 
-/// How far one run is from another.
+/// Distance of one run from another.
 #[derive(Clone, Debug)]
 pub struct Apart {
     /// Largest distance of a step's loss, absolute.

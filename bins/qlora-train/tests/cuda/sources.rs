@@ -60,7 +60,8 @@ pub fn with_two_ropes(arch: Arch) -> Arch {
     Arch { layers: layers.to_vec(), ..arch }
 }
 
-/// What branches give is normalized, not what they read; queries and keys are normalized over their whole width.
+/// A model with norms on the outputs of branches, not on their inputs; queries and keys are normalized over their whole
+/// width.
 pub fn with_norms_after(arch: Arch) -> Arch {
     Arch { names: &OLMO2_NAMES, qk_norm: QkNorm::Width, ..arch }
 }
@@ -101,7 +102,7 @@ pub fn spec(config: Arch) -> ModelSpec {
     ModelSpec {
         lora,
         activations: vec![Activations::Recompute; config.num_layers],
-        states_on_host: false,
+        optimizer_on_host: Default::default(),
         residency: Vec::new(),
         token_tile: None,
         arch: config,

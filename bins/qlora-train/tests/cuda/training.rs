@@ -13,13 +13,13 @@
 //! 2 × the moved models' mean; for losses and norms, which are single numbers around 0, 4 × the root of their mean
 //! square.
 //!
-//! How far a first step of Adam moves an element is its gradient's sign, so two runs are apart by the few elements that
-//! go the other way: one of n is a distance of 2/√n. That is a count. All tensors' together hardly spread and are held
-//! to 2 × the mean too; of one tensor it may be none in all moved models. To c of them on average, 4·(√c + 1)² are
-//! far: the distance is held to 2 × (the root of the mean square + 2/√n). Over s steps, of which one is a part, one
-//! element is 2/(s·√n).
+//! The first step of Adam moves an element by its gradient's sign, so two runs differ in the few elements that move the
+//! other way: one of n is a distance of 2/√n. That is a count. All tensors' together hardly spread and are held to 2 ×
+//! the mean too; of one tensor it may be none in all moved models. To c of them on average, 4·(√c + 1)² are far: the
+//! distance is held to 2 × (the root of the mean square + 2/√n). Over s steps, of which one is a part, one element is
+//! 2/(s·√n).
 
-use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, train_on};
+use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, train_on, train_short};
 use crate::sources::{Moved, config, memory, on_device, small_config, spec};
 use crate::sources::{
     with_a_layer_not_rotated, with_fused_projections, with_multipliers, with_norms_after, with_norms_around,
@@ -30,7 +30,9 @@ use qlora_kernels::rope::RopeScaling;
 use qlora_train::arch::{Arch, LayerArch, Multipliers, Projection, QkNorm, Rope};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::cuda::Cuda;
-use qlora_train::backend::{Batch, Memory as _, Optimizer, OptimizerState, Quantization, Residency, StateFormat};
+use qlora_train::backend::{
+    Batch, Memory as _, Optimizer, OptimizerOnHost, OptimizerState, Quantization, Residency, StateFormat,
+};
 use qlora_train::error::Result;
 use qlora_train::files::tensor::{HostTensor, StoredType};
 use qlora_train::lora::ParamId;
@@ -166,9 +168,9 @@ fn a_run_gives_the_cpu_backends_losses_and_adapter() {
     tally.case();
 }
 
-/// The CPU backend in bf16 rounds where the device does, so the bounds are the same. With the instructions of this
-/// processor, and over more steps with those whose bits are the same on every processor: rounding moves a long run far
-/// enough that another order of sums is another run.
+/// The CPU backend in bf16 rounds where the device does, so the bounds are the same. On tiles or their twin, and over
+/// more steps with AVX-512-BF16 or its twin: rounding moves a long run far enough that another order of sums is another
+/// run.
 #[test]
 fn a_run_of_the_cpu_in_bf16_gives_the_losses_and_adapter_of_f32() {
     let tally = Tally::new("training in bf16 on the CPU, 4 and 20 steps", 1);
@@ -176,11 +178,11 @@ fn a_run_of_the_cpu_in_bf16_gives_the_losses_and_adapter_of_f32() {
     for (qk_norm, layers) in [(QkNorm::None, windowed), (QkNorm::Head, config().layers)] {
         let mut spec = spec(Arch { qk_norm, layers, ..config() });
         spec.states = StateFormat::Blockwise8;
-        for (steps, isa) in [(4, Isa::detect()), (20, Isa::avx512_bf16())] {
+        let [tiles, chains] = [Isa::amx().unwrap_or(Isa::AMX_TWIN), Isa::avx512_bf16().unwrap_or(Isa::SCALAR)];
+        for (steps, isa) in [(4, tiles), (20, chains)] {
             let expected = on_cpu(&spec, steps);
             let bounds = Bounds::measure(&spec, steps, &expected);
-            let precision = Precision::Bf16(isa.unwrap_or(Isa::SCALAR));
-            let mut cpu = Cpu::with_precision(spec.run_shape(), precision);
+            let mut cpu = Cpu::with_precision(spec.run_shape(), Precision::Bf16(isa));
             let found = train(&mut cpu, &mut memory(&spec.arch), &spec, steps);
             bounds.check(&format!("{steps} steps in bf16, {qk_norm:?}"), &Apart::of(&found, &expected));
             let last = found.losses[steps as usize - 1];
@@ -236,8 +238,8 @@ fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
     }
 }
 
-/// What another dropout mask, another scale of one pair, a document that sees the one before it or a lost micro-batch
-/// changes is far outside of the bounds.
+/// The effect of another dropout mask, another scale of one pair, a document that sees the one before it or a lost
+/// micro-batch is far outside of the bounds.
 #[test]
 fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
     let spec = spec(config());
@@ -310,7 +312,7 @@ fn every_schedule_gives_the_same_bits() {
         set_schedule(seed);
         let spec = ModelSpec { activations: activations.to_vec(), ..spec.clone() };
         let mut cuda = on_device(&spec);
-        let trained = train(&mut cuda, &mut memory(&spec.arch), &spec, 2);
+        let trained = train_short(&mut cuda, &mut memory(&spec.arch), &spec, 2);
         assert!(cuda.count_of_gradients_beside_dx() > 0);
         trained
     };
@@ -344,7 +346,7 @@ fn weights_in_host_memory_give_the_same_bits() {
             set_schedule(seed);
             let (activations, residency) = (activations.to_vec(), residency.to_vec());
             let spec = ModelSpec { activations, residency, ..spec.clone() };
-            let [documents, _] = micro_batches(spec.arch.vocab_size);
+            let documents = Documents::random(&[12, 7, 1], spec.arch.vocab_size, 1);
             train_on(&mut on_device(&spec), &mut memory(&spec.arch), &spec, 2, &[documents.batch()])
         };
         let first = run(0, &[Recompute; 5], &[]);
@@ -390,10 +392,10 @@ fn layers_of_different_sizes_in_host_memory_give_the_same_bits() {
     let run = |seed, residency| {
         set_schedule(seed);
         let spec = ModelSpec { residency, ..spec.clone() };
-        train(&mut on_device(&spec), &mut InTwoWays(memory(&spec.arch)), &spec, 2)
+        train_short(&mut on_device(&spec), &mut InTwoWays(memory(&spec.arch)), &spec, 2)
     };
     let first = run(0, Vec::new());
-    assert!(first != on_cuda(&spec, 2));
+    assert!(first != train_short(&mut on_device(&spec), &mut memory(&spec.arch), &spec, 2));
     for seed in [0, 1, 5] {
         assert!(first == run(seed, vec![Residency::Pinned; 4]));
     }
@@ -402,16 +404,24 @@ fn layers_of_different_sizes_in_host_memory_give_the_same_bits() {
 /// Two updates, or one, a copy of values, states and a half-accumulated gradient into a new model, and the rest.
 #[test]
 fn what_is_put_back_continues_the_run() {
+    use OptimizerOnHost::{Nothing, States, StatesAndMasters};
     use StateFormat::{Blockwise8, F32};
-    // The new model has its states elsewhere.
-    for (states, on_host) in [(F32, false), (Blockwise8, false), (F32, true), (Blockwise8, true)] {
+    // The new model has its states and master copies elsewhere.
+    for (states, [on_host, then]) in [
+        (F32, [Nothing, States]),
+        (F32, [States, StatesAndMasters]),
+        (F32, [StatesAndMasters, Nothing]),
+        (Blockwise8, [Nothing, StatesAndMasters]),
+        (Blockwise8, [States, Nothing]),
+        (Blockwise8, [StatesAndMasters, States]),
+    ] {
         let mut spec = spec(Arch { num_layers: 1, ..config() });
         spec.lora.terms.retain(|module, _| module.starts_with("model.layers.0."));
         spec.states = states;
         let documents = micro_batches(spec.arch.vocab_size);
         let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
-        let build = |states_on_host: bool| {
-            let spec = ModelSpec { states_on_host, ..spec.clone() };
+        let build = |optimizer_on_host| {
+            let spec = ModelSpec { optimizer_on_host, ..spec.clone() };
             let mut cuda = on_device(&spec);
             let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec, &mut |_| ()).unwrap();
             (cuda, model)
@@ -434,7 +444,7 @@ fn what_is_put_back_continues_the_run() {
         let middle = snapshot(&mut whole);
         let eight_bit = middle.iter().filter(|(_, s, _)| matches!(s, OptimizerState::Blockwise8 { .. })).count();
         assert_eq!(eight_bit > 0, states == StateFormat::Blockwise8);
-        let mut resumed = build(!on_host);
+        let mut resumed = build(then);
         for ((_, param), (values, state, gradient)) in resumed.1.params_mut().into_iter().zip(middle.clone()) {
             let short = resumed.0.restore(param, values[1..].to_vec(), state.clone()).unwrap_err().to_string();
             assert!(short.contains("expected") && short.contains("values"), "{short}");

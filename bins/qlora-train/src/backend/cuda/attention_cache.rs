@@ -36,8 +36,8 @@ impl Cuda {
         Ok(())
     }
 
-    /// Room for batches of as many tokens as a run's may have, of up to so many documents: it must not grow between
-    /// two of them, where no plan knows what lies about it.
+    /// Room for the longest batches of a run, of up to `documents` documents. It must not grow between two of them,
+    /// where no plan knows the memory around it.
     pub(super) fn reserve_attention(&mut self, attention: AttentionShape, documents: usize) -> Result<()> {
         let shape = Shape { attention, m: self.dims.tokens, documents, longest: self.longest() };
         let needed = attention_cache::workspace_bytes(&shape)?;
@@ -83,7 +83,7 @@ impl Cuda {
         let shape = self.cache_shape(shape);
         let CacheMemory { starts, workspace, .. } = &mut self.cache;
         let new = NewTokens { window, ..new_tokens(shape, qkv, &self.on_device, starts)? };
-        let out = out.rows_mut(&(0..shape.m))?;
+        let out = out.apart_mut(&(0..shape.m))?;
         Ok(attention_cache(&new, cache.all(), out, workspace.view_mut(), self.memory.stream())?)
     }
 }

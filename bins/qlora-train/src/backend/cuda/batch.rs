@@ -41,10 +41,18 @@ impl BatchMemory {
         self.adapters.as_ref().map(|adapters| adapters.rows(tokens))
     }
 
-    pub fn set(&mut self, batch: &CheckedBatch) -> Result<()> {
+    /// Sets the batch, with boundaries of `documents` documents, of which the last may be empty.
+    pub fn set(&mut self, batch: &CheckedBatch, documents: usize) -> Result<()> {
         self.input_ids.set(&batch.input_ids)?;
         self.positions.set(&batch.positions)?;
-        self.boundaries.set(&batch.boundaries)?;
+        match documents + 1 == batch.boundaries.len() {
+            true => self.boundaries.set(&batch.boundaries)?,
+            false => {
+                let mut boundaries = batch.boundaries.clone();
+                boundaries.resize(documents + 1, batch.tokens() as u32);
+                self.boundaries.set(&boundaries)?;
+            }
+        }
         if !batch.weights.is_empty() {
             self.weights.set(&batch.weights)?;
         }

@@ -2,9 +2,13 @@
 
 use super::Cuda;
 use super::operands::{CudaBuffer, CudaOffloaded, Storage};
-use crate::backend::{Memory, PlannedBuffer};
+use crate::backend::{Compute, DiskTraffic, Memory, PlannedBuffer};
 use crate::error::Result;
 use qlora_kernels::device::MemoryEnd;
+use std::path::Path;
+
+/// Elements that the stride of rows with room is a multiple of: each begins with a line of the caches, 128 bytes.
+const ROOMY_ROWS: usize = 64;
 
 impl Memory for Cuda {
     fn is_dry_run(&self) -> bool {
@@ -20,18 +24,39 @@ impl Memory for Cuda {
     }
 
     fn alloc_at(&mut self, end: MemoryEnd, name: &'static str, tokens: usize, width: usize) -> Result<CudaBuffer> {
-        let data = Storage::Bf16(self.memory.take_at(end, name, tokens * width)?);
-        Ok(CudaBuffer { data, first: 0, tokens, width })
+        self.alloc_with_room(end, name, tokens, width, 0)
+    }
+
+    fn alloc_with_room(
+        &mut self,
+        end: MemoryEnd,
+        name: &'static str,
+        tokens: usize,
+        width: usize,
+        room: usize,
+    ) -> Result<CudaBuffer> {
+        let stride = if room > 0 { (width + room).next_multiple_of(ROOMY_ROWS) } else { width };
+        let data = Storage::Bf16(self.memory.take_at(end, name, tokens * stride)?);
+        Ok(CudaBuffer { data, first: 0, tokens, width, stride })
     }
 
     fn alloc_f32(&mut self, end: MemoryEnd, name: &'static str, width: usize) -> Result<CudaBuffer> {
         let tokens = self.dims.tokens;
         let data = Storage::F32(self.memory.take_at(end, name, tokens * width)?);
-        Ok(CudaBuffer { data, first: 0, tokens, width })
+        Ok(CudaBuffer { data, first: 0, tokens, width, stride: width })
     }
 
     fn offload(&mut self, buffer: CudaBuffer) -> Result<CudaOffloaded> {
         self.offload.offload(&self.memory, buffer)
+    }
+
+    fn offload_to_disk(&mut self, buffer: CudaBuffer) -> Result<CudaOffloaded> {
+        let used = self.batch().tokens();
+        self.offload.offload_to_disk(&self.memory, buffer, used)
+    }
+
+    fn set_scratch_dir(&mut self, dir: &Path) {
+        self.offload.disk.file.set_dir(dir);
     }
 
     fn keep(&mut self, buffer: CudaBuffer) -> Result<CudaOffloaded> {
@@ -58,6 +83,15 @@ impl Memory for Cuda {
     }
 
     fn planned_on_host(&self) -> Vec<PlannedBuffer> {
-        self.memory.planned_on_host()
+        let (lines, of_thread) = (self.memory.planned_on_host(), self.offload.disk.of_thread());
+        PlannedBuffer::lines(lines.iter().map(|line| (line.name.as_str(), line.bytes)).chain(of_thread))
+    }
+
+    fn planned_on_disk(&self) -> Vec<PlannedBuffer> {
+        self.offload.disk.file.planned()
+    }
+
+    fn scratch_traffic(&self) -> Option<DiskTraffic> {
+        self.offload.disk.file.traffic()
     }
 }

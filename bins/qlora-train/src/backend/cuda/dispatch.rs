@@ -77,22 +77,31 @@ impl LinearMemory {
         Ok(Self { rows, dropout, library, _planned: planned, operands, taken: Vec::new() })
     }
 
-    /// The row of a batch of so many tokens. It does not depend on how the batch is cut into tiles.
+    /// The row of a batch of `batch` tokens. It does not depend on the batch's cut into tiles.
     fn row(&self, layers: &Layers<'_>, pass: Pass, batch: usize) -> Row {
         let (n, k, columns) = (layers.n(), layers.k, layers.columns());
         self.rows.of(&Shape { pass, m: batch, n, k, columns, dropout: self.dropout })
     }
 
-    /// Room for the operands of these layers' products over the longest tile.
+    /// Columns behind the input of these layers, or behind their outputs' gradients, that save a copy of those.
+    pub fn room(&self, layers: &Layers<'_>, pass: Pass, dims: &RunShape) -> usize {
+        let computed = pass == Pass::Forward || dims.training;
+        let dequantizes = computed && self.row(layers, pass, dims.tokens) == Row::Dequantize;
+        if dequantizes { layers.columns() } else { 0 }
+    }
+
+    /// Room for the operands of these layers' products over the longest tile: weights, and inputs that are copied
+    /// because nothing but the residual stream holds them.
     pub fn reserve(&mut self, memory: &DeviceMemory, dims: &RunShape, layers: &Layers<'_>) -> Result<()> {
         let &Layers { k, ref segments, is_dense, has_bias, .. } = layers;
         let dequantizes = |pass| self.row(layers, pass, dims.tokens) == Row::Dequantize;
         let mut needed = 0;
         if dequantizes(Pass::Forward) {
-            needed = linear_product::workspace_len_of(dims.tile, k, segments, is_dense, has_bias);
+            let has_room = !(dims.reads_stream && k == dims.hidden);
+            needed = linear_product::workspace_len_of(dims.tile, k, segments, is_dense, has_bias, has_room);
         }
         if dims.training && dequantizes(Pass::Dx) {
-            needed = needed.max(linear_dx_product::workspace_len_of(dims.tile, k, segments, is_dense));
+            needed = needed.max(linear_dx_product::workspace_len_of(dims.tile, k, segments, is_dense, true));
         }
         if needed > self.operands.len() {
             // Its memory first.
@@ -102,7 +111,7 @@ impl LinearMemory {
         Ok(())
     }
 
-    /// The row that computes these layers of a batch of so many tokens, and its workspace.
+    /// The row that computes these layers of a batch of `batch` tokens, and its workspace.
     pub fn take(&mut self, layers: &Layers<'_>, pass: Pass, batch: usize) -> (Dispatch<'_>, ViewMut<'_, bf16>) {
         let row = if self.library.is_some() { self.row(layers, pass, batch) } else { Row::Fused };
         let (n, k) = (layers.n(), layers.k);
@@ -116,7 +125,7 @@ impl LinearMemory {
         }
     }
 
-    /// How often a pass was computed by a row.
+    /// Number of times that a pass was computed by a row.
     pub fn count(&self, pass: Pass, row: Row) -> usize {
         self.taken.iter().filter(|taken| taken.pass == pass && taken.row == row).map(|taken| taken.count).sum()
     }

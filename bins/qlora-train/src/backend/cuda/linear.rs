@@ -9,7 +9,7 @@ use crate::backend::{LinearGroup, Lora, Segment as GroupSegment};
 use crate::error::Result;
 use half::bf16;
 use qlora_kernels::device::{Stream, View, ViewMut};
-use qlora_kernels::ops::dispatch::{self, Dispatch, Row};
+use qlora_kernels::ops::dispatch::{self, Dispatch, Row, Workspace};
 use qlora_kernels::ops::linear::{self, Dropout, Input, Segment};
 use qlora_kernels::ops::linear_backward::{Backward, SegmentBackward};
 use qlora_kernels::ops::linear_dx::InputGradient;
@@ -49,7 +49,12 @@ fn lora<'a>(lora: &'a Lora<Cuda>, index: Option<View<'a, i32>>) -> linear::Lora<
 }
 
 /// Batches are numbered by their draw, so every one begins with token 0.
-fn mask(dropout: Option<rng::Dropout>, tokens: &Range<usize>) -> Option<Dropout> {
+/// `step_on_device`: where the kernels find the step, in place of the mask's own.
+pub fn mask<'a>(
+    dropout: Option<rng::Dropout>,
+    tokens: &Range<usize>,
+    step_on_device: Option<View<'a, u32>>,
+) -> Option<Dropout<'a>> {
     let first_token = tokens.start as u64;
     dropout.map(|d| Dropout {
         p: d.p(),
@@ -57,18 +62,18 @@ fn mask(dropout: Option<rng::Dropout>, tokens: &Range<usize>) -> Option<Dropout>
         dropout_id: d.dropout_id,
         dropout_step: d.dropout_step,
         first_token,
+        step_on_device,
     })
 }
 
-/// The segments with their columns of `y`, which has no elements where it is not written.
+/// The segments with their columns of `y`, whose rows are `ldy` apart; `y` has no elements where it is not written.
 fn segments<'a>(
     group: &'a Group,
     pinned: &'a PinnedWeights,
     index: Option<View<'a, i32>>,
-    y: ViewMut<'a, bf16>,
+    (y, ldy): (ViewMut<'a, bf16>, usize),
 ) -> Vec<Segment<'a>> {
     let widths: Vec<usize> = group.segments.iter().map(|segment| segment.n).collect();
-    let ldy = group.n();
     let outputs = y.columns(&widths);
     let segment = |(segment, y): (&'a GroupSegment<Cuda>, ViewMut<'a, bf16>)| Segment {
         n: segment.n,
@@ -81,9 +86,12 @@ fn segments<'a>(
     group.segments.iter().zip(outputs).map(segment).collect()
 }
 
-/// The segments with their columns of `dy`.
-fn segments_backward<'a>(group: &'a Group, pinned: &'a PinnedWeights, dy: View<'a, bf16>) -> Vec<SegmentBackward<'a>> {
-    let lddy = group.n();
+/// The segments with their columns of `dy`, whose rows are `lddy` apart.
+fn segments_backward<'a>(
+    group: &'a Group,
+    pinned: &'a PinnedWeights,
+    (dy, lddy): (View<'a, bf16>, usize),
+) -> Vec<SegmentBackward<'a>> {
     let mut column = 0;
     let mut segments = Vec::with_capacity(group.segments.len());
     for segment in &group.segments {
@@ -127,16 +135,22 @@ pub fn lora_down(
     x: &CudaBuffer,
     group: &Group,
     pinned: &PinnedWeights,
-    dropout: Option<rng::Dropout>,
+    dropout: Option<Dropout<'_>>,
     index: Option<View<'_, i32>>,
     s: &mut CudaBuffer,
     unused: ViewMut<'_, bf16>,
     stream: Stream,
 ) -> Result<()> {
     let (m, k) = (tokens.len(), group.k);
-    let input = Input { m, k, x: x.rows(tokens)?, ldx: k, s: None, dropout: mask(dropout, tokens) };
-    let mut segments = segments(group, pinned, index, unused);
+    let (x, ldx) = x.strided(tokens)?;
+    let input = Input { m, k, x, ldx, s: None, dropout };
+    let mut segments = segments(group, pinned, index, (unused, group.n()));
     Ok(ops::lora_down(&input, &mut segments, s.rows_mut(tokens)?, stream)?)
+}
+
+/// The workspace of a product of `x`, or of `dy` in dX: where there is room in their rows, S or T goes there.
+fn scratch<'a>(workspace: ViewMut<'a, bf16>, rows: &CudaBuffer, group: &Group) -> Workspace<'a> {
+    if rows.has_room(columns(group)) { Workspace::with_room(workspace) } else { workspace.into() }
 }
 
 /// By a row of the dispatch table, with its workspace; S has been computed. `paths` gets the fused kernel that was
@@ -154,9 +168,11 @@ pub fn forward(
     paths: &mut Paths,
 ) -> Result<()> {
     let (m, k) = (tokens.len(), group.k);
-    let s = s.map(|s| s.rows(tokens)).transpose()?;
-    let input = Input { m, k, x: x.rows(tokens)?, ldx: k, s, dropout: None };
-    let mut segments = segments(group, pinned, index, y.rows_mut(tokens)?);
+    let s = s.map(|s| s.apart(tokens)).transpose()?;
+    let workspace = scratch(workspace, x, group);
+    let (x, ldx) = x.strided(tokens)?;
+    let input = Input { m, k, x, ldx, s, dropout: None };
+    let mut segments = segments(group, pinned, index, y.strided_mut(tokens)?);
     if let Some(paths) = paths.as_mut().filter(|_| row.row() == Row::Fused) {
         paths.push(linear_forward::path(&input, &mut segments)?);
     }
@@ -172,7 +188,7 @@ pub fn lora_dy_b(
     stream: Stream,
 ) -> Result<()> {
     let backward = Backward { m: tokens.len(), k: group.k, t: None, dropout: None };
-    let segments = segments_backward(group, pinned, dy.rows(tokens)?);
+    let segments = segments_backward(group, pinned, dy.strided(tokens)?);
     Ok(ops::lora_dy_b(&backward, &segments, t.rows_mut(tokens)?, stream)?)
 }
 
@@ -183,17 +199,19 @@ pub fn dx(
     t: Option<&CudaBuffer>,
     group: &Group,
     pinned: &PinnedWeights,
-    dropout: Option<rng::Dropout>,
+    dropout: Option<Dropout<'_>>,
     accumulate: bool,
     dx: &mut CudaBuffer,
     (row, workspace): (Dispatch<'_>, ViewMut<'_, bf16>),
     stream: Stream,
 ) -> Result<()> {
     let (m, k) = (tokens.len(), group.k);
-    let t = t.map(|t| t.rows(tokens)).transpose()?;
-    let backward = Backward { m, k, t, dropout: mask(dropout, tokens) };
-    let segments = segments_backward(group, pinned, dy.rows(tokens)?);
-    let gradient = InputGradient { dx: dx.rows_mut(tokens)?, lddx: k, accumulate };
+    let t = t.map(|t| t.apart(tokens)).transpose()?;
+    let workspace = scratch(workspace, dy, group);
+    let backward = Backward { m, k, t, dropout };
+    let segments = segments_backward(group, pinned, dy.strided(tokens)?);
+    let (dx, lddx) = dx.strided_mut(tokens)?;
+    let gradient = InputGradient { dx, lddx, accumulate };
     Ok(dispatch::dx(row, &backward, &segments, gradient, workspace, stream)?)
 }
 
@@ -203,13 +221,13 @@ pub fn gradients(
     [x, dy, s, t]: [&CudaBuffer; 4],
     group: &mut Group,
     pinned: &PinnedWeights,
-    dropout: Option<rng::Dropout>,
+    dropout: Option<Dropout<'_>>,
     workspace: ViewMut<'_, u8>,
     stream: Stream,
 ) -> Result<()> {
     let (m, k) = (tokens.len(), group.k);
-    let backward = Backward { m, k, t: Some(t.rows(tokens)?), dropout: mask(dropout, tokens) };
-    let lddy = group.n();
+    let backward = Backward { m, k, t: Some(t.apart(tokens)?), dropout };
+    let (dy, lddy) = dy.strided(tokens)?;
     let mut column = 0;
     let (mut segments, mut pairs) = (Vec::new(), Vec::new());
     for GroupSegment { n, weight, lora, .. } in &mut group.segments {
@@ -221,11 +239,12 @@ pub fn gradients(
             pair = PairGradient { da, db };
             linear::Lora { r, scale, a, b, adapters: None }
         });
-        let dy = dy.rows(tokens)?.skip(column);
+        let dy = dy.skip(column);
         segments.push(SegmentBackward { n: *n, weight: weight.view(pinned), lora, dy, lddy });
         pairs.push(pair);
         column += *n;
     }
-    let inputs = ForwardInputs { x: x.rows(tokens)?, ldx: k, s: s.rows(tokens)? };
+    let (x, ldx) = x.strided(tokens)?;
+    let inputs = ForwardInputs { x, ldx, s: s.apart(tokens)? };
     Ok(lora_gradients(&backward, &segments, &inputs, &mut pairs, workspace, stream)?)
 }

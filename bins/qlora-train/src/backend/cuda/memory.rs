@@ -1,12 +1,12 @@
 //! Device memory of a run, all of it from one arena, or the record of a dry run.
 
+use super::host_memory::{HostArrays, Size};
 use crate::backend::PlannedBuffer;
 use crate::error::{Context, Error, Result};
 use qlora_kernels::device::{
-    Arena, Buffer, Device, Element, MemoryEnd, OffloadSlot, PeakUsage, PinnedBuffer, ReadbackStaging, RoundTrip,
-    Stream, UploadStaging, View,
+    Arena, Buffer, Device, Element, HostMemory, MemoryEnd, OffloadSlot, PeakUsage, PinnedBuffer, ReadbackStaging,
+    RoundTrip, Stream, UploadStaging, View,
 };
-use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -14,32 +14,53 @@ use std::rc::Rc;
 pub const ON_THE_WAY: &str = "weights on the way";
 
 pub struct DeviceMemory {
-    /// None: a dry run, which takes and gives back as the run does and computes nothing.
-    /// Shared with whoever opened it.
+    /// None: a dry run, which allocates and frees as the run does and computes nothing. Others may share the device.
     device: Option<Rc<Device>>,
     arena: Arena,
-    /// Pinned host memory, by name
-    pinned: RefCell<Vec<PlannedBuffer>>,
+    /// Host memory that copies go through
+    on_host: HostArrays,
 }
 
 impl DeviceMemory {
     pub fn dry_run() -> Self {
-        Self { device: None, arena: Arena::planned(), pinned: RefCell::default() }
+        Self { device: None, arena: Arena::planned(), on_host: HostArrays::default() }
     }
 
     /// Refused: a GPU without that many free bytes.
-    pub fn new(device: Rc<Device>, bytes: u64) -> Result<Self> {
-        let arena = Arena::new(&device, bytes).usage_context(|| {
+    pub fn new(device: Rc<Device>, bytes: u64, graphs: bool) -> Result<Self> {
+        let arena = match graphs {
+            true => Arena::with_fixed_addresses(&device, bytes),
+            false => Arena::new(&device, bytes),
+        };
+        let arena = arena.usage_context(|| {
             format!("the GPU has no room for the {bytes} bytes that were planned (another process may use it)")
         })?;
-        Ok(Self { device: Some(device), arena, pinned: RefCell::default() })
+        Ok(Self { device: Some(device), arena, on_host: HostArrays::default() })
     }
 
     pub fn device(&self) -> Option<&Device> {
         self.device.as_deref()
     }
 
-    /// What operations are queued on.
+    /// The device of a run.
+    pub fn opened(&self) -> Result<Rc<Device>> {
+        self.device.clone().ok_or_else(|| Error::Failed("a dry run has no device".to_owned()))
+    }
+
+    /// A hash of what is in use, and one of the places that were given since it was last forgotten.
+    pub fn state(&self) -> u64 {
+        self.arena.state()
+    }
+
+    pub fn given(&self) -> u64 {
+        self.arena.given()
+    }
+
+    pub fn forget_given(&self) {
+        self.arena.forget_given();
+    }
+
+    /// The stream that operations are queued on.
     ///
     /// # Panics
     ///
@@ -48,12 +69,12 @@ impl DeviceMemory {
         self.device.as_ref().expect("a dry run computes nothing").stream()
     }
 
-    /// Any bits; `name` is that of the plan's line.
+    /// `len` elements of any bits; `name` is that of the plan's line.
     pub fn take<T: Element>(&self, name: &'static str, len: usize) -> Result<Buffer<T>> {
         self.take_at(MemoryEnd::Low, name, len)
     }
 
-    /// Like [`take`](Self::take), from either end.
+    /// `len` elements of any bits from either end; `name` is that of the plan's line.
     pub fn take_at<T: Element>(&self, end: MemoryEnd, name: &'static str, len: usize) -> Result<Buffer<T>> {
         Ok(self.arena.alloc_at(end, name, len)?)
     }
@@ -77,7 +98,7 @@ impl DeviceMemory {
         self.upload_at(MemoryEnd::Low, name, len, data)
     }
 
-    /// Like [`upload`](Self::upload), from either end.
+    /// `data` while running: `len` elements, from either end.
     pub fn upload_at<T: Element>(
         &self,
         end: MemoryEnd,
@@ -109,42 +130,45 @@ impl DeviceMemory {
         }
     }
 
-    /// Counts `len` elements of pinned host memory under `name`.
-    pub fn count_pinned<T>(&self, name: &str, len: usize) {
-        let (bytes, mut pinned) = ((len * size_of::<T>()) as u64, self.pinned.borrow_mut());
-        match pinned.iter_mut().find(|line| line.name == name) {
-            Some(line) => line.bytes += bytes,
-            None => pinned.push(PlannedBuffer { name: name.to_owned(), bytes }),
-        }
+    /// Limits the bytes of host memory that large arrays are pinned in.
+    pub fn pin_at_most(&self, limit: Option<u64>) {
+        self.on_host.pin_at_most(limit);
     }
 
-    /// What `make` makes of pinned host memory for `len` elements; nothing in a dry run.
-    fn pinned<T, P>(
+    /// Counts `len` elements of pinned host memory under `name`.
+    pub fn count_pinned<T>(&self, name: &str, len: usize) {
+        self.on_host.count(name, (len * size_of::<T>()) as u64, HostMemory::Pinned);
+    }
+
+    /// The result of `make` with host memory for `len` elements; none in a dry run.
+    fn on_host<T, P>(
         &self,
         name: &str,
         len: usize,
-        make: impl FnOnce(&Device) -> qlora_kernels::Result<P>,
+        size: Size,
+        make: impl Fn(&Device, HostMemory) -> qlora_kernels::Result<P>,
     ) -> Result<Option<P>> {
-        self.count_pinned::<T>(name, len);
-        self.device().map(make).transpose().context(|| {
-            format!("{} bytes of pinned host memory for {name} (`ulimit -l` may limit it)", len * size_of::<T>())
-        })
+        let make = self.device().map(|device| move |kind| make(device, kind));
+        self.on_host.make(name, (len * size_of::<T>()) as u64, size, make)
     }
 
     fn upload_staging<T: Element>(&self, len: usize) -> Result<Option<UploadStaging<T>>> {
-        self.pinned::<T, _>("batches and rates on their way", len, |device| UploadStaging::new(device, len))
+        let make = |device: &Device, kind| UploadStaging::new_in(device, len, kind);
+        self.on_host::<T, _>("batches and rates on their way", len, Size::Small, make)
     }
 
     pub fn readback<T: Element>(&self, len: usize) -> Result<Option<ReadbackStaging<T>>> {
-        self.pinned::<T, _>("batches and rates on their way", len, |device| ReadbackStaging::new(device, len))
+        let make = |device: &Device, kind| ReadbackStaging::new_in(device, len, kind);
+        self.on_host::<T, _>("batches and rates on their way", len, Size::Small, make)
     }
 
     pub fn offload_slot<T: Element>(&self, name: &'static str, len: usize) -> Result<Option<OffloadSlot<T>>> {
-        self.pinned::<T, _>(name, len, |device| OffloadSlot::new(device, len))
+        self.on_host::<T, _>(name, len, Size::Large, |device, kind| OffloadSlot::new_in(device, len, kind))
     }
 
     pub fn round_trip(&self, name: &'static str, piece: usize) -> Result<Option<RoundTrip>> {
-        self.pinned::<f32, _>(name, RoundTrip::pinned_len(piece), |device| RoundTrip::new(device, piece))
+        let make = |device: &Device, kind| RoundTrip::new_in(device, piece, kind);
+        self.on_host::<f32, _>(name, RoundTrip::pinned_len(piece), Size::Small, make)
     }
 
     /// `data` while running: `len` elements that the device reads where they are.
@@ -154,10 +178,30 @@ impl DeviceMemory {
         len: usize,
         data: Option<&[T]>,
     ) -> Result<Option<PinnedBuffer<T>>> {
-        self.pinned::<T, _>(name, len, |device| {
-            let data = data.expect("a run has what it pins");
+        self.host_buffer(name, len, data, Size::InPlace)
+    }
+
+    /// `data` while running: `len` elements that are copied to the device for use.
+    pub fn keep_on_host<T: Element>(
+        &self,
+        name: &'static str,
+        len: usize,
+        data: Option<&[T]>,
+    ) -> Result<Option<PinnedBuffer<T>>> {
+        self.host_buffer(name, len, data, Size::Large)
+    }
+
+    fn host_buffer<T: Element>(
+        &self,
+        name: &'static str,
+        len: usize,
+        data: Option<&[T]>,
+        size: Size,
+    ) -> Result<Option<PinnedBuffer<T>>> {
+        self.on_host::<T, _>(name, len, size, |device, kind| {
+            let data = data.expect("a run has what it keeps in host memory");
             assert_eq!(data.len(), len, "{name}");
-            PinnedBuffer::new(device, data)
+            PinnedBuffer::new_in(device, data, kind)
         })
     }
 
@@ -169,9 +213,9 @@ impl DeviceMemory {
         self.arena.peak()
     }
 
-    /// Lines of the plan, of pinned host memory.
+    /// Lines of the plan, of host memory that copies go through.
     pub fn planned_on_host(&self) -> Vec<PlannedBuffer> {
-        PlannedBuffer::lines(self.pinned.borrow().iter().map(|line| (line.name.as_str(), line.bytes)))
+        self.on_host.lines()
     }
 }
 
@@ -214,10 +258,11 @@ impl PieceStaging {
     /// With room for pieces of `len` bytes; none in a dry run.
     pub fn reserve(&mut self, memory: &DeviceMemory, len: usize) -> Result<Option<&mut UploadStaging<u8>>> {
         if len > self.len {
-            // What there is goes first.
+            // The old buffer is freed first.
             self.staging = None;
             let more = len - self.len;
-            self.staging = memory.pinned::<u8, _>(ON_THE_WAY, more, |device| UploadStaging::new(device, len))?;
+            let make = |device: &Device, kind| UploadStaging::new_in(device, len, kind);
+            self.staging = memory.on_host::<u8, _>(ON_THE_WAY, more, Size::Small, make)?;
             self.len = len;
         }
         Ok(self.staging.as_mut())
@@ -229,7 +274,7 @@ pub fn fetch<T: Element>(readback: &mut Option<ReadbackStaging<T>>, buffer: &Buf
     readback.as_mut().map_or(Ok(()), |readback| Ok(readback.read_back(buffer)?))
 }
 
-/// What a process cannot go on after is said to be so.
+/// The error for users. It says so where the process cannot use the GPU any more.
 pub fn failed(error: &qlora_kernels::CudaError) -> Error {
     let lost = match error.is_lost() {
         true => {

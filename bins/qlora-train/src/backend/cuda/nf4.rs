@@ -5,7 +5,7 @@
 //! the values: the mean that double quantization begins with is a sum in their order.
 
 use super::memory::{DeviceMemory, ON_THE_WAY};
-use super::operands::{AbsmaxMemory, Nf4Memory};
+use super::operands::Nf4Memory;
 use super::pinned::WeightArray;
 use super::{Cuda, CudaWeight};
 use crate::backend::weights::{ReadPieces, quantize};
@@ -17,7 +17,7 @@ use bytemuck::Pod;
 use half::slice::HalfFloatSliceExt;
 use qlora_kernels::device::{Buffer, UploadStaging};
 use qlora_kernels::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Error, Nf4Matrix, Nf4Options};
-use qlora_kernels::ops::nf4::{AbsmaxMut, Float, Layout};
+use qlora_kernels::ops::nf4::{self, AbsmaxMut, Float, Layout};
 use qlora_kernels::ops::{absmax_transpose, nf4_quantize};
 use qlora_kernels::weights::{Nf4Weight, transposed};
 use std::sync::Arc;
@@ -162,7 +162,8 @@ impl Cuda {
         self.with_scales([n, k], options, codes, Some(matrix.absmax()))
     }
 
-    /// What random weights repeat, on the device beside the arena: a plan reads no weight and does not know of it.
+    /// Keeps the pattern that random weights repeat on the device, beside the arena: a plan reads no weight and does
+    /// not count it.
     fn keep_pattern(&mut self, random: &RandomNf4) -> Result<()> {
         let known = self.pattern.as_ref().is_some_and(|(bytes, _)| Arc::ptr_eq(bytes, &random.bytes));
         if let (false, Some(device)) = (known, self.memory.device()) {
@@ -201,7 +202,7 @@ impl Cuda {
                     ordered
                 }
             };
-            AbsmaxMemory::DoubleQuantized {
+            nf4::Absmax::DoubleQuantized {
                 codes: WeightArray::Device(codes),
                 nested_absmax: WeightArray::Device(memory.upload_at(
                     end,
@@ -228,14 +229,14 @@ impl Cuda {
                 (Absmax::F32(absmax), Layout::Transposed) => transposed(absmax, n),
                 (Absmax::DoubleQuantized { .. }, _) => unreachable!("checked"),
             });
-            AbsmaxMemory::F32(WeightArray::Device(memory.upload_at(end, NAME, blocks, ordered.as_deref())?))
+            nf4::Absmax::F32(WeightArray::Device(memory.upload_at(end, NAME, blocks, ordered.as_deref())?))
         };
         let codes = WeightArray::Device(codes);
         Ok(CudaWeight::Nf4(Box::new(Nf4Memory { n, k, block_size, layout, codes, absmax })))
     }
 }
 
-/// Refuses a weight of which so many elements came, as quantizing it as a whole does.
+/// Refuses a weight with a wrong number of elements, in the words of quantizing it as a whole.
 fn check_len([rows, cols]: [usize; 2], name: &str, found: usize, is_right: impl Fn(usize) -> bool) -> Result<()> {
     if !is_right(found) {
         let cause = Nf4Error::Length { part: "weight", rows, cols, found, expected: rows * cols };

@@ -4,18 +4,19 @@ use super::memory::DeviceMemory;
 use super::paged_states::PagedTensor;
 use super::pinned::{LayerArrays, PinnedWeights, WeightArray};
 use crate::backend::{BufferShape, MaybeTrained, OptimizerState, TableShape};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use half::bf16;
 use qlora_kernels::device::{Buffer, PinnedBuffer, View, ViewMut};
-use qlora_kernels::ops::{linear, nf4};
+use qlora_kernels::ops::{Rows, RowsMut, linear, nf4};
 use std::ops::Range;
 
-/// `[tokens, width]`
+/// `[tokens, width]`, rows `stride` elements apart
 pub struct CudaBuffer {
     pub(super) data: Storage,
     pub(super) first: usize,
     pub(super) tokens: usize,
     pub(super) width: usize,
+    pub(super) stride: usize,
 }
 
 /// bf16 for activations, f32 for the log-sum-exp.
@@ -31,6 +32,10 @@ impl BufferShape for CudaBuffer {
 
     fn width(&self) -> usize {
         self.width
+    }
+
+    fn stride(&self) -> usize {
+        self.stride
     }
 
     fn move_to(&mut self, first: usize) {
@@ -53,15 +58,50 @@ impl CudaBuffer {
         }
     }
 
-    /// These tokens' rows of an activation.
+    /// These tokens' rows of an activation, dense.
     pub(super) fn rows(&self, tokens: &Range<usize>) -> Result<View<'_, bf16>> {
-        let elements = self.elements(tokens)?;
-        Ok(self.bf16().view().skip(elements.start).first(elements.len()))
+        self.check_dense()?;
+        Ok(self.strided(tokens)?.0)
     }
 
     pub(super) fn rows_mut(&mut self, tokens: &Range<usize>) -> Result<ViewMut<'_, bf16>> {
+        self.check_dense()?;
+        Ok(self.strided_mut(tokens)?.0)
+    }
+
+    /// These tokens' rows, and how far apart they are.
+    pub(super) fn strided(&self, tokens: &Range<usize>) -> Result<(View<'_, bf16>, usize)> {
         let elements = self.elements(tokens)?;
-        Ok(self.bf16_mut().view_mut().skip(elements.start).first(elements.len()))
+        Ok((self.bf16().view().skip(elements.start).first(elements.len()), self.stride))
+    }
+
+    pub(super) fn strided_mut(&mut self, tokens: &Range<usize>) -> Result<(ViewMut<'_, bf16>, usize)> {
+        let (elements, stride) = (self.elements(tokens)?, self.stride);
+        Ok((self.bf16_mut().view_mut().skip(elements.start).first(elements.len()), stride))
+    }
+
+    /// These tokens' rows, dense or not.
+    pub(super) fn apart(&self, tokens: &Range<usize>) -> Result<Rows<'_>> {
+        self.strided(tokens).map(|(rows, stride)| Rows::apart(rows, stride))
+    }
+
+    pub(super) fn apart_mut(&mut self, tokens: &Range<usize>) -> Result<RowsMut<'_>> {
+        self.strided_mut(tokens).map(|(rows, stride)| RowsMut::apart(rows, stride))
+    }
+
+    /// True if a product may put `columns` columns behind those of each row.
+    pub(super) fn has_room(&self, columns: usize) -> bool {
+        self.stride >= self.width + columns && self.stride.is_multiple_of(8)
+    }
+
+    pub(super) fn check_dense(&self) -> Result<()> {
+        match self.stride == self.width {
+            true => Ok(()),
+            false => Err(Error::Failed(format!(
+                "rows of {} values, {} apart, were given to an operation that needs them side by side",
+                self.width, self.stride
+            ))),
+        }
     }
 
     /// All rows, whatever they are of.
@@ -206,6 +246,13 @@ pub enum CudaOffloaded {
         width: usize,
         prefetched: bool,
     },
+    /// At this place in the scratch file; once it is on its way back, in this slot of host memory.
+    OnDisk {
+        place: u64,
+        slot: Option<usize>,
+        tokens: usize,
+        width: usize,
+    },
 }
 
 /// Norms are read in f32, biases in bf16.
@@ -222,7 +269,7 @@ impl CudaVector {
     pub(super) fn f32(&self) -> View<'_, f32> {
         match self {
             Self::Frozen { f32, .. } => f32.view(),
-            Self::Trained(param) => param.value.view(),
+            Self::Trained(param) => param.values(),
         }
     }
 
@@ -265,36 +312,15 @@ pub enum CudaWeight {
     Dense(WeightArray<bf16>),
 }
 
-/// An NF4 weight as the kernels read it.
-pub struct Nf4Memory {
-    pub(super) n: usize,
-    pub(super) k: usize,
-    pub(super) block_size: usize,
-    pub(super) layout: nf4::Layout,
-    /// `[ceil(n * k / 2)]`
-    pub(super) codes: WeightArray<u8>,
-    pub(super) absmax: AbsmaxMemory,
-}
-
-pub(super) enum AbsmaxMemory {
-    /// `[blocks]`
-    F32(WeightArray<f32>),
-    DoubleQuantized {
-        /// `[blocks]`
-        codes: WeightArray<u8>,
-        /// `[ceil(blocks / 256)]`
-        nested_absmax: WeightArray<f32>,
-        /// `[256]`
-        nested_map: WeightArray<f32>,
-        /// `[1]`
-        offset: WeightArray<f32>,
-    },
-}
+/// An NF4 weight on the device, or in pinned memory with its layer.
+pub type Nf4Memory = nf4::Arrays<WeightArray<u8>, WeightArray<f32>>;
 
 impl CudaWeight {
     pub(super) fn view<'a>(&'a self, pinned: &'a PinnedWeights) -> linear::Weight<'a> {
         match self {
-            Self::Nf4(weight) => linear::Weight::Nf4(weight.view(pinned)),
+            Self::Nf4(weight) => {
+                linear::Weight::Nf4(weight.map(|bytes| bytes.view(pinned), |floats| floats.view(pinned)))
+            }
             Self::Dense(weight) => linear::Weight::Dense(weight.view(pinned)),
         }
     }
@@ -315,8 +341,8 @@ impl CudaWeight {
         };
         weight.codes.append_to(arrays, memory)?;
         match &mut weight.absmax {
-            AbsmaxMemory::F32(absmax) => absmax.append_to(arrays, memory),
-            AbsmaxMemory::DoubleQuantized { codes, nested_absmax, nested_map, offset } => {
+            nf4::Absmax::F32(absmax) => absmax.append_to(arrays, memory),
+            nf4::Absmax::DoubleQuantized { codes, nested_absmax, nested_map, offset } => {
                 codes.append_to(arrays, memory)?;
                 nested_absmax.append_to(arrays, memory)?;
                 nested_map.append_to(arrays, memory)?;
@@ -326,30 +352,12 @@ impl CudaWeight {
     }
 }
 
-impl Nf4Memory {
-    fn view<'a>(&'a self, pinned: &'a PinnedWeights) -> nf4::Weight<'a> {
-        let absmax = match &self.absmax {
-            AbsmaxMemory::F32(absmax) => nf4::Absmax::F32(absmax.view(pinned)),
-            AbsmaxMemory::DoubleQuantized { codes, nested_absmax, nested_map, offset } => {
-                nf4::Absmax::DoubleQuantized {
-                    codes: codes.view(pinned),
-                    nested_absmax: nested_absmax.view(pinned),
-                    nested_map: nested_map.view(pinned),
-                    offset: offset.view(pinned),
-                }
-            }
-        };
-        let &Self { n, k, block_size, layout, .. } = self;
-        nf4::Weight { n, k, block_size, layout, codes: self.codes.view(pinned), absmax }
-    }
-}
-
 /// A trainable tensor of n elements.
 pub struct CudaParam {
     /// A number that no other tensor of this process has; names it in the optimizer's table.
     pub(super) id: u64,
-    /// `[n]`: the master copy
-    pub(super) value: Buffer<f32>,
+    /// `[n]`: the master copy; none where it waits in host memory, beside the states
+    pub(super) value: Option<Buffer<f32>>,
     /// `[n]`: the rounded copy that products read
     pub(super) working: Buffer<bf16>,
     pub(super) training: Option<Training>,
@@ -361,13 +369,22 @@ impl CudaParam {
         (self.working.view(), self.training.as_mut().map(|training| training.gradient.view_mut()))
     }
 
-    /// Like [`Self::for_gradient`], with the master copy.
+    /// The master copy of a tensor that operations read in f32.
+    pub(super) fn values(&self) -> View<'_, f32> {
+        here(&self.value)
+    }
+
+    /// The master copy, and the gradient where the tensor is trained.
     pub(super) fn values_for_gradient(&mut self) -> (View<'_, f32>, Option<ViewMut<'_, f32>>) {
-        (self.value.view(), self.training.as_mut().map(|training| training.gradient.view_mut()))
+        (here(&self.value), self.training.as_mut().map(|training| training.gradient.view_mut()))
     }
 }
 
-/// What only a tensor that is trained has.
+fn here(value: &Option<Buffer<f32>>) -> View<'_, f32> {
+    value.as_ref().expect("a master copy that operations read does not wait elsewhere").view()
+}
+
+/// Gradient and optimizer states of a trained tensor.
 pub(super) struct Training {
     /// `[n]`
     pub gradient: Buffer<f32>,

@@ -14,6 +14,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use qlora_kernels::device::MemoryEnd;
 use qlora_kernels::nf4::Nf4Options;
+use qlora_kernels::ops::dispatch::Pass;
 use qlora_kernels::rope::RopeTable;
 
 /// The plan's line of the gradients of modules that are trained whole.
@@ -77,7 +78,7 @@ impl Weights for Cuda {
     }
 
     fn begin_layer(&mut self, residency: Residency) {
-        // What soon leaves the device lies apart from what stays.
+        // Weights that soon leave the device lie apart from those that stay.
         self.weights_end = if residency == Residency::Pinned { MemoryEnd::High } else { MemoryEnd::Low };
     }
 
@@ -137,7 +138,9 @@ impl Weights for Cuda {
         let values = memory.device().map(|_| read()).transpose()?.map(to_bf16);
         let on_host = match !is_embedding && self.pinned.append_table(memory, name, len, values.as_deref())? {
             true => None,
-            false => memory.pin(name, len, values.as_deref())?,
+            // Its rows are read where they are.
+            false if is_embedding => memory.pin(name, len, values.as_deref())?,
+            false => memory.keep_on_host(name, len, values.as_deref())?,
         };
         self.output_layer.keep(on_host);
         Ok(CudaTable { data: TableMemory::Waiting, vocab, hidden, rows: None })
@@ -173,7 +176,7 @@ impl Weights for Cuda {
         states: StateFormat,
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<CudaTable> {
-        let param = self.trained([name, WHOLE_GRADIENTS], vocab * hidden, Some(states), init)?;
+        let param = self.trained([name, WHOLE_GRADIENTS], vocab * hidden, Some(states), false, init)?;
         Ok(CudaTable { data: TableMemory::Trained(Box::new(param)), vocab, hidden, rows: None })
     }
 
@@ -185,7 +188,8 @@ impl Weights for Cuda {
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<CudaVector> {
         self.reserve_norm_gradient(len)?;
-        self.trained([name, WHOLE_GRADIENTS], len, Some(states), init).map(|param| CudaVector::Trained(Box::new(param)))
+        let param = self.trained([name, WHOLE_GRADIENTS], len, Some(states), true, init)?;
+        Ok(CudaVector::Trained(Box::new(param)))
     }
 
     fn table_with_rows(
@@ -234,5 +238,13 @@ impl Weights for Cuda {
 
     fn low_rank_columns(&self, group: &LinearGroup<Self>) -> usize {
         linear::columns(group)
+    }
+
+    fn room_for_s(&self, group: &LinearGroup<Self>) -> usize {
+        self.linear.room(&linear::layers(group), Pass::Forward, &self.dims)
+    }
+
+    fn room_for_t(&self, group: &LinearGroup<Self>) -> usize {
+        self.linear.room(&linear::layers(group), Pass::Dx, &self.dims)
     }
 }

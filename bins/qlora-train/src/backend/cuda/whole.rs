@@ -11,7 +11,7 @@ use qlora_kernels::shape::AttentionShape;
 use std::ops::Range;
 
 impl Cuda {
-    /// Room for the sums over tokens of a norm's weight of so many elements, which may be as wide as a head and that of
+    /// Room for the sums over tokens of a norm's weight of `width` elements, which may be as wide as a head and that of
     /// all of them.
     pub(super) fn reserve_norm_gradient(&mut self, width: usize) -> Result<()> {
         let parts = if width == self.dims.head_dim { self.dims.heads } else { 1 };
@@ -28,7 +28,7 @@ impl Cuda {
     ) -> Result<()> {
         let (vocab, h, stream) = (table.vocab, table.hidden, self.memory.stream());
         let TableParts { rows, gradient: Some(gradient), .. } = table.parts() else { return Ok(()) };
-        let (ids, dout) = (self.on_device.input_ids.rows(tokens), dout.rows(tokens)?);
+        let (ids, dout) = (self.on_device.input_ids.rows(tokens), dout.apart(tokens)?);
         match rows {
             None => ops::embedding_backward(ids, dout, vocab, h, scale, gradient, stream)?,
             Some(rows) => ops::embedding_backward_of_rows(ids, dout, rows, vocab, h, scale, gradient, stream)?,
@@ -77,9 +77,9 @@ impl Cuda {
     ) -> Result<()> {
         let stream = self.memory.stream();
         let Some((_, Some(gradient))) = weight.param_mut().map(|param| param.for_gradient()) else { return Ok(()) };
-        let (m, parts, ld) = (tokens.len(), columns.len() / gradient.len(), x.width());
-        let (dy, x) = (dy.rows(tokens)?, x.rows(tokens)?);
-        let norm = NormGradient { m, parts, column: columns.start, ld, eps, dy, x };
+        let (m, parts) = (tokens.len(), columns.len() / gradient.len());
+        let ((dy, lddy), (x, ld)) = (dy.strided(tokens)?, x.strided(tokens)?);
+        let norm = NormGradient { m, parts, column: columns.start, ld, lddy, eps, dy, x };
         Ok(ops::norm_gradient(&norm, gradient, self.gradients.view_mut(), stream)?)
     }
 }

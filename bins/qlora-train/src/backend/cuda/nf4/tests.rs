@@ -21,7 +21,7 @@ fn cuda() -> Cuda {
         head_dim: 64,
         ..RunShape::default()
     };
-    Cuda::on(DeviceMemory::new(Rc::new(Device::open().unwrap()), 64 << 20).unwrap(), dims).unwrap()
+    Cuda::on(DeviceMemory::new(Rc::new(Device::open().unwrap()), 64 << 20, false).unwrap(), dims).unwrap()
 }
 
 /// Blocks of different sizes, and some of zeros.
@@ -61,8 +61,8 @@ fn arrays(memory: &DeviceMemory, weight: &CudaWeight) -> Vec<Vec<u8>> {
     let CudaWeight::Nf4(weight) = weight else { panic!("the weight is in NF4") };
     let mut all = vec![bytes(memory, &weight.codes)];
     match &weight.absmax {
-        AbsmaxMemory::F32(absmax) => all.push(bytes(memory, absmax)),
-        AbsmaxMemory::DoubleQuantized { codes, nested_absmax, nested_map, offset } => {
+        nf4::Absmax::F32(absmax) => all.push(bytes(memory, absmax)),
+        nf4::Absmax::DoubleQuantized { codes, nested_absmax, nested_map, offset } => {
             all.extend([bytes(memory, codes), bytes(memory, nested_absmax)]);
             all.extend([bytes(memory, nested_map), bytes(memory, offset)]);
         }

@@ -11,14 +11,14 @@ use std::rc::Rc;
 /// Bytes of a layer of Llama 3 70B in NF4.
 const LARGE: usize = 421 << 20;
 const LAYERS: usize = 4;
-/// Each layer begins so many bytes after the one before, in the same random bytes.
+/// Bytes from the beginning of a layer to that of the next, in the same random bytes.
 const STEP: usize = 17 * ALIGNMENT;
 /// Bytes that are compared at a time.
 const PIECE: usize = 8 << 20;
 
 struct Streamed {
     pinned: PinnedWeights,
-    /// What the last operations read
+    /// The bytes that the last operations read
     seen: Buffer<u8>,
     piece: Buffer<u8>,
     memory: DeviceMemory,
@@ -39,7 +39,7 @@ impl Streamed {
             file.write_all_at(&bytes, first as u64).unwrap();
         }
         let piece = PIECE.min(len);
-        let memory = DeviceMemory::new(Rc::new(Device::open().unwrap()), (3 * len + piece) as u64).unwrap();
+        let memory = DeviceMemory::new(Rc::new(Device::open().unwrap()), (3 * len + piece) as u64, false).unwrap();
         let copy = Rc::new(SharedPinned::new(memory.device().unwrap(), &file, all).unwrap());
         let layer = |layer: usize| {
             let offload_slot = Some(OffloadSlot::shared(&copy, layer * STEP, len).unwrap());
@@ -67,7 +67,7 @@ impl Streamed {
         self.memory.device().unwrap().repeat(&mut self.seen, from, 0).unwrap();
     }
 
-    /// Whether the last operations read the bytes of this layer. The device's stream is waited for.
+    /// True if the last operations read the bytes of this layer. The device's stream is waited for.
     fn saw(&mut self, layer: usize) -> bool {
         let mut expected = vec![0; self.piece.len()];
         (0..self.len).step_by(expected.len()).all(|first| {
@@ -78,7 +78,7 @@ impl Streamed {
         })
     }
 
-    /// Whether the layers of a forward and a backward pass were computed from their own bytes. Forward nothing waits
+    /// True if the layers of a forward and a backward pass were computed from their own bytes. Forward nothing waits
     /// for a layer's operations before the copy to its memory is queued; backward they are waited for at once.
     fn pass(&mut self) -> bool {
         let mut is_right = true;
