@@ -5,15 +5,20 @@
 
 #include "common/launch.cuh"
 
-// What a kernel needs of a qk_dropout, by value.
+// A kernel's view of a qk_dropout, by value.
 struct DropoutView {
     uint32_t key_low, key_high;
     uint32_t dropout_id, dropout_step;
     uint32_t first_token; // of row 0
     uint32_t threshold;   // a number below it drops its element; 0: no dropout
     float scale;          // of what is kept
+    const uint32_t *step_on_device; // [1]; NULL: dropout_step
 
     __host__ __device__ bool active() const { return threshold != 0; }
+    // The step that a mask is drawn for: read once by each thread, before its loops.
+    __device__ __forceinline__ uint32_t step() const {
+        return step_on_device != nullptr ? *step_on_device : dropout_step;
+    }
 };
 
 struct Random4 {
@@ -35,11 +40,11 @@ __device__ __forceinline__ Random4 philox4x32_10(uint32_t c0, uint32_t c1, uint3
     return {{c0, c1, c2, c3}};
 }
 
-// Bit i: feature 4 * quad + i of a row is kept. For kernels that zero what is dropped and apply `scale` to their f32
-// sums.
-__device__ __forceinline__ uint32_t dropout_kept(const DropoutView &dropout, int64_t row, int64_t quad) {
-    Random4 random = philox4x32_10(dropout.first_token + uint32_t(row), uint32_t(quad), dropout.dropout_id,
-                                   dropout.dropout_step, dropout.key_low, dropout.key_high);
+// Bit i: feature 4 * quad + i of a row is kept; `step` is dropout.step(). For kernels that zero what is dropped and
+// apply `scale` to their f32 sums.
+__device__ __forceinline__ uint32_t dropout_kept(const DropoutView &dropout, uint32_t step, int64_t row, int64_t quad) {
+    Random4 random = philox4x32_10(dropout.first_token + uint32_t(row), uint32_t(quad), dropout.dropout_id, step,
+                                   dropout.key_low, dropout.key_high);
     uint32_t bits = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) bits |= uint32_t(random.words[i] >= dropout.threshold) << i;

@@ -14,6 +14,7 @@ fn refused<T>() -> Result<T> {
 impl Driver for Absent {
     type Event = Self;
     type Slab = Self;
+    type Graph = Self;
 
     fn open(_: usize) -> Result<Self> {
         refused()
@@ -55,7 +56,7 @@ impl Driver for Absent {
         match *self {}
     }
 
-    fn slab(&self, _: u64) -> Result<Self> {
+    fn slab(&self, _: u64, _: bool) -> Result<Self> {
         match *self {}
     }
 
@@ -63,7 +64,7 @@ impl Driver for Absent {
         match *self {}
     }
 
-    unsafe fn free_part(&self, _: *mut u8, _: usize) {
+    unsafe fn free_part(&self, _: &Self, _: *mut u8, _: usize) {
         match *self {}
     }
 
@@ -128,6 +129,18 @@ impl Driver for Absent {
     }
 
     fn elapsed(&self, _: &Self, _: &Self) -> Result<f64> {
+        match *self {}
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        match *self {}
+    }
+
+    fn end_capture(&self) -> Result<(Self, usize)> {
+        match *self {}
+    }
+
+    unsafe fn launch(&self, _: &Self) -> Result<()> {
         match *self {}
     }
 }

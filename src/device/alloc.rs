@@ -1,7 +1,8 @@
 //! A best-fit offset allocator with two ends. It touches no memory, so that a planner can replay a run's allocations
 //! and read off the peak.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// Every allocation begins at a multiple of it, as device memory does.
 const ALIGNMENT: u64 = 256;
@@ -31,7 +32,7 @@ pub enum MemoryEnd {
 /// The part of a range that grows from one of its ends. Places are distances from there.
 #[derive(Debug, Default)]
 struct Region {
-    /// Where the free middle begins
+    /// Start of the free middle
     end: u64,
     /// Length of every free range before the end, by place; no two touch, and none touches the end.
     gaps: BTreeMap<u64, u64>,
@@ -40,7 +41,7 @@ struct Region {
 }
 
 impl Region {
-    /// The place of `bytes` bytes that are free, which are no longer. `middle`: bytes between both regions
+    /// Takes `bytes` free bytes and returns their place. `middle`: bytes between both regions
     fn take(&mut self, bytes: u64, middle: u64) -> Option<u64> {
         if let Some(&(len, place)) = self.by_len.range((bytes, 0)..).next() {
             self.remove_gap(place, len);
@@ -85,6 +86,24 @@ impl Region {
     }
 }
 
+/// Hash of an offset. Those of a run are multiples of [`ALIGNMENT`] near each other, which a product spreads.
+#[derive(Debug, Default)]
+struct OffsetHasher(u64);
+
+impl Hasher for OffsetHasher {
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("an offset is one number")
+    }
+
+    fn write_u64(&mut self, offset: u64) {
+        self.0 = (offset / ALIGNMENT).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// Allocates offsets in `0..capacity`, each under a name, from either end.
 ///
 /// An allocation takes the smallest gap at its end that has room for it, the one nearest to the end of equal ones, and
@@ -96,7 +115,7 @@ pub struct OffsetAllocator {
     low: Region,
     high: Region,
     /// Length of every allocation, its name's index and its end, by offset.
-    allocations: BTreeMap<u64, (u64, usize, MemoryEnd)>,
+    allocations: HashMap<u64, (u64, usize, MemoryEnd), BuildHasherDefault<OffsetHasher>>,
     /// In the order of their first use.
     names: Vec<&'static str>,
     /// Bytes of every name.
@@ -105,26 +124,46 @@ pub struct OffsetAllocator {
     peak: u64,
     /// Bytes of every name that there was at the peak.
     named_at_peak: Vec<u64>,
-    /// Whether `named` is what it was at the peak, whose own is older: while use only grows, nothing is copied.
+    /// True while `named` is that of the peak and `named_at_peak` is older: nothing is copied while use only grows.
     at_peak: bool,
+    /// The exclusive or of the hashes of all allocations
+    state: u64,
+    given: u64,
+}
+
+/// Spreads the bits of a number (the finalizer of SplitMix64).
+fn mixed(number: u64) -> u64 {
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}
+
+/// A hash of one allocation.
+fn hash(offset: u64, bytes: u64, name: usize, end: MemoryEnd) -> u64 {
+    let end = u64::from(end == MemoryEnd::High);
+    mixed(mixed(mixed(offset + 1).wrapping_add(bytes)).wrapping_add(2 * name as u64 + end))
 }
 
 impl OffsetAllocator {
+    /// An allocator of `0..capacity`, with the capacity rounded down to a multiple of 256 bytes.
     pub fn new(capacity: u64) -> Self {
         Self {
             capacity: capacity / ALIGNMENT * ALIGNMENT,
             low: Region::default(),
             high: Region::default(),
-            allocations: BTreeMap::new(),
+            allocations: HashMap::default(),
             names: Vec::new(),
             named: Vec::new(),
             used: 0,
             peak: 0,
             named_at_peak: Vec::new(),
             at_peak: false,
+            state: 0,
+            given: 0,
         }
     }
 
+    /// Bytes of the range.
     pub fn capacity(&self) -> u64 {
         self.capacity
     }
@@ -134,10 +173,26 @@ impl OffsetAllocator {
         self.used
     }
 
+    /// The use of the range when most of it was in use.
     pub fn peak(&self) -> PeakUsage {
         let named = if self.at_peak { &self.named } else { &self.named_at_peak };
         let in_use = self.names.iter().copied().zip(named.iter().copied()).filter(|(_, bytes)| *bytes > 0);
         PeakUsage { bytes: self.peak, names: in_use.collect() }
+    }
+
+    /// A hash of the allocations that there are. Where it is equal, equal calls get equal offsets.
+    pub fn state(&self) -> u64 {
+        self.state
+    }
+
+    /// A hash of the offsets that were given since it was last forgotten, in their order.
+    pub fn given(&self) -> u64 {
+        self.given
+    }
+
+    /// Begins the hash of [`given`](Self::given) again.
+    pub fn forget_given(&mut self) {
+        self.given = 0;
     }
 
     /// Keeps what the peak held before that changes.
@@ -173,6 +228,9 @@ impl OffsetAllocator {
         }
         let (index, offset) = (self.index(name), self.offset(end, place, bytes));
         self.allocations.insert(offset, (bytes, index, end));
+        let hash = hash(offset, bytes, index, end);
+        self.state ^= hash;
+        self.given = mixed(self.given.wrapping_add(hash));
         self.named[index] += bytes;
         self.used += bytes;
         if is_peak {
@@ -212,127 +270,11 @@ impl OffsetAllocator {
         let (bytes, index, end) = self.allocations.remove(&offset).expect("an allocation is freed once");
         self.used -= bytes;
         self.named[index] -= bytes;
+        self.state ^= hash(offset, bytes, index, end);
         let place = self.offset(end, offset, bytes);
         self.region(end).free(place, bytes);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn the_smallest_gap_serves_and_neighbors_grow_together() {
-        let mut allocator = OffsetAllocator::new(4096);
-        let parts: Vec<u64> = [512, 256, 1024, 256, 512].map(|bytes| allocator.alloc("a", bytes).unwrap()).to_vec();
-        assert_eq!(parts, [0, 512, 768, 1792, 2048]);
-        assert_eq!((allocator.used(), allocator.peak().bytes), (2560, 2560));
-        for part in [0, 768] {
-            allocator.free(part);
-        }
-        assert_eq!(allocator.alloc("b", 300), Some(0), "512 bytes are nearer to 300 than 1024 are");
-        assert_eq!(allocator.alloc("b", 1), Some(768), "a part has at least 256 bytes");
-        allocator.free(768);
-        allocator.free(512);
-        assert_eq!(allocator.alloc("b", 1280), Some(512), "two gaps that touch are one");
-        assert_eq!(allocator.alloc("b", 4096), None);
-        assert_eq!(allocator.peak().bytes, 2560, "what was refused changes nothing");
-        assert_eq!(allocator.peak().names, BTreeMap::from([("a", 2560)]));
-        assert_eq!(allocator.alloc("c", 1536), Some(2560));
-        let names = BTreeMap::from([("a", 256 + 512), ("b", 512 + 1280), ("c", 1536)]);
-        assert_eq!(allocator.peak(), PeakUsage { bytes: 4096, names });
-        assert_eq!(allocator.alloc("c", 1), None);
-        assert_eq!(OffsetAllocator::new(u64::MAX).alloc("huge", u64::MAX), None);
-    }
-
-    #[test]
-    fn either_end_has_gaps_of_its_own() {
-        use MemoryEnd::{High, Low};
-        let mut allocator = OffsetAllocator::new(4096);
-        let mut alloc = |end, bytes| allocator.alloc_at(end, "a", bytes);
-        assert_eq!([alloc(High, 512), alloc(Low, 256), alloc(High, 256)], [Some(3584), Some(0), Some(3328)]);
-        allocator.free(3584);
-        assert_eq!(allocator.alloc("b", 512), Some(256), "a gap at the other end is not taken");
-        assert_eq!(allocator.alloc_at(High, "b", 256), Some(3840), "one nearest to the end is");
-        assert_eq!((allocator.used(), allocator.peak().bytes), (256 + 256 + 512 + 256, 768 + 768));
-        assert_eq!(allocator.alloc("c", 2816), None, "the middle has 2560");
-        assert_eq!(allocator.alloc_at(High, "c", 2560), Some(768));
-        assert_eq!(allocator.peak().bytes, 4096);
-        for offset in [768, 3328, 3840] {
-            allocator.free(offset);
-        }
-        assert_eq!(allocator.alloc("c", 3328), Some(768), "the middle is what both ends have left");
-    }
-
-    /// Layers that need more and more while they compute, and leave something for later.
-    #[test]
-    fn what_comes_from_both_ends_leaves_no_gap() {
-        let peak = |of_layer: MemoryEnd| {
-            let mut allocator = OffsetAllocator::new(u64::MAX);
-            for used in [2560, 3072, 3584] {
-                let used = allocator.alloc_at(of_layer, "used", used).unwrap();
-                allocator.alloc("left", 1024).unwrap();
-                allocator.free(used);
-            }
-            let PeakUsage { bytes, names } = allocator.peak();
-            (bytes, bytes - names.values().sum::<u64>())
-        };
-        assert_eq!(peak(MemoryEnd::High), (3584 + 3 * 1024, 0));
-        // What the first has left keeps the gap below it from growing.
-        assert_eq!(peak(MemoryEnd::Low), (2560 + 1024 + 3584, 2560 - 1024));
-    }
-
-    fn end(choice: u8) -> MemoryEnd {
-        if choice & 4 == 0 { MemoryEnd::Low } else { MemoryEnd::High }
-    }
-
-    proptest! {
-        /// A capacity of what another needed at most gives equal distances from the ends.
-        #[test]
-        fn the_capacity_changes_nothing(steps in proptest::collection::vec((any::<u8>(), 0u64..5000), 1..200)) {
-            let run = |capacity: u64| {
-                let mut allocator = OffsetAllocator::new(capacity);
-                let (mut held, mut given) = (Vec::new(), Vec::new());
-                for &(choice, bytes) in &steps {
-                    if choice % 2 == 0 && !held.is_empty() {
-                        allocator.free(held.swap_remove(choice as usize % held.len()));
-                    } else {
-                        held.push(allocator.alloc_at(end(choice), "part", bytes)?);
-                        let from = if end(choice) == MemoryEnd::Low { 0 } else { allocator.capacity() };
-                        given.push(held[held.len() - 1].abs_diff(from));
-                    }
-                }
-                Some((given, allocator.peak().bytes))
-            };
-            let (given, peak) = run(u64::MAX).unwrap();
-            prop_assert_eq!(run(peak), Some((given, peak)));
-            prop_assert_eq!(run(peak - 256), None);
-        }
-
-        /// Allocations never overlap or leave the range, and in the end one gap is all there is.
-        #[test]
-        fn parts_do_not_overlap(steps in proptest::collection::vec((any::<u8>(), 0u64..5000), 1..200)) {
-            let mut allocator = OffsetAllocator::new(64 << 10);
-            let mut held: Vec<(u64, u64)> = Vec::new();
-            for (choice, bytes) in steps {
-                if choice % 3 == 0 && !held.is_empty() {
-                    let (offset, _) = held.swap_remove(choice as usize % held.len());
-                    allocator.free(offset);
-                } else if let Some(offset) = allocator.alloc_at(end(choice), "part", bytes) {
-                    prop_assert!(offset % 256 == 0 && offset + bytes <= 64 << 10);
-                    prop_assert!(held.iter().all(|&(other, len)| offset + bytes <= other || other + len <= offset));
-                    held.push((offset, bytes.max(1).next_multiple_of(256)));
-                }
-                prop_assert_eq!(allocator.used(), held.iter().map(|part| part.1).sum::<u64>());
-                prop_assert!(allocator.peak().bytes >= allocator.used());
-            }
-            held.iter().for_each(|&(offset, _)| allocator.free(offset));
-            for region in [&allocator.low, &allocator.high] {
-                prop_assert_eq!((region.gaps.len(), region.by_len.len(), region.end), (0, 0, 0));
-            }
-            prop_assert_eq!(allocator.used(), 0);
-            prop_assert_eq!(allocator.alloc("all", 64 << 10), Some(0));
-        }
-    }
-}
+mod tests;

@@ -35,10 +35,21 @@ impl Drop for Allocation {
 impl Arena {
     /// `bytes` of the device's memory, in one piece.
     pub fn new(device: &Device, bytes: u64) -> Result<Self> {
+        Self::with(device, bytes, false)
+    }
+
+    /// `bytes` of the device's memory for work that is recorded as a [`Graph`](super::Graph): equal calls in an equal
+    /// [`state`](Self::state) return buffers at equal addresses, in the emulation too. The emulation's buffers then
+    /// have no memory of their own, so that AddressSanitizer does not see their ends.
+    pub fn with_fixed_addresses(device: &Device, bytes: u64) -> Result<Self> {
+        Self::with(device, bytes, true)
+    }
+
+    fn with(device: &Device, bytes: u64, fixed: bool) -> Result<Self> {
         let allocator = OffsetAllocator::new(bytes);
         let driver = device.driver().clone();
         driver.bind()?;
-        let slab = Rc::new(driver.slab(allocator.capacity())?);
+        let slab = Rc::new(driver.slab(allocator.capacity(), fixed)?);
         Ok(Self { memory: Some(ArenaMemory { driver, slab }), allocator: Rc::new(RefCell::new(allocator)) })
     }
 
@@ -53,7 +64,8 @@ impl Arena {
         self.alloc_at(MemoryEnd::Low, name, len)
     }
 
-    /// Like [`alloc`](Self::alloc), at either end. No result depends on where a buffer lies.
+    /// `len` elements of any bits at either end, counted under `name`. An error if there is no room for them. No result
+    /// depends on the end.
     pub fn alloc_at<T: Element>(&self, end: MemoryEnd, name: &'static str, len: usize) -> Result<Buffer<T>> {
         let too_large = |_| CudaError::Device(format!("{name} of {len} elements is too large"));
         let bytes = byte_len::<T>(len).map_err(too_large)?;
@@ -73,7 +85,23 @@ impl Arena {
         self.allocator.borrow().used()
     }
 
+    /// The use of the arena when most of it was in use.
     pub fn peak(&self) -> PeakUsage {
         self.allocator.borrow().peak()
+    }
+
+    /// A hash of what is in use: its places, lengths and names.
+    pub fn state(&self) -> u64 {
+        self.allocator.borrow().state()
+    }
+
+    /// A hash of the places that were given so far, in their order.
+    pub fn given(&self) -> u64 {
+        self.allocator.borrow().given()
+    }
+
+    /// Begins the hash of [`given`](Self::given) again.
+    pub fn forget_given(&self) {
+        self.allocator.borrow_mut().forget_given();
     }
 }

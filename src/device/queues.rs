@@ -1,11 +1,12 @@
-//! Queues of the emulated device: each in order, none before what it was told to wait for, and as late as something
+//! Queues of the emulated device: each in order, none before the marks that it waits for, and as late as something
 //! waits for them. Launches come to them by the streams that the C interface takes.
 
+use super::capture::{Capture, CapturedMark, Repeated, Step};
 use super::driver::Queue;
 use super::emulation;
 use crate::error::{CudaError, Result};
 use crate::sys;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::rc::{Rc, Weak};
@@ -17,6 +18,13 @@ const QUEUES: [Queue; 5] = [Queue::Compute, Queue::Side, Queue::ToDevice, Queue:
 pub struct Point {
     queue: Queue,
     number: u64,
+}
+
+/// The place of an event: in a queue, or in a recording.
+#[derive(Clone, Copy)]
+pub enum Mark {
+    Queued(Point),
+    Captured(CapturedMark),
 }
 
 enum Work {
@@ -31,7 +39,12 @@ struct Fifo {
 }
 
 #[derive(Default)]
-pub struct Queues([RefCell<Fifo>; QUEUES.len()]);
+pub struct Queues {
+    fifos: [RefCell<Fifo>; QUEUES.len()],
+    /// While work is recorded
+    capture: RefCell<Option<Capture>>,
+    captures: Cell<u64>,
+}
 
 impl Queues {
     /// Queues whose streams take launches of this OS thread.
@@ -46,17 +59,103 @@ impl Queues {
         queues
     }
 
-    /// What stands for a `CUstream`: an address that no other stream has, and that nobody looks at.
+    /// An address in place of a `CUstream`: no other stream has it, and nobody reads it.
     pub fn stream(self: &Rc<Self>, queue: Queue) -> *mut c_void {
         Rc::as_ptr(self).cast::<c_void>().wrapping_byte_add(queue as usize).cast_mut()
     }
 
     fn fifo(&self, queue: Queue) -> &RefCell<Fifo> {
-        &self.0[queue as usize]
+        &self.fifos[queue as usize]
     }
 
     pub fn put(&self, queue: Queue, work: impl FnOnce() -> Result<()> + 'static) {
         self.fifo(queue).borrow_mut().waiting.push_back(Work::Do(Box::new(work)));
+    }
+
+    /// Records the work if the queue is recorded, and queues it otherwise.
+    pub fn put_or_record(&self, queue: Queue, work: Repeated) {
+        match self.recording(queue) {
+            Some(mut capture) => capture.put(queue, work),
+            None => self.put(queue, move || work()),
+        }
+    }
+
+    /// The recording of this queue's work.
+    fn recording(&self, queue: Queue) -> Option<RefMut<'_, Capture>> {
+        let capture = self.capture.borrow_mut();
+        RefMut::filter_map(capture, |capture| capture.as_mut().filter(|capture| capture.has(queue))).ok()
+    }
+
+    pub fn is_recorded(&self) -> bool {
+        self.capture.borrow().is_some()
+    }
+
+    /// An error where work is recorded: `what` cannot be.
+    pub fn refuse_recorded(&self, what: &str) -> Result<()> {
+        self.capture.borrow_mut().as_mut().map_or(Ok(()), |capture| Err(capture.refuse(what)))
+    }
+
+    pub fn begin_capture(&self) -> Result<()> {
+        self.refuse_recorded("it is recorded already")?;
+        self.captures.set(self.captures.get() + 1);
+        *self.capture.borrow_mut() = Some(Capture::new(self.captures.get()));
+        Ok(())
+    }
+
+    pub fn end_capture(&self) -> Result<Vec<Step>> {
+        let capture = self.capture.borrow_mut().take();
+        capture.ok_or_else(|| CudaError::Device("no stream is recorded".into()))?.end()
+    }
+
+    /// Queues all that was recorded, each part on its queue.
+    pub fn launch(&self, steps: &[Step]) -> Result<()> {
+        self.refuse_recorded("a graph is launched")?;
+        let mut marks = Vec::new();
+        for step in steps {
+            match step {
+                Step::Do(queue, work) => {
+                    let work = work.clone();
+                    self.put(*queue, move || work());
+                }
+                Step::Mark(queue) => marks.push(self.end(*queue)),
+                Step::Wait(queue, mark) => self.wait(*queue, marks[*mark]),
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of what `queue` has so far, recorded or not.
+    pub fn mark(&self, queue: Queue) -> Mark {
+        match self.recording(queue) {
+            Some(mut capture) => Mark::Captured(capture.mark(queue)),
+            None => Mark::Queued(self.end(queue)),
+        }
+    }
+
+    /// Work that is put on `queue` from now on comes after the mark.
+    pub fn wait_for(&self, queue: Queue, mark: Mark) -> Result<()> {
+        match (self.capture.borrow_mut().as_mut(), mark) {
+            (Some(capture), Mark::Captured(mark)) => capture.wait(queue, mark),
+            (Some(capture), Mark::Queued(_)) if capture.has(queue) => {
+                Err(capture.refuse("it waits for work that is not recorded"))
+            }
+            (_, Mark::Queued(point)) => {
+                self.wait(queue, point);
+                Ok(())
+            }
+            (None, Mark::Captured(_)) => Err(unrecorded()),
+        }
+    }
+
+    /// The point of a mark that the host may wait for.
+    pub fn point(&self, mark: Mark) -> Result<Point> {
+        match mark {
+            Mark::Queued(point) => Ok(point),
+            Mark::Captured(_) => {
+                self.refuse_recorded("the host waits for it")?;
+                Err(unrecorded())
+            }
+        }
     }
 
     /// Work that is put on `queue` from now on comes after the point.
@@ -72,7 +171,7 @@ impl Queues {
         Point { queue, number: fifo.done + fifo.waiting.len() as u64 }
     }
 
-    /// Whether the point is reached where nothing more is done than waits that are over.
+    /// True if the point is reached by nothing more than waits that are over.
     pub fn is_reached(&self, point: Point) -> bool {
         loop {
             let fifo = self.fifo(point.queue).borrow();
@@ -109,6 +208,11 @@ impl Queues {
     }
 }
 
+/// The error of waiting for an event that nothing has reached but a recording.
+fn unrecorded() -> CudaError {
+    CudaError::Device("an event was recorded in a graph, where nothing else can wait for it".into())
+}
+
 thread_local! {
     static STREAMS: RefCell<Vec<Weak<Queues>>> = const { RefCell::new(Vec::new()) };
 }
@@ -122,18 +226,21 @@ fn queue_of(stream: *mut c_void) -> Option<(Rc<Queues>, Queue)> {
     STREAMS.with_borrow(|streams| streams.iter().filter_map(Weak::upgrade).find_map(of))
 }
 
-/// Does `work`, or puts it on the queue that `stream` stands for, where it is one of a device that is late.
-pub fn put_on(stream: *mut c_void, work: impl FnOnce() + 'static) {
+/// Does `work`, or queues it where `stream` is that of a device that is late or records.
+pub fn put_on(stream: *mut c_void, work: impl Fn() + 'static) {
     match queue_of(stream) {
         None => work(),
-        Some((queues, queue)) => queues.put(queue, move || {
-            work();
-            Ok(())
-        }),
+        Some((queues, queue)) => queues.put_or_record(
+            queue,
+            Rc::new(move || -> Result<()> {
+                work();
+                Ok(())
+            }),
+        ),
     }
 }
 
-/// Does all work that `stream` has, where it is one of a device that is late: what comes next is done by the stream.
+/// Does all work that `stream` has, where it is that of a device that is late: what comes next is done by the stream.
 pub fn finish(stream: *mut c_void) -> Result<()> {
     queue_of(stream).map_or(Ok(()), |(queues, queue)| queues.reach(queues.end(queue)))
 }
@@ -146,7 +253,7 @@ unsafe extern "C" {
     fn qk_emulation_take_work(take: Option<Take>);
 }
 
-/// A launch of which nobody else knows.
+/// A launch that only this queue knows.
 struct Launch {
     work: *mut c_void,
     run: Run,
@@ -173,93 +280,13 @@ impl Drop for Launch {
     }
 }
 
-/// Takes a launch if its stream is one of a device that is late: 1, or 0.
+/// Takes a launch if its stream is one of a device that is late or records: 1, or 0.
 extern "C" fn take(stream: *mut c_void, work: *mut c_void, run: Run, release: Release) -> i32 {
     let Some((queues, queue)) = queue_of(stream) else { return 0 };
     let launch = Launch { work, run, release };
-    queues.put(queue, move || launch.run());
+    queues.put_or_record(queue, Rc::new(move || launch.run()));
     1
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use Queue::{Compute, Sums, ToDevice, ToHost};
-    use std::cell::Cell;
-
-    /// Puts a number on a queue; it is noted when its turn comes.
-    fn note(queues: &Queues, noted: &Rc<RefCell<Vec<u32>>>, queue: Queue, number: u32) {
-        let noted = noted.clone();
-        queues.put(queue, move || {
-            noted.borrow_mut().push(number);
-            Ok(())
-        });
-    }
-
-    #[test]
-    fn a_queue_does_what_others_wait_for_and_no_more() {
-        let (queues, noted) = (Queues::default(), Rc::default());
-        note(&queues, &noted, Compute, 1);
-        let computed = queues.end(Compute);
-        note(&queues, &noted, Compute, 2);
-        note(&queues, &noted, ToDevice, 10);
-        queues.wait(ToDevice, computed);
-        note(&queues, &noted, ToDevice, 11);
-        let copied = queues.end(ToDevice);
-        queues.wait(Compute, copied);
-        note(&queues, &noted, Compute, 3);
-        note(&queues, &noted, ToHost, 20);
-        assert!(!queues.is_reached(copied) && !queues.is_reached(computed) && noted.borrow().is_empty());
-        queues.reach(copied).unwrap();
-        assert_eq!(*noted.borrow(), [10, 1, 11]);
-        assert!(queues.is_reached(copied) && queues.is_reached(computed));
-        queues.reach(queues.end(Compute)).unwrap();
-        assert_eq!(*noted.borrow(), [10, 1, 11, 2, 3], "nothing waits for the queue to the host");
-    }
-
-    #[test]
-    fn a_queue_that_only_waits_is_through_when_the_others_are() {
-        let (queues, noted) = (Queues::default(), Rc::default());
-        note(&queues, &noted, Compute, 1);
-        queues.wait(Sums, queues.end(Compute));
-        // A queue does not wait for itself.
-        queues.wait(Sums, queues.end(Sums));
-        let summed = queues.end(Sums);
-        assert!(!queues.is_reached(summed));
-        queues.reach(queues.end(Compute)).unwrap();
-        assert!(queues.is_reached(summed) && *noted.borrow() == [1]);
-    }
-
-    #[test]
-    fn work_after_a_part_that_failed_is_done_by_the_next_call() {
-        let (queues, noted) = (Queues::default(), Rc::default());
-        queues.put(Compute, || Err(CudaError::Device("lost".into())));
-        note(&queues, &noted, Compute, 1);
-        assert_eq!(queues.reach(queues.end(Compute)).unwrap_err().to_string(), "lost");
-        assert!(noted.borrow().is_empty());
-        queues.reach(queues.end(Compute)).unwrap();
-        assert_eq!(*noted.borrow(), [1]);
-    }
-
-    #[test]
-    fn a_stream_takes_work_as_long_as_its_queues_are_there() {
-        let (queues, others) = (Queues::with_streams(), Queues::with_streams());
-        let stream = queues.stream(ToHost);
-        let done = Rc::new(Cell::new(0));
-        let put = |stream: *mut c_void, number: u32| {
-            let done = done.clone();
-            put_on(stream, move || done.set(number));
-        };
-        put(stream, 1);
-        put(others.stream(ToHost), 2);
-        finish(queues.stream(Compute)).unwrap();
-        assert_eq!(done.get(), 0);
-        put(std::ptr::null_mut(), 3);
-        assert_eq!(done.get(), 3, "nobody has the default stream");
-        finish(stream).unwrap();
-        assert_eq!(done.get(), 1);
-        drop(queues);
-        put(stream, 4);
-        assert_eq!(done.get(), 4);
-    }
-}
+mod tests;

@@ -1,8 +1,8 @@
 //! The operations, each a call of one kernel.
 
 use super::operands::{CudaBuffer, CudaVector, Storage};
-use super::{Cuda, linear, loss, magnitude};
-use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Rotation, Trace};
+use super::{Cuda, in_graph, linear, loss, magnitude};
+use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Rotation, StepPart, Trace};
 use crate::error::Result;
 use half::bf16;
 use qlora_kernels::device::EventTimer;
@@ -48,7 +48,18 @@ impl Compute for Cuda {
         self.batch_documents.clear();
         self.batch_documents.extend(self.batch.boundaries.windows(2).map(|bounds| bounds[0] < bounds[1]));
         self.batch.boundaries.dedup();
-        self.on_device.set(&self.batch)
+        let documents = self.batch.boundaries.len().saturating_sub(1);
+        self.documents = self.graphs.documents(documents, self.dims.tokens);
+        self.on_device.set(&self.batch, self.documents)
+    }
+
+    fn in_graph<T>(
+        &mut self,
+        part: StepPart,
+        draw: Option<u32>,
+        work: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        in_graph::in_graph(self, part, draw, work)
     }
 
     fn reserve(&mut self, op: &Op<'_, Self>) -> Result<()> {
@@ -70,7 +81,11 @@ impl Compute for Cuda {
     }
 
     fn compute(&mut self, tokens: &Range<usize>, op: &mut Op<'_, Self>) -> Result<()> {
+        if self.graphs.is_replaying() {
+            return Ok(());
+        }
         let (m, stream, forked) = (tokens.len(), self.memory.stream(), self.beside.take_fork());
+        let step = self.graphs.step();
         match op {
             Op::Embed { table, scale, out } => {
                 let ids = self.on_device.input_ids.rows(tokens);
@@ -79,25 +94,26 @@ impl Compute for Cuda {
             }
             Op::RmsNorm { x, weight, eps, out } => {
                 let x = Residual::Plain(x.rows(tokens)?);
-                ops::rms_norm(x, weight.f32(), *eps, out.rows_mut(tokens)?, stream)?;
+                ops::rms_norm(x, weight.f32(), *eps, out.apart_mut(tokens)?, stream)?;
             }
             Op::AddRmsNorm { x, delta, sum, weight, eps, out } => {
                 let (x, delta, sum) = (x.rows(tokens)?, delta.rows(tokens)?, sum.rows_mut(tokens)?);
                 let residual = Residual::Add { x, delta, sum };
-                ops::rms_norm(residual, weight.f32(), *eps, out.rows_mut(tokens)?, stream)?;
+                ops::rms_norm(residual, weight.f32(), *eps, out.apart_mut(tokens)?, stream)?;
             }
             Op::RmsNormAdd { x, delta, weight, eps, sum } => {
                 let residual = Residual::After { delta: delta.rows(tokens)?, x: x.rows(tokens)? };
                 ops::rms_norm(residual, weight.f32(), *eps, sum.rows_mut(tokens)?, stream)?;
             }
             Op::RmsNormBackward { dy, x, weight, eps, accumulate, dx } => {
-                let (dy, x, weight) = (dy.rows(tokens)?, x.rows(tokens)?, weight.f32());
-                ops::rms_norm_backward(dy, x, weight, *eps, *accumulate, dx.rows_mut(tokens)?, stream)?;
+                let (dy, x, weight) = (dy.apart(tokens)?, x.rows(tokens)?, weight.f32());
+                ops::rms_norm_backward(dy, x, weight, *eps, *accumulate, dx.apart_mut(tokens)?, stream)?;
             }
             Op::LoraDown { x, group, dropout, s } => {
                 let unused = self.empty.view_mut();
                 let index = self.on_device.adapters_of(tokens);
-                linear::lora_down(tokens, x, group, &self.pinned, *dropout, index, s, unused, stream)?;
+                let mask = linear::mask(*dropout, tokens, step);
+                linear::lora_down(tokens, x, group, &self.pinned, mask, index, s, unused, stream)?;
             }
             Op::Linear { x, s, group, y } => {
                 let row = self.linear.take(&linear::layers(group), Pass::Forward, self.batch.tokens());
@@ -111,11 +127,13 @@ impl Compute for Cuda {
                     let idle_share = |processors| linear_dx::idle_share(m, group.k, processors);
                     self.beside.fork(&self.memory, idle_share)?;
                 }
-                linear::dx(tokens, dy, *t, group, &self.pinned, *dropout, *accumulate, dx, row, stream)?;
+                let mask = linear::mask(*dropout, tokens, step);
+                linear::dx(tokens, dy, *t, group, &self.pinned, mask, *accumulate, dx, row, stream)?;
             }
             Op::LoraGradients { x, dy, s, t, group, dropout } => {
                 let (operands, workspace, pinned) = ([*x, *dy, *s, *t], self.gradients.view_mut(), &self.pinned);
-                let work = |stream| linear::gradients(tokens, operands, group, pinned, *dropout, workspace, stream);
+                let mask = linear::mask(*dropout, tokens, step);
+                let work = |stream| linear::gradients(tokens, operands, group, pinned, mask, workspace, stream);
                 if forked { self.beside.run(work)? } else { work(stream)? }
             }
             Op::HeadNorm { qkv, weights, eps, shape, rotation, out } => {
@@ -124,25 +142,26 @@ impl Compute for Cuda {
             }
             Op::HeadNormBackward { qkv, weights, eps, shape, rotation, dqkv } => {
                 let input = self.head_norm(tokens, *shape, *eps, qkv, *weights, *rotation)?;
-                ops::head_norm_backward(input, dqkv.rows_mut(tokens)?, stream)?;
+                ops::head_norm_backward(input, dqkv.apart_mut(tokens)?, stream)?;
             }
             Op::Rope { qkv, shape, table, inverse } => {
                 let table = self.ropes[*table].table();
-                let (ldx, heads) = (qkv.width(), shape.heads + shape.kv_heads);
+                let heads = shape.heads + shape.kv_heads;
                 let positions = self.on_device.positions.rows(tokens);
-                ops::rope(qkv.rows_mut(tokens)?, ldx, heads, shape.head_dim, positions, table, *inverse, stream)?;
+                let (x, ldx) = qkv.strided_mut(tokens)?;
+                ops::rope(x, ldx, heads, shape.head_dim, positions, table, *inverse, stream)?;
             }
             Op::Attention { qkv, shape, window, out, lse } => {
-                let boundaries = self.on_device.boundaries.rows(&(0..self.batch.boundaries.len()));
+                let boundaries = self.on_device.boundaries.rows(&(0..self.documents + 1));
                 let input = Attention { shape: *shape, m, qkv: qkv.rows(tokens)?, boundaries, window: *window };
-                attention(&input, out.rows_mut(tokens)?, lse.f32_rows_mut(tokens)?, stream)?;
+                attention(&input, out.apart_mut(tokens)?, lse.f32_rows_mut(tokens)?, stream)?;
             }
             Op::AttentionBackward { dout, qkv, out, lse, shape, window, dqkv } => {
-                let boundaries = self.on_device.boundaries.rows(&(0..self.batch.boundaries.len()));
+                let boundaries = self.on_device.boundaries.rows(&(0..self.documents + 1));
                 let input = Attention { shape: *shape, m, qkv: qkv.rows(tokens)?, boundaries, window: *window };
-                let (dout, out, lse) = (dout.rows(tokens)?, out.rows(tokens)?, lse.f32_rows(tokens)?);
+                let (dout, out, lse) = (dout.rows(tokens)?, out.apart(tokens)?, lse.f32_rows(tokens)?);
                 let workspace = self.attention.view_mut();
-                attention_backward(&input, dout, out, lse, dqkv.rows_mut(tokens)?, workspace, stream)?;
+                attention_backward(&input, dout, out, lse, dqkv.apart_mut(tokens)?, workspace, stream)?;
             }
             Op::AppendToCache { qkv, shape, cache, .. } => self.append_to_cache(qkv, *shape, cache)?,
             Op::AttentionOverCache { qkv, cache, shape, window, out, .. } => {
@@ -150,12 +169,12 @@ impl Compute for Cuda {
             }
             Op::Swiglu { gate_up, activation, out } => {
                 let width = out.width();
-                ops::swiglu(gate_up.rows(tokens)?, width, *activation, out.rows_mut(tokens)?, stream)?;
+                ops::swiglu(gate_up.apart(tokens)?, width, *activation, out.apart_mut(tokens)?, stream)?;
             }
             Op::SwigluBackward { dout, activation, gate_up, out } => {
                 let (dout, width) = (dout.rows(tokens)?, dout.width());
-                let out = out.as_mut().map(|out| out.rows_mut(tokens)).transpose()?;
-                ops::swiglu_backward(dout, gate_up.rows_mut(tokens)?, width, *activation, out, stream)?;
+                let out = out.as_mut().map(|out| out.apart_mut(tokens)).transpose()?;
+                ops::swiglu_backward(dout, gate_up.apart_mut(tokens)?, width, *activation, out, stream)?;
             }
             Op::CrossEntropy { x, head, weight, soft_cap, dx } => {
                 let targets = loss::Targets::of(&self.batch, &self.on_device, tokens);
@@ -198,10 +217,9 @@ impl Compute for Cuda {
     }
 
     fn record_event(&mut self) -> Result<()> {
-        let Some(device) = self.memory.device() else { return Ok(()) };
         let events = match &mut self.events {
             Some(events) => events,
-            none => none.insert(EventTimer::new(device)?),
+            none => none.insert(EventTimer::new(&*self.memory.opened()?)?),
         };
         Ok(events.record()?)
     }
@@ -219,9 +237,11 @@ impl Compute for Cuda {
 
     fn values(&mut self, buffer: &CudaBuffer, tokens: &Range<usize>) -> Result<Vec<f32>> {
         let elements = buffer.elements(tokens)?;
-        Ok(match &buffer.data {
+        let values: Vec<f32> = match &buffer.data {
             Storage::F32(data) => self.memory.download(data)?[elements].to_vec(),
             Storage::Bf16(data) => self.memory.download(data)?[elements].iter().map(|x| x.to_f32()).collect(),
-        })
+        };
+        // Without what lies in the room behind rows.
+        Ok(values.chunks(buffer.stride()).flat_map(|row| &row[..buffer.width()]).copied().collect())
     }
 }
