@@ -1,7 +1,7 @@
 //! The optimizer over the LoRA pairs of a Llama 70B: one update, and the norm of the gradients, each judged against the
 //! copy bandwidth.
 
-use crate::gpu::{Bench, Result, text};
+use crate::bench::{Bench, Result, text};
 use lab::adamw::{Described, OptimizerStep};
 use lab::operation::Operation;
 

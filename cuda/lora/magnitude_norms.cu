@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kRowThreads) row_squares_nf4(Nf4View weight, f
             sum = fmaf(w, w, sum);
         }
     }
-    sum = block_sums(sum, 0.0f, sums).x;
+    sum = block_sum(sum, sums);
     if (threadIdx.x == 0) squares[blockIdx.x] = sum;
 }
 
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kRowThreads)
 #pragma unroll
         for (int j = 0; j < V; ++j) sum = fmaf(w.v[j], w.v[j], sum);
     }
-    sum = block_sums(sum, 0.0f, sums).x;
+    sum = block_sum(sum, sums);
     if (threadIdx.x == 0) squares[blockIdx.x] = sum;
 }
 

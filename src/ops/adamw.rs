@@ -30,15 +30,27 @@ pub enum States<'a> {
 /// One trainable tensor of n elements in device memory.
 #[derive(Debug)]
 pub struct Tensor<'a> {
-    /// `[n]`: the f32 master copy
+    /// `[n]`: the f32 master copy; no elements where it is elsewhere too, as the states are
     pub value: ViewMut<'a, f32>,
     /// `[n]`: written with the rounded new value
     pub working: Option<ViewMut<'a, bf16>>,
     /// `[n]`
     pub gradient: View<'a, f32>,
+    /// The moments m and v.
     pub states: States<'a>,
     /// Index into the rates of an update.
     pub rate: usize,
+}
+
+impl Tensor<'_> {
+    /// True if the master copy is on the device, as it has to be beside states that are.
+    fn has_value(&self) -> bool {
+        !(self.value.is_empty() && matches!(self.states, States::Elsewhere))
+    }
+
+    fn len(&self) -> usize {
+        if self.has_value() { self.value.len() } else { self.gradient.len() }
+    }
 }
 
 /// The tensors of one optimizer, checked.
@@ -56,7 +68,7 @@ pub struct Tensors<'a> {
 pub struct GradientState {
     /// L2 over all gradients, before clipping.
     pub norm: f64,
-    /// What the update multiplies every gradient by.
+    /// The factor of every gradient in the update.
     pub scale: f32,
     /// The first tensor with a gradient that is not finite; the update then does nothing.
     pub not_finite: Option<usize>,
@@ -101,7 +113,7 @@ pub fn workspace_len(lengths: &[usize]) -> usize {
 impl<'a> Tensors<'a> {
     /// Checks every length. The views stay borrowed for as long as the tensors are updated.
     pub fn new(tensors: Vec<Tensor<'a>>) -> Result<Self> {
-        let elements: usize = tensors.iter().map(|tensor| tensor.value.len()).sum();
+        let elements: usize = tensors.iter().map(Tensor::len).sum();
         let shape = format!("{} tensors, {elements} elements", tensors.len());
         let operation = Operation { name: "adamw", shape: shape.clone() };
         operation
@@ -109,12 +121,17 @@ impl<'a> Tensors<'a> {
         let mut described = Vec::with_capacity(tensors.len());
         let mut rates = 0;
         for (index, tensor) in tensors.iter().enumerate() {
-            let n = tensor.value.len();
+            let n = tensor.len();
             let length = |what: &str, found: usize, expected: usize| {
                 operation.length(&format!("{what} of tensor {index}"), found, expected)
             };
             operation.check(n > 0, || format!("tensor {index} has no element"))?;
             length("the gradient", tensor.gradient.len(), n)?;
+            // The C interface wants an address, which only an update uses, and that is refused without states.
+            let value = match tensor.has_value() {
+                true => tensor.value.address(),
+                false => tensor.gradient.address().cast_mut(),
+            };
             if let Some(working) = &tensor.working {
                 length("the working copy", working.len(), n)?;
             }
@@ -123,7 +140,7 @@ impl<'a> Tensors<'a> {
                 rate: u32::try_from(tensor.rate)
                     .map_err(|_| operation.argument("a rate's index is too large".into()))?,
                 n: operation.dimension("n", n)?,
-                value: tensor.value.address(),
+                value,
                 working: tensor.working.as_ref().map_or(std::ptr::null_mut(), |w| w.address().cast()),
                 gradient: tensor.gradient.address(),
                 m: std::ptr::null_mut(),

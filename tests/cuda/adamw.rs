@@ -5,7 +5,7 @@ use lab::device::{Tally, cases, device};
 use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::device::{Buffer, View};
+use qlora_kernels::device::{Buffer, View, ViewMut};
 use qlora_kernels::ops::adamw::{CHUNK, GradientState, STATE_LEN, States, Tensor, Tensors, rates};
 use qlora_kernels::optim::AdamW;
 
@@ -105,7 +105,8 @@ fn described<'a>(
     Tensor { value: value.view_mut(), working: None, gradient, states, rate: 1 }
 }
 
-/// Moments that come to the device part by part: the norm needs none of them, and the parts have the bits of the whole.
+/// Moments that come to the device part by part, alone or with the master copy: the norm needs neither, and the parts
+/// have the bits of the whole.
 #[test]
 fn a_tensor_whose_moments_come_in_parts_is_updated_as_the_whole_is() {
     let (device, n) = (device(), 2 * CHUNK + 300);
@@ -114,10 +115,11 @@ fn a_tensor_whose_moments_come_in_parts_is_updated_as_the_whole_is() {
     let gradient = device.upload(&numbers(5)).unwrap();
     let rate = AdamW { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.1, step: 1 };
     let rates = device.upload(&rates(&[rate])).unwrap();
-    let run = |cuts: &[usize]| {
+    let run = |cuts: &[usize], has_value: bool| {
         let mut value = device.upload(&numbers(1)).unwrap();
         let mut state = device.upload(&[0u64; STATE_LEN]).unwrap();
-        let (view, states) = (value.view_mut(), States::Elsewhere);
+        let view = if has_value { value.view_mut() } else { ViewMut::default() };
+        let states = States::Elsewhere;
         let tensor = Tensor { value: view, working: None, gradient: gradient.view(), states, rate: 0 };
         let mut whole = Tensors::new(vec![tensor]).unwrap();
         let table = device.upload(&whole.table().unwrap()).unwrap();
@@ -149,10 +151,12 @@ fn a_tensor_whose_moments_come_in_parts_is_updated_as_the_whole_is() {
         }
         (device.download(&value).unwrap(), moments, device.download(&state).unwrap())
     };
-    let (whole, in_parts) = (run(&[0, n]), run(&[0, CHUNK, 2 * CHUNK, n]));
+    let cuts = [0, CHUNK, 2 * CHUNK, n];
+    let (whole, in_parts) = (run(&[0, n], true), run(&cuts, true));
     let expected = numbers(5).iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
     let norm = GradientState::from_words([whole.2[0], whole.2[1]]).norm;
     assert!((norm / expected - 1.0).abs() < 1e-12 && expected > 0.5, "{norm} {expected}");
+    assert!(in_parts == run(&cuts, false));
     assert!(whole == in_parts && whole.0 != numbers(1) && whole.1[1].iter().any(|&v| v > 0.0));
 }
 
@@ -167,6 +171,9 @@ fn bad_arguments_are_errors_that_say_what_was_expected() {
     let tensor = described(&mut value, short.view(), &mut m, &mut v);
     let error = Tensors::new(vec![tensor]).unwrap_err().to_string();
     assert!(error.contains("the gradient of tensor 0 has 99 elements, expected 100"), "{error}");
+    let tensor = Tensor { value: ViewMut::default(), ..described(&mut value, gradient.view(), &mut m, &mut v) };
+    let error = Tensors::new(vec![tensor]).unwrap_err().to_string();
+    assert!(error.contains("tensor 0 has no element"), "{error}");
     let tensor = described(&mut value, gradient.view(), &mut m, &mut v);
     let mut tensors = Tensors::new(vec![tensor]).unwrap();
     let table = device.upload(&tensors.table().unwrap()).unwrap();

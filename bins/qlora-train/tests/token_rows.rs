@@ -30,7 +30,7 @@ fn spec(arch: Arch, lora: LoraSpec, trainable: bool) -> ModelSpec {
         trainable,
         states: StateFormat::F32,
         activations: Vec::new(),
-        states_on_host: false,
+        optimizer_on_host: Default::default(),
         residency: Vec::new(),
         token_tile: None,
         tokens: 300,
@@ -129,7 +129,7 @@ fn rows_take_the_memory_that_is_planned() {
 struct WithRows {
     memory: Memory,
     rows: Vec<f32>,
-    /// Whether they are in the base's table
+    /// They are in the base's table
     in_base: bool,
 }
 

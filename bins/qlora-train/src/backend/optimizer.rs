@@ -22,6 +22,15 @@ pub trait Optimizer: Operands {
         states: Option<StateFormat>,
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<Self::Param>;
+    /// A tensor whose values operations read in f32 on every device, as the optimizer leaves them.
+    fn param_in_f32(
+        &mut self,
+        len: usize,
+        states: Option<StateFormat>,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<Self::Param> {
+        self.param(len, states, init)
+    }
     /// The current values.
     fn param_values(&self, param: &Self::Param) -> Result<Vec<f32>>;
     /// The optimizer's states; none where the tensor is not trained.
@@ -41,7 +50,7 @@ pub trait Optimizer: Operands {
     fn restore_gradient(&mut self, param: &mut Self::Param, gradient: Vec<f32>) -> Result<()>;
     /// Length of the gradient; 0 where the tensor is not trained.
     fn gradient_len(&self, param: &Self::Param) -> usize;
-    /// Whether gradients are read and put back beside the operations, by [`begin_reading`](Self::begin_reading),
+    /// True if gradients are read and put back beside the operations, by [`begin_reading`](Self::begin_reading),
     /// [`read`](Self::read), [`put_back`](Self::put_back) and [`finish_reading`](Self::finish_reading). If not, they
     /// are there at once.
     fn reads_beside(&self) -> bool {
@@ -68,7 +77,7 @@ pub trait Optimizer: Operands {
     /// Ends what is being read, and gives the gradients back with any values: this rank has failed. `params` are those
     /// of all groups, begun or not, in their order.
     fn abandon_reading(&mut self, _params: Vec<&mut Self::Param>) {}
-    /// Whether this device adds up gradients over the ranks of a run, which it has met before.
+    /// True if this device adds up gradients over the ranks of a run, which it has met before.
     fn adds_up(&self) -> bool {
         false
     }
@@ -90,7 +99,7 @@ pub trait Optimizer: Operands {
         Ok(())
     }
     fn clear_gradients(&mut self, params: Vec<&mut Self::Param>) -> Result<()>;
-    /// Like [`Backend::update`](super::Backend::update), for at least one tensor. Not called in a dry run.
+    /// The update of [`Backend::update`](super::Backend::update), for at least one tensor. Not called in a dry run.
     fn clip_and_update(&mut self, updates: Vec<ParamUpdate<'_, Self::Param>>, max_norm: f64) -> Result<f64>;
 }
 

@@ -5,7 +5,7 @@ use qlora_kernels::optim8bit::BLOCK_SIZE;
 /// Tensors of fewer elements keep f32 states, as with bitsandbytes.
 const MIN_8BIT_LEN: usize = 4096;
 
-/// How the moments of a model's trainable tensors are kept.
+/// Format of the moments of a model's trainable tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StateFormat {
     #[default]
@@ -32,16 +32,41 @@ impl StateFormat {
         }
     }
 
-    /// Whether the states of a tensor of `len` elements are 8-bit codes: small tensors keep f32.
+    /// True if the states of a tensor of `len` elements are 8-bit codes: small tensors keep f32.
     pub fn is_blockwise(self, len: usize) -> bool {
         self == Self::Blockwise8 && len >= MIN_8BIT_LEN
     }
 }
 
-/// Bytes of the pieces in which states of so many bytes in all come from host memory: a 16th, at most 8 MiB, which take
-/// half a millisecond at 16 GB/s, and at least the f32 states of 4,096 elements.
-pub fn piece_bytes(states: u64) -> usize {
-    (states / 16).clamp(32 << 10, 8 << 20).next_multiple_of(256) as usize
+/// Parts of the trained tensors that wait in pinned host memory between two updates, beside a GPU; the least first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OptimizerOnHost {
+    #[default]
+    Nothing,
+    States,
+    /// And the f32 master copies of those tensors that operations read in bf16
+    StatesAndMasters,
+}
+
+/// Optimizer memory that moves from the host to a GPU and back in each update: all states, and master copies where they
+/// wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paging {
+    /// In all
+    pub bytes: u64,
+    /// Bytes of the pieces that it comes in
+    pub piece: usize,
+    pub has_masters: bool,
+}
+
+impl Paging {
+    /// Bytes of a piece: a 16th, at most 8 MiB, which take half a millisecond at 16 GB/s, and at least what 4,096
+    /// elements in f32 have.
+    pub fn new(bytes: u64, has_masters: bool) -> Self {
+        let least = if has_masters { 48 << 10 } else { 32 << 10 };
+        let piece = (bytes / 16).clamp(least, 8 << 20).next_multiple_of(256) as usize;
+        Self { bytes, piece, has_masters }
+    }
 }
 
 /// The two moments of AdamW, `n` the tensor's elements. Equal states and values continue a run bit for bit.
@@ -63,7 +88,7 @@ impl OptimizerState {
         }
     }
 
-    /// Whether both are of one kind and every part is as long in one as in the other.
+    /// True if both are of one kind and every part is as long in one as in the other.
     pub fn fits(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::F32 { m, v }, Self::F32 { m: m2, v: v2 }) => m.len() == m2.len() && v.len() == v2.len(),

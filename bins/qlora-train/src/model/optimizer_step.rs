@@ -3,7 +3,7 @@
 pub use super::reduction::reduce_bytes;
 
 use super::reduction::{AfterLayer, summed};
-use crate::backend::{Backend, Batch, ParamUpdate, TraceMode, clip};
+use crate::backend::{Backend, Batch, ParamUpdate, StepPart, TraceMode, clip};
 use crate::comm::{Communicator, Signs, SingleProcess};
 use crate::error::{Error, Result};
 use crate::lora::ParamKind;
@@ -104,7 +104,7 @@ pub fn accumulate<B: Backend>(
     backend.prepare_update(params(model))?;
     if done.micro_batches == 0 || rank > 0 {
         // Gradients from before count once: on rank 0.
-        backend.zero_gradients(params(model))?;
+        backend.in_graph(StepPart::Clear, None, |backend| backend.zero_gradients(params(model)))?;
         done.loss = 0.0;
     }
     if done.micro_batches >= batches.len() {

@@ -6,7 +6,7 @@ use crate::backend::{Memory, Optimizer, OptimizerState, ParamUpdate, StateFormat
 use crate::error::Result;
 use crate::refuse;
 use qlora_kernels::optim::AdamW;
-use qlora_kernels::optim8bit::adamw_blockwise;
+use qlora_kernels::optim8bit::{BLOCK_SIZE, adamw_blockwise};
 use rayon::prelude::*;
 
 impl Cpu {
@@ -18,7 +18,7 @@ impl Cpu {
         states: Option<StateFormat>,
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<CpuParam> {
-        // What is held in a dry run, and what it is counted as.
+        // Values that are held, none in a dry run, and the bytes that are counted.
         let (held, bytes) = (if self.is_dry_run() { 0 } else { len }, len as u64 * 4);
         let value = if self.is_dry_run() { Vec::new() } else { init()? };
         assert_eq!(value.len(), held, "trainable tensor");
@@ -110,7 +110,7 @@ impl Optimizer for Cpu {
         let norm = gradient_norm(&tensors);
         if norm.is_finite() {
             let scale = clip(norm, max_norm);
-            // Each is updated as on its own.
+            // Each value is updated as on its own, or with its block.
             tensors.into_par_iter().for_each(|tensor| tensor.update(scale));
         }
         Ok(norm)
@@ -132,13 +132,26 @@ struct Tensor<'a> {
     settings: AdamW,
 }
 
+/// Values that a task updates, in whole blocks of 8-bit states: one large tensor keeps all threads busy.
+pub(super) const PIECE: usize = 1 << 15;
+const _: () = assert!(PIECE.is_multiple_of(BLOCK_SIZE));
+
 impl Tensor<'_> {
     fn update(self, scale: f32) {
         let Self { value, gradient, state, settings } = self;
+        let values = value.par_chunks_mut(PIECE).zip(gradient.par_chunks(PIECE));
         match state {
-            OptimizerState::F32 { m, v } => settings.scalars().update(scale, gradient, value, m, v),
+            OptimizerState::F32 { m, v } => {
+                let scalars = settings.scalars::<f32>();
+                let states = m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE));
+                values.zip(states).for_each(|((value, gradient), (m, v))| scalars.update(scale, gradient, value, m, v));
+            }
             OptimizerState::Blockwise8 { m, m_absmax, v, v_absmax } => {
-                adamw_blockwise(&settings, scale, gradient, value, m, m_absmax, v, v_absmax);
+                let m = m.par_chunks_mut(PIECE).zip(m_absmax.par_chunks_mut(PIECE / BLOCK_SIZE));
+                let v = v.par_chunks_mut(PIECE).zip(v_absmax.par_chunks_mut(PIECE / BLOCK_SIZE));
+                values.zip(m.zip(v)).for_each(|((value, gradient), ((m, m_absmax), (v, v_absmax)))| {
+                    adamw_blockwise(&settings, scale, gradient, value, m, m_absmax, v, v_absmax);
+                });
             }
         }
     }
@@ -148,4 +161,35 @@ impl Tensor<'_> {
 fn gradient_norm(tensors: &[Tensor]) -> f64 {
     let squares = tensors.par_iter().map(|tensor| tensor.gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum());
     squares.collect::<Vec<f64>>().iter().sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tensor that ends within a piece, with either kind of states.
+    #[test]
+    fn pieces_of_a_tensor_are_updated_as_the_whole() {
+        let len = 2 * PIECE + BLOCK_SIZE + 7;
+        let values: Vec<f32> = (0..len).map(|i| (i as f32 * 0.37).sin()).collect();
+        let gradient: Vec<f32> = (0..len).map(|i| (i as f32 * 0.71).cos() * (i % 13) as f32).collect();
+        let settings =
+            AdamW { learning_rate: 0.01, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1, step: 3 };
+        for format in [StateFormat::F32, StateFormat::Blockwise8] {
+            let (mut value, mut state) = (values.clone(), format.zeros(len));
+            let (mut expected, mut whole) = (values.clone(), format.zeros(len));
+            for _ in 0..2 {
+                Tensor { value: &mut value, gradient: &gradient, state: &mut state, settings }.update(0.5);
+                match &mut whole {
+                    OptimizerState::F32 { m, v } => {
+                        settings.scalars::<f32>().update(0.5, &gradient, &mut expected, m, v);
+                    }
+                    OptimizerState::Blockwise8 { m, m_absmax, v, v_absmax } => {
+                        adamw_blockwise(&settings, 0.5, &gradient, &mut expected, m, m_absmax, v, v_absmax);
+                    }
+                }
+            }
+            assert!(value == expected && state == whole && value != values, "{format:?}");
+        }
+    }
 }

@@ -64,11 +64,11 @@ impl Cuda {
 
 /// `y = m / norm ∘ (y − bias) + bias`
 pub fn forward(tokens: &Range<usize>, group: &Group, y: &mut CudaBuffer, stream: Stream) -> Result<()> {
-    let (m, ldy) = (tokens.len(), group.n());
-    let outputs = y.rows_mut(tokens)?.columns(&widths(group));
+    let (m, (y, ldy)) = (tokens.len(), y.strided_mut(tokens)?);
+    let outputs = y.columns(&widths(group));
     for (Segment { bias, lora, .. }, y) in group.segments.iter().zip(outputs) {
         let Some(Lora { magnitude: Some(magnitude), .. }) = lora else { continue };
-        let (values, norms) = (magnitude.m.value.view(), magnitude.norms.f32());
+        let (values, norms) = (magnitude.m.values(), magnitude.norms.f32());
         let layer = ops::Magnitude { magnitude: values, norms, bias: bias.as_ref().map(CudaVector::bf16) };
         ops::magnitude(&layer, m, y, ldy, stream)?;
     }
@@ -84,10 +84,11 @@ pub fn backward(
     workspace: &mut Buffer<u8>,
     stream: Stream,
 ) -> Result<()> {
-    let (m, ld, mut column) = (tokens.len(), group.n(), 0);
-    let outputs = z.rows_mut(tokens)?.columns(&widths(group));
+    let (m, mut column) = (tokens.len(), 0);
+    let ((dy, lddy), (z, ldz)) = (dy.strided(tokens)?, z.strided_mut(tokens)?);
+    let outputs = z.columns(&widths(group));
     for (Segment { n, bias, lora, .. }, z) in group.segments.iter_mut().zip(outputs) {
-        let output = OutputGradient { m, n: *n, dy: dy.rows(tokens)?.skip(column), lddy: ld, z, ldz: ld };
+        let output = OutputGradient { m, n: *n, dy: dy.skip(column), lddy, z, ldz };
         column += *n;
         let Some(Lora { magnitude: Some(Magnitude { m: param, norms, .. }), .. }) = lora else {
             ops::magnitude_backward(None, output, None, workspace.view_mut(), stream)?;

@@ -42,7 +42,7 @@ fn tensors<'a>(params: &'a mut [&mut CudaParam]) -> Result<Tensors<'a>> {
             StateMemory::Paged(_) => States::Elsewhere,
         };
         described.push(Tensor {
-            value: param.value.view_mut(),
+            value: param.value.as_mut().map(Buffer::view_mut).unwrap_or_default(),
             working: Some(param.working.view_mut()),
             gradient: training.gradient.view(),
             states,
@@ -58,25 +58,35 @@ impl Cuda {
         self.reading.as_mut().ok_or_else(|| Error::Failed("no gradient is on its way to the host".to_owned()))
     }
 
-    /// A trainable tensor; `lines` are the plan's for its values and its gradient.
+    /// A trainable tensor; the plan's lines are those of its values and its gradient. One that operations read in f32
+    /// keeps its master copy on the device.
     pub(super) fn trained(
         &mut self,
         [line, gradients]: [&'static str; 2],
         len: usize,
         states: Option<StateFormat>,
+        is_read_in_f32: bool,
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<CudaParam> {
         let memory = &self.memory;
+        let waits =
+            states.is_some() && !is_read_in_f32 && self.optimizer.paged.as_ref().is_some_and(|paged| paged.has_masters);
         let values = memory.device().map(|_| init()).transpose()?;
         let in_bf16 = values.as_deref().map(rounded);
-        let value = memory.upload(line, len, values.as_deref())?;
+        let value = if waits { None } else { Some(memory.upload(line, len, values.as_deref())?) };
         let working = memory.upload(line, len, in_bf16.as_deref())?;
         let training = match states {
             None => None,
             Some(format) => {
                 let gradient = memory.zeros(gradients, len)?;
                 let states = match &mut self.optimizer.paged {
-                    Some(paged) => StateMemory::Paged(paged.add(memory, format, len)?),
+                    Some(paged) => {
+                        let tensor = paged.add(memory, format, len, waits)?;
+                        if let Some(values) = values.as_deref().filter(|_| waits) {
+                            paged.write_master(&tensor, values)?;
+                        }
+                        StateMemory::Paged(tensor)
+                    }
                     None => zero_states(memory, format, len)?,
                 };
                 Some(Training { gradient, states })
@@ -84,6 +94,18 @@ impl Cuda {
         };
         self.optimizer.next_id += 1;
         Ok(CudaParam { id: self.optimizer.next_id, value, working, training })
+    }
+
+    /// Overwrites both copies of a tensor with values of its length.
+    fn write_values(&mut self, param: &mut CudaParam, values: &[f32]) -> Result<()> {
+        match (&mut param.value, &param.training, &mut self.optimizer.paged) {
+            (Some(value), ..) => self.memory.write(value, values)?,
+            (None, Some(Training { states: StateMemory::Paged(tensor), .. }), Some(paged)) => {
+                paged.write_master(tensor, values)?;
+            }
+            _ => unreachable!("a master copy that is not here waits beside the states"),
+        }
+        self.memory.write(&mut param.working, &rounded(values))
     }
 }
 
@@ -94,11 +116,24 @@ impl Optimizer for Cuda {
         states: Option<StateFormat>,
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<CudaParam> {
-        self.trained([PARAMS, GRADIENTS], len, states, init)
+        self.trained([PARAMS, GRADIENTS], len, states, false, init)
+    }
+
+    fn param_in_f32(
+        &mut self,
+        len: usize,
+        states: Option<StateFormat>,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<CudaParam> {
+        self.trained([PARAMS, GRADIENTS], len, states, true, init)
     }
 
     fn param_values(&self, param: &CudaParam) -> Result<Vec<f32>> {
-        self.memory.download(&param.value)
+        match (&param.value, &param.training, &self.optimizer.paged) {
+            (Some(value), ..) => self.memory.download(value),
+            (None, Some(Training { states: StateMemory::Paged(tensor), .. }), Some(paged)) => paged.read_master(tensor),
+            _ => unreachable!("a master copy that is not here waits beside the states"),
+        }
     }
 
     fn optimizer_state(&self, param: &CudaParam) -> Result<Option<OptimizerState>> {
@@ -107,17 +142,17 @@ impl Optimizer for Cuda {
     }
 
     fn restore(&mut self, param: &mut CudaParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
-        check_values(&values, param.value.len())?;
-        let Some(training) = &mut param.training else {
+        check_values(&values, param.working.len())?;
+        let Some(training) = &param.training else {
             refuse!("found {}, expected none: the tensor is not trained", state.describe());
         };
         let own = training.states.shape();
         if !own.fits(&state) {
             refuse!("found {}, expected {}", state.describe(), own.describe());
         }
+        self.write_values(param, &values)?;
+        let Some(training) = &mut param.training else { return Ok(()) };
         let device = &self.memory;
-        device.write(&mut param.value, &values)?;
-        device.write(&mut param.working, &rounded(&values))?;
         if let (StateMemory::Paged(tensor), Some(paged)) = (&training.states, &mut self.optimizer.paged) {
             return paged.write(tensor, state);
         }
@@ -141,9 +176,8 @@ impl Optimizer for Cuda {
     }
 
     fn set_values(&mut self, param: &mut CudaParam, values: Vec<f32>) -> Result<()> {
-        check_values(&values, param.value.len())?;
-        self.memory.write(&mut param.value, &values)?;
-        self.memory.write(&mut param.working, &rounded(&values))
+        check_values(&values, param.working.len())?;
+        self.write_values(param, &values)
     }
 
     fn set_operand(&mut self, param: &mut CudaParam, values: Vec<f32>) -> Result<()> {
@@ -235,7 +269,7 @@ impl Optimizer for Cuda {
         }
         let (memory, optimizer) = (&self.memory, &mut self.optimizer);
         optimizer.ids.clear();
-        let lengths: Vec<usize> = params.iter().map(|param| param.value.len()).collect();
+        let lengths: Vec<usize> = params.iter().map(|param| param.working.len()).collect();
         let table = memory.device().map(|_| tensors(&mut params)?.table().map_err(Error::from)).transpose()?;
         let table_len = adamw::table_len(&lengths);
         optimizer.table = memory.upload(TABLES, table_len, table.as_deref())?;
@@ -249,6 +283,9 @@ impl Optimizer for Cuda {
     }
 
     fn clear_gradients(&mut self, params: Vec<&mut CudaParam>) -> Result<()> {
+        if self.graphs.is_replaying() {
+            return Ok(());
+        }
         let mut training = params.into_iter().filter_map(|param| param.training.as_mut());
         training.try_for_each(|training| self.memory.clear(&mut training.gradient))
     }

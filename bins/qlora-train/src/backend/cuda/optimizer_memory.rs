@@ -2,6 +2,7 @@
 
 use super::memory::{DeviceMemory, StagedBuffer};
 use super::paged_states::PagedStates;
+use crate::backend::Paging;
 use crate::error::Result;
 use qlora_kernels::device::{Buffer, ReadbackStaging};
 use qlora_kernels::ops::adamw::STATE_LEN;
@@ -9,7 +10,7 @@ use qlora_kernels::ops::adamw::STATE_LEN;
 /// The plan's line.
 pub const TABLES: &str = "the optimizer's tables";
 
-/// What the optimizer needs beside the tensors. It is made for a set of tensors when they are first used together.
+/// Memory of the optimizer beside the tensors. It is made for a set of tensors when they are first used together.
 pub struct OptimizerMemory {
     /// Number of the next tensor.
     pub next_id: u64,
@@ -20,15 +21,14 @@ pub struct OptimizerMemory {
     pub rates: StagedBuffer<f32>,
     pub workspace: Buffer<u64>,
     pub state: Buffer<u64>,
-    /// Where the state is read; none in a dry run.
+    /// Host memory that the state is read back to; none in a dry run.
     pub readback: Option<ReadbackStaging<u64>>,
-    /// The tensors' states, where they wait in host memory
+    /// The tensors' states, and master copies, that wait in host memory
     pub paged: Option<PagedStates>,
 }
 
 impl OptimizerMemory {
-    /// `states_piece`: bytes of the pieces in which states come from host memory; none: they are on the device.
-    pub fn new(memory: &DeviceMemory, states_piece: Option<usize>) -> Result<Self> {
+    pub fn new(memory: &DeviceMemory, paging: Option<Paging>) -> Result<Self> {
         Ok(Self {
             next_id: 0,
             ids: Vec::new(),
@@ -37,7 +37,7 @@ impl OptimizerMemory {
             workspace: memory.take(TABLES, 0)?,
             state: memory.take(TABLES, STATE_LEN)?,
             readback: memory.readback(STATE_LEN)?,
-            paged: states_piece.map(PagedStates::new),
+            paged: paging.map(PagedStates::new),
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Updates of tensors whose states wait in host memory: piece by piece.
+//! Updates of tensors whose states, or states and master copies, wait in host memory: piece by piece.
 
 use super::memory::DeviceMemory;
 use super::operands::{CudaParam, StateMemory, Training};
@@ -29,11 +29,18 @@ fn parts_in<'a>(piece: usize, params: &'a mut [&mut CudaParam], slot: &'a mut Bu
     let (mut rest, mut skipped) = (slot.view_mut(), 0);
     let mut parts = Vec::with_capacity(found.len());
     for (part, rate, param) in found {
-        let (states, after) = part.views(rest, skipped);
+        let (master, states, after) = part.views(rest, skipped);
         (rest, skipped) = (after, part.range().1);
         let training = param.training.as_ref().expect("only trained tensors have states");
+        let value = match master {
+            Some(master) => master,
+            None => {
+                let value = param.value.as_mut().expect("a master copy is here, or comes with the states");
+                value.view_mut().skip(part.first).first(part.len)
+            }
+        };
         parts.push(Tensor {
-            value: param.value.view_mut().skip(part.first).first(part.len),
+            value,
             working: Some(param.working.view_mut().skip(part.first).first(part.len)),
             gradient: training.gradient.view().skip(part.first).first(part.len),
             states,

@@ -1,16 +1,18 @@
-//! AdamW's states in pinned host memory, and the device memory of the two pieces that are there at a time: while one is
-//! updated, the next one comes and the one before it goes back.
+//! AdamW's states in pinned host memory, with or without the f32 master copies, and the device memory of the two pieces
+//! that are there at a time: while one is updated, the next one comes and the one before it goes back.
 //!
-//! A piece holds states of several tensors, or of a part of one. They lie one after the other, in the host's memory as
-//! on the device, so that one copy moves them. A step moves every state once each way, both ways at the same time: 8
-//! bytes an element in f32 and 2 in 8 bits.
+//! A piece holds arrays of several tensors, or of a part of one. They lie one after the other, in the host's memory as
+//! on the device, so that one copy moves a piece. A step moves everything once each way, both ways at the same time: 8
+//! bytes an element in f32 and 2 in 8 bits, and 4 of a master copy.
 
 use super::memory::DeviceMemory;
-use crate::backend::{OptimizerState, StateFormat};
+use crate::backend::{OptimizerState, Paging, StateFormat};
 use crate::error::Result;
+use bytemuck::{cast_slice, cast_slice_mut};
 use qlora_kernels::device::{Buffer, Element, OffloadSlot, ViewMut};
 use qlora_kernels::ops::adamw::{CHUNK, States};
 use qlora_kernels::optim8bit::BLOCK_SIZE;
+use std::ops::Range;
 
 /// Pieces on the device at a time.
 const SLOTS: usize = 2;
@@ -18,16 +20,18 @@ const SLOTS: usize = 2;
 /// An array begins at a multiple of this, as one in device memory of its own does.
 const ALIGNMENT: usize = 256;
 
-/// The plan's lines.
-const ON_HOST: &str = "AdamW states in host memory";
-const ON_DEVICE: &str = "AdamW states in use";
+/// The plan's lines: of states in host memory, and of the pieces on the device.
+const OF_STATES: [&str; 2] = ["AdamW states in host memory", "AdamW states in use"];
+const WITH_MASTERS: [&str; 2] = ["AdamW states and masters in host memory", "AdamW states and masters in use"];
 
-/// States of consecutive elements of a tensor, all in one piece: m, v, and in 8 bits the absmax of both.
+/// Consecutive elements of a tensor in one piece: the master copy where it waits, m, v, and in 8 bits the absmax of
+/// both.
 #[derive(Clone, Copy)]
 pub struct Part {
     piece: usize,
     /// First byte in the piece
     at: usize,
+    has_master: bool,
     is_blockwise: bool,
     /// The first element: a multiple of [`CHUNK`]
     pub first: usize,
@@ -37,38 +41,45 @@ pub struct Part {
 
 impl Part {
     /// Bytes of the arrays, each with those up to the next one.
-    fn bytes(is_blockwise: bool, len: usize) -> usize {
+    fn bytes(has_master: bool, is_blockwise: bool, len: usize) -> usize {
         let of_moment = if is_blockwise { len.next_multiple_of(ALIGNMENT) } else { 0 };
         let of_floats = 4 * if is_blockwise { len.div_ceil(BLOCK_SIZE) } else { len };
-        2 * (of_moment + of_floats.next_multiple_of(ALIGNMENT))
+        master_bytes(has_master, len) + 2 * (of_moment + of_floats.next_multiple_of(ALIGNMENT))
     }
 
     /// The arrays on the device, in the memory of a piece of which `from` bytes were skipped, and what follows them.
-    pub fn views<'a>(self, rest: ViewMut<'a, u8>, from: usize) -> (States<'a>, ViewMut<'a, u8>) {
-        let rest = rest.skip(self.at - from);
+    pub fn views<'a>(self, rest: ViewMut<'a, u8>, from: usize) -> Views<'a> {
+        let (mut master, mut rest) = (None, rest.skip(self.at - from));
+        if self.has_master {
+            let (values, after) = array(rest, self.len);
+            (master, rest) = (Some(values), after);
+        }
         if !self.is_blockwise {
             let (m, rest) = array(rest, self.len);
             let (v, rest) = array(rest, self.len);
-            return (States::F32 { m, v }, rest);
+            return (master, States::F32 { m, v }, rest);
         }
         let blocks = self.len.div_ceil(BLOCK_SIZE);
         let (m, rest) = array(rest, self.len);
         let (v, rest) = array(rest, self.len);
         let (m_absmax, rest) = array(rest, blocks);
         let (v_absmax, rest) = array(rest, blocks);
-        (States::Blockwise8 { m, m_absmax, v, v_absmax }, rest)
+        (master, States::Blockwise8 { m, m_absmax, v, v_absmax }, rest)
     }
 
     /// First byte in the piece, and the one after the last.
     pub fn range(self) -> (usize, usize) {
-        (self.at, self.at + Self::bytes(self.is_blockwise, self.len))
+        (self.at, self.at + Self::bytes(self.has_master, self.is_blockwise, self.len))
+    }
+
+    fn elements(&self) -> Range<usize> {
+        self.first..self.first + self.len
     }
 
     /// The arrays in a tensor's whole state, as bytes, each with its first byte in the piece.
     fn arrays<'a>(&self, state: &'a mut OptimizerState) -> Vec<(usize, &'a mut [u8])> {
-        use bytemuck::cast_slice_mut;
-        let end = self.first + self.len;
-        let (elements, blocks) = (self.first..end, self.first / BLOCK_SIZE..end.div_ceil(BLOCK_SIZE));
+        let elements = self.elements();
+        let blocks = elements.start / BLOCK_SIZE..elements.end.div_ceil(BLOCK_SIZE);
         let arrays: Vec<&mut [u8]> = match state {
             OptimizerState::F32 { m, v } => {
                 vec![cast_slice_mut(&mut m[elements.clone()]), cast_slice_mut(&mut v[elements])]
@@ -83,9 +94,18 @@ impl Part {
         let begins = |next: &mut usize, array: &&mut [u8]| {
             Some(std::mem::replace(next, *next + array.len().next_multiple_of(ALIGNMENT)))
         };
-        let firsts: Vec<usize> = arrays.iter().scan(self.at, begins).collect();
+        let first = self.at + master_bytes(self.has_master, self.len);
+        let firsts: Vec<usize> = arrays.iter().scan(first, begins).collect();
         firsts.into_iter().zip(arrays).collect()
     }
+}
+
+/// A part on the device: the master copy where it came too, the states, and the memory after them.
+type Views<'a> = (Option<ViewMut<'a, f32>>, States<'a>, ViewMut<'a, u8>);
+
+/// Bytes of a master copy, with those up to the next array.
+fn master_bytes(has_master: bool, len: usize) -> usize {
+    if has_master { (4 * len).next_multiple_of(ALIGNMENT) } else { 0 }
 }
 
 /// The array of `len` elements that bytes begin with, and what follows it from the next multiple of [`ALIGNMENT`] on.
@@ -95,7 +115,7 @@ fn array<T: Element>(bytes: ViewMut<'_, u8>, len: usize) -> (ViewMut<'_, T>, Vie
     (array, rest.skip(used.next_multiple_of(ALIGNMENT) - used))
 }
 
-/// Where the states of one tensor are.
+/// Places of one tensor's states, and of its master copy if that waits too.
 pub struct PagedTensor {
     format: StateFormat,
     len: usize,
@@ -116,6 +136,8 @@ impl PagedTensor {
 }
 
 pub struct PagedStates {
+    /// Master copies wait in host memory too
+    pub has_masters: bool,
     /// Bytes of a piece
     piece_len: usize,
     /// None in a dry run
@@ -129,43 +151,48 @@ pub struct PagedStates {
 }
 
 impl PagedStates {
-    /// For pieces of `piece_len` bytes.
-    ///
     /// # Panics
     ///
-    /// If that is less than a chunk of f32 states has.
-    pub fn new(piece_len: usize) -> Self {
-        assert!(piece_len >= Part::bytes(false, CHUNK), "a piece has room for a chunk");
-        Self { piece_len, pieces: Vec::new(), used: piece_len, slots: Vec::new(), tables: Vec::new() }
+    /// If a piece has no room for what a chunk has in f32.
+    pub fn new(paging: Paging) -> Self {
+        let Paging { piece: piece_len, has_masters, .. } = paging;
+        assert!(piece_len >= Part::bytes(has_masters, false, CHUNK), "a piece has room for a chunk");
+        Self { has_masters, piece_len, pieces: Vec::new(), used: piece_len, slots: Vec::new(), tables: Vec::new() }
     }
 
-    /// Room for the states of a tensor of so many elements: zeros.
-    pub fn add(&mut self, memory: &DeviceMemory, format: StateFormat, len: usize) -> Result<PagedTensor> {
+    /// Room for the states of a tensor of `len` elements, and for its master copy if that waits too: zeros.
+    pub fn add(
+        &mut self,
+        memory: &DeviceMemory,
+        format: StateFormat,
+        len: usize,
+        has_master: bool,
+    ) -> Result<PagedTensor> {
         let is_blockwise = format.is_blockwise(len);
+        let bytes = |len: usize| Part::bytes(has_master, is_blockwise, len);
         let (mut parts, mut first) = (Vec::new(), 0);
         while first < len {
             let (room, rest) = (self.piece_len - self.used, len - first);
-            let fitting = match Part::bytes(is_blockwise, rest) <= room {
-                true => rest,
-                false => room / Part::bytes(is_blockwise, CHUNK) * CHUNK,
-            };
+            let fitting = if bytes(rest) <= room { rest } else { room / bytes(CHUNK) * CHUNK };
             if fitting == 0 {
                 self.add_piece(memory)?;
                 continue;
             }
-            parts.push(Part { piece: self.pieces.len() - 1, at: self.used, is_blockwise, first, len: fitting });
-            self.used += Part::bytes(is_blockwise, fitting);
+            let (piece, at) = (self.pieces.len() - 1, self.used);
+            parts.push(Part { piece, at, has_master, is_blockwise, first, len: fitting });
+            self.used += bytes(fitting);
             first += fitting;
         }
         Ok(PagedTensor { format, len, parts })
     }
 
     fn add_piece(&mut self, memory: &DeviceMemory) -> Result<()> {
-        self.pieces.push(memory.offload_slot(ON_HOST, self.piece_len)?);
+        let [on_host, on_device] = if self.has_masters { WITH_MASTERS } else { OF_STATES };
+        self.pieces.push(memory.offload_slot(on_host, self.piece_len)?);
         self.used = 0;
         // Now, so that they do not lie between the buffers of a step.
         if self.slots.len() < SLOTS {
-            self.slots.push(Some(memory.take(ON_DEVICE, self.piece_len)?));
+            self.slots.push(Some(memory.take(on_device, self.piece_len)?));
         }
         Ok(())
     }
@@ -194,6 +221,26 @@ impl PagedStates {
             for (at, array) in part.arrays(&mut state) {
                 piece.set(at, array)?;
             }
+        }
+        Ok(())
+    }
+
+    /// The master copy of a tensor that waits here. Waits for what is on its way. Zeros in a dry run.
+    pub fn read_master(&self, tensor: &PagedTensor) -> Result<Vec<f32>> {
+        let mut values = vec![0.0f32; tensor.len];
+        for part in &tensor.parts {
+            let Some(piece) = &self.pieces[part.piece] else { continue };
+            let bytes: &mut [u8] = cast_slice_mut(&mut values[part.elements()]);
+            bytes.copy_from_slice(&piece.held()?[part.at..part.at + bytes.len()]);
+        }
+        Ok(values)
+    }
+
+    /// Overwrites the master copy of a tensor that waits here with as many values.
+    pub fn write_master(&mut self, tensor: &PagedTensor, values: &[f32]) -> Result<()> {
+        for part in &tensor.parts {
+            let Some(piece) = &mut self.pieces[part.piece] else { continue };
+            piece.set(part.at, cast_slice(&values[part.elements()]))?;
         }
         Ok(())
     }

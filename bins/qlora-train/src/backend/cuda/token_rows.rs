@@ -38,7 +38,8 @@ impl Cuda {
             Ok(tensor)
         })?;
         if states.is_some() {
-            let param = self.trained(LINES, tokens.len() * hidden, states, &mut || Ok(std::mem::take(&mut values)))?;
+            let len = tokens.len() * hidden;
+            let param = self.trained(LINES, len, states, false, &mut || Ok(std::mem::take(&mut values)))?;
             let tokens = self.memory.upload(LINES[0], tokens.len(), Some(tokens))?;
             table.rows = Some(Box::new(OwnRows { tokens, param }));
         }
