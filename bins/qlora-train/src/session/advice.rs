@@ -59,7 +59,8 @@ fn levers_that_fit(run: &Asked) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// What would make a run fit that does not: settings, then the longest row, or how much memory is missing for any.
+/// Changes that would make a run fit that does not: settings, then the longest row, or the memory that is missing for
+/// any.
 pub fn suggestions(run: &Asked, longest: usize) -> Result<Vec<String>> {
     let Asked { device, spec, levers, stored, budget, rows } = *run;
     let mut found = levers_that_fit(run)?;
@@ -85,7 +86,7 @@ pub fn refuse_unless_it_fits(plan: &MemoryPlan, run: &Asked) -> Result<()> {
     }
     let longest = longest_row(run)?;
     let found = suggestions(run, longest)?.join("; ");
-    // Where no length fits, another length is no help.
+    // If no length fits, another length is no help.
     let lower = match (longest > 1, run.rows > 1) {
         (true, _) => "Lower max_length or per_device_train_batch_size, leave",
         (false, true) => "Lower per_device_train_batch_size, leave",
@@ -108,21 +109,24 @@ pub fn longest_row(run: &Asked) -> Result<usize> {
     let mut tiles = levers.tiles(usize::MAX);
     tiles.drain(1..tiles.len().saturating_sub(1).max(1));
     let mut longest = 0;
+    let all: Vec<&Activations> = keep.iter().chain(activations).chain(levers.last_resort()).rev().collect();
     // Ways to hold things that the device has no room for at a token more, while the host has.
     let mut too_large: Vec<(ModelSpec, Activations)> = Vec::new();
     let (places, states) = (residencies(device, spec, levers, stored)?, levers.states(device)?);
     let places = places.iter().rev().flat_map(|place| states.iter().rev().map(move |&on_host| (place, on_host)));
-    for (residency, states_on_host) in places {
-        for (others, &token_tile) in keep.iter().chain(activations).rev().flat_map(|others| {
+    for (residency, optimizer_on_host) in places {
+        for (others, &token_tile) in all.iter().flat_map(|&others| {
             let each = move |tile| (others, tile);
             tiles.iter().rev().map(each)
         }) {
             let (activations, residency) = (others.keeping(0, layers), residency.clone());
-            let way = ModelSpec { activations, residency, states_on_host, token_tile, ..spec.clone() };
+            let way = ModelSpec { activations, residency, optimizer_on_host, token_tile, ..spec.clone() };
             let takes_more = |(other, theirs): &(ModelSpec, Activations)| {
                 // Few states take less than the pieces that they would come in.
-                let are_many = other.paged_states().is_none_or(|(bytes, piece)| bytes > 4 * piece as u64);
-                let is_nearer = is_nearer(&way, other) && (way.states_on_host || are_many);
+                let (here, there) = (way.paging(), other.paging());
+                let before = here.map_or(0, |paging| paging.bytes);
+                let are_many = there.is_none_or(|paging| paging.bytes > before + 4 * paging.piece as u64);
+                let is_nearer = is_nearer(&way, other) && (are_many || here == there);
                 is_nearer && on_device(*others) >= on_device(*theirs)
             };
             if too_large.iter().any(takes_more) {
@@ -148,12 +152,12 @@ pub fn longest_row(run: &Asked) -> Result<usize> {
     Ok(longest)
 }
 
-/// How much of a layer's activations the device has: the order of what layers may do.
+/// Order of a layer's choices: by the share of its activations that the device holds.
 fn on_device(activations: Activations) -> u8 {
     match activations {
         Activations::Keep => 2,
         Activations::Recompute => 1,
-        Activations::Offload => 0,
+        Activations::Offload | Activations::Disk => 0,
     }
 }
 
@@ -184,91 +188,4 @@ fn last_with_room(mut found: usize, end: usize, room: &mut impl FnMut(usize) -> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::arch::{Arch, Projection};
-    use crate::backend::{Quantization, StateFormat};
-    use crate::base::synthetic::tiny_arch;
-    use crate::config::{HeadResidency, StateResidency, TokenTile, WeightResidency};
-    use crate::files::tensor::StoredType;
-    use crate::lora::LoraSpec;
-    use proptest::prelude::*;
-
-    /// Pieces that few states come in take more of the device than these.
-    #[test]
-    fn few_states_on_the_device_leave_room_for_longer_rows() {
-        let device = Device::unopened(0);
-        let arch = Arch { num_layers: 9, head_dim: 64, ..tiny_arch() };
-        let mut spec = ModelSpec {
-            lora: LoraSpec::uniform(&arch, &[Projection::Q, Projection::K], 1, 1.0, 0.0),
-            arch,
-            quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
-            trainable: true,
-            states: StateFormat::F32,
-            activations: Vec::new(),
-            states_on_host: false,
-            residency: Vec::new(),
-            token_tile: None,
-            tokens: 100,
-            positions: 100,
-            prompts: Default::default(),
-            seed: 0,
-        };
-        let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
-        let budget =
-            |limit| Budget { limit, in_use: 0, in_use_name: "", read_bytes: 0, host_limit: u64::MAX, sharers: 1 };
-        let levers = |states| {
-            let (checkpointing, weights) = (Checkpointing::On, WeightResidency::Resident);
-            Levers { checkpointing, weights, head: HeadResidency::Resident, states, token_tile: TokenTile::Off }
-        };
-        let waiting = choose(&device, &mut spec, levers(StateResidency::Host), &stored, budget(0)).unwrap();
-        let limit = budget(waiting.peak_bytes());
-        let longest = |states| {
-            let (device, spec, levers, stored) = (&device, &spec, levers(states), &stored);
-            longest_row(&Asked { device, spec, levers, stored, budget: limit, rows: 1 }).unwrap()
-        };
-        let [host, resident, auto] =
-            [StateResidency::Host, StateResidency::Resident, StateResidency::Auto].map(longest);
-        assert!(host < resident && host < auto && auto < 256, "{host} {resident} {auto}");
-    }
-
-    /// The answer, and how often room was asked for.
-    fn search(found: usize, end: usize, room: impl Fn(usize) -> i128) -> (usize, usize) {
-        let mut tries = 0;
-        let mut counted = |length| {
-            tries += 1;
-            Ok(room(length))
-        };
-        (last_with_room(found, end, &mut counted).unwrap(), tries)
-    }
-
-    #[test]
-    fn a_line_is_followed_to_its_end() {
-        let line = |length: usize| 44_400_000_000 - 241_731 * length as i128;
-        let (longest, tries) = search(0, 1 << 20, line);
-        assert_eq!(longest, 44_400_000_000 / 241_731);
-        assert!(tries <= 6, "{tries}");
-        assert_eq!(search(longest, 1 << 20, line), (longest, 1), "nothing beyond it fits");
-        assert_eq!(search(0, 100, line), (100, 2), "all fit");
-        assert_eq!(search(0, 100, |_| -1), (0, 1), "none fits");
-        assert_eq!(search(0, 0, line), (0, 0), "there is no length");
-    }
-
-    proptest! {
-        #[test]
-        fn the_last_with_room_is_found(
-            steps in proptest::collection::vec(0i128..1_000_000, 1..300),
-            start in 0i128..150_000_000,
-        ) {
-            let falling = steps.iter().scan(start, |room, step| {
-                *room -= step;
-                Some(*room)
-            });
-            let rooms: Vec<i128> = falling.collect();
-            let (found, tries) = search(0, rooms.len(), |length| rooms[length - 1]);
-            prop_assert_eq!(found, rooms.iter().take_while(|&&room| room >= 0).count());
-            // Halving alone takes 9, and it is every third.
-            prop_assert!(tries <= 3 * 9 + 2, "{} tries for {} lengths", tries, rooms.len());
-        }
-    }
-}
+mod tests;

@@ -2,10 +2,12 @@
 
 use crate::adapter::tokenizer_bytes;
 use crate::config::{Every, Settings};
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
 use crate::model::ModelSpec;
 use crate::refuse;
+use std::fs::metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Header entries and rounding to blocks: of the names of PEFT's tensors and the optimizer's, at most.
@@ -118,12 +120,44 @@ fn checkpoints(settings: &Settings, steps: u64, steps_per_epoch: u64) -> u64 {
     }
 }
 
+/// Refuses a place where nothing can be written, and the root of the file system, among whose files no run belongs.
+/// Nothing is written. `setting` names the place.
+pub fn check_writable(dir: &Path, setting: &str) -> Result<()> {
+    // The directory itself, or the nearest one above that is there already.
+    let Some(existing) = dir.ancestors().map(or_here).find(|path| path.symlink_metadata().is_ok()) else {
+        refuse!("{}: found no directory above it, expected one that it can be made in ({setting})", dir.display());
+    };
+    if !existing.is_dir() {
+        refuse!(
+            "{}: found something that is not a directory, expected one ({setting}): choose another",
+            existing.display()
+        );
+    }
+    if dir.canonicalize().is_ok_and(|whole| whole.parent().is_none()) {
+        refuse!("{}: is the root of the file system ({setting}): choose a directory for this run alone", dir.display());
+    }
+    // A file without a name: it never appears in the directory.
+    tempfile::tempfile_in(existing)
+        .usage_context(|| format!("{}: cannot be written ({setting}): choose another", existing.display()))?;
+    Ok(())
+}
+
+/// True if both paths, or the nearest directories above them that are there, are on one file system.
+pub fn is_one_file_system(one: &Path, other: &Path) -> bool {
+    let device = |path: &Path| path.ancestors().map(or_here).find_map(|path| metadata(path).ok()).map(|of| of.dev());
+    device(one).is_some_and(|found| device(other) == Some(found))
+}
+
+/// "" stands for the working directory.
+pub(super) fn or_here(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() { Path::new(".") } else { path }
+}
+
 /// Bytes that this user may still write in the file system of `dir`, or of the nearest directory above it that is there
 /// already. None where that cannot be told. Quotas are not known.
 pub fn free_bytes(dir: &Path) -> Option<u64> {
-    let here = |path: &Path| if path.as_os_str().is_empty() { Path::new(".").to_owned() } else { path.to_owned() };
-    let existing = dir.ancestors().map(here).find(|path| path.is_dir())?;
-    let status = rustix::fs::statvfs(&existing).ok()?;
+    let existing = dir.ancestors().map(or_here).find(|path| path.is_dir())?;
+    let status = rustix::fs::statvfs(existing).ok()?;
     // Some network file systems have nothing to say.
     (status.f_blocks > 0).then(|| status.f_bavail.saturating_mul(status.f_frsize))
 }

@@ -5,16 +5,25 @@ use super::gemm::TOKENS;
 use super::gemm::pack::{Scaled, Stored};
 use super::gemm::panels::multiply;
 use super::gemm::product::{Left, Product, Right};
-use super::operands::TableGradient;
 use super::soft_cap::{cap_values, slopes_of_capped, times};
+use super::table::TableGradient;
+use super::table_on_disk::ROWS;
 use super::workspace::Workspace;
+use crate::error::Result;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Tokens whose logits exist at one time.
 pub const CHUNK: usize = 256;
 /// Rows of the output layer whose part of the gradient is computed together: logits of a chunk that the last-level
 /// cache holds.
 const VOCABULARY: usize = 4096;
+
+// A part of the output layer begins where such a part of the gradient does.
+const _: () = assert!(ROWS.is_multiple_of(VOCABULARY));
+
+/// Hands over the parts of the output layer in order, each with the rows that it has.
+pub type EachPart<'a> = dyn Fn(&mut dyn FnMut(Range<usize>, &dyn Stored)) -> Result<()> + 'a;
 
 /// The loss of the supervised tokens of a batch so far, summed over [`CHUNK`] of them at a time: the same bits however
 /// the batch is cut.
@@ -52,7 +61,7 @@ impl LossSum {
 pub fn linear_cross_entropy(
     workspace: &mut Workspace,
     x: &[f32], // [M, H]
-    head: &dyn Stored,
+    head: &EachPart,
     [vocab, h]: [usize; 2],
     to: TableGradient, // [vocab, H], [tokens, H], or empty
     targets: &[i32],   // [M]
@@ -61,7 +70,7 @@ pub fn linear_cross_entropy(
     soft_cap: Option<f32>,
     mut dx: Option<&mut [f32]>, // [M, H]
     sum: &mut LossSum,
-) {
+) -> Result<()> {
     if let Some(dx) = dx.as_deref_mut() {
         dx.fill(0.0);
     }
@@ -75,7 +84,7 @@ pub fn linear_cross_entropy(
             to.copy_from_slice(&x[token * h..(token + 1) * h]);
         }
         let logits = &mut workspace.logits[..tokens.len() * vocab];
-        project(&mut workspace.panels, gathered, head, [vocab, h], logits);
+        project(&mut workspace.panels, gathered, head, [vocab, h], logits)?;
         // Logits become scale·weight·(softmax − onehot); the loss of each token is taken on the way.
         let losses: Vec<f64> = logits
             .par_chunks_exact_mut(vocab)
@@ -103,16 +112,20 @@ pub fn linear_cross_entropy(
         }
         let Some(dx) = dx.as_deref_mut() else { continue };
         let gradient = &mut gradient[..tokens.len() * h];
-        for first in (0..vocab).step_by(VOCABULARY) {
-            let right = Right::Upright { matrix: head, first };
-            let left = Left::Rows { data: &logits[first..], stride: vocab };
-            let product = Product::new(left, VOCABULARY.min(vocab - first), right);
-            multiply(&mut workspace.panels, gradient, h, tokens.len(), 0..h, first > 0, &[product]);
-        }
+        let (panels, logits) = (&mut workspace.panels, &*logits);
+        head(&mut |rows, matrix| {
+            for first in rows.clone().step_by(VOCABULARY) {
+                let right = Right::Upright { matrix, first: first - rows.start };
+                let left = Left::Rows { data: &logits[first..], stride: vocab };
+                let product = Product::new(left, VOCABULARY.min(rows.end - first), right);
+                multiply(panels, gradient, h, tokens.len(), 0..h, first > 0, &[product]);
+            }
+        })?;
         for (from, &token) in gradient.chunks_exact(h).zip(tokens) {
             dx[token * h..(token + 1) * h].copy_from_slice(from);
         }
     }
+    Ok(())
 }
 
 /// Logits of a token whose parts are summed at a time.
@@ -148,13 +161,15 @@ pub fn to_gradients(logits: &mut [f32], target: usize, weight: f32, soft_cap: Op
 }
 
 /// Logits `[rows, vocab]`.
-pub fn logits(workspace: &mut Workspace, x: &[f32], head: &dyn Stored, [vocab, h]: [usize; 2]) -> Vec<f32> {
+pub fn logits(workspace: &mut Workspace, x: &[f32], head: &EachPart, [vocab, h]: [usize; 2]) -> Result<Vec<f32>> {
     let mut logits = vec![0.0; x.len() / h * vocab];
-    project(&mut workspace.panels, x, head, [vocab, h], &mut logits);
-    logits
+    project(&mut workspace.panels, x, head, [vocab, h], &mut logits)?;
+    Ok(logits)
 }
 
-fn project(panels: &mut [f32], x: &[f32], head: &dyn Stored, [vocab, h]: [usize; 2], logits: &mut [f32]) {
-    let product = Product::new(Left::Rows { data: x, stride: h }, h, Right::Turned(head));
-    multiply(panels, logits, vocab, x.len() / h, 0..vocab, false, &[product]);
+fn project(panels: &mut [f32], x: &[f32], head: &EachPart, [vocab, h]: [usize; 2], logits: &mut [f32]) -> Result<()> {
+    head(&mut |rows, matrix| {
+        let product = Product::new(Left::Rows { data: x, stride: h }, h, Right::Turned(matrix));
+        multiply(panels, logits, vocab, x.len() / h, rows, false, &[product]);
+    })
 }

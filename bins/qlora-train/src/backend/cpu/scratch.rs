@@ -5,16 +5,13 @@ use super::workspace::Workspace;
 use super::{attention, gemm, loss};
 use crate::backend::run_shape::RunShape;
 
-/// Threads that take part in one product at most.
-const MAX_THREADS: usize = 64;
-
 /// Lengths in the order of [`Workspace`]'s fields.
-fn lengths(dims: &RunShape) -> [usize; 7] {
+fn lengths(dims: &RunShape, threads: usize) -> [usize; 7] {
     let max_k = dims.groups.iter().map(|g| g.1).max().unwrap_or(0);
     let training = usize::from(dims.training);
     let loss_tokens = dims.tokens.min(loss::CHUNK);
     [
-        MAX_THREADS * gemm::PANEL,
+        threads * gemm::PANEL,
         usize::from(dims.dropout) * dims.tile * max_k,
         attention::scratch(dims.tokens),
         training * dims.tokens * dims.heads,
@@ -25,13 +22,14 @@ fn lengths(dims: &RunShape) -> [usize; 7] {
 }
 
 impl Workspace {
-    pub fn new(dims: &RunShape) -> Self {
-        let [panels, dropped, scores, delta, logits, gathered, picked] = lengths(dims).map(Aligned::zeros);
+    /// For as many threads: no more of them take part in a product.
+    pub fn new(dims: &RunShape, threads: usize) -> Self {
+        let [panels, dropped, scores, delta, logits, gathered, picked] = lengths(dims, threads).map(Aligned::zeros);
         Self { panels, dropped, scores, delta, logits, gathered, picked }
     }
 
     /// The bytes that [`Workspace::new`] takes.
-    pub fn bytes_for(dims: &RunShape) -> u64 {
-        lengths(dims).iter().map(|&len| len as u64 * 4).sum()
+    pub fn bytes_for(dims: &RunShape, threads: usize) -> u64 {
+        lengths(dims, threads).iter().map(|&len| len as u64 * 4).sum()
     }
 }

@@ -7,13 +7,14 @@
 
 use super::memory::{Held, HostMemory};
 use super::numa::Interleaved;
-use crate::backend::WeightsRead;
+use crate::backend::DiskTraffic;
 use crate::base::Nf4OnDisk;
-use crate::error::{Context, Error, Result};
+use crate::error::Result;
+use crate::files::worker::Worker;
 use qlora_kernels::nf4::Nf4Matrix;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -59,50 +60,26 @@ struct Job {
     reused: Vec<Nf4Matrix>,
 }
 
-/// The thread that reads.
-struct Reader {
-    jobs: Sender<Job>,
-    /// Bytes and seconds of one layer each
-    done: Receiver<Result<(u64, f64)>>,
-}
+/// The thread that reads; of one layer each, bytes and seconds.
+type Reader = Worker<Job, Result<(u64, f64)>>;
 
-impl Reader {
-    fn start() -> Result<Self> {
-        let (jobs, to_do) = channel::<Job>();
-        let (tell, done) = channel();
-        let run = move || {
-            let _spread = Interleaved::begin();
-            for job in to_do {
-                let start = Instant::now();
-                let read = read(job).map(|bytes| (bytes, start.elapsed().as_secs_f64()));
-                // Nobody waits where the run has ended.
-                if tell.send(read).is_err() {
-                    break;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("read-weights".to_owned());
-        thread.spawn(run).context(|| "a thread that reads weights cannot be started".to_owned())?;
-        Ok(Self { jobs, done })
-    }
-}
-
-/// Reads the matrices of one layer; returns the bytes that were read.
-fn read(Job { weights, mut reused }: Job) -> Result<u64> {
+/// Reads the matrices of one layer; returns the bytes that were read, and the seconds that it took.
+fn read(Job { weights, mut reused }: Job) -> Result<(u64, f64)> {
+    let (_spread, start) = (Interleaved::begin(), Instant::now());
     let mut targets = Vec::with_capacity(weights.len());
     for weight in weights {
         let same = |old: &Nf4Matrix| weight.stored.shape() == [old.rows(), old.cols()];
         let old = reused.iter().position(same).map(|index| reused.swap_remove(index));
         targets.push((weight, old));
     }
-    // What has no place in this layer goes before more is taken.
+    // Matrices that this layer has no use for are freed before more is taken.
     drop(reused);
     let mut bytes = 0;
     for (weight, old) in targets {
         weight.put(weight.stored.read(old)?);
         bytes += weight.stored.stored_bytes();
     }
-    Ok(bytes)
+    Ok((bytes, start.elapsed().as_secs_f64()))
 }
 
 /// The layers whose weights stay on disk.
@@ -119,7 +96,8 @@ pub struct Streaming {
     pending: Option<usize>,
     /// Layer that is computed
     current: Option<usize>,
-    read: WeightsRead,
+    /// Shared with the output layer, where that stays on disk too; none where nothing does
+    read: Rc<Cell<Option<DiskTraffic>>>,
 }
 
 impl Streaming {
@@ -133,17 +111,18 @@ impl Streaming {
             loaded: Vec::new(),
             pending: None,
             current: None,
-            read: WeightsRead::default(),
+            read: Rc::default(),
         }
     }
 
     pub fn add(&mut self, layer: usize, stored: Nf4OnDisk) -> Arc<OnDisk> {
+        self.counted();
         let weight = Arc::new(OnDisk { layer, stored, matrix: RwLock::new(None) });
         self.layers.entry(layer).or_default().push(weight.clone());
         weight
     }
 
-    /// Counts a weight of `layer` that takes so many bytes while it is in memory: room is for the largest layers.
+    /// Counts a weight of `layer` that takes `bytes` bytes while it is in memory: there is room for the largest layers.
     pub fn count(&mut self, layer: usize, bytes: u64) {
         *self.bytes.entry(layer).or_default() += bytes;
         let largest = self.bytes.values().copied().max().unwrap_or(0);
@@ -153,8 +132,14 @@ impl Streaming {
         self.held = Some(self.memory.hold(LINE, room, ()));
     }
 
-    pub fn weights_read(&self) -> Option<WeightsRead> {
-        (!self.layers.is_empty()).then_some(self.read)
+    /// The place where more that is read of weights is counted.
+    pub fn counted(&self) -> Rc<Cell<Option<DiskTraffic>>> {
+        self.read.set(Some(self.read.get().unwrap_or_default()));
+        self.read.clone()
+    }
+
+    pub fn weights_read(&self) -> Option<DiskTraffic> {
+        self.read.get()
     }
 
     /// Begins to read a layer.
@@ -171,11 +156,11 @@ impl Streaming {
             reused.extend(self.layers[&given_up].iter().filter_map(|weight| weight.take()));
         }
         if self.reader.is_none() {
-            self.reader = Some(Reader::start()?);
+            self.reader = Some(Reader::start("read-weights", "reads weights from disk", read)?);
         }
         let job = Job { weights: self.layers[&layer].clone(), reused };
         let reader = self.reader.as_ref().expect("it was started");
-        reader.jobs.send(job).map_err(|_| ended())?;
+        reader.send(job)?;
         self.pending = Some(layer);
         Ok(())
     }
@@ -194,15 +179,13 @@ impl Streaming {
     fn collect(&mut self) -> Result<()> {
         let (Some(layer), Some(reader)) = (self.pending.take(), &self.reader) else { return Ok(()) };
         let start = Instant::now();
-        let (bytes, seconds) = reader.done.recv().map_err(|_| ended())??;
-        self.read.waited += start.elapsed().as_secs_f64();
-        self.read.bytes += bytes;
-        self.read.seconds += seconds;
+        let (bytes, seconds) = reader.receive()??;
+        let mut read = self.read.get().unwrap_or_default();
+        read.waited += start.elapsed().as_secs_f64();
+        read.bytes += bytes;
+        read.seconds += seconds;
+        self.read.set(Some(read));
         self.loaded.push(layer);
         Ok(())
     }
-}
-
-fn ended() -> Error {
-    Error::Failed("the thread that reads weights from disk has ended".to_owned())
 }

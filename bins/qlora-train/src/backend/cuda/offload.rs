@@ -1,13 +1,13 @@
-//! Layers' inputs in host memory, from the forward pass to the backward pass.
+//! Layers' inputs in host memory or on disk, from the forward pass to the backward pass.
 //!
 //! A copy takes `2·H` bytes a token and layer each way, while a layer computes about `26·H²` FLOPs a token: at H = 8192
 //! the link has 200 times as long as the copy takes at 25 GB/s.
 
+use super::disk_inputs::DiskInputs;
 use super::memory::DeviceMemory;
 use super::operands::{CudaBuffer, CudaOffloaded, Storage};
+use super::slot::Slot;
 use crate::error::Result;
-use half::bf16;
-use qlora_kernels::device::{Buffer, OffloadSlot};
 use std::collections::VecDeque;
 
 /// Copies to the host in flight. Each keeps its device buffer until it is done, while the layers after it compute.
@@ -17,8 +17,8 @@ const IN_FLIGHT: usize = 1;
 const NAME: &str = "layers' inputs in host memory";
 
 /// Slots of pinned host memory, made in the first step.
-#[derive(Default)]
 pub struct Offload {
+    pub disk: DiskInputs,
     slots: Vec<Slot>,
     /// Slots without a buffer.
     free: Vec<usize>,
@@ -26,71 +26,70 @@ pub struct Offload {
     in_flight: VecDeque<usize>,
 }
 
-enum Slot {
-    Running(OffloadSlot<bf16>),
-    /// In a dry run: the buffer that is on its way.
-    DryRun(Option<Buffer<bf16>>),
-}
-
 impl Offload {
+    pub fn new(is_dry_run: bool) -> Self {
+        let disk = DiskInputs::new(is_dry_run);
+        Self { disk, slots: Vec::new(), free: Vec::new(), in_flight: VecDeque::new() }
+    }
+
     /// A slot without a buffer.
     fn vacant(&mut self, memory: &DeviceMemory, len: usize) -> Result<usize> {
         if let Some(slot) = self.free.pop() {
             return Ok(slot);
         }
-        let made = memory.offload_slot(NAME, len)?;
-        self.slots.push(made.map_or(Slot::DryRun(None), Slot::Running));
+        self.slots.push(Slot::new(memory, NAME, len)?);
         Ok(self.slots.len() - 1)
     }
 
-    /// Work queued next follows the copy of this slot, whose device memory is given back.
-    fn settle(&mut self, slot: usize) -> Result<()> {
-        match &mut self.slots[slot] {
-            Slot::Running(slot) => Ok(slot.wait_offload()?),
-            Slot::DryRun(buffer) => {
-                *buffer = None;
-                Ok(())
-            }
-        }
-    }
-
     pub fn offload(&mut self, memory: &DeviceMemory, buffer: CudaBuffer) -> Result<CudaOffloaded> {
+        // A copy has no room behind its rows.
+        buffer.check_dense()?;
         let CudaBuffer { data: Storage::Bf16(data), tokens, width, .. } = buffer else {
             return Ok(CudaOffloaded::OnDevice(buffer));
         };
         let slot = self.vacant(memory, data.len())?;
-        match &mut self.slots[slot] {
-            Slot::Running(slot) => slot.offload(data)?,
-            Slot::DryRun(buffer) => *buffer = Some(data),
-        }
+        self.slots[slot].offload(data)?;
         self.in_flight.push_back(slot);
         if self.in_flight.len() > IN_FLIGHT
             && let Some(oldest) = self.in_flight.pop_front()
         {
-            self.settle(oldest)?;
+            self.slots[oldest].settle()?;
         }
         Ok(CudaOffloaded::OnHost { slot, tokens, width, prefetched: false })
     }
 
-    /// Keeps a buffer on the device. One on its way to the host is given back, as if this one followed it there.
+    /// Writes a buffer to disk, of which the rows of the first `used` tokens are those of the batch.
+    pub fn offload_to_disk(&mut self, memory: &DeviceMemory, buffer: CudaBuffer, used: usize) -> Result<CudaOffloaded> {
+        buffer.check_dense()?;
+        let CudaBuffer { data: Storage::Bf16(data), tokens, width, .. } = buffer else {
+            return Ok(CudaOffloaded::OnDevice(buffer));
+        };
+        let place = self.disk.offload(memory, data, used * width)?;
+        Ok(CudaOffloaded::OnDisk { place, slot: None, tokens, width })
+    }
+
+    /// Keeps a buffer on the device. The memory of one on its way to the host is freed, as if this one followed it
+    /// there.
     pub fn keep(&mut self, buffer: CudaBuffer) -> Result<CudaOffloaded> {
         while let Some(oldest) = self.in_flight.pop_front() {
-            self.settle(oldest)?;
+            self.slots[oldest].settle()?;
         }
+        self.disk.settle()?;
         Ok(CudaOffloaded::OnDevice(buffer))
     }
 
     pub fn prefetch(&mut self, memory: &DeviceMemory, offloaded: CudaOffloaded) -> Result<CudaOffloaded> {
+        if let CudaOffloaded::OnDisk { place, slot: None, tokens, width } = offloaded {
+            let slot = Some(self.disk.prefetch(memory, place)?);
+            return Ok(CudaOffloaded::OnDisk { place, slot, tokens, width });
+        }
         let CudaOffloaded::OnHost { slot, tokens, width, prefetched: false } = offloaded else { return Ok(offloaded) };
         if let Some(at) = self.in_flight.iter().position(|&other| other == slot) {
             self.in_flight.remove(at);
-            self.settle(slot)?;
+            self.slots[slot].settle()?;
         }
         let buffer = memory.take("residual stream", tokens * width)?;
-        match &mut self.slots[slot] {
-            Slot::Running(slot) => slot.prefetch(buffer)?,
-            Slot::DryRun(coming) => *coming = Some(buffer),
-        }
+        self.slots[slot].prefetch(buffer)?;
         Ok(CudaOffloaded::OnHost { slot, tokens, width, prefetched: true })
     }
 
@@ -98,12 +97,13 @@ impl Offload {
         match self.prefetch(memory, offloaded)? {
             CudaOffloaded::OnDevice(buffer) => Ok(buffer),
             CudaOffloaded::OnHost { slot, tokens, width, .. } => {
-                let data = match &mut self.slots[slot] {
-                    Slot::Running(slot) => slot.wait_prefetch()?,
-                    Slot::DryRun(buffer) => buffer.take().expect("what was offloaded comes back once"),
-                };
+                let data = self.slots[slot].wait_prefetch()?;
                 self.free.push(slot);
-                Ok(CudaBuffer { data: Storage::Bf16(data), first: 0, tokens, width })
+                Ok(CudaBuffer { data: Storage::Bf16(data), first: 0, tokens, width, stride: width })
+            }
+            CudaOffloaded::OnDisk { place, slot, tokens, width } => {
+                let data = self.disk.wait(slot.expect("its reading has begun"), place)?;
+                Ok(CudaBuffer { data: Storage::Bf16(data), first: 0, tokens, width, stride: width })
             }
         }
     }
