@@ -8,23 +8,28 @@ use std::ffi::c_void;
 pub struct MemInfo {
     /// Bytes that neither this process, its context included, nor another one has taken.
     pub free: u64,
+    /// Bytes of the whole device.
     pub total: u64,
 }
 
 /// The properties of a device that kernels and measurements depend on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeviceInfo {
+    /// Name of the GPU.
     pub gpu: String,
     /// The CUDA version that the driver supports, for example "13.0".
     pub cuda: String,
     /// (9, 0) for sm_90
     pub compute_capability: (usize, usize),
+    /// Number of multiprocessors.
     pub multiprocessors: usize,
+    /// Bytes of the L2 cache.
     pub l2_bytes: usize,
+    /// Bytes of device memory.
     pub memory_bytes: usize,
 }
 
-/// A queue of work, each in order. None waits for another unless it is told to, nor for the default stream.
+/// A queue of work, each in order. None waits for another unless a call makes it, nor for the default stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
     /// The stream on which kernels run.
@@ -39,15 +44,17 @@ pub(super) enum Queue {
     Sums,
 }
 
-/// One device. Addresses are of the device's memory, or of pinned host memory where that is said; lengths are bytes.
+/// One device. Addresses are of the device's memory, or of host memory where that is said; lengths are bytes.
 ///
-/// Addresses that are handed to an `unsafe` function were given by this driver, have at least as many bytes from there
-/// on, and stay allocated until the work on them is done.
+/// Addresses of the device's memory that are handed to an `unsafe` function were given by this driver; all have at
+/// least as many bytes from there on, and stay allocated until the work on them is done.
 pub(super) trait Driver: Sized {
     /// A point in a queue.
     type Event;
     /// One range of memory of which an arena gives parts.
     type Slab;
+    /// Work that was recorded.
+    type Graph;
 
     /// An error, not a panic, where there is no driver or no such device.
     fn open(ordinal: usize) -> Result<Self>;
@@ -79,16 +86,18 @@ pub(super) trait Driver: Sized {
     /// [`Queue::Compute`], whose work is waited for.
     unsafe fn free(&self, address: *mut u8, bytes: usize);
 
-    fn slab(&self, bytes: u64) -> Result<Self::Slab>;
+    /// `fixed`: a part's address is that of the slab and its offset, in the emulation too, where parts have memory of
+    /// their own otherwise.
+    fn slab(&self, bytes: u64, fixed: bool) -> Result<Self::Slab>;
 
     /// Memory of any bits: a part of the slab, which nobody else has.
     fn part(&self, slab: &Self::Slab, offset: u64, bytes: usize) -> Result<*mut u8>;
 
     /// # Safety
     ///
-    /// `part` gave it for as many bytes. It is freed once, and before its slab. Whoever gets the memory next uses it in
-    /// the order of [`Queue::Compute`], which follows the work on it of other queues.
-    unsafe fn free_part(&self, address: *mut u8, bytes: usize);
+    /// `part` gave it of this slab for as many bytes. It is freed once, and before its slab. Whoever gets the memory
+    /// next uses it in the order of [`Queue::Compute`], which follows the work on it of other queues.
+    unsafe fn free_part(&self, slab: &Self::Slab, address: *mut u8, bytes: usize);
 
     /// Pinned host memory of zeros, aligned to 256 bytes, which the device sees at this address.
     fn alloc_pinned(&self, bytes: usize) -> Result<*mut u8>;
@@ -98,7 +107,7 @@ pub(super) trait Driver: Sized {
     /// `alloc_pinned` gave it for as many bytes. It is freed once, after the work on it.
     unsafe fn free_pinned(&self, address: *mut u8, bytes: usize);
 
-    /// Whether memory that this process may only read can be pinned.
+    /// True if memory that this process may only read can be pinned.
     fn pins_read_only(&self) -> Result<bool>;
 
     /// Pins memory of the host that somebody else allocated: the device sees it at this address. `read_only`: neither
@@ -135,8 +144,8 @@ pub(super) trait Driver: Sized {
     /// `from` is an address that the trait allows; `to` has room for `bytes`.
     unsafe fn read(&self, to: *mut u8, from: *const u8, bytes: usize) -> Result<()>;
 
-    /// Queues a copy. [`Queue::Compute`]: on the device. [`Queue::ToDevice`]: from pinned memory. [`Queue::ToHost`]: to
-    /// pinned memory.
+    /// Queues a copy. [`Queue::Compute`]: on the device. [`Queue::ToDevice`]: from host memory. [`Queue::ToHost`]: to
+    /// host memory. Where that is not pinned, the host may wait for the copy and for the work before it.
     ///
     /// # Safety
     ///
@@ -156,7 +165,7 @@ pub(super) trait Driver: Sized {
     /// Work that is put on `queue` from now on comes after the event.
     fn queue_waits(&self, queue: Queue, event: &Self::Event) -> Result<()>;
 
-    /// Whether the event is done. One that was never recorded is.
+    /// True if the event is done. One that was never recorded is.
     fn is_done(&self, event: &Self::Event) -> Result<bool>;
 
     /// The host waits. An event that was never recorded is done.
@@ -164,6 +173,19 @@ pub(super) trait Driver: Sized {
 
     /// Seconds between two timed events that are done.
     fn elapsed(&self, start: &Self::Event, end: &Self::Event) -> Result<f64>;
+
+    /// Records the work of [`Queue::Compute`], and of queues that wait for it, from now on instead of doing it.
+    fn begin_capture(&self) -> Result<()>;
+
+    /// The recorded work and how many parts it has; an error ends the recording too.
+    fn end_capture(&self) -> Result<(Self::Graph, usize)>;
+
+    /// Queues recorded work on [`Queue::Compute`].
+    ///
+    /// # Safety
+    ///
+    /// The addresses that were handed over while it was recorded are as the trait says, now.
+    unsafe fn launch(&self, graph: &Self::Graph) -> Result<()>;
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@
 //! well ([`emulation::run_late`]): what is read, written or freed without waiting for the stream shows then. It models
 //! streams that do not wait for the default one: a copy that is none of theirs comes before what they have.
 
+use super::capture::Step;
 use super::driver::{DeviceInfo, Driver, MemInfo, Queue};
 use super::emulation;
-use super::queues::{Point, Queues};
+use super::queues::{Mark, Queues};
 use crate::error::{CudaError, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::Cell;
@@ -20,6 +21,10 @@ use std::time::Instant;
 const MEMORY: &str = "QLORA_EMULATION_MEMORY";
 /// The launch from which on the emulated GPU is lost, and the error that launches then return.
 const LOST: &str = "QLORA_EMULATION_LOST";
+/// Bytes of that memory that other processes have.
+const TAKEN: &str = "QLORA_EMULATION_TAKEN";
+/// Bytes that the emulated GPU pins at most of what it allocates itself.
+const PINNED: &str = "QLORA_EMULATION_PINNED";
 /// With "refused" the emulated GPU pins no memory that was allocated elsewhere, as some systems do not.
 const PINNING: &str = "QLORA_EMULATION_PINNING";
 /// With "late" the work on streams is done when something waits for it.
@@ -32,33 +37,63 @@ pub struct Emulated {
     is_late: bool,
     /// Copies beside the kernels that were asked for so far.
     copies: Cell<u64>,
+    /// Bytes that are pinned, and that may be
+    pinned: Cell<u64>,
+    pinned_limit: u64,
 }
 
 pub struct Event {
-    recorded: Option<Point>,
+    recorded: Option<Mark>,
     at: Instant,
 }
 
+/// The range of an arena whose parts have fixed addresses; otherwise parts have memory of their own.
+pub struct Slab {
+    fixed: Option<(*mut u8, usize)>,
+    queues: Rc<Queues>,
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        if let Some((address, bytes)) = self.fixed {
+            drain(&self.queues);
+            // SAFETY: allocated in `slab`, freed once, and work that uses it is over.
+            unsafe { release(address, bytes) }
+        }
+    }
+}
+
+/// Does the work of the kernels' queue, and what that waits for: what is left frees memory, or uses what is freed next.
+/// An error would be that of an earlier call.
+fn drain(queues: &Queues) {
+    while queues.reach(queues.end(Queue::Compute)).is_err() {}
+}
+
 impl Emulated {
-    fn new(is_late: bool) -> Self {
-        let queues = if is_late { Queues::with_streams() } else { Rc::default() };
-        Self { queues, is_late, copies: Cell::new(0) }
+    fn new(is_late: bool, pinned_limit: u64) -> Self {
+        let (copies, pinned) = (Cell::new(0), Cell::new(0));
+        Self { queues: Queues::with_streams(), is_late, copies, pinned, pinned_limit }
     }
 
-    /// Work in the order of the kernels, which is done at once unless the device is late.
-    fn compute(&self, work: impl FnOnce() + 'static) -> Result<()> {
-        self.queues.put(Queue::Compute, move || {
+    /// Work in the order of the kernels, which is done at once unless the device is late or records it.
+    fn compute(&self, work: impl Fn() + 'static) -> Result<()> {
+        let done = move || -> Result<()> {
             work();
             Ok(())
-        });
-        if self.is_late { Ok(()) } else { self.synchronize() }
+        };
+        self.queues.put_or_record(Queue::Compute, Rc::new(done));
+        self.go_on()
+    }
+
+    /// Does the queued work at once, unless the device is late or records it.
+    fn go_on(&self) -> Result<()> {
+        if self.is_late || self.queues.is_recorded() { Ok(()) } else { self.synchronize() }
     }
 }
 
 impl Drop for Emulated {
     fn drop(&mut self) {
-        // What is left frees memory. An error would be that of an earlier call.
-        while self.synchronize().is_err() {}
+        drain(&self.queues);
     }
 }
 
@@ -72,6 +107,13 @@ unsafe fn release(address: *mut u8, bytes: usize) {
     }
 }
 
+/// The bytes that a variable names.
+fn bytes_of(variable: &str) -> Result<Option<u64>> {
+    let Ok(text) = std::env::var(variable) else { return Ok(None) };
+    let bytes = text.parse::<u64>().map_err(|_| CudaError::Device(format!("{variable}: {text:?}, expected bytes")))?;
+    Ok(Some(bytes))
+}
+
 /// Exactly as long as was asked for, so that AddressSanitizer sees the first byte past the end.
 fn layout(bytes: usize) -> Result<Layout> {
     Layout::from_size_align(bytes.max(1), 256)
@@ -81,7 +123,8 @@ fn layout(bytes: usize) -> Result<Layout> {
 impl Driver for Emulated {
     type Event = Event;
     /// A part is memory of its own.
-    type Slab = ();
+    type Slab = Slab;
+    type Graph = Vec<Step>;
 
     fn open(ordinal: usize) -> Result<Self> {
         if let Ok(text) = std::env::var(LOST) {
@@ -96,8 +139,9 @@ impl Driver for Emulated {
             Ok("late") => true,
             Ok(text) => return Err(CudaError::Device(format!("{STREAM}: {text:?}, expected late"))),
         };
+        let pinned_limit = bytes_of(PINNED)?.unwrap_or_else(emulation::pinned_limit);
         match ordinal {
-            0 => Ok(Self::new(is_late)),
+            0 => Ok(Self::new(is_late, pinned_limit)),
             _ => Err(CudaError::Device(format!("there is no GPU {ordinal}: the emulation has one, number 0"))),
         }
     }
@@ -128,11 +172,8 @@ impl Driver for Emulated {
     }
 
     fn mem_info(&self) -> Result<MemInfo> {
-        let total = match std::env::var(MEMORY) {
-            Err(_) => MEMORY_BYTES,
-            Ok(text) => text.parse().map_err(|_| CudaError::Device(format!("{MEMORY}: {text:?}, expected bytes")))?,
-        };
-        Ok(MemInfo { free: total, total })
+        let total = bytes_of(MEMORY)?.unwrap_or(MEMORY_BYTES);
+        Ok(MemInfo { free: total.saturating_sub(bytes_of(TAKEN)?.unwrap_or(0)), total })
     }
 
     fn bind(&self) -> Result<()> {
@@ -140,10 +181,12 @@ impl Driver for Emulated {
     }
 
     fn synchronize(&self) -> Result<()> {
+        self.queues.refuse_recorded("the host waits for it")?;
         self.queues.reach(self.queues.end(Queue::Compute))
     }
 
     fn alloc(&self, bytes: usize) -> Result<*mut u8> {
+        self.queues.refuse_recorded("memory is allocated")?;
         let layout = layout(bytes)?;
         // SAFETY: the layout is of at least one byte.
         let address = unsafe { alloc_zeroed(layout) };
@@ -154,38 +197,60 @@ impl Driver for Emulated {
     }
 
     unsafe fn free(&self, address: *mut u8, bytes: usize) {
-        while self.synchronize().is_err() {}
+        let _ = self.queues.refuse_recorded("memory is freed");
+        drain(&self.queues);
         // SAFETY: the caller's promise.
         unsafe { release(address, bytes) }
     }
 
-    fn slab(&self, bytes: u64) -> Result<()> {
+    fn slab(&self, bytes: u64, fixed: bool) -> Result<Slab> {
         let free = self.mem_info()?.free;
         if bytes > free {
             return Err(CudaError::Device(format!("{bytes} bytes of device memory: the emulation has {free}")));
         }
-        Ok(())
+        let bytes = usize::try_from(bytes).map_err(|_| CudaError::Device(format!("{bytes} bytes are too many")))?;
+        let fixed = if fixed { Some((self.alloc(bytes)?, bytes)) } else { None };
+        Ok(Slab { fixed, queues: self.queues.clone() })
     }
 
-    /// A value that is read before it is written must not go unnoticed: every byte is 0xff, which makes floating-point
-    /// numbers NaN.
-    fn part(&self, _: &(), _: u64, bytes: usize) -> Result<*mut u8> {
+    /// A value that is read before it is written must not go unnoticed: every byte of memory of its own is 0xff, which
+    /// makes floating-point numbers NaN.
+    fn part(&self, slab: &Slab, offset: u64, bytes: usize) -> Result<*mut u8> {
+        if let Some((address, all)) = slab.fixed {
+            assert!(offset + bytes as u64 <= all as u64, "an arena's part lies within it");
+            return Ok(address.wrapping_add(offset as usize));
+        }
         let address = self.alloc(bytes)?;
         // SAFETY: as many bytes as were just allocated.
         unsafe { std::ptr::write_bytes(address, 0xff, bytes) };
         Ok(address)
     }
 
-    unsafe fn free_part(&self, address: *mut u8, bytes: usize) {
-        // SAFETY: `part` had it from `alloc`.
-        let _ = self.compute(move || unsafe { release(address, bytes) });
+    unsafe fn free_part(&self, slab: &Slab, address: *mut u8, bytes: usize) {
+        if slab.fixed.is_some() {
+            return;
+        }
+        // Once, recorded or not: a graph that uses it is launched without it.
+        self.queues.put(Queue::Compute, move || {
+            // SAFETY: `part` had it from `alloc`.
+            unsafe { release(address, bytes) };
+            Ok(())
+        });
+        let _ = self.go_on();
     }
 
     fn alloc_pinned(&self, bytes: usize) -> Result<*mut u8> {
-        self.alloc(bytes)
+        let pinned = self.pinned.get() + bytes as u64;
+        if pinned > self.pinned_limit {
+            return Err(CudaError::Device(format!("{bytes} bytes of pinned host memory: the emulation pins no more")));
+        }
+        let address = self.alloc(bytes)?;
+        self.pinned.set(pinned);
+        Ok(address)
     }
 
     unsafe fn free_pinned(&self, address: *mut u8, bytes: usize) {
+        self.pinned.set(self.pinned.get() - bytes as u64);
         // SAFETY: `alloc_pinned` had it from `alloc`.
         unsafe { release(address, bytes) }
     }
@@ -241,7 +306,7 @@ impl Driver for Emulated {
 
     /// None where launches are over when they return.
     fn raw(&self, queue: Queue) -> *mut c_void {
-        if self.is_late { self.queues.stream(queue) } else { null_mut() }
+        if self.is_late || self.queues.is_recorded() { self.queues.stream(queue) } else { null_mut() }
     }
 
     fn event(&self, _timed: bool) -> Result<Event> {
@@ -249,18 +314,19 @@ impl Driver for Emulated {
     }
 
     fn record(&self, event: &mut Event, queue: Queue) -> Result<()> {
-        *event = Event { recorded: Some(self.queues.end(queue)), at: Instant::now() };
+        *event = Event { recorded: Some(self.queues.mark(queue)), at: Instant::now() };
         Ok(())
     }
 
     fn queue_waits(&self, queue: Queue, event: &Event) -> Result<()> {
-        let Some(point) = event.recorded else { return Ok(()) };
-        self.queues.wait(queue, point);
-        if queue == Queue::Compute && !self.is_late { self.synchronize() } else { Ok(()) }
+        let Some(mark) = event.recorded else { return Ok(()) };
+        self.queues.wait_for(queue, mark)?;
+        if queue == Queue::Compute { self.go_on() } else { Ok(()) }
     }
 
     fn is_done(&self, event: &Event) -> Result<bool> {
-        let Some(point) = event.recorded else { return Ok(true) };
+        let Some(mark) = event.recorded else { return Ok(true) };
+        let point = self.queues.point(mark)?;
         let is_done = self.queues.is_reached(point);
         if self.is_late {
             // It goes on while the host does something else.
@@ -270,10 +336,25 @@ impl Driver for Emulated {
     }
 
     fn host_waits(&self, event: &Event) -> Result<()> {
-        event.recorded.map_or(Ok(()), |point| self.queues.reach(point))
+        event.recorded.map_or(Ok(()), |mark| self.queues.reach(self.queues.point(mark)?))
     }
 
     fn elapsed(&self, start: &Event, end: &Event) -> Result<f64> {
         Ok((end.at - start.at).as_secs_f64())
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.queues.begin_capture()
+    }
+
+    fn end_capture(&self) -> Result<(Vec<Step>, usize)> {
+        let steps = self.queues.end_capture()?;
+        let nodes = steps.iter().filter(|step| matches!(step, Step::Do(..))).count();
+        Ok((steps, nodes))
+    }
+
+    unsafe fn launch(&self, graph: &Vec<Step>) -> Result<()> {
+        self.queues.launch(graph)?;
+        self.go_on()
     }
 }

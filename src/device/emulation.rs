@@ -29,7 +29,7 @@ mod controls {
         least: u64,
     }
 
-    /// What a warp's instruction does with the memory of a GPU.
+    /// An access of a warp's instruction to the memory of a GPU.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Access {
         SharedLoad,
@@ -38,9 +38,9 @@ mod controls {
         GlobalStore,
         /// ldmatrix, from shared memory.
         Matrix,
-        /// What cp.async reads, in global memory.
+        /// The read of cp.async, in global memory.
         CopySource,
-        /// What cp.async writes, in shared memory.
+        /// The write of cp.async, in shared memory.
         CopyTarget,
     }
 
@@ -92,7 +92,7 @@ mod controls {
     }
 
     impl LaunchCount {
-        /// Instructions of warps in which a lane has so many bytes.
+        /// Instructions of warps in which a lane accesses `bytes` bytes.
         pub fn instructions(&self, access: Access, bytes: usize) -> u64 {
             self.instructions[access as usize][bytes]
         }
@@ -120,7 +120,7 @@ mod controls {
         (done, all.copied().collect())
     }
 
-    /// What `launches` does, and the accesses of the launches that this OS thread makes in it.
+    /// The result of `launches`, and the accesses of the launches that this OS thread makes in it.
     pub fn count<T>(launches: impl FnOnce() -> T) -> (T, Vec<AccessCount>) {
         let done = counted(launches);
         // SAFETY: the entries stay until counting begins anew.
@@ -188,16 +188,32 @@ mod controls {
         static LATE: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// Whether devices that this OS thread opens from now on do the work of their stream only when something waits for
-    /// it, and copies beside it after what they were told to wait for, as a GPU may: work that the host, or another
-    /// stream, does not wait for shows. Kernels are then over, and their faults told, when they were waited for. The
-    /// variable `QLORA_EMULATION_STREAM`, as `late`, does it for a whole program.
+    /// Makes devices that this OS thread opens from now on late: they do the work of their stream only when something
+    /// waits for it, and copies beside it after what they wait for, as a GPU may. Work that the host, or another
+    /// stream, fails to wait for then shows. Kernels are over, and their faults reported, once they were waited for.
+    /// The variable `QLORA_EMULATION_STREAM`, as `late`, does it for a whole program.
     pub fn run_late(is_late: bool) {
         LATE.set(is_late);
     }
 
+    /// True if devices that this OS thread opens now are late ([`run_late`]).
     pub fn is_late() -> bool {
         LATE.get()
+    }
+
+    thread_local! {
+        static PINNED: Cell<u64> = const { Cell::new(u64::MAX) };
+    }
+
+    /// Limits the host memory that each device which this OS thread opens from now on can pin, as a system may: more is
+    /// an error. The variable `QLORA_EMULATION_PINNED` does it for a whole program.
+    pub fn pin_at_most(bytes: u64) {
+        PINNED.set(bytes);
+    }
+
+    /// Bytes that devices which this OS thread opens now can pin ([`pin_at_most`]); `u64::MAX`: no limit.
+    pub fn pinned_limit() -> u64 {
+        PINNED.get()
     }
 
     /// Waits between streams that a program may lack.
@@ -218,6 +234,7 @@ mod controls {
         FORGOTTEN.set(waits);
     }
 
+    /// True if these waits are left out on this OS thread ([`forget`]).
     pub fn is_forgotten(waits: Forgotten) -> bool {
         FORGOTTEN.get() == Some(waits)
     }
@@ -226,11 +243,11 @@ mod controls {
 #[cfg(kernels = "emulated")]
 pub use controls::{
     Access, AccessCount, Forgotten, LaunchCount, blocks, count, count_launches, forget, launches, lose, message,
-    run_late, sample,
+    pin_at_most, run_late, sample,
 };
 
 #[cfg(kernels = "emulated")]
-pub(super) use controls::{is_forgotten, is_late};
+pub(super) use controls::{is_forgotten, is_late, pinned_limit};
 
 /// Chooses the schedule of warps, lanes and blocks of the launches that this OS thread makes from now on. A GPU has its
 /// own, which this leaves alone.

@@ -1,5 +1,5 @@
 //! Device memory: opening a device, buffers and views of them, an arena with its allocator, copies beside the stream,
-//! and sums over several devices.
+//! graphs of what is queued on it, and sums over several devices.
 //!
 //! [`Device`] is a GPU (feature `cuda`) or the emulation of one on the host (feature `emulation`, for tests). With
 //! neither feature
@@ -8,12 +8,12 @@
 
 mod alloc;
 mod arena;
-mod bandwidth;
 mod buffer;
 mod driver;
 mod element;
 pub mod emulation;
 mod event;
+mod graph;
 mod mapping;
 mod nccl;
 mod offload;
@@ -29,6 +29,8 @@ mod view;
 
 #[cfg(kernels = "absent")]
 mod absent;
+#[cfg(kernels = "emulated")]
+mod capture;
 #[cfg(kernels = "cuda")]
 mod cuda;
 #[cfg(kernels = "emulated")]
@@ -46,16 +48,17 @@ use emulated::Emulated as Implementation;
 
 pub use alloc::{MemoryEnd, OffsetAllocator, PeakUsage};
 pub use arena::Arena;
-pub use bandwidth::TransferBandwidth;
 pub use buffer::Buffer;
 #[cfg(kernels = "cuda")]
 pub use cuda::context;
 pub use driver::{DeviceInfo, MemInfo};
 pub use element::Element;
 pub use event::EventTimer;
+pub use graph::Graph;
 pub use nccl::{Nccl, Others};
 pub use offload::OffloadSlot;
 pub use open::{ARCHITECTURES, Device, KERNELS, Kernels, cuda_version, driver_version};
+pub use pinned::HostMemory;
 pub use pinned_buffer::PinnedBuffer;
 pub use round_trip::RoundTrip;
 pub use shared::SharedPinned;

@@ -2,7 +2,7 @@
 
 use super::buffer::check_room;
 use super::staging::Staging;
-use super::{Buffer, Device, Element, SharedPinned};
+use super::{Buffer, Device, Element, HostMemory, SharedPinned};
 use crate::error::Result;
 use std::rc::Rc;
 
@@ -21,13 +21,18 @@ pub struct OffloadSlot<T: Element> {
 }
 
 impl<T: Element> OffloadSlot<T> {
-    /// For buffers of `len` elements.
+    /// A slot for buffers of `len` elements, in pinned memory.
     pub fn new(device: &Device, len: usize) -> Result<Self> {
-        Ok(Self { staging: Staging::new(device, len)?, offloading: None, prefetching: None })
+        Self::new_in(device, len, HostMemory::Pinned)
     }
 
-    /// For `len` elements that are there already, in memory of several processes from byte `first` on: they are
-    /// prefetched, and to offload anything else is an error.
+    /// A slot for buffers of `len` elements, in host memory of this kind.
+    pub fn new_in(device: &Device, len: usize, kind: HostMemory) -> Result<Self> {
+        Ok(Self { staging: Staging::new(device, len, kind)?, offloading: None, prefetching: None })
+    }
+
+    /// A slot that holds `len` elements of memory of several processes, from byte `first` on: they are prefetched, and
+    /// offloading anything else is an error.
     pub fn shared(memory: &Rc<SharedPinned>, first: usize, len: usize) -> Result<Self> {
         Ok(Self { staging: Staging::shared(memory, first, len)?, offloading: None, prefetching: None })
     }
@@ -52,7 +57,7 @@ impl<T: Element> OffloadSlot<T> {
         Ok(())
     }
 
-    /// Like [`wait_offload`](Self::wait_offload), and gives the buffer back.
+    /// The offloaded buffer itself; what is queued next on the device's stream follows its copy.
     ///
     /// # Panics
     ///
@@ -62,7 +67,7 @@ impl<T: Element> OffloadSlot<T> {
         Ok(self.offloading.take().expect("a buffer was offloaded"))
     }
 
-    /// What the slot holds: zeros at first. The host waits for the last copy.
+    /// The elements that the slot holds, zeros at first. The host waits for the last copy.
     pub fn held(&self) -> Result<&[T]> {
         self.staging.wait()?;
         Ok(self.staging.memory.first(self.staging.memory.len()))

@@ -1,16 +1,28 @@
-//! Pinned host memory.
+//! Host memory that arrays are copied through, which is pinned where that can be had.
 
 use super::buffer::byte_len;
 use super::driver::Driver;
 use super::element::bytes_of;
 use super::{Element, Implementation, SharedPinned};
 use crate::error::{CudaError, Result};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::marker::PhantomData;
 use std::rc::Rc;
 
-/// Host memory from and to which the device copies by itself.
+/// Kind of host memory that arrays are copied through, from and to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostMemory {
+    /// The device copies by itself, beside its other work.
+    Pinned,
+    /// The driver copies through pinned memory of its own: the values are the same, and the host may wait for a copy
+    /// and for the work before it. For where no more memory can be pinned.
+    Pageable,
+}
+
+/// Host memory from and to which the device copies.
 pub(super) struct PinnedMemory<T: Element> {
     driver: Rc<Implementation>,
+    kind: HostMemory,
     address: *mut u8,
     len: usize,
     /// The memory of several processes that it is a part of, if it is not its own
@@ -20,10 +32,14 @@ pub(super) struct PinnedMemory<T: Element> {
 
 impl<T: Element> PinnedMemory<T> {
     /// Zero bits.
-    pub fn new(driver: &Rc<Implementation>, len: usize) -> Result<Self> {
+    pub fn new(driver: &Rc<Implementation>, len: usize, kind: HostMemory) -> Result<Self> {
         driver.bind()?;
-        let address = driver.alloc_pinned(byte_len::<T>(len)?)?;
-        Ok(Self { address, driver: driver.clone(), len, shared: None, element: PhantomData })
+        let bytes = byte_len::<T>(len)?;
+        let address = match kind {
+            HostMemory::Pinned => driver.alloc_pinned(bytes)?,
+            HostMemory::Pageable => alloc_pageable(bytes)?,
+        };
+        Ok(Self { address, driver: driver.clone(), kind, len, shared: None, element: PhantomData })
     }
 
     /// `len` elements of memory that several processes share, from byte `first` on: nothing writes them.
@@ -33,7 +49,12 @@ impl<T: Element> PinnedMemory<T> {
             return Err(CudaError::Device(format!("byte {first} of shared memory begins no element")));
         }
         let (driver, shared) = (shared.driver().clone(), Some(shared.clone()));
-        Ok(Self { address, driver, len, shared, element: PhantomData })
+        Ok(Self { address, driver, kind: HostMemory::Pinned, len, shared, element: PhantomData })
+    }
+
+    /// True if the device may use it in place: it is pinned memory of its own.
+    pub fn is_in_reach(&self) -> bool {
+        self.kind == HostMemory::Pinned && !self.is_shared()
     }
 
     pub fn is_shared(&self) -> bool {
@@ -72,9 +93,40 @@ impl<T: Element> PinnedMemory<T> {
 
 impl<T: Element> Drop for PinnedMemory<T> {
     fn drop(&mut self) {
-        if !self.is_shared() && self.driver.bind().is_ok() {
-            // SAFETY: given in `new`, freed once.
-            unsafe { self.driver.free_pinned(self.address, self.len * size_of::<T>()) };
+        let bytes = self.len * size_of::<T>();
+        match self.kind {
+            HostMemory::Pageable => {
+                // SAFETY: given in `new`, freed once; copies from and to it are done.
+                unsafe { free_pageable(self.address, bytes) };
+            }
+            HostMemory::Pinned if !self.is_shared() && self.driver.bind().is_ok() => {
+                // SAFETY: given in `new`, freed once.
+                unsafe { self.driver.free_pinned(self.address, bytes) };
+            }
+            HostMemory::Pinned => {}
         }
+    }
+}
+
+fn layout(bytes: usize) -> Option<Layout> {
+    Layout::from_size_align(bytes.max(1), 256).ok()
+}
+
+/// Memory of zeros, aligned as pinned memory is.
+fn alloc_pageable(bytes: usize) -> Result<*mut u8> {
+    // SAFETY: the layout is of at least one byte.
+    let address = layout(bytes).map(|layout| unsafe { alloc_zeroed(layout) });
+    address
+        .filter(|address| !address.is_null())
+        .ok_or_else(|| CudaError::Device(format!("{bytes} bytes of host memory: there are not as many")))
+}
+
+/// # Safety
+///
+/// [`alloc_pageable`] gave it for as many bytes. It is freed once.
+unsafe fn free_pageable(address: *mut u8, bytes: usize) {
+    if let Some(layout) = layout(bytes) {
+        // SAFETY: allocated with this layout, as the caller promises.
+        unsafe { dealloc(address, layout) }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::buffer::check_room;
 use super::staging::Staging;
-use super::{Buffer, Device, Element, SharedPinned, View, ViewMut};
+use super::{Buffer, Device, Element, HostMemory, SharedPinned, View, ViewMut};
 use crate::error::Result;
 use std::rc::Rc;
 
@@ -10,8 +10,15 @@ use std::rc::Rc;
 pub struct PinnedBuffer<T: Element>(Staging<T>);
 
 impl<T: Element> PinnedBuffer<T> {
+    /// A copy of `data` in pinned host memory.
     pub fn new(device: &Device, data: &[T]) -> Result<Self> {
-        let mut staging = Staging::new(device, data.len())?;
+        Self::new_in(device, data, HostMemory::Pinned)
+    }
+
+    /// A copy of `data` in host memory of this kind. An array that is not pinned is copied to the device and not used
+    /// in place.
+    pub fn new_in(device: &Device, data: &[T], kind: HostMemory) -> Result<Self> {
+        let mut staging = Staging::new(device, data.len(), kind)?;
         staging.memory.set(data);
         Ok(Self(staging))
     }
@@ -21,23 +28,35 @@ impl<T: Element> PinnedBuffer<T> {
         Staging::shared(memory, first, len).map(Self)
     }
 
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.0.memory.len()
     }
 
+    /// True if it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// The array for kernels that read it in place.
+    ///
+    /// # Panics
+    ///
+    /// If the memory is shared or not pinned.
     pub fn view(&self) -> View<'_, T> {
-        assert!(!self.0.memory.is_shared(), "memory of several processes is copied before it is used");
+        assert!(self.0.memory.is_in_reach(), "memory of several processes, or not pinned, is copied before it is used");
         // SAFETY: the array lives for the view's lifetime, the host writes nothing to it, and the device sees it at
         // this address. Before it is freed, what was queued on the device's stream is waited for.
         unsafe { View::from_raw_parts(self.0.memory.address().cast(), self.len()) }
     }
 
+    /// The array for kernels that write it in place.
+    ///
+    /// # Panics
+    ///
+    /// If the memory is shared or not pinned.
     pub fn view_mut(&mut self) -> ViewMut<'_, T> {
-        assert!(!self.0.memory.is_shared(), "pinned memory of its own is written");
+        assert!(self.0.memory.is_in_reach(), "pinned memory of its own is written");
         // SAFETY: as in `view`; the host does not read the array after `new` either, and work that is queued later on
         // the device's stream runs later.
         unsafe { ViewMut::from_raw_parts(self.0.memory.address().cast(), self.len()) }

@@ -3,26 +3,26 @@
 use super::buffer::check_room;
 use super::driver::{Driver, Queue};
 use super::event::Event;
-use super::pinned::PinnedMemory;
+use super::pinned::{HostMemory, PinnedMemory};
 use super::{Buffer, Device, Element, Implementation, SharedPinned};
 use crate::error::{CudaError, Result};
 use std::rc::Rc;
 
-/// Pinned host memory, and the events that order copies from and to it.
+/// Host memory, and the events that order copies from and to it.
 pub(super) struct Staging<T: Element> {
     driver: Rc<Implementation>,
     pub memory: PinnedMemory<T>,
-    /// What was queued before the copy is done.
+    /// The work that was queued before the copy is done.
     computed: Event,
     /// The last copy is done.
     copied: Event,
 }
 
 impl<T: Element> Staging<T> {
-    pub fn new(device: &Device, len: usize) -> Result<Self> {
+    pub fn new(device: &Device, len: usize, kind: HostMemory) -> Result<Self> {
         let driver = device.driver().clone();
         let (computed, copied) = (Event::new(&driver)?, Event::new(&driver)?);
-        Ok(Self { memory: PinnedMemory::new(&driver, len)?, driver, computed, copied })
+        Ok(Self { memory: PinnedMemory::new(&driver, len, kind)?, driver, computed, copied })
     }
 
     /// Over `len` elements of memory that several processes share, from byte `first` on.
@@ -73,7 +73,7 @@ impl<T: Element> Staging<T> {
         self.computed.precedes(queue)?;
         // An earlier copy may be on the other queue.
         self.copied.precedes(queue)?;
-        // SAFETY: both have `len` elements, as the callers checked; one is pinned memory of `self`, which waits for the
+        // SAFETY: both have `len` elements, as the callers checked; one is host memory of `self`, which waits for the
         // copy before it is freed, and the other a buffer that the callers' callers keep until then.
         unsafe { self.driver.copy(queue, to, from, len * size_of::<T>()) }?;
         self.copied.record(queue)
@@ -94,7 +94,12 @@ pub struct UploadStaging<T: Element>(Staging<T>);
 impl<T: Element> UploadStaging<T> {
     /// For arrays of at most `len` elements.
     pub fn new(device: &Device, len: usize) -> Result<Self> {
-        Staging::new(device, len).map(Self)
+        Self::new_in(device, len, HostMemory::Pinned)
+    }
+
+    /// For arrays of at most `len` elements, through host memory of this kind.
+    pub fn new_in(device: &Device, len: usize, kind: HostMemory) -> Result<Self> {
+        Staging::new(device, len, kind).map(Self)
     }
 
     /// Elements of the longest array.
@@ -102,6 +107,7 @@ impl<T: Element> UploadStaging<T> {
         self.0.memory.len()
     }
 
+    /// True if it holds arrays of no elements only.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -126,7 +132,12 @@ pub struct ReadbackStaging<T: Element> {
 impl<T: Element> ReadbackStaging<T> {
     /// For arrays of at most `len` elements.
     pub fn new(device: &Device, len: usize) -> Result<Self> {
-        Ok(Self { staging: Staging::new(device, len)?, len: 0 })
+        Self::new_in(device, len, HostMemory::Pinned)
+    }
+
+    /// For arrays of at most `len` elements, through host memory of this kind.
+    pub fn new_in(device: &Device, len: usize, kind: HostMemory) -> Result<Self> {
+        Ok(Self { staging: Staging::new(device, len, kind)?, len: 0 })
     }
 
     /// Queues a copy of `buffer` as it is after what is queued now; what is queued next on the device's stream follows

@@ -19,6 +19,7 @@ use serde_json::{Map, Value};
 
 use half::{bf16, f16};
 
+use super::file_state::FileState;
 use super::json::{UniqueKeys, at_key};
 use super::regular;
 use super::tensor::{Element, HostTensor, StoredType, TensorData};
@@ -29,6 +30,10 @@ use crate::refuse;
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Data is read, hashed and converted in pieces that stay in the cache.
 pub(crate) const CHUNK_BYTES: usize = 1 << 20;
+/// Data that is hashed and not kept is read in smaller pieces, because many threads have one each.
+pub(crate) const SCAN_BYTES: usize = 1 << 18;
+/// Bytes between the piece that is read and the one that the system is asked for.
+const SCANNED_AHEAD: usize = 4 * SCAN_BYTES;
 const METADATA_KEY: &str = "__metadata__";
 
 pub(crate) struct TensorFile {
@@ -62,16 +67,21 @@ impl TensorFile {
         &self.path
     }
 
+    /// The state of the file now, which another one after a change differs from.
+    pub fn state(&self) -> Result<FileState> {
+        FileState::of(&self.file).context(|| format!("{}: cannot be read", self.path.display()))
+    }
+
     /// Fails where the file was written to since it was opened.
     pub fn check_unchanged(&self) -> Result<()> {
         let shown = self.path.display();
         let metadata = self.file.metadata().context(|| format!("{shown}: cannot be read"))?;
         if (metadata.len(), metadata.modified().ok()) != self.opened {
-            return Err(Error::Failed(format!(
-                "{shown}: was changed while its weights were in use: found {} bytes, and {} when it was opened",
-                metadata.len(),
-                self.opened.0
-            )));
+            let found = match metadata.len() {
+                len if len == self.opened.0 => "it was written to since it was opened".to_owned(),
+                len => format!("found {len} bytes, and {} when it was opened", self.opened.0),
+            };
+            return Err(Error::Failed(format!("{shown}: was changed while its weights were in use: {found}")));
         }
         Ok(())
     }
@@ -129,7 +139,31 @@ impl TensorFile {
         self.read(name, &self.part(name, info, range)?, seen)
     }
 
-    fn part(&self, name: &str, info: &TensorInfo, range: Range<usize>) -> Result<TensorInfo> {
+    /// Elements `range` of a tensor as stored, in the memory of `reused` where that has the tensor's type.
+    pub fn read_range_into(
+        &self,
+        reused: Option<TensorData>,
+        name: &str,
+        info: &TensorInfo,
+        range: Range<usize>,
+    ) -> Result<TensorData> {
+        let part = self.part(name, info, range)?;
+        Ok(match (self.stored_type(name, info)?, reused) {
+            (StoredType::Bf16, Some(TensorData::Bf16(to))) => {
+                TensorData::Bf16(self.read_elements_into(to, name, &part, |_| ())?)
+            }
+            (StoredType::F16, Some(TensorData::F16(to))) => {
+                TensorData::F16(self.read_elements_into(to, name, &part, |_| ())?)
+            }
+            (StoredType::F32, Some(TensorData::F32(to))) => {
+                TensorData::F32(self.read_elements_into(to, name, &part, |_| ())?)
+            }
+            _ => self.read(name, &part, |_| ())?.data,
+        })
+    }
+
+    /// The header entry of elements `range` of a tensor alone.
+    pub fn part(&self, name: &str, info: &TensorInfo, range: Range<usize>) -> Result<TensorInfo> {
         let size = self.stored_type(name, info)?.size();
         let at = |element: usize| info.data_offsets.0 + element * size;
         let data_offsets = (at(range.start), at(range.end));
@@ -138,17 +172,35 @@ impl TensorFile {
 
     /// Passes a tensor's bytes through `seen` without keeping them.
     pub fn scan(&self, name: &str, info: &TensorInfo, mut seen: impl FnMut(&[u8])) -> Result<()> {
-        let mut left = info.data_offsets.1 - info.data_offsets.0;
-        let mut buffer = vec![0u8; left.min(CHUNK_BYTES)];
-        let mut offset = info.data_offsets.0;
-        while left > 0 {
-            let piece = left.min(CHUNK_BYTES);
-            self.read_at(name, &mut buffer[..piece], offset)?;
-            seen(&buffer[..piece]);
-            offset += piece;
-            left -= piece;
+        self.scan_while(name, info, |bytes| {
+            seen(bytes);
+            Ok(())
+        })
+    }
+
+    /// [`scan`](Self::scan) with a `seen` whose error ends the reading. A few pieces are requested ahead, so that the
+    /// disk reads while `seen` works on one.
+    pub fn scan_while(&self, name: &str, info: &TensorInfo, mut seen: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let (begin, end) = info.data_offsets;
+        let mut buffer = vec![0u8; (end - begin).min(SCAN_BYTES)];
+        for offset in (begin..end).step_by(SCAN_BYTES) {
+            let piece = &mut buffer[..(end - offset).min(SCAN_BYTES)];
+            let ahead = (offset + SCANNED_AHEAD).min(end);
+            self.will_need(ahead, (ahead + SCAN_BYTES).min(end));
+            self.read_at(name, piece, offset)?;
+            seen(piece)?;
         }
         Ok(())
+    }
+
+    /// Tells the system that these bytes of the data will be read soon.
+    fn will_need(&self, begin: usize, end: usize) {
+        #[cfg(target_os = "linux")]
+        if let Some(len) = std::num::NonZeroU64::new((end - begin) as u64) {
+            let offset = self.data_start + begin as u64;
+            // Advice: where it is not taken, nothing is wrong.
+            let _ = rustix::fs::fadvise(&self.file, offset, Some(len), rustix::fs::Advice::WillNeed);
+        }
     }
 
     /// A tensor's bytes as elements of `T`, whatever its dtype is.
@@ -156,7 +208,7 @@ impl TensorFile {
         self.read_elements_into(Vec::new(), name, info, seen)
     }
 
-    /// Like [`read_elements`](Self::read_elements), in the memory of `values`.
+    /// [`read_elements`](Self::read_elements) into the memory of `values`.
     pub fn read_elements_into<T: Pod>(
         &self,
         mut values: Vec<T>,

@@ -7,12 +7,16 @@ use sysinfo::System;
 /// Bytes that this process may take in all: what it has, and what is free now on this machine and in its control
 /// groups; at most `limit`.
 pub fn host_budget(limit: Option<u64>) -> u64 {
+    let budget = free_bytes().saturating_add(own_bytes());
+    limit.map_or(budget, |limit| budget.min(limit))
+}
+
+/// Bytes that are free now on this machine and in the control groups of this process, pages of files among them.
+pub fn free_bytes() -> u64 {
     let mut system = System::new();
     system.refresh_memory();
     let available = system.available_memory();
-    let free = cgroup::free_bytes().map_or(available, |free| available.min(free));
-    let budget = free.saturating_add(own_bytes());
-    limit.map_or(budget, |limit| budget.min(limit))
+    cgroup::free_bytes().map_or(available, |free| available.min(free))
 }
 
 /// The part of [`host_budget`] that one of the `here` processes of this machine may take: each has as much of what is
@@ -51,7 +55,7 @@ fn is_idle(own: usize, processes: usize, online: usize) -> bool {
     processes > 1 && own.saturating_mul(processes).saturating_mul(2) <= online
 }
 
-/// How many a list such as `0-3,8` has; none where it cannot be read.
+/// The length of a list such as `0-3,8`; none where it cannot be read.
 fn count_of(list: &str) -> Option<usize> {
     let count = |range: &str| -> Option<usize> {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -78,44 +82,4 @@ pub fn set_threads(threads: Option<usize>) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn processors_that_a_launcher_leaves_idle_are_told() {
-        let counts = ["0\n", "0-7\n", "0-3,8,10-11\n"].map(count_of);
-        assert_eq!(counts, [Some(1), Some(8), Some(7)]);
-        for list in ["", "\n", "a", "3-1", "0-", "-2", "0,,1", "0-18446744073709551615"] {
-            assert_eq!(count_of(list), None, "{list:?}");
-        }
-        // One of two that are bound to a core, or to half a machine; one alone.
-        assert!(is_idle(1, 2, 64) && is_idle(1, 2, 4) && is_idle(8, 2, 32));
-        assert!(!is_idle(1, 2, 2) && !is_idle(32, 2, 64) && !is_idle(1, 1, 64) && !is_idle(usize::MAX, 2, 64));
-        // Where all may use the same, nothing was bound.
-        assert_eq!((bound(2, 2), bound(1, 1)), (None, None));
-    }
-
-    #[test]
-    fn processes_of_a_machine_share_its_memory_whatever_limit_each_was_given() {
-        for here in 1..5 {
-            for limit in [None, Some(0), Some(1000), Some(5000), Some(1 << 40)] {
-                let part = part(4000, limit, here);
-                assert!(part * here as u64 <= 4000 && part <= limit.unwrap_or(u64::MAX), "{here} {limit:?}: {part}");
-                assert!(part == limit.unwrap_or(u64::MAX).min(4000 / here as u64), "{here} {limit:?}: {part}");
-            }
-        }
-        // A part of none is one of all.
-        assert_eq!(part(4000, None, 0), 4000);
-    }
-
-    #[test]
-    fn anonymous_memory_is_read_from_the_status_of_the_process() {
-        let status = "VmHWM:\t  999 kB\nRssAnon:\t    1234 kB\nRssFile:\t  77 kB\n";
-        assert_eq!(anonymous_in(status), Some(1234 << 10));
-        assert_eq!((anonymous_in(""), anonymous_in("RssAnon:\tmany kB\n")), (None, None));
-        let before = own_bytes();
-        let held = std::hint::black_box(vec![1u8; 64 << 20]);
-        let after = own_bytes();
-        assert!(before > 0 && after >= before + (60 << 20), "{before} {after} {}", held.len());
-    }
-}
+mod tests;

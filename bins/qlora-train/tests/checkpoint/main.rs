@@ -1,5 +1,6 @@
 //! Checkpoints: configs, refusals, round trips, fingerprints and damaged files, on synthetic models.
 
+mod ahead;
 mod config;
 mod corruption;
 mod fingerprint;

@@ -23,9 +23,8 @@ fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 /// the same bytes as one that lost nothing.
 #[test]
 fn a_lost_device_ends_the_run_and_the_checkpoint_goes_on() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     directory.train("--output-dir whole --device cuda");
-    directory.done(&train("--output-dir two --device cuda").replace("--max-steps 4", "--max-steps 2"));
     // Launches are the same in every run: those of two steps and their checkpoint are done when the third is under way.
     let lost = (1..).map(|hundreds| hundreds * 100).find_map(|launch| {
         let lost = format!("{launch}:719");
@@ -69,4 +68,32 @@ fn too_little_memory_is_refused_before_the_model_is_read() {
     let output = directory.run_with(line, &[("QLORA_EMULATION_MEMORY", "135000000")]);
     let errors = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(2) && errors.contains("of GPU memory"), "{errors}");
+}
+
+/// GPU memory of other processes is neither planned for nor taken, and it is named where a run does not fit.
+#[test]
+fn memory_of_other_processes_is_left_to_them_and_named() {
+    let directory = Directory::small();
+    let train = |out: &str, taken: &str| {
+        let output = directory
+            .run_with(&train(&format!("--output-dir {out} --device cuda")), &[("QLORA_EMULATION_TAKEN", taken)]);
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let gib = |gib: u64| gib << 30;
+    let (code, said) = train("beside", &gib(60).to_string());
+    assert!(code == Some(0) && !said.contains("other processes hold"), "{said}");
+    // All that is left is for the kernels' code.
+    let (code, said) = train("without", &(gib(64) - (128 << 20)).to_string());
+    assert_eq!(code, Some(2), "{said}");
+    for words in ["of GPU memory", "other processes hold at least 63.1 GiB of it"] {
+        assert!(said.contains(words), "{said}");
+    }
+    assert!(!directory.path("without").exists());
+    let line = "plan --json --model model --data rows.jsonl --max-length 64 --lora-r 24 --device cuda";
+    let output = directory.run_with(line, &[("QLORA_EMULATION_TAKEN", &gib(60).to_string())]);
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let named = |buffer: &serde_json::Value| buffer["name"] == "CUDA context, and what else is on the GPU";
+    let buffer = plan["buffers"].as_array().unwrap().iter().find(|buffer| named(buffer)).unwrap();
+    assert_eq!(buffer["bytes"].as_u64(), Some(gib(60) + (128 << 20)));
+    assert!(plan["device"]["peak_bytes"].as_u64() > buffer["bytes"].as_u64());
 }
