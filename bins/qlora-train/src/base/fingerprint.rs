@@ -34,6 +34,7 @@ use super::Nf4Entry;
 use super::quantized::OriginalBase;
 use super::{Checkpoint, Entry};
 use crate::error::{Context, Error, Result};
+use crate::files::safetensors::TensorFile;
 use crate::files::tensor::{HostTensor, PIECE, WeightSource};
 use crate::refuse;
 
@@ -100,6 +101,8 @@ pub struct Fingerprint {
     linear: BTreeSet<String>,
     /// For messages.
     checkpoint: String,
+    /// Advice where the weights are not those that were quantized
+    remedy: &'static str,
     original: Option<OriginalBase>,
 }
 
@@ -108,7 +111,11 @@ impl Fingerprint {
         Self {
             seen: checkpoint.names().map(|name| (name.to_owned(), None)).collect(),
             linear: checkpoint.names().filter(|name| checkpoint.is_linear(name)).map(str::to_owned).collect(),
-            checkpoint: checkpoint.dir.display().to_string(),
+            checkpoint: checkpoint.weights_dir.as_ref().unwrap_or(&checkpoint.dir).display().to_string(),
+            remedy: match checkpoint.weights_dir {
+                Some(_) => "remove this directory, and the next start quantizes it again",
+                None => "quantize it again",
+            },
             original: checkpoint.original.clone(),
         }
     }
@@ -144,9 +151,10 @@ impl Fingerprint {
         if found != original.quantized_fingerprint {
             refuse!(
                 "{}: found tensors with the fingerprint {found}, expected {} as its files record: they were changed \
-                 after the model was quantized; quantize it again",
+                 after the model was quantized; {}",
                 self.checkpoint,
-                original.quantized_fingerprint
+                original.quantized_fingerprint,
+                self.remedy
             );
         }
         Ok(BaseFingerprint { whole: original.fingerprint, unquantized })
@@ -221,7 +229,7 @@ impl Checkpoint {
         })
     }
 
-    /// The digest of a weight that is stored in NF4, without keeping it. Refused: what reading it refuses.
+    /// The digest of a weight that is stored in NF4, without keeping it. Refused: as reading it.
     pub fn check_weight_with_digest(&self, name: &str) -> Result<TensorDigest> {
         match self.find(name)? {
             Entry::Dense(..) => self.digest(name),
@@ -242,30 +250,41 @@ impl Checkpoint {
 
     /// The digest of one tensor, without keeping it.
     pub fn digest(&self, name: &str) -> Result<TensorDigest> {
-        let scan = |name: &str, (file, info): &(usize, TensorInfo)| -> Result<Sha256> {
-            let mut hasher = Sha256::new();
-            self.files[*file].scan(name, info, |bytes| hasher.update(bytes))?;
-            Ok(hasher)
-        };
-        match self.find(name)? {
-            Entry::Dense(file, info) => {
-                let hasher = scan(name, &(*file, info.clone()))?;
-                Ok(TensorDigest::new(name, info.dtype, &info.shape, hasher))
+        digest_of(&self.files, name, self.find(name)?, &|| Ok(()))
+    }
+}
+
+/// The digest of a tensor of these files, without keeping it. An error of `go_on`, which is asked after each piece,
+/// ends the reading.
+pub(super) fn digest_of(
+    files: &[TensorFile],
+    name: &str,
+    entry: &Entry,
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<TensorDigest> {
+    let scan = |name: &str, file: usize, info: &TensorInfo| -> Result<Sha256> {
+        let mut hasher = Sha256::new();
+        files[file].scan_while(name, info, |bytes| {
+            hasher.update(bytes);
+            go_on()
+        })?;
+        Ok(hasher)
+    };
+    match entry {
+        Entry::Dense(file, info) => Ok(TensorDigest::new(name, info.dtype, &info.shape, scan(name, *file, info)?)),
+        Entry::Nf4(entry) => {
+            let mut parts = Vec::with_capacity(entry.parts.len());
+            for (&part, (file, info)) in &entry.parts {
+                let hasher = scan(&format!("{name}{part}"), *file, info)?;
+                parts.push((part, info.dtype, &info.shape[..], hasher));
             }
-            Entry::Nf4(entry) => {
-                let mut parts = Vec::with_capacity(entry.parts.len());
-                for (&part, place) in &entry.parts {
-                    let hasher = scan(&format!("{name}{part}"), place)?;
-                    parts.push((part, place.1.dtype, &place.1.shape[..], hasher));
-                }
-                Ok(TensorDigest::of_hashed_parts(name, &entry.shape, parts.into_iter()))
-            }
+            Ok(TensorDigest::of_hashed_parts(name, &entry.shape, parts.into_iter()))
         }
     }
 }
 
 impl Nf4Entry {
-    /// What `read` makes of the weight, and the digest of the bytes of each part that it passes on.
+    /// The result of `read`, and the digest of the bytes of each part that it passes on.
     fn hashed<T>(
         &self,
         name: &str,

@@ -6,10 +6,14 @@
 //! its file. Reading is by position, one tensor at a time; nothing is mapped and no alignment is assumed.
 
 mod base_name;
+mod digests;
 mod fingerprint;
+mod kept;
 mod locate;
 mod open;
+mod pieces;
 mod quantized;
+mod rows_on_disk;
 pub mod synthetic;
 
 use std::collections::BTreeMap;
@@ -28,9 +32,13 @@ use crate::refuse;
 use quantized::Nf4Entry;
 
 pub use base_name::{BaseName, resolve_description, resolve_description_by, resolve_model, resolve_model_by};
+pub use digests::DigestsAhead;
 pub use fingerprint::{BaseFingerprint, Fingerprint, TensorDigest};
-pub(crate) use quantized::Partial;
-pub use quantized::{Nf4OnDisk, OriginalBase, QuantizeOptions, Quantized, Rewrite, Written, quantize, write_dense};
+pub use quantized::{
+    Nf4OnDisk, OriginalBase, QuantizeOptions, Quantized, Rewrite, Written, quantize, quantized_bytes, write_dense,
+};
+pub(crate) use quantized::{Partial, quantize_into, side_bytes};
+pub use rows_on_disk::RowsOnDisk;
 
 /// A validated Hugging Face directory: every expected tensor is there, with the expected shape, in BF16, F16 or F32, or
 /// with all the parts of an NF4 weight, inside its file. It can be read from several threads.
@@ -42,16 +50,29 @@ pub struct Checkpoint {
     /// The expected tensors and nothing else.
     tensors: BTreeMap<String, Entry>,
     notes: Vec<String>,
-    /// How its linear weights are stored where they are quantized.
+    /// Quantization of its linear weights, where they are quantized.
     quantization: Option<Nf4Options>,
-    /// Original model, where `quantize` wrote this one
+    /// Original model, where `quantize` wrote the weights
     original: Option<OriginalBase>,
+    /// Directory of the weights, where they are those of a copy that is kept elsewhere
+    weights_dir: Option<PathBuf>,
 }
 
 /// Place of a tensor: position in `files`, header entry.
+#[derive(Clone)]
 enum Entry {
     Dense(usize, TensorInfo),
     Nf4(Arc<Nf4Entry>),
+}
+
+impl Entry {
+    fn stored_bytes(&self) -> u64 {
+        let bytes = |info: &TensorInfo| (info.data_offsets.1 - info.data_offsets.0) as u64;
+        match self {
+            Self::Dense(_, info) => bytes(info),
+            Self::Nf4(entry) => entry.parts.values().map(|(_, info)| bytes(info)).sum(),
+        }
+    }
 }
 
 impl Checkpoint {
@@ -68,7 +89,7 @@ impl Checkpoint {
         &self.base_name
     }
 
-    /// Notes on what was found and not used, one sentence each.
+    /// Notes on tensors and files that were found and not used, one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -93,8 +114,8 @@ impl Checkpoint {
         })
     }
 
-    /// How the linear weights are stored, where the checkpoint is quantized: the same block size and double
-    /// quantization for all that are.
+    /// The quantization of the linear weights, where the checkpoint is quantized: block size and double quantization
+    /// are the same for all quantized weights.
     pub fn quantization(&self) -> Option<Nf4Options> {
         self.quantization
     }
@@ -112,9 +133,9 @@ impl Checkpoint {
         self.arch.modules().filter(|module| !self.is_nf4(&format!("{module}.weight"))).collect()
     }
 
-    /// Original model of a checkpoint that [`quantize`] wrote.
+    /// Original model of a checkpoint that [`quantize`] wrote; none of an original whose weights alone are a copy's.
     pub fn original(&self) -> Option<&OriginalBase> {
-        self.original.as_ref()
+        self.original.as_ref().filter(|_| self.weights_dir.is_none())
     }
 
     /// The file that stores a tensor, for messages.
@@ -127,12 +148,7 @@ impl Checkpoint {
 
     /// Bytes of all tensors as stored.
     pub fn stored_bytes(&self) -> u64 {
-        let bytes = |info: &TensorInfo| (info.data_offsets.1 - info.data_offsets.0) as u64;
-        let of = |entry: &Entry| match entry {
-            Entry::Dense(_, info) => bytes(info),
-            Entry::Nf4(entry) => entry.parts.values().map(|(_, info)| bytes(info)).sum(),
-        };
-        self.tensors.values().map(of).sum()
+        self.tensors.values().map(Entry::stored_bytes).sum()
     }
 
     /// Reads one tensor as stored, or dequantized to f32 where it is stored in NF4. A name that is not in
@@ -148,6 +164,14 @@ impl Checkpoint {
         match self.find(name)? {
             Entry::Dense(file, info) => Ok(WeightSource::Tensor(self.files[*file].read(name, info, |_| ())?)),
             Entry::Nf4(entry) => Ok(WeightSource::Nf4(entry.read(name, &self.files, None, |_, _| ())?)),
+        }
+    }
+
+    /// Refuses a weight in NF4 that [`read_weight`](Self::read_weight) refuses, without reading its codes.
+    pub fn check_weight(&self, name: &str) -> Result<()> {
+        match self.find(name)? {
+            Entry::Dense(..) => Ok(()),
+            Entry::Nf4(entry) => entry.check_scales(name, &self.files),
         }
     }
 
@@ -194,7 +218,7 @@ impl Checkpoint {
         self.check_piece(name, 0, tensor)
     }
 
-    /// Like [`check_finite`](Self::check_finite), of the elements of a tensor from `first` on.
+    /// [`check_finite`](Self::check_finite) for a piece of a tensor that begins at element `first`.
     pub fn check_piece(&self, name: &str, first: usize, piece: &HostTensor) -> Result<()> {
         let Some((index, value)) = piece.find_not_finite() else { return Ok(()) };
         let columns = self.shape(name).and_then(|shape| shape.last().copied()).unwrap_or(1).max(1);

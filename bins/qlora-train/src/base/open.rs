@@ -117,6 +117,7 @@ impl Checkpoint {
             notes,
             quantization: None,
             original,
+            weights_dir: None,
         };
         let used = checkpoint.take_expected(&owners, quantization.as_ref())?;
         checkpoint.check_unexpected(&owners, &used)?;
@@ -179,7 +180,7 @@ impl Checkpoint {
         let (file, info) = (&self.files[owner], &self.files[owner].tensors[name]);
         let shown = file.path().display();
         let module = name.trim_end_matches(".weight");
-        // An output layer is plain to see, however config.json puts it.
+        // The files show whether there is an output layer, whatever config.json says.
         if quantization
             .is_some_and(|config| self.is_linear(name) && name != self.arch.names.head && !config.skips(module))
         {
@@ -198,7 +199,7 @@ impl Checkpoint {
         Ok(Stored::Dense(owner, info.clone()))
     }
 
-    /// All quantized weights of a checkpoint are quantized alike.
+    /// Refuses weights of one checkpoint that are quantized in different ways.
     fn check_alike(&mut self, name: &str, entry: &Nf4Entry) -> Result<()> {
         let earlier = *self.quantization.get_or_insert(entry.options);
         if earlier != entry.options {
@@ -297,10 +298,10 @@ fn text_only<T>(source: &Path, tensors: &mut BTreeMap<String, T>) -> Result<usiz
     Ok(before - tensors.len())
 }
 
-/// Before the names of all tensors but the output layer's.
+/// Prefix of the names of all tensors but the output layer's.
 const PREFIX: &str = "model.";
 
-/// Whether files name the tensors of a model as its inner part alone does (`LlamaModel`), which transformers reads too.
+/// True if files name the tensors of a model as its inner part alone does (`LlamaModel`), which transformers reads too.
 fn is_bare(needed: &BTreeSet<String>, head: &str, files: &[TensorFile]) -> bool {
     let names = || files.iter().flat_map(|file| file.tensors.keys()).filter(|name| *name != head);
     names().all(|name| !is_needed(needed, name)) && names().any(|name| is_needed(needed, &format!("{PREFIX}{name}")))
@@ -318,7 +319,8 @@ fn with_prefix<T>(needed: &BTreeSet<String>, tensors: &mut BTreeMap<String, T>) 
 /// Elements of the output layer and the embedding that are compared at a time.
 const COMPARED: usize = 1 << 20;
 
-/// Whether the files hold an output layer with other values than the embedding's. Refused: one of another shape.
+/// True if the files hold an output layer with other values than the embedding's. Refused: an output layer of another
+/// shape.
 fn has_own_head(arch: &Arch, files: &[TensorFile], owners: &BTreeMap<String, usize>) -> Result<bool> {
     let (head, embedding) = (arch.names.head, arch.names.embedding);
     let (Some(&head_file), Some(&embedding_file)) = (owners.get(head), owners.get(embedding)) else { return Ok(false) };
@@ -381,7 +383,7 @@ struct Index {
     shards: Vec<PathBuf>,
     /// Those that are not there
     absent: Vec<PathBuf>,
-    /// Whether the model is the text model of a larger one.
+    /// True if the model is the text model of a larger one.
     wrapped: bool,
 }
 
@@ -425,7 +427,7 @@ impl Index {
         }
     }
 
-    /// Leaves out what is neither listed nor needed; returns a sentence where index and shards differ.
+    /// Leaves out tensors that are neither listed nor needed; returns a sentence where index and shards differ.
     fn settle(
         &self,
         needed: &BTreeSet<String>,
@@ -459,7 +461,7 @@ impl Index {
     }
 }
 
-/// Whether a tensor is one of those that are needed, or a part of one.
+/// True if a tensor is one of those that are needed, or a part of one.
 fn is_needed(needed: &BTreeSet<String>, name: &str) -> bool {
     needed.contains(name) || name.match_indices('.').any(|(dot, _)| needed.contains(&name[..dot]))
 }

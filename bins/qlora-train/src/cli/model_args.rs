@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// Arguments shared by the commands that only read a model.
 #[derive(Args)]
 pub(super) struct ModelArgs {
-    /// Settings file of a run: its model, its data and, where it is trained, its adapter; the flags below win over it
+    /// Settings file of a run: gives the model, the data and, after training, the adapter; the flags below override it
     #[arg(value_name = "CONFIG.yaml")]
     pub config: Option<PathBuf>,
     /// Base model: a Hugging Face directory, or a hub id (org/name@revision); without it, the one that the first
@@ -23,42 +23,45 @@ pub(super) struct ModelArgs {
     /// Revision of a hub id
     #[arg(long)]
     pub revision: Option<String>,
-    /// Adapter directory; repeated, one after the other on the same base. NAME=DIR gives it a name, and DIR:WEIGHT a
-    /// weight: adapters of which one has a weight are added up, those without one with weight 1
+    /// Adapter directory; repeat the flag to use several in turn on the same base. NAME=DIR gives one a name.
+    /// DIR:WEIGHT gives one a weight: then all are added up, with weight 1 for the others
     #[arg(long, value_name = "[NAME=]DIR[:WEIGHT]")]
     pub adapter: Vec<PathBuf>,
     /// Put adapters on a base with other weights than they were trained on, such as the 16-bit original of an NF4 copy;
     /// what they compute then differs from what they learned
     #[arg(long)]
     pub allow_other_base: bool,
-    /// How the base weights are held: nf4 or none; without it, as the adapter was trained, else nf4
+    /// Quantization of the base weights: nf4 or none [default: as the adapter was trained, or nf4]
     #[arg(long)]
     pub quantization: Option<String>,
-    /// Template of a base model that has none of its own: chatml, alpaca or a file
+    /// Directory in which a 16-bit base is kept in NF4, so that it is quantized once
+    #[arg(long)]
+    pub quantized_cache: Option<String>,
+    /// Chat template for a base model without one: chatml, alpaca or a file
     #[arg(long)]
     pub chat_template: Option<String>,
-    /// Texts under prompt and completion, and a prompt that is asked: as they stand (text), as turns of the chat
-    /// template (chat), or as turns where the model has a template (auto); without it, as the adapter was trained
+    /// Form of prompts and completions: plain text (text), turns of the chat template (chat), or turns if the model has
+    /// a template (auto) [default: as the adapter was trained]
     #[arg(long)]
     pub prompt_completion: Option<String>,
-    /// Where to work: auto, cpu, cuda or cuda:N
+    /// Device to compute on: auto, cpu, cuda or cuda:N
     #[arg(long)]
     pub device: Option<String>,
-    /// What the CPU computes in: auto, f32 or bf16
+    /// Number format of the CPU's arithmetic: auto, f32 or bf16
     #[arg(long)]
     pub compute: Option<String>,
-    /// Where the base weights are: resident, host (for a GPU) or disk (for the CPU, of an NF4 checkpoint), two layers
-    /// at a time where they are used; without it resident where they fit
+    /// Place of the base weights: resident, host (for a GPU) or disk (for the CPU, with an NF4 checkpoint); from host
+    /// and disk two layers at a time are loaded [default: resident if they fit]
     #[arg(long)]
     pub weights: Option<String>,
-    /// Where the output layer is: resident, or host (for a GPU), from where it is copied whenever it is used; without
-    /// it resident where it fits
+    /// Place of the output layer: resident, host (for a GPU), from where it is copied for each use, or disk (for the
+    /// CPU), from where it is read in parts, and rows of the embedding with it [default: resident if it fits]
     #[arg(long)]
     pub lm_head: Option<String>,
     /// Host memory that may be used, such as 8GiB
     #[arg(long)]
     pub host_memory: Option<String>,
-    /// Memory of the GPU that may be taken in all, such as 44.4GiB
+    /// GPU memory that may be used in total, such as 44.4GiB
     #[arg(long)]
     pub device_memory: Option<String>,
     /// Worker threads
@@ -66,7 +69,7 @@ pub(super) struct ModelArgs {
     pub threads: Option<String>,
 }
 
-/// What the arguments come to.
+/// The settings, adapters and files that the arguments choose.
 pub(super) struct Chosen {
     pub settings: Settings,
     pub adapters: Adapters,
@@ -94,6 +97,7 @@ impl ModelArgs {
             ("model", Some(&base)),
             ("revision", self.revision.as_ref()),
             ("quantization", self.quantization.as_ref()),
+            ("quantized_cache", self.quantized_cache.as_ref()),
             ("chat_template", self.chat_template.as_ref()),
             ("prompt_completion", self.prompt_completion.as_ref()),
             ("device", self.device.as_ref()),
@@ -121,7 +125,7 @@ impl ModelArgs {
         Ok(Chosen { settings, adapters })
     }
 
-    /// The adapters that are named, an adapter in place of the model included; else the one that the run of the
+    /// The adapters that are named, including one that is given as the model; otherwise the one that the run of the
     /// settings file left.
     fn adapters(&self, model: Option<&str>, of_run: Option<&Settings>) -> Result<Adapters> {
         let own = model.map(PathBuf::from).filter(|model| is_adapter(model));
@@ -159,19 +163,19 @@ pub(super) fn recorded_form(adapters: &[PathBuf]) -> Result<Option<(String, Stri
     Ok(recorded.map(|(_, form)| (NAME.to_owned(), form)))
 }
 
-/// How the base was held when the adapters were trained. Refused: they do not agree.
+/// The settings for quantization that the adapters were trained with. Refused: they do not agree.
 pub(super) fn recorded_recipe(adapters: &[PathBuf]) -> Result<Vec<(String, String)>> {
     let mut recorded: Option<(&PathBuf, Recipe)> = None;
     for path in adapters {
         let file = path.join(ADAPTER_MODEL);
-        // What is wrong with an adapter is told when it is loaded.
+        // A damaged adapter is reported when it is loaded.
         let Ok(header) = TensorFile::open(&file) else { continue };
         let Some(text) = header.metadata.get(metadata::QUANTIZATION) else { continue };
         let recipe = Recipe::from_metadata(&path.display().to_string(), text)?;
         match &recorded {
             Some((first, other)) if *other != recipe => refuse!(
-                "{}: was trained on a base held as {recipe}, {} on one held as {other}: say with --quantization how the \
-                 base is to be held, or use them one at a time",
+                "{}: was trained on a base quantized as {recipe}, {} on one quantized as {other}: choose one with \
+                 --quantization, or use them one at a time",
                 path.display(),
                 first.display()
             ),

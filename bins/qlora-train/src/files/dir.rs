@@ -1,5 +1,5 @@
-//! A directory held open. What is done in it by name stays in it, whatever becomes of its path, and no link in it is
-//! followed: `openat` and its kin, on a handle.
+//! A directory held open. Operations on names stay inside it, whatever becomes of its path, and follow no link in it:
+//! `openat` and its kin, on a handle.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -19,7 +19,7 @@ use rustix::io::{Errno, retry_on_intr};
 /// Entries below each other at most: what this program writes has two levels.
 const MAX_DEPTH: usize = 32;
 
-/// The kind of thing that a name in a directory stands for; a link is not followed.
+/// The type of a directory entry; a link is not followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
@@ -54,7 +54,7 @@ impl Dir {
         Ok(Self { handle: Arc::new(handle.into()), path: path.to_owned() })
     }
 
-    /// Like [`open`](Self::open); the directory is made if need be.
+    /// [`open`](Self::open), which creates the directory if it does not exist.
     pub fn create(path: &Path) -> io::Result<Self> {
         uninterrupted(|| std::fs::create_dir_all(path))?;
         Self::open(path)
@@ -68,12 +68,12 @@ impl Dir {
         &self.handle
     }
 
-    /// The path of a name in it, as messages say it.
+    /// The path of a name in it, for messages.
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Whether the path still leads to this directory: device and inode are what they were.
+    /// True if the path still leads to this directory: device and inode are unchanged.
     pub fn is_in_place(&self) -> io::Result<bool> {
         let here = if self.path.as_os_str().is_empty() { Path::new(".") } else { &self.path };
         let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
@@ -94,7 +94,7 @@ impl Dir {
         }
     }
 
-    /// Whether the name stands for this opened file.
+    /// True if the name stands for this opened file.
     pub fn is_file(&self, name: impl AsRef<OsStr>, file: &File) -> bool {
         let found = retry_on_intr(|| statat(&self.handle, name.as_ref(), AtFlags::SYMLINK_NOFOLLOW));
         match (found, uninterrupted(|| file.metadata())) {
@@ -144,6 +144,12 @@ impl Dir {
         self.open_with(name, OFlags::RDONLY | OFlags::NONBLOCK)
     }
 
+    /// Opens a file to read and to lock. NFS locks a file for one process alone only where that may write it.
+    pub fn open_to_lock(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
+        let open = |flags: OFlags| self.open_with(name.as_ref(), flags | OFlags::NONBLOCK);
+        open(OFlags::RDWR).or_else(|_| open(OFlags::RDONLY))
+    }
+
     /// Opens a file, which is made if need be, to write behind what it holds.
     pub fn append_to(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
         self.open_with(name, OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NONBLOCK)
@@ -166,10 +172,16 @@ impl Dir {
         Ok(retry_on_intr(|| openat(&self.handle, ".", flags, Mode::from_raw_mode(0o666)))?.into())
     }
 
-    /// Gives a file without a name its own. Failed: the name is taken.
+    /// Gives a nameless file its name. Failed: the name is taken.
     pub fn link(&self, file: &File, name: impl AsRef<OsStr>) -> io::Result<()> {
         let magic = format!("/proc/self/fd/{}", file.as_raw_fd());
         let link = || linkat(CWD, &*magic, &self.handle, name.as_ref(), AtFlags::SYMLINK_FOLLOW);
+        Ok(retry_on_intr(link)?)
+    }
+
+    /// Gives a file in it a second name. Failed: the name is taken, or the file system has one name for each file.
+    pub fn link_name(&self, name: impl AsRef<OsStr>, second: impl AsRef<OsStr>) -> io::Result<()> {
+        let link = || linkat(&self.handle, name.as_ref(), &self.handle, second.as_ref(), AtFlags::empty());
         Ok(retry_on_intr(link)?)
     }
 
@@ -178,25 +190,25 @@ impl Dir {
         Ok(retry_on_intr(|| renameat(&self.handle, name.as_ref(), &to.handle, new.as_ref()))?)
     }
 
-    /// Removes a file or a link. None of the name is no failure.
+    /// Removes a file or a link. A missing name is no failure.
     pub fn remove_file(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
         absent(retry_on_intr(|| unlinkat(&self.handle, name.as_ref(), AtFlags::empty())))
     }
 
-    /// Removes an empty directory. None of the name is no failure.
+    /// Removes an empty directory. A missing name is no failure.
     pub fn remove_empty(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
         absent(retry_on_intr(|| unlinkat(&self.handle, name.as_ref(), AtFlags::REMOVEDIR)))
     }
 
-    /// Whether another file system, or another part of one, is mounted there: what is in it belongs elsewhere. Unknown
-    /// to kernels before 5.8, which is taken for no.
+    /// True if another file system, or another part of one, is mounted there: its content belongs elsewhere. Kernels
+    /// before 5.8 cannot tell; that counts as no.
     fn is_mount(&self, name: &OsStr) -> bool {
         let found = retry_on_intr(|| statx(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()));
         found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
     }
 
-    /// Removes a name with everything below it; links are removed, what they lead to is not. Failed: a directory that
-    /// is mounted there, of which nothing is removed. `removed` is called after each.
+    /// Removes a name with everything below it; links are removed, their targets are not. Failed: a directory that is
+    /// mounted there, of which nothing is removed. `removed` is called after each.
     pub fn remove_all(&self, name: impl AsRef<OsStr>, removed: &mut dyn FnMut()) -> io::Result<()> {
         self.remove_below(name.as_ref(), MAX_DEPTH, removed)
     }
@@ -220,13 +232,13 @@ impl Dir {
         Ok(())
     }
 
-    /// Makes renames in it last.
+    /// Makes renames in it durable.
     pub fn sync(&self) -> io::Result<()> {
         self.handle.sync_all()
     }
 }
 
-/// Tries again when a signal comes: calls of the standard library that do not.
+/// Retries a call of the standard library that a signal interrupted.
 fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
@@ -253,108 +265,4 @@ pub(crate) fn unique() -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::symlink;
-
-    fn names(path: &Path) -> Vec<OsString> {
-        Dir::open(path).unwrap().names().unwrap()
-    }
-
-    #[test]
-    fn links_are_removed_and_what_they_lead_to_is_not() {
-        let base = tempfile::tempdir().unwrap();
-        let (inside, outside) = (base.path().join("inside"), base.path().join("outside"));
-        std::fs::create_dir_all(inside.join("a/b")).unwrap();
-        std::fs::create_dir(&outside).unwrap();
-        std::fs::write(outside.join("mine"), "mine").unwrap();
-        std::fs::write(inside.join("a/b/file"), "").unwrap();
-        symlink(&outside, inside.join("a/b/link")).unwrap();
-        symlink(outside.join("mine"), inside.join("a/file-link")).unwrap();
-        symlink(&outside, inside.join("link")).unwrap();
-        let dir = Dir::open(&inside).unwrap();
-        let mut count = 0;
-        dir.remove_all("a", &mut || count += 1).unwrap();
-        assert_eq!(count, 5, "two directories, a file and two links");
-        dir.remove_all("link", &mut || ()).unwrap();
-        dir.remove_all("absent", &mut || ()).unwrap();
-        assert!(names(&inside).is_empty());
-        assert_eq!(std::fs::read_to_string(outside.join("mine")).unwrap(), "mine");
-    }
-
-    /// A directory that is mounted belongs elsewhere.
-    #[test]
-    fn what_is_mounted_is_not_removed() {
-        let base = tempfile::tempdir().unwrap();
-        let (inside, outside) = (base.path().join("inside"), base.path().join("outside"));
-        std::fs::create_dir_all(inside.join("a")).unwrap();
-        std::fs::create_dir(&outside).unwrap();
-        let dir = Dir::open(&inside).unwrap();
-        assert!(!dir.is_mount(OsStr::new("a")) && !dir.is_mount(OsStr::new("absent")));
-        std::fs::write(outside.join("mine"), "mine").unwrap();
-        let run = |program: &str, arguments: &[&OsStr]| {
-            let mut command = std::process::Command::new(program);
-            command.args(arguments).stderr(std::process::Stdio::null()).status().is_ok_and(|status| status.success())
-        };
-        let place = inside.join("a");
-        // Only root may mount.
-        if !run("mount", &["--bind".as_ref(), outside.as_ref(), place.as_ref()]) {
-            return println!("not run: nothing can be mounted here");
-        }
-        let known = dir.is_mount(OsStr::new("a"));
-        let removed = if known { dir.remove_all("a", &mut || ()) } else { Ok(()) };
-        assert!(run("umount", &[place.as_ref()]));
-        assert!(!known || removed.unwrap_err().to_string().contains("a is mounted there: unmount it first"));
-        assert_eq!(std::fs::read_to_string(outside.join("mine")).unwrap(), "mine");
-    }
-
-    #[test]
-    fn links_are_not_opened() {
-        let base = tempfile::tempdir().unwrap();
-        std::fs::write(base.path().join("file"), "mine").unwrap();
-        std::fs::create_dir(base.path().join("dir")).unwrap();
-        symlink("file", base.path().join("to-file")).unwrap();
-        symlink("dir", base.path().join("to-dir")).unwrap();
-        symlink("nowhere", base.path().join("dangling")).unwrap();
-        let dir = Dir::open(base.path()).unwrap();
-        assert!(dir.sub("to-dir").is_err() && dir.sub("dir").is_ok());
-        assert!(dir.open_file("to-file").is_err() && dir.append_to("to-file").is_err());
-        assert!(dir.create_file("dangling").is_err() && dir.append_to("dangling").is_err());
-        assert!(!base.path().join("nowhere").exists());
-        let kinds = ["file", "dir", "to-dir", "none"].map(|name| dir.kind(name).unwrap());
-        assert_eq!(kinds, [Some(Kind::File), Some(Kind::Directory), Some(Kind::Other), None]);
-    }
-
-    #[test]
-    fn a_directory_that_was_replaced_is_known() {
-        let base = tempfile::tempdir().unwrap();
-        let path = base.path().join("out");
-        let dir = Dir::create(&path).unwrap();
-        assert!(dir.is_in_place().unwrap());
-        std::fs::rename(&path, base.path().join("moved")).unwrap();
-        assert!(!dir.is_in_place().unwrap());
-        std::fs::create_dir(&path).unwrap();
-        assert!(!dir.is_in_place().unwrap());
-        // Files are still made where it was opened.
-        dir.create_file("file").unwrap();
-        assert!(base.path().join("moved/file").exists() && names(&path).is_empty());
-    }
-
-    #[test]
-    fn a_file_without_a_name_appears_when_it_is_linked() {
-        let base = tempfile::tempdir().unwrap();
-        let dir = Dir::open(base.path()).unwrap();
-        // Some file systems have none.
-        let Ok(file) = dir.create_nameless() else { return assert!(names(base.path()).is_empty()) };
-        assert!(names(base.path()).is_empty());
-        dir.link(&file, "file").unwrap();
-        assert_eq!(names(base.path()), ["file"]);
-        assert!(dir.link(&file, "file").is_err());
-    }
-
-    #[test]
-    fn unique_names_differ() {
-        let drawn: std::collections::HashSet<String> = (0..1000).map(|_| unique()).collect();
-        assert_eq!(drawn.len(), 1000);
-    }
-}
+mod tests;

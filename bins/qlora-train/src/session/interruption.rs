@@ -1,22 +1,26 @@
 //! SIGINT, SIGTERM and SIGHUP: the first asks the work to stop in good order, the second ends the process at once.
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::files::shell::quoted;
 use crate::report::status;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// Words for people at the first signal; none: it ends the process at once.
+static ANSWER: Mutex<Option<&'static str>> = Mutex::new(None);
 
 /// A request to stop, if there was one.
 #[derive(Clone, Debug)]
 pub struct Interruption(Arc<AtomicI32>);
 
 impl Interruption {
-    /// From now on, for the whole process; `answer` is what people are told at the first signal. A SIGHUP that the
-    /// process was started to ignore, as by nohup, stays ignored.
+    /// Watches for signals from now on, for the whole process; `answer` is printed at the first signal, in place of
+    /// that of an earlier watch. A SIGHUP that the process was started to ignore, as by nohup, stays ignored.
     pub fn watch(answer: &'static str) -> Result<Self> {
         static RECEIVED: OnceLock<Arc<AtomicI32>> = OnceLock::new();
+        set_answer(Some(answer));
         if let Some(received) = RECEIVED.get() {
             return Ok(Self(received.clone()));
         }
@@ -29,9 +33,10 @@ impl Interruption {
             .name("signals".to_owned())
             .spawn(move || {
                 for signal in signals.forever() {
-                    if flag.swap(signal, Ordering::SeqCst) != 0 {
-                        signal_hook::low_level::exit(128 + signal);
-                    }
+                    let answer = *ANSWER.lock().unwrap_or_else(PoisonError::into_inner);
+                    let Some(answer) = answer.filter(|_| flag.swap(signal, Ordering::SeqCst) == 0) else {
+                        signal_hook::low_level::exit(128 + signal)
+                    };
                     let name = signal_hook::low_level::signal_name(signal).unwrap_or("signal");
                     status!("{name}: {answer}; a second one leaves at once");
                 }
@@ -40,10 +45,20 @@ impl Interruption {
         Ok(Self(received))
     }
 
+    /// From now on a signal ends the process at once, until it is watched for again. Interrupted: one came before.
+    pub fn end(self) -> Result<()> {
+        set_answer(None);
+        self.signal().map_or(Ok(()), |signal| Err(Error::Interrupted(signal)))
+    }
+
     /// The signal that asked for it.
     pub fn signal(&self) -> Option<i32> {
         Some(self.0.load(Ordering::SeqCst)).filter(|&signal| signal != 0)
     }
+}
+
+fn set_answer(answer: Option<&'static str>) {
+    *ANSWER.lock().unwrap_or_else(PoisonError::into_inner) = answer;
 }
 
 /// True if the process ignores a signal; false where that cannot be told.
@@ -58,7 +73,7 @@ fn ignored_in(status: &str, signal: i32) -> bool {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
-/// The command that goes on with this process's run.
+/// The command that continues this process's run.
 pub fn resume_command() -> String {
     let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     resumed(&arguments)

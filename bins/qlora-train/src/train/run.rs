@@ -5,7 +5,7 @@
 //! adapter appears at the end, each file whole or not at all, and `run.json` says last that the run is finished. A run
 //! that ends on the way, however it ends, leaves no part of an adapter and goes on from its newest checkpoint.
 //!
-//! Of several processes rank 0 alone looks at the output directory and writes there; the others are told what it found.
+//! Among several processes rank 0 alone looks at the output directory and writes there; the others get its findings.
 
 use super::announce::{check_disk, print_run};
 use super::checkpoints;
@@ -15,10 +15,10 @@ use super::initial_adapter::initial_adapter;
 use super::locked_dir::LockedDir;
 use super::names::checkpoint;
 use super::observer::{self, Observer};
-use super::output_dir::{check_recorded_base, check_writable, recorded_arithmetic};
+use super::output_dir::{check_recorded_base, recorded_arithmetic};
 use super::progress::{Progress, Speed};
 use super::record::{LogEntry, RunRecord, RunSummary, TrainerState};
-use super::sharing::{check_same_run, check_same_settings, share_restored, share_step};
+use super::sharing::{check_same_run, check_same_settings, first_of_machine_first, share_restored, share_step};
 use super::snapshot::Snapshot;
 use super::standing::{Standing, lock, standing};
 use super::steps::Run;
@@ -27,7 +27,7 @@ use super::trained_adapter::add_trained_adapter;
 use super::trained_card::write_card;
 use super::watch::Watch;
 use crate::adapter::ADAPTER_CONFIG;
-use crate::backend::{Backend, WeightsRead};
+use crate::backend::{Backend, DiskTraffic};
 use crate::comm::{Communicator, SingleProcess, agreement, from_first, is_first};
 use crate::config::{Purpose, Settings};
 use crate::error::{Context, Error, Result};
@@ -36,17 +36,17 @@ use crate::hub::{Environment, HubCommit, moved_since};
 use crate::infer::questions::{Questions, check_positions};
 use crate::lint::{self, Finding};
 use crate::model::{Llama, ModelSpec};
-use crate::report::{Bars, count, section, status, warning};
+use crate::report::{Bars, count, detail, section, status, warning};
 use crate::run_report::Details;
 use crate::session::chat_template::add_tokenizer;
+use crate::session::disk::check_writable;
 use crate::session::host_copy::{HostCopies, PAGE, Settled};
 use crate::session::interruption::Interruption;
 use crate::session::lint_facts::facts;
 use crate::session::model_spec::{check_quantization, lora_spec, model_spec, of_steps, recipe};
-use crate::session::plan;
 use crate::session::training_data::find_files_by;
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData, replace_adapter_by_base};
-use crate::session::{advice, planner};
+use crate::session::{advice, graphs, planner, scratch};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -56,18 +56,18 @@ use std::time::Instant;
 #[derive(Clone, Debug)]
 pub struct TrainOutcome {
     pub summary: RunSummary,
-    /// Where the adapter is.
+    /// Path of the adapter.
     pub adapter: PathBuf,
     /// Reads of base weights that stay on disk
-    pub weights_read: Option<WeightsRead>,
+    pub weights_read: Option<DiskTraffic>,
 }
 
-/// Trains in one process, or goes on with a run that was stopped, or says that it is finished already.
+/// Trains in one process, or continues a run that was stopped, or reports that it is finished already.
 pub fn train(settings: Settings) -> Result<TrainOutcome> {
     train_among(settings, &mut SingleProcess)
 }
 
-/// Like [`train`], in several processes, each of which calls this.
+/// Trains as [`train`] does, in several processes, each of which calls this.
 pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Result<TrainOutcome> {
     settings.validate(Purpose::Train)?;
     section("Model");
@@ -109,6 +109,7 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     check_quantization(&settings, &loaded.checkpoint)?;
     lora_spec(&settings, loaded.checkpoint.arch())?;
     settings.resolve(loaded.parameters());
+    loaded.find_quantized(&settings)?;
     let accumulation_per_process = share_step(comm, &mut settings, &output, &loaded, &device)?;
     let clock = from_first(comm, "clock", || {
         Ok(run_clock(&settings, &output, &result_settings(&settings, &loaded, device.arithmetic())))
@@ -146,7 +147,7 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     let spec = of_steps(spec, data.schedule.total_steps())?;
     let mut spec = spec.with_prompts(questions.prompts());
     let largest = spec.lora.lengths(&spec.arch).max().unwrap_or(0);
-    // What NCCL takes of a GPU is in use when its free memory is asked for.
+    // NCCL's memory on a GPU is in use before the free memory is asked for.
     if sums == Sums::Nccl {
         device.meet(comm)?;
     }
@@ -159,8 +160,9 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
         false => HostCopies::offered(comm, &|file| device.try_pinning(file, PAGE), &mut budget)?,
     };
     let mut shared = Settled::default();
+    let graphs;
     let plan = {
-        let (stored, levers) = (plan::stored_in(&loaded.checkpoint), planner::Levers::of(&settings));
+        let (stored, levers) = (loaded.stored(), planner::Levers::of(&settings));
         let mut plan = planner::choose(&device, &mut spec, levers, &stored, budget)?;
         if let Some(copies) = copies {
             shared = copies.settle(comm, plan.weights_on_host)?;
@@ -170,6 +172,8 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
             budget = alone;
             plan = planner::choose(&device, &mut spec, levers, &stored, budget)?;
         }
+        let ranks = comm.world_size();
+        graphs = graphs::settle(&settings, &device, &spec, ranks, &mut plan)?;
         let rows = settings.per_device_train_batch_size;
         let asked = advice::Asked { device: &device, spec: &spec, levers, stored: &stored, budget, rows };
         advice::refuse_unless_it_fits(&plan, &asked)?;
@@ -177,14 +181,19 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     };
     section("Run");
     print_run(&settings, &loaded, &spec, &plan, &data.schedule);
+    let scratch_bytes = scratch::check(&settings, &plan, &output, here, |dir| loaded.bytes_to_keep(dir))?;
+    graphs.note.iter().for_each(|note| status!("{note}"));
     if is_first(comm) {
-        check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;
+        let taken = scratch_bytes.saturating_add(loaded.bytes_to_keep(&output)?);
+        check_disk(&settings, &loaded, &spec, &data.schedule, &output, taken)?;
     }
     let findings = lint::before(&facts(&settings, &loaded, &spec, &data), settings.allow.names());
     let earlier = saved.as_ref().map(|saved| (output.as_path(), saved.trainer.global_step));
     let details = observer::details(&settings, &loaded, &spec, &plan, &data, device.in_words(), earlier)?;
     let bytes = plan.run_bytes;
+    first_of_machine_first(comm, "weights in NF4", || loaded.keep_quantized())?;
     device.share_weights(shared.copy);
+    device.use_graphs(graphs.is_on);
     let run = Prepared {
         comm,
         waits: shared.is_shared,
@@ -210,14 +219,14 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
 /// A run of which everything but the weights was read and found good.
 struct Prepared<'a> {
     comm: &'a mut dyn Communicator,
-    /// Whether all ranks have read the weights before any uses them
+    /// All ranks have read the weights before any uses them
     waits: bool,
     accumulation_per_process: usize,
     hub_commits: Vec<HubCommit>,
     settings: Settings,
     output: PathBuf,
     locked: Option<LockedDir>,
-    /// Whether `output` holds another run, which this one takes the place of.
+    /// `output` holds another run, which this one replaces.
     overwrites: bool,
     loaded: Loaded,
     identity: Identity,
@@ -262,8 +271,8 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     } = prepared;
     let init =
         settings.init_adapter.as_deref().map(|path| initial_adapter(path, &settings, &loaded, &spec)).transpose()?;
-    let mut source =
-        CheckpointSource::with_adapter(&loaded.checkpoint, init.as_ref(), settings.seed)?.beginning(&spec.lora);
+    let source = CheckpointSource::with_adapter(&loaded.checkpoint, init.as_ref(), settings.seed)?;
+    let mut source = source.beginning(&spec.lora).hashing_ahead()?;
     if settings.report {
         source = source.measuring();
     }
@@ -273,6 +282,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     let (mut bar, stored) = (Bars::new("loading", spec.arch.num_layers as u64), loaded.checkpoint.stored_bytes());
     let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set_read(layer as u64, stored))?;
     bar.finish();
+    detail!("{}", source.loading_note());
     let (norms, starts) = (source.take_norms(), source.take_starts());
     let fingerprint = source.finish()?;
     let of_base = [("the base's weights".to_owned(), fingerprint.whole.clone().into())];
@@ -335,12 +345,13 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
             checkpoints::prune(created, saved.trainer.global_step, keep, best);
         }
         observer = Observer::new(&settings, details, created.dir(), state.global_step);
-        // A run that goes on was told of its own.
+        // A resumed run has had its warnings before.
         if saved.is_none() {
             observer.warn(0, &findings);
         }
         observer.write(created, &state.log_history, true);
     }
+    backend.set_scratch_dir(&scratch::dir(&settings, &output));
     let mut run = Run {
         settings: &settings,
         output: &output,
@@ -411,6 +422,14 @@ fn finish<B: Backend>(mut run: Run<B>, norms: &BTreeMap<String, f64>) -> Result<
             format_bytes(read.bytes),
             read.seconds,
             read.waited
+        );
+    }
+    if let Some(moved) = run.backend.scratch_traffic() {
+        status!(
+            "layers' inputs: {} to and from the disk in {:.1} s, beside the computation, which waited {:.1} s for them",
+            format_bytes(moved.bytes),
+            moved.seconds,
+            moved.waited
         );
     }
     let summary = RunSummary {

@@ -179,7 +179,7 @@ fn ranks_of_another_launch_are_refused_by_all() {
     refused(&of_three, &["rank 1 (", "was started as one of 3 processes", "as one of 2"]);
     // Rank 0 goes on waiting for one of its own.
     let of_another_job = |rank: usize, command: &mut Command| {
-        command.env("TORCHELASTIC_RUN_ID", if rank == 1 { "b" } else { "a" }).env("QLORA_JOIN_SECONDS", "10");
+        command.env("TORCHELASTIC_RUN_ID", if rank == 1 { "b" } else { "a" }).env("QLORA_JOIN_SECONDS", "5");
     };
     refused(&of_another_job, &["rank 1 (", "of another job (\"b\"", "\"a\""]);
 }
@@ -224,7 +224,7 @@ fn a_rank_of_another_job_does_not_end_a_run() {
     }
 }
 
-/// Whoever starts them, processes find each other, and say how fast they add up.
+/// Processes find each other and print the speed of their sums, whichever launcher starts them.
 #[test]
 fn processes_of_each_launcher_find_each_other() {
     let sandbox = Sandbox::new();

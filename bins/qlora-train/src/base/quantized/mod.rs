@@ -1,5 +1,5 @@
-//! Checkpoints whose linear weights are stored in NF4, as bitsandbytes and transformers write them: what config.json
-//! says of it, the parts of a weight, and a writer.
+//! Checkpoints whose linear weights are stored in NF4, as bitsandbytes and transformers write them: their entry in
+//! config.json, the parts of a weight, and a writer.
 //!
 //! A quantized weight `W` is stored as `W` (the packed codes, in any dtype), `W.absmax`, `W.quant_map`,
 //! `W.quant_state.bitsandbytes__nf4` (JSON) and, under double quantization, `W.nested_absmax` and
@@ -20,8 +20,8 @@ pub use dense::{Rewrite, Written, write_dense};
 pub use on_disk::Nf4OnDisk;
 pub use record::OriginalBase;
 pub(super) use weight::{Nf4Entry, has_parts};
-pub(crate) use write::Partial;
-pub use write::{QuantizeOptions, Quantized, quantize};
+pub(crate) use write::{Partial, quantize_into, side_bytes};
+pub use write::{QuantizeOptions, Quantized, quantize, quantized_bytes};
 
 /// Parts of a quantized weight: what follows its name.
 mod part {

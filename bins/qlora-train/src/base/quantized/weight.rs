@@ -25,6 +25,14 @@ pub(crate) struct Nf4Entry {
     pub parts: BTreeMap<&'static str, (usize, TensorInfo)>,
 }
 
+/// Use of a weight's codes while its parts are read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Codes {
+    Keep,
+    Scan,
+    Skip,
+}
+
 /// True if a part is stored beside `name` that makes it a quantized weight.
 pub(crate) fn has_parts(owners: &BTreeMap<String, usize>, name: &str) -> bool {
     let prefix = format!("{name}.");
@@ -153,7 +161,7 @@ impl Nf4Entry {
         reused: Option<Nf4Matrix>,
         seen: impl FnMut(&str, &[u8]),
     ) -> Result<Nf4Matrix> {
-        let (code, codes, absmax) = self.read_parts(name, files, reused, true, seen)?;
+        let (code, codes, absmax) = self.read_parts(name, files, reused, Codes::Keep, seen)?;
         let [rows, cols] = self.shape;
         let matrix = Nf4Matrix::from_parts(rows, cols, self.options.block_size, code, codes, absmax);
         matrix.usage_context(|| self.damaged(name, files))
@@ -161,7 +169,16 @@ impl Nf4Entry {
 
     /// Reads all parts and refuses what [`read`](Self::read) refuses, without keeping the codes.
     pub fn check(&self, name: &str, files: &[TensorFile], seen: impl FnMut(&str, &[u8])) -> Result<()> {
-        let (code, _, absmax) = self.read_parts(name, files, None, false, seen)?;
+        self.check_parts(name, files, Codes::Scan, seen)
+    }
+
+    /// Refuses what [`read`](Self::read) refuses, without reading the codes: any are right.
+    pub fn check_scales(&self, name: &str, files: &[TensorFile]) -> Result<()> {
+        self.check_parts(name, files, Codes::Skip, |_, _| ())
+    }
+
+    fn check_parts(&self, name: &str, files: &[TensorFile], codes: Codes, seen: impl FnMut(&str, &[u8])) -> Result<()> {
+        let (code, _, absmax) = self.read_parts(name, files, None, codes, seen)?;
         let ([rows, cols], codes) = (self.shape, self.shape.iter().product::<usize>().div_ceil(2));
         let checked = Nf4Matrix::check_parts(rows, cols, self.options.block_size, &code, codes, &absmax);
         checked.usage_context(|| self.damaged(name, files))
@@ -178,7 +195,7 @@ impl Nf4Entry {
         name: &str,
         files: &[TensorFile],
         reused: Option<Nf4Matrix>,
-        keeps_codes: bool,
+        codes: Codes,
         mut seen: impl FnMut(&str, &[u8]),
     ) -> Result<([f32; 16], Vec<u8>, Absmax)> {
         let mut u8s: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
@@ -197,8 +214,9 @@ impl Nf4Entry {
             let (file, part) = (&files[*file], format!("{name}{suffix}"));
             let see = |bytes: &[u8]| seen(suffix, bytes);
             match (suffix, info.dtype) {
-                ("", _) if !keeps_codes => file.scan(&part, info, see)?,
-                // Whatever type the codes are packed into, they are bytes.
+                ("", _) if codes == Codes::Skip => (),
+                ("", _) if codes == Codes::Scan => file.scan(&part, info, see)?,
+                // Codes are bytes, whatever type they are packed into.
                 ("", _) | (_, Dtype::U8) => {
                     let values = u8s.remove(suffix).unwrap_or_default();
                     u8s.insert(suffix, file.read_elements_into(values, &part, info, see)?);

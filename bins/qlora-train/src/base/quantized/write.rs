@@ -13,7 +13,7 @@ use super::config::{QuantizationConfig, quantized_config, skipped};
 use super::layout::{Layout, Stored, Writer, write_json};
 use super::state::{QuantState, STATE_BYTES};
 use super::{OriginalBase, part};
-use crate::arch::Input;
+use crate::arch::{Arch, Input};
 use crate::base::fingerprint::TensorDigest;
 use crate::base::open::text_object;
 use crate::base::{Checkpoint, Fingerprint};
@@ -24,7 +24,7 @@ use crate::files::regular;
 use crate::files::tensor::{HostTensor, StoredType, TensorData};
 use crate::refuse;
 
-/// How a checkpoint is quantized.
+/// Options of [`quantize`].
 #[derive(Clone, Debug)]
 pub struct QuantizeOptions {
     pub nf4: Nf4Options,
@@ -61,29 +61,48 @@ pub fn quantize(
     options: &QuantizeOptions,
     progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Quantized> {
-    if checkpoint.quantization().is_some() {
-        refuse!("{}: found a model that is already quantized, expected a 16-bit one", checkpoint.dir().display());
-    }
     let plan = Plan::new(checkpoint, options)?;
     let partial = Partial::new(output)?;
-    let original = plan.write_weights(&partial.path, progress)?;
-
-    let config_path = checkpoint.dir().join("config.json");
-    let quantization = QuantizationConfig::to_json(options.nf4.double_quant, plan.compute_type(), &plan.skipped);
-    let tied = checkpoint.arch().tie_word_embeddings;
-    let config = quantized_config(&text_object(&config_path)?, quantization, tied);
-    write_json(&partial.path.join("config.json"), &config)?;
-    copy_side_files(checkpoint.dir(), &partial.path)?;
-    // What is to be put in place has to be what this program reads.
-    Checkpoint::open(&partial.path)?;
+    let done = plan.write(&partial.path, progress)?;
     partial.commit(output)?;
-    Ok(Quantized {
-        quantized: plan.quantized.len(),
-        files: plan.layout.file_names().count(),
-        bytes: plan.layout.bytes(),
-        skipped: plan.skipped,
-        original,
-    })
+    Ok(done)
+}
+
+/// [`quantize`] into a directory that exists already and that the caller puts in place.
+pub(crate) fn quantize_into(
+    checkpoint: &Checkpoint,
+    partial: &Partial,
+    options: &QuantizeOptions,
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Quantized> {
+    Plan::new(checkpoint, options)?.write(&partial.path, progress)
+}
+
+/// Bytes of the tensors that [`quantize`] writes for a model whose tensors are `stored` in these types, with no module
+/// skipped.
+pub fn quantized_bytes(arch: &Arch, nf4: &Nf4Options, stored: &dyn Fn(&str) -> StoredType) -> u64 {
+    let linear: BTreeSet<String> = arch.modules().map(|module| format!("{module}.weight")).collect();
+    groups(arch, &linear, nf4, stored).iter().flatten().map(Stored::bytes).sum()
+}
+
+/// Bytes of the files that [`quantize`] copies.
+pub(crate) fn side_bytes(checkpoint: &Checkpoint) -> Result<u64> {
+    let files = side_files(checkpoint.dir())?;
+    Ok(files.iter().filter_map(|path| Some(path.metadata().ok()?.len())).sum())
+}
+
+/// The tensors that are stored, those of a weight together: the weights that are named in `quantized` as parts.
+fn groups(
+    arch: &Arch,
+    quantized: &BTreeSet<String>,
+    nf4: &Nf4Options,
+    stored: &dyn Fn(&str) -> StoredType,
+) -> Vec<Vec<Stored>> {
+    let group = |(name, shape): (String, Vec<usize>)| match quantized.contains(&name) {
+        true => nf4_parts(&name, shape[0], shape[1], nf4),
+        false => vec![Stored { dtype: stored(&name).dtype(), name, shape }],
+    };
+    arch.tensors().into_iter().map(group).collect()
 }
 
 /// Plan of the files.
@@ -97,7 +116,11 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
+    /// Refused: as [`quantize`] refuses a base and its options.
     fn new(checkpoint: &'a Checkpoint, options: &'a QuantizeOptions) -> Result<Self> {
+        if checkpoint.quantization().is_some() {
+            refuse!("{}: found a model that is already quantized, expected a 16-bit one", checkpoint.dir().display());
+        }
         let arch = checkpoint.arch();
         let modules: Vec<String> = arch.modules().collect();
         let skipped = skipped(&options.skip_modules, modules.iter().map(String::as_str))?;
@@ -106,15 +129,8 @@ impl<'a> Plan<'a> {
             .filter(|module| !skipped.contains(*module))
             .map(|module| format!("{module}.weight"))
             .collect();
-        let group = |(name, shape): (String, Vec<usize>)| match quantized.contains(&name) {
-            true => nf4_parts(&name, shape[0], shape[1], &options.nf4),
-            false => {
-                let dtype = checkpoint.stored_type(&name).expect("an opened checkpoint has every tensor").dtype();
-                vec![Stored { name, dtype, shape }]
-            }
-        };
-        let groups = arch.tensors().into_iter().map(group).collect();
-        let layout = Layout::new(groups, options.max_shard_bytes);
+        let stored = |name: &str| checkpoint.stored_type(name).expect("an opened checkpoint has every tensor");
+        let layout = Layout::new(groups(arch, &quantized, &options.nf4, &stored), options.max_shard_bytes);
         Ok(Self { checkpoint, options, quantized, skipped, layout })
     }
 
@@ -122,6 +138,27 @@ impl<'a> Plan<'a> {
     fn compute_type(&self) -> StoredType {
         let name = self.checkpoint.arch().first_weight(0, Input::Attention);
         self.checkpoint.stored_type(&name).expect("an opened checkpoint has every tensor")
+    }
+
+    /// Writes the whole checkpoint into `dir`.
+    fn write(self, dir: &Path, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<Quantized> {
+        let (checkpoint, original) = (self.checkpoint, self.write_weights(dir, progress)?);
+        let config_path = checkpoint.dir().join("config.json");
+        let quantization =
+            QuantizationConfig::to_json(self.options.nf4.double_quant, self.compute_type(), &self.skipped);
+        let tied = checkpoint.arch().tie_word_embeddings;
+        let config = quantized_config(&text_object(&config_path)?, quantization, tied);
+        write_json(&dir.join("config.json"), &config)?;
+        copy_side_files(checkpoint.dir(), dir)?;
+        // The finished directory has to be one that this program reads.
+        Checkpoint::open(dir)?;
+        Ok(Quantized {
+            quantized: self.quantized.len(),
+            files: self.layout.file_names().count(),
+            bytes: self.layout.bytes(),
+            skipped: self.skipped,
+            original,
+        })
     }
 
     fn write_weights(&self, dir: &Path, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<OriginalBase> {
@@ -207,7 +244,7 @@ fn nf4_bytes(matrix: &Nf4Matrix, dtype: StoredType) -> Vec<Vec<u8>> {
 }
 
 /// A directory beside the output until it is complete; removed if it never is. A file beside it names it, so that a
-/// later process finds what one that was killed has left, and is locked as long as the work goes on.
+/// later process finds what a killed one has left; the file is locked as long as the work goes on.
 pub(crate) struct Partial {
     pub path: PathBuf,
     parent: Dir,
@@ -249,7 +286,19 @@ impl Unfinished {
 }
 
 impl Partial {
+    /// Refused: another process is writing to the output.
     pub fn new(output: &Path) -> Result<Self> {
+        match Self::unless_busy(output)? {
+            Some(partial) => Ok(partial),
+            None => refuse!(
+                "{}: another process is writing to it; wait for it, or choose another directory",
+                output.display()
+            ),
+        }
+    }
+
+    /// None: another process is writing to the output.
+    pub fn unless_busy(output: &Path) -> Result<Option<Self>> {
         let shown = output.display();
         let Some(name) = output.file_name().map(|name| name.to_string_lossy().into_owned()) else {
             refuse!("{shown}: found no name of a directory, expected one to make");
@@ -260,22 +309,22 @@ impl Partial {
         };
         let (record, prefix) = (format!(".{name}.quantize.json"), format!(".{name}.partial-"));
         let what = || format!("{shown}: cannot be made; choose another directory");
-        if let Ok(parent) = Dir::open(parent) {
-            remove_unfinished(&parent, output, &record, &prefix)?;
+        if let Ok(parent) = Dir::open(parent)
+            && !remove_unfinished(&parent, &record, &prefix)?
+        {
+            return Ok(None);
         }
         check_output(output)?;
         let parent = Dir::create(parent).usage_context(|| format!("{shown}: its parent directory cannot be made"))?;
         let name = format!("{prefix}{}", unique());
         let lock = match write_record(&parent, &record, &name) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                refuse!("{shown}: another process is writing to it; wait for it, or choose another directory")
-            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
             lock => lock.usage_context(what)?,
         };
         let partial = Self { path: parent.join(&name), parent, name, record, _lock: lock };
-        // Readable by whom the umask lets read.
+        // The umask decides who may read it.
         partial.parent.create_sub(&partial.name).usage_context(what)?;
-        Ok(partial)
+        Ok(Some(partial))
     }
 
     pub fn commit(self, output: &Path) -> Result<()> {
@@ -293,7 +342,7 @@ impl Partial {
 /// Removes the directory, if it has its first name still, and then what names it.
 impl Drop for Partial {
     fn drop(&mut self) {
-        // The failure that led here is the one to tell.
+        // The failure that led here is the one to report.
         if self.parent.remove_all(&self.name, &mut || ()).is_ok() {
             let _ = self.parent.remove_file(&self.record);
         }
@@ -305,7 +354,7 @@ fn write_record(parent: &Dir, record: &str, directory: &str) -> io::Result<File>
     let unfinished = Unfinished { program: Unfinished::PROGRAM.to_owned(), directory: directory.to_owned() };
     let text = serde_json::to_vec(&unfinished)?;
     let write = |mut file: File| -> io::Result<File> {
-        // Where a file system has no locks, only its being there keeps others out.
+        // On a file system without locks, only the file's existence keeps others out.
         let _ = file.try_lock();
         file.write_all(&text)?;
         file.sync_all()?;
@@ -317,28 +366,64 @@ fn write_record(parent: &Dir, record: &str, directory: &str) -> io::Result<File>
             parent.link(&file, record)?;
             Ok(file)
         }
-        // A file system without files of no name.
+        Err(_) => write_named_record(parent, record, directory, &write),
+    }
+}
+
+/// [`write_record`] on a file system without files of no name, NFS for one: the file is whole and locked before it gets
+/// the name that others look for.
+fn write_named_record(
+    parent: &Dir,
+    record: &str,
+    directory: &str,
+    write: &dyn Fn(File) -> io::Result<File>,
+) -> io::Result<File> {
+    let first = format!("{directory}.json");
+    let linked = parent.create_file(&first).and_then(write).and_then(|file| {
+        parent.link_name(&first, record)?;
+        Ok(file)
+    });
+    let removed = parent.remove_file(&first);
+    match linked {
+        Ok(file) => removed.map(|()| file),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
+        // A file system with one name for each file.
         Err(_) => write(parent.create_file(record)?),
     }
 }
 
-/// Removes what a process that was killed has left of the same output. Refused: a process that is at work.
-fn remove_unfinished(parent: &Dir, output: &Path, record: &str, prefix: &str) -> Result<()> {
+/// Removes what a killed process has left of the same output. False: a process is at work.
+fn remove_unfinished(parent: &Dir, record: &str, prefix: &str) -> Result<bool> {
     let path = parent.join(record);
-    let what = || format!("{}: what an earlier process left cannot be removed", path.display());
+    let what = || format!("{}: the files of an earlier process cannot be removed", path.display());
     let file = match parent.kind(record).usage_context(what)? {
-        None => return Ok(()),
-        Some(Kind::File) => parent.open_file(record).usage_context(what)?,
+        None => return Ok(true),
+        Some(Kind::File) => match parent.open_to_lock(record) {
+            // The process that had it is done.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            file => file.usage_context(what)?,
+        },
         Some(_) => refuse!("{}: found something that is not a file: move it away", path.display()),
     };
-    if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) || !parent.is_file(record, &file) {
-        refuse!("{}: another process is writing to it; wait for it, or choose another directory", output.display());
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(false),
+        // Its directory may be that of a process at work.
+        Err(TryLockError::Error(error)) => refuse!(
+            "{}: is the record of a process that writes a model; the file cannot be locked ({error}), so that nothing \
+             tells whether that process is still at work: if it is not, remove the file, or choose another directory",
+            path.display()
+        ),
+    }
+    if !parent.is_file(record, &file) {
+        return Ok(false);
     }
     let unfinished = Unfinished::read(&file, &path, prefix)?;
     if parent.kind(&unfinished.directory).usage_context(what)? == Some(Kind::Directory) {
         parent.remove_all(&unfinished.directory, &mut || ()).usage_context(what)?;
     }
-    parent.remove_file(record).usage_context(what)
+    parent.remove_file(record).usage_context(what)?;
+    Ok(true)
 }
 
 /// Refuses an output that is there and not an empty directory.
@@ -373,19 +458,24 @@ const WEIGHTS: [&str; 13] = [
 ];
 
 /// Tokenizer, templates, generation settings, license, model card: all files but weights and hidden ones.
-pub(super) fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
+fn side_files(from: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
     for entry in std::fs::read_dir(from).context(|| format!("{}: cannot be read", from.display()))? {
         let entry = entry.context(|| format!("{}: cannot be read", from.display()))?;
         let (name, path) = (entry.file_name(), entry.path());
         let text = name.to_string_lossy();
         let weights = WEIGHTS.iter().any(|ending| text.ends_with(&format!(".{ending}")));
         // Links are followed: the snapshots of the Hugging Face cache are made of them.
-        if text.starts_with('.') || text == "config.json" || weights || !path.is_file() {
-            continue;
+        if !text.starts_with('.') && text != "config.json" && !weights && path.is_file() {
+            files.push(path);
         }
-        copy_side_file(&path, to)?;
     }
-    Ok(())
+    Ok(files)
+}
+
+/// Copies the files of a directory that are no weights.
+pub(super) fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
+    side_files(from)?.iter().try_for_each(|path| copy_side_file(path, to))
 }
 
 /// Copies a file into a directory, under its name, in place of one that is there.
@@ -397,3 +487,6 @@ pub(super) fn copy_side_file(path: &Path, to: &Path) -> Result<()> {
     };
     copy().context(|| format!("{}: cannot be copied", path.display()))
 }
+
+#[cfg(test)]
+mod tests;
