@@ -11,8 +11,9 @@ fn cpu(adapters: &Adapters, only: Option<i32>, tokens: usize, precision: Precisi
     Cpu::with_precision(adapters.spec(only, tokens).run_shape(), precision)
 }
 
-fn precisions() -> [Precision; 2] {
-    [Precision::F32, Precision::Bf16(Isa::detect().unwrap_or(Isa::SCALAR))]
+fn precisions() -> [Precision; 3] {
+    let instructions = [Isa::detect().unwrap_or(Isa::SCALAR), Isa::AMX_TWIN];
+    [Precision::F32, Precision::Bf16(instructions[0]), Precision::Bf16(instructions[1])]
 }
 
 fn largest(values: &[f64]) -> f64 {

@@ -5,7 +5,7 @@ use qlora_train::backend::cpu::Isa;
 use crate::resume::{RUN, stop_after};
 use crate::sandbox::{Sandbox, train};
 
-/// How the first lines of a run name the arithmetic that `auto` takes here.
+/// The words in the first lines of a run for the arithmetic that `auto` takes here.
 fn automatic() -> String {
     Isa::detect().map_or("threads, f32".to_owned(), |isa| format!("threads, bf16 by {}", isa.name()))
 }
@@ -62,4 +62,17 @@ fn evaluation_and_text_are_computed_as_training_is() {
     let Some(_) = Isa::detect() else { return };
     assert_eq!(evaluated("--compute bf16").1, loss);
     assert_ne!(evaluated("--compute f32").1, loss);
+}
+
+/// A thread has a panel of 512 · 64 values of its own, also where there are more than 64 threads.
+#[test]
+fn the_plan_counts_the_scratch_memory_of_every_thread() {
+    let sandbox = Sandbox::new();
+    let workspace = |threads: u64| {
+        let line = train(&format!("--compute f32 --threads {threads}")).replacen("train", "plan", 1);
+        let plan = sandbox.run(&line).json();
+        let buffers = plan["buffers"].as_array().unwrap();
+        buffers.iter().find(|line| line["name"] == "workspace").unwrap()["bytes"].as_u64().unwrap()
+    };
+    assert_eq!(workspace(100) - workspace(1), 99 * 512 * 64 * 4);
 }

@@ -1,10 +1,12 @@
 //! Buffers of the CPU backend, from its host memory.
 
 use super::Cpu;
+use super::inputs::CpuOffloaded;
 use super::memory::{CpuBuffer, Value};
-use crate::backend::{Memory, PlannedBuffer};
+use crate::backend::{DiskTraffic, Memory, PlannedBuffer};
 use crate::error::Result;
 use qlora_kernels::device::MemoryEnd;
+use std::path::Path;
 
 impl Memory for Cpu {
     fn is_dry_run(&self) -> bool {
@@ -23,22 +25,30 @@ impl Memory for Cpu {
         Ok(self.memory.buffer(name, self.dims.tokens, width, Value::F32))
     }
 
-    // The device's memory is the host's: buffers wait where they are.
-
-    fn offload(&mut self, buffer: CpuBuffer) -> Result<CpuBuffer> {
-        Ok(buffer)
+    /// The device's memory is the host's: the buffer waits where it is.
+    fn offload(&mut self, buffer: CpuBuffer) -> Result<CpuOffloaded> {
+        self.keep(buffer)
     }
 
-    fn keep(&mut self, buffer: CpuBuffer) -> Result<CpuBuffer> {
-        Ok(buffer)
+    fn offload_to_disk(&mut self, buffer: CpuBuffer) -> Result<CpuOffloaded> {
+        self.inputs.keep_on_disk(buffer, self.batch.tokens())
     }
 
-    fn prefetch(&mut self, offloaded: CpuBuffer) -> Result<CpuBuffer> {
-        Ok(offloaded)
+    fn set_scratch_dir(&mut self, dir: &Path) {
+        self.inputs.file.set_dir(dir);
     }
 
-    fn wait(&mut self, offloaded: CpuBuffer) -> Result<CpuBuffer> {
-        Ok(offloaded)
+    fn keep(&mut self, buffer: CpuBuffer) -> Result<CpuOffloaded> {
+        self.inputs.settle()?;
+        Ok(CpuOffloaded::InMemory(buffer))
+    }
+
+    fn prefetch(&mut self, offloaded: CpuOffloaded) -> Result<CpuOffloaded> {
+        self.inputs.prefetch(offloaded)
+    }
+
+    fn wait(&mut self, offloaded: CpuOffloaded) -> Result<CpuBuffer> {
+        self.inputs.wait(offloaded)
     }
 
     fn bytes(&self) -> u64 {
@@ -47,6 +57,14 @@ impl Memory for Cpu {
 
     fn planned(&self) -> Vec<PlannedBuffer> {
         self.memory.planned()
+    }
+
+    fn planned_on_disk(&self) -> Vec<PlannedBuffer> {
+        self.inputs.file.planned()
+    }
+
+    fn scratch_traffic(&self) -> Option<DiskTraffic> {
+        self.inputs.file.traffic()
     }
 
     fn trim(&mut self) {

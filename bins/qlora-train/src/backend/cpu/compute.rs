@@ -4,10 +4,10 @@ use super::bf16::linear::{Gradients, Group, LowRank, Segment};
 use super::bf16::operands::segments;
 use super::head_norm::{HeadNorm, HeadRotation, normed_columns};
 use super::memory::{Held, Value};
-use super::operands::TableGradient;
+use super::table::TableGradient;
 use super::{Cpu, CpuBuffer, CpuVector, Precision, attention, bf16, cache, elementwise, linear, loss, magnitude};
 use crate::backend::{BufferShape, CheckedBatch, Compute, MaybeTrained, Op, Rotation, TableShape, Trace};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use qlora_kernels::rng::Dropout;
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::{AttentionShape, Visible};
@@ -42,14 +42,15 @@ fn each_few<T: Copy>(
     width: usize,
     tokens: &[usize],
     out: &mut [Vec<f32>],
-    mut logits: impl FnMut(&[T]) -> Vec<f32>,
-) {
+    mut logits: impl FnMut(&[T]) -> Result<Vec<f32>>,
+) -> Result<()> {
     for (tokens, out) in tokens.chunks(LOGITS_TOGETHER).zip(out.chunks_mut(LOGITS_TOGETHER)) {
         let rows: Vec<T> = tokens.iter().flat_map(|token| &x[token * width..][..width]).copied().collect();
-        let logits = logits(&rows);
+        let logits = logits(&rows)?;
         let vocab = logits.len() / tokens.len();
         out.iter_mut().zip(logits.chunks_exact(vocab)).for_each(|(out, logits)| out.copy_from_slice(logits));
     }
+    Ok(())
 }
 
 impl Compute for Cpu {
@@ -77,14 +78,15 @@ impl Compute for Cpu {
         let first = tokens.start;
         match op {
             Op::Embed { table, scale, out } => {
-                let (table, width, scale) = (table.matrix(), table.cols(), *scale);
+                let (table, width, scale) = (table.rows(), table.cols(), *scale);
                 let rows = out.rows_mut(tokens)?.par_chunks_exact_mut(width).zip(&batch.input_ids[tokens.clone()]);
-                rows.with_min_len(16).for_each(|(out, &id)| {
-                    table.row(id as usize, out);
+                rows.with_min_len(16).try_for_each(|(out, &id)| {
+                    table.with(id as usize, |matrix, row| matrix.row(row, out))?;
                     if scale != 1.0 {
                         out.iter_mut().for_each(|x| *x *= scale);
                     }
-                });
+                    Ok::<_, Error>(())
+                })?;
             }
             Op::RmsNorm { x, weight, eps, out } => {
                 elementwise::rms_norm(x.rows(tokens)?, weight, *eps, out.rows_mut(tokens)?);
@@ -167,8 +169,9 @@ impl Compute for Cpu {
                     self.loss = loss::LossSum::default();
                 }
                 let (x, shape, loss) = (x.rows(tokens)?, [head.vocab(), head.cols()], &mut self.loss);
-                let (head, none, weight, cap) = (&head.matrix(), TableGradient::none(), *weight, *soft_cap);
-                loss::linear_cross_entropy(workspace, x, head, shape, none, targets, weights, weight, cap, dx, loss);
+                let parts: &loss::EachPart = &|take| head.each_part(&mut |rows, matrix| take(rows, matrix));
+                let (none, weight, cap) = (TableGradient::none(), *weight, *soft_cap);
+                loss::linear_cross_entropy(workspace, x, parts, shape, none, targets, weights, weight, cap, dx, loss)?;
             }
             Op::TrainedCrossEntropy { x, head, weight, soft_cap, dx } => {
                 let (targets, weights) = (&batch.targets[tokens.clone()], batch.weights_of(tokens));
@@ -178,7 +181,11 @@ impl Compute for Cpu {
                 let (x, shape, loss) = (x.rows(tokens)?, [head.vocab(), head.cols()], &mut self.loss);
                 let dx = Some(dx.rows_mut(tokens)?);
                 let ((head, to), weight, cap) = (head.parts(), *weight, *soft_cap);
-                loss::linear_cross_entropy(workspace, x, &head, shape, to, targets, weights, weight, cap, dx, loss);
+                let whole: &loss::EachPart = &|take| {
+                    take(0..shape[0], &head);
+                    Ok(())
+                };
+                loss::linear_cross_entropy(workspace, x, whole, shape, to, targets, weights, weight, cap, dx, loss)?;
             }
             Op::Magnitude { group, y } => magnitude::forward(group, y.rows_mut(tokens)?),
             Op::MagnitudeBackward { dy, z, group } => magnitude::backward(group, dy.rows(tokens)?, z.rows_mut(tokens)?),
@@ -204,7 +211,8 @@ impl Compute for Cpu {
             }
             Op::Logits { x, head, tokens, out } => {
                 let (x, shape) = (x.rows(&(0..batch.tokens()))?, [head.vocab(), head.cols()]);
-                each_few(x, head.cols(), tokens, out, |rows| loss::logits(workspace, rows, &head.matrix(), shape));
+                let parts: &loss::EachPart = &|take| head.each_part(&mut |rows, matrix| take(rows, matrix));
+                each_few(x, head.cols(), tokens, out, |rows| loss::logits(workspace, rows, parts, shape))?;
             }
         }
         Ok(())
@@ -262,14 +270,17 @@ impl Cpu {
             |k: usize, segments, dropout: Option<Dropout>| Group { isa, k, segments, first, dropout, adapters };
         match op {
             Op::Embed { table, scale, out } => {
-                let (table, width, scale) = (table.matrix(), table.cols(), *scale);
+                let (table, width, scale) = (table.rows(), table.cols(), *scale);
                 let rows = out.rows16_mut(tokens)?.par_chunks_exact_mut(width).zip(&batch.input_ids[tokens.clone()]);
-                rows.with_min_len(16).for_each(|(out, &id)| {
-                    bf16::stored::Stored::read(&table, isa, id as usize, 0..width, out);
+                rows.with_min_len(16).try_for_each(|(out, &id)| {
+                    table.with(id as usize, |matrix, row| {
+                        bf16::stored::Stored::read(matrix, isa, row, 0..width, out);
+                    })?;
                     if scale != 1.0 {
                         out.iter_mut().for_each(|x| *x = bf16::rows::round(bf16::rows::widen(*x) * scale));
                     }
-                });
+                    Ok::<_, Error>(())
+                })?;
             }
             Op::RmsNorm { x, weight, eps, out } => {
                 bf16::rows::rms_norm(x.rows16(tokens)?, weight, *eps, out.rows16_mut(tokens)?);
@@ -377,13 +388,14 @@ impl Cpu {
                 }
                 let x = x.rows16(tokens)?;
                 let (h, vocab) = (head.cols(), head.vocab());
+                let parts: &bf16::loss::EachPart = &|take| head.each_part(&mut |rows, matrix| take(rows, matrix));
                 let total = &mut self.loss;
                 bf16::loss::cross_entropy(
                     isa,
                     gemm,
                     loss_scratch,
                     x,
-                    &head.matrix(),
+                    parts,
                     h,
                     vocab,
                     TableGradient::none(),
@@ -393,7 +405,7 @@ impl Cpu {
                     *soft_cap,
                     dx,
                     total,
-                );
+                )?;
             }
             Op::TrainedCrossEntropy { x, head, weight, soft_cap, dx } => {
                 let (targets, weights) = (&batch.targets[tokens.clone()], batch.weights_of(tokens));
@@ -403,12 +415,16 @@ impl Cpu {
                 let (x, dx) = (x.rows16(tokens)?, Some(dx.rows16_mut(tokens)?));
                 let (h, vocab, total) = (head.cols(), head.vocab(), &mut self.loss);
                 let (head, gradient) = head.parts();
+                let whole: &bf16::loss::EachPart = &|take| {
+                    take(0..vocab, &head);
+                    Ok(())
+                };
                 bf16::loss::cross_entropy(
                     isa,
                     gemm,
                     loss_scratch,
                     x,
-                    &head,
+                    whole,
                     h,
                     vocab,
                     gradient,
@@ -418,7 +434,7 @@ impl Cpu {
                     *soft_cap,
                     dx,
                     total,
-                );
+                )?;
             }
             Op::Magnitude { group, y } => magnitude::forward(group, y.rows16_mut(tokens)?),
             Op::MagnitudeBackward { dy, z, group } => {
@@ -446,9 +462,10 @@ impl Cpu {
             }
             Op::Logits { x, head, tokens, out } => {
                 let x = x.rows16(&(0..batch.tokens()))?;
+                let parts: &bf16::loss::EachPart = &|take| head.each_part(&mut |rows, matrix| take(rows, matrix));
                 each_few(x, head.cols(), tokens, out, |rows| {
-                    bf16::loss::logits(isa, gemm, rows, &head.matrix(), head.cols(), head.vocab())
-                });
+                    bf16::loss::logits(isa, gemm, rows, parts, head.cols(), head.vocab())
+                })?;
             }
         }
         Ok(())
@@ -467,8 +484,9 @@ mod tests {
             let mut calls = 0;
             each_few(&x, 3, &tokens, &mut out, |rows| {
                 calls += 1;
-                rows.chunks_exact(3).flat_map(|row| [row.iter().sum(), row[0]]).collect()
-            });
+                Ok(rows.chunks_exact(3).flat_map(|row| [row.iter().sum(), row[0]]).collect())
+            })
+            .unwrap();
             assert_eq!(calls, tokens.len().div_ceil(LOGITS_TOGETHER));
             for (token, out) in tokens.iter().zip(&out) {
                 let first = (3 * token) as f32;

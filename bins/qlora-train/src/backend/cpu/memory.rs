@@ -9,11 +9,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::{Deref, DerefMut, Range};
 use std::rc::Rc;
 
-/// What a run holds; or, in a dry run, what it would hold.
+/// Buffers of a run; in a dry run, the count of those that it would hold.
 pub struct HostMemory {
     dry_run: bool,
     usage: RefCell<Usage>,
-    /// Buffers that were given back, by length, with the name they were made under; they are handed out again before
+    /// Buffers that were freed, by length, with the name they were made under; they are handed out again before
     /// new ones are made.
     pool: RefCell<Pool>,
 }
@@ -69,7 +69,7 @@ impl HostMemory {
         self.usage.borrow().peak.bytes
     }
 
-    /// What makes up the peak, by name.
+    /// The buffers at the peak, by name.
     pub fn planned(&self) -> Vec<PlannedBuffer> {
         let usage = self.usage.borrow();
         PlannedBuffer::lines(usage.peak.names.iter().filter(|line| *line.1 > 0).map(|(&name, &bytes)| (name, bytes)))
@@ -131,7 +131,12 @@ pub enum Value {
 }
 
 impl Value {
-    /// f32 words that hold so many values.
+    /// Bytes of the words that hold `values` values.
+    pub(super) fn bytes(self, values: usize) -> usize {
+        4 * self.words(values)
+    }
+
+    /// f32 words that hold `values` values.
     fn words(self, values: usize) -> usize {
         match self {
             Value::F32 => values,
@@ -187,6 +192,15 @@ impl CpuBuffer {
         self.value
     }
 
+    /// Takes the values away, for a thread that reads or writes them.
+    pub(super) fn take_data(&mut self) -> Aligned<f32> {
+        std::mem::take(&mut self.data)
+    }
+
+    pub(super) fn put_data(&mut self, data: Aligned<f32>) {
+        self.data = data;
+    }
+
     /// All rows, whatever they are of.
     pub(super) fn all(&self) -> &[f32] {
         &self.data
@@ -219,6 +233,10 @@ impl Drop for CpuBuffer {
         }
         let data = std::mem::take(&mut self.data);
         let len = self.value.words(self.tokens * self.width);
+        // Values that were taken away and not returned are gone.
+        if data.len() < len && !self.memory.is_dry_run() {
+            return self.memory.give_back(self.name, len as u64 * 4);
+        }
         self.memory.pool.borrow_mut().entry(len).or_default().push((self.name, data));
     }
 }

@@ -12,6 +12,7 @@ mod compute;
 mod elementwise;
 mod gemm;
 mod head_norm;
+mod inputs;
 mod linear;
 mod loss;
 mod magnitude;
@@ -23,28 +24,34 @@ mod peak;
 mod scratch;
 pub(in crate::backend) mod soft_cap;
 mod streaming;
+mod table;
+mod table_on_disk;
+#[cfg(test)]
+mod tests;
 mod weights;
 mod workspace;
 
 use crate::backend::run_shape::RunShape;
 use crate::backend::{CheckedBatch, Operands, Trace};
 pub use bf16::isa::Isa;
+use inputs::{CpuOffloaded, Inputs};
 use loss::LossSum;
 pub use memory::CpuBuffer;
 use memory::{Held, HostMemory, Value};
 use operands::CpuWeight;
-pub use operands::{CpuParam, CpuTable, CpuVector, Dense};
+pub use operands::{CpuParam, CpuVector, Dense};
 pub use peak::{peak_flops, read_bandwidth};
 use qlora_kernels::rope::RopeTable;
 use std::rc::Rc;
 use std::time::Instant;
 use streaming::Streaming;
+pub use table::CpuTable;
 use workspace::Workspace;
 
 /// Tokens of one task of a parallel operation.
 const TOKEN_CHUNK: usize = 256;
 
-/// What the operations compute in.
+/// The arithmetic of the operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     #[default]
@@ -70,6 +77,8 @@ pub struct Cpu {
     workspace_bf16: Option<Held<Option<bf16::workspace::Workspace>>>,
     /// Layers whose weights stay on disk
     streaming: Streaming,
+    /// Layers' inputs that wait for the backward pass
+    inputs: Inputs,
     batch: CheckedBatch,
     /// Each with how many positions it is for
     ropes: Vec<(usize, Held<RopeTable<f32>>)>,
@@ -84,7 +93,7 @@ impl Operands for Cpu {
     type Table = CpuTable;
     type Vector = CpuVector;
     type Param = CpuParam;
-    type Offloaded = CpuBuffer;
+    type Offloaded = CpuOffloaded;
 }
 
 impl Cpu {
@@ -108,14 +117,15 @@ impl Cpu {
     }
 
     fn with(dims: RunShape, precision: Precision, memory: Rc<HostMemory>) -> Self {
+        let (threads, runs) = (rayon::current_num_threads(), !memory.is_dry_run());
         let (workspace, workspace_bf16) = match precision {
             Precision::F32 => {
-                let workspace = if memory.is_dry_run() { Workspace::default() } else { Workspace::new(&dims) };
-                (memory.hold("workspace", Workspace::bytes_for(&dims), workspace), None)
+                let workspace = if runs { Workspace::new(&dims, threads) } else { Workspace::default() };
+                (memory.hold("workspace", Workspace::bytes_for(&dims, threads), workspace), None)
             }
             Precision::Bf16(isa) => {
-                let made = (!memory.is_dry_run()).then(|| bf16::workspace::Workspace::new(isa, &dims));
-                let held = memory.hold("workspace", bf16::workspace::Workspace::bytes_for(&dims), made);
+                let made = runs.then(|| bf16::workspace::Workspace::new(isa, &dims, threads));
+                let held = memory.hold("workspace", bf16::workspace::Workspace::bytes_for(&dims, threads), made);
                 (memory.hold("workspace", 0, Workspace::default()), Some(held))
             }
         };
@@ -125,6 +135,7 @@ impl Cpu {
             workspace_bf16,
             dims,
             streaming: Streaming::new(memory.clone()),
+            inputs: Inputs::new(memory.clone()),
             memory,
             batch: CheckedBatch::default(),
             ropes: Vec::new(),

@@ -3,7 +3,7 @@
 use super::memory::Held;
 use super::streaming::OnDisk;
 use crate::backend::weights::quantize;
-use crate::backend::{MaybeTrained, OptimizerState, Quantization, TableShape};
+use crate::backend::{MaybeTrained, OptimizerState, Quantization};
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, TensorData, WeightSource};
 use half::slice::HalfFloatSliceExt;
@@ -15,34 +15,6 @@ use std::sync::Arc;
 pub struct Dense {
     pub(super) tensor: HostTensor,
     pub(super) cols: usize,
-}
-
-/// The embedding or the output layer.
-pub enum CpuTable {
-    Frozen(Held<Dense>),
-    Trained {
-        param: CpuParam,
-        rows: usize,
-        cols: usize,
-    },
-    /// Frozen but for the rows of `tokens`, in order, whose values are `[tokens, cols]`
-    Rows {
-        dense: Held<Dense>,
-        tokens: Vec<u32>,
-        param: CpuParam,
-    },
-}
-
-/// The gradient of a table: of all its rows, of those of some tokens, or empty.
-pub struct TableGradient<'a> {
-    pub data: &'a mut [f32],
-    pub tokens: Option<&'a [u32]>,
-}
-
-impl TableGradient<'_> {
-    pub fn none() -> Self {
-        Self { data: &mut [], tokens: None }
-    }
 }
 
 /// The values of a table, which threads share.
@@ -62,8 +34,8 @@ pub enum Matrix<'a> {
 #[derive(Clone, Copy)]
 pub struct OwnRows<'a> {
     pub dense: &'a Dense,
-    tokens: &'a [u32],
-    data: &'a [f32],
+    pub tokens: &'a [u32],
+    pub data: &'a [f32],
 }
 
 impl<'a> OwnRows<'a> {
@@ -90,72 +62,6 @@ impl Matrix<'_> {
                 Some(values) => out.copy_from_slice(values),
                 None => rows.dense.widen(row * rows.dense.cols, out),
             },
-        }
-    }
-}
-
-impl CpuTable {
-    pub(super) fn cols(&self) -> usize {
-        match self {
-            Self::Frozen(dense) | Self::Rows { dense, .. } => dense.cols,
-            Self::Trained { cols, .. } => *cols,
-        }
-    }
-
-    pub(super) fn matrix(&self) -> Matrix<'_> {
-        match self {
-            Self::Frozen(dense) => Matrix::Dense(dense),
-            Self::Trained { param, rows, cols } => Matrix::F32 { data: &param.value, rows: *rows, cols: *cols },
-            Self::Rows { dense, tokens, param } => Matrix::Rows(OwnRows { dense, tokens, data: &param.value }),
-        }
-    }
-
-    /// The values and the gradient, which is empty where it is frozen.
-    pub(super) fn parts(&mut self) -> (Matrix<'_>, TableGradient<'_>) {
-        match self {
-            Self::Frozen(dense) => (Matrix::Dense(dense), TableGradient::none()),
-            Self::Trained { param, rows, cols } => {
-                let (data, gradient) = param.parts();
-                (Matrix::F32 { data, rows: *rows, cols: *cols }, TableGradient { data: gradient, tokens: None })
-            }
-            Self::Rows { dense, tokens, param } => {
-                let (tokens, (data, gradient)) = (&tokens[..], param.parts());
-                let rows = OwnRows { dense, tokens, data };
-                (Matrix::Rows(rows), TableGradient { data: gradient, tokens: Some(tokens) })
-            }
-        }
-    }
-}
-
-impl TableShape for CpuTable {
-    fn vocab(&self) -> usize {
-        match self {
-            Self::Frozen(dense) | Self::Rows { dense, .. } => dense.rows(),
-            Self::Trained { rows, .. } => *rows,
-        }
-    }
-
-    fn trained_rows(&self) -> usize {
-        match self {
-            Self::Frozen(_) => 0,
-            Self::Trained { rows, .. } => *rows,
-            Self::Rows { tokens, param, .. } => param.training.as_ref().map_or(0, |_| tokens.len()),
-        }
-    }
-}
-
-impl MaybeTrained<CpuParam> for CpuTable {
-    fn param(&self) -> Option<&CpuParam> {
-        match self {
-            Self::Frozen(_) => None,
-            Self::Trained { param, .. } | Self::Rows { param, .. } => Some(param),
-        }
-    }
-
-    fn param_mut(&mut self) -> Option<&mut CpuParam> {
-        match self {
-            Self::Frozen(_) => None,
-            Self::Trained { param, .. } | Self::Rows { param, .. } => Some(param),
         }
     }
 }

@@ -2,10 +2,12 @@
 
 use super::memory::Held;
 use super::numa::Interleaved;
-use super::operands::{CpuTable, CpuVector, CpuWeight, Dense};
+use super::operands::{CpuVector, CpuWeight, Dense};
+use super::table::CpuTable;
+use super::table_on_disk::TableOnDisk;
 use super::{Cpu, Precision, bf16, linear, magnitude, streaming};
-use crate::backend::{LinearGroup, Memory, Quantization, Residency, StateFormat, Weights, WeightsRead};
-use crate::base::Nf4OnDisk;
+use crate::backend::{DiskTraffic, LinearGroup, Memory, Quantization, Residency, StateFormat, Weights};
+use crate::base::{Nf4OnDisk, RowsOnDisk};
 use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::refuse;
@@ -84,7 +86,7 @@ impl Weights for Cpu {
         Ok(self.memory.hold(streaming::LINE, 0, weight))
     }
 
-    fn weights_read(&self) -> Option<WeightsRead> {
+    fn weights_read(&self) -> Option<DiskTraffic> {
         self.streaming.weights_read()
     }
 
@@ -114,6 +116,20 @@ impl Weights for Cpu {
         drop(spread);
         assert_eq!(table.rows(), vocab, "table");
         Ok(CpuTable::Frozen(self.memory.hold(name, table.bytes(), table)))
+    }
+
+    fn table_on_disk(
+        &mut self,
+        _name: &str,
+        vocab: usize,
+        hidden: usize,
+        is_head: bool,
+        stored: StoredType,
+        open: &mut dyn FnMut() -> Result<RowsOnDisk>,
+    ) -> Result<CpuTable> {
+        let (memory, traffic) = (&self.memory, self.streaming.counted());
+        let rows = if self.is_dry_run() { None } else { Some(open()?) };
+        Ok(CpuTable::OnDisk(TableOnDisk::new(memory, rows, [vocab, hidden], is_head, stored, traffic)))
     }
 
     fn vector(

@@ -1,13 +1,16 @@
-//! Tiles of AMX: `tdpbf16ps`, and a scalar twin of what it computes.
+//! Tiles of AMX: `tdpbf16ps`, and a scalar twin of its results.
 //!
 //! One instruction adds 16 pairs of a contraction to a sum: the products of even elements and those of odd ones are two
 //! chains of fused multiply-adds from zero, which are added together and then to the sum. The result therefore differs
-//! from that of AVX-512-BF16 in its last bits. The twin is written from Intel's description of the instruction and
-//! gives the same bits, subnormal numbers apart, which the instruction takes and gives zero for.
+//! from that of AVX-512-BF16 in its last bits (docs/numerics.md has the bound). The twin is written from the operation
+//! of TDPBF16PS in Intel's Software Developer's Manual and gives the same bits; numbers that are subnormal are zero in
+//! both, where they are read and where they are written.
 
 #![allow(unsafe_code)]
 
-use super::pairs::{WIDTH, pair};
+use super::fused::{flushed, fused, halves};
+use super::pairs::WIDTH;
+use crate::backend::cpu::gemm::simd::vectorized;
 use half::bf16;
 
 /// Pairs that one instruction adds.
@@ -24,21 +27,33 @@ pub fn twin(left: &[bf16], stride: usize, rows: usize, panel: &[u32], width: usi
             sums.fill(0.0);
         }
         let left = left[row * stride..][..2 * pairs].as_chunks::<2>().0;
-        for (column, sum) in sums.iter_mut().enumerate() {
-            let panel = &panel[column / TILE * pairs * TILE + column % TILE..];
-            for (step, left) in left.chunks(PAIRS).enumerate() {
-                let (mut even, mut odd) = (0.0f32, 0.0f32);
-                for (x, y) in left.iter().zip(panel[step * PAIRS * TILE..].iter().step_by(TILE)) {
-                    even = x[0].to_f32().mul_add(f32::from_bits(y << 16), even);
-                    odd = x[1].to_f32().mul_add(f32::from_bits(y & 0xFFFF_0000), odd);
+        for (panel, sums) in panel.chunks_exact(pairs * TILE).zip(sums.as_chunks_mut::<TILE>().0) {
+            twin_row(left, panel, sums);
+        }
+    }
+}
+
+vectorized! {
+    /// One row of a tile of sums.
+    fn twin_row<'a>(left: &'a [[bf16; 2]], panel: &'a [u32], sums: &'a mut [f32; TILE]) {
+        for (left, panel) in left.chunks(PAIRS).zip(panel.chunks(PAIRS * TILE)) {
+            let (mut even, mut odd) = ([0.0f32; TILE], [0.0f32; TILE]);
+            for (x, panel) in left.iter().zip(panel.as_chunks::<TILE>().0) {
+                let (x0, x1) = (x[0].to_f32(), x[1].to_f32());
+                for column in 0..TILE {
+                    let (y0, y1) = halves(panel[column]);
+                    even[column] = fused(x0, y0, even[column]);
+                    odd[column] = fused(x1, y1, odd[column]);
                 }
-                *sum += even + odd;
+            }
+            for column in 0..TILE {
+                sums[column] = flushed(flushed(sums[column]) + flushed(even[column] + odd[column]));
             }
         }
     }
 }
 
-/// Whether this processor and its operating system let this process use the tiles, and they compute what the twin does.
+/// True if processor and operating system let this process use the tiles, and the tiles have the twin's results.
 pub fn available() -> bool {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     {
@@ -52,6 +67,7 @@ pub fn available() -> bool {
 /// A product of the hardware beside the twin's, with whole tiles and with parts of tiles.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn agrees() -> bool {
+    use super::pairs::pair;
     [(32, 16, 32), (37, 21, 48)].into_iter().all(|(rows, pairs, width)| {
         let value = |i: usize| bf16::from_f32((i * 37 % 101) as f32 / 64.0 - 0.75);
         let left: Vec<bf16> = (0..rows * 2 * pairs).map(value).collect();
@@ -206,7 +222,7 @@ mod x86 {
     /// `steps` instructions' worth of pairs for two tiles of columns, and two of rows where there is a second one.
     ///
     /// # Safety
-    /// Like [`multiply`], for the rows and pairs of the configuration.
+    /// Those of [`multiply`] hold, for the rows and pairs of the configuration.
     unsafe fn block(
         second_row: bool,
         left: *const bf16,
@@ -217,7 +233,7 @@ mod x86 {
         sums: *mut f32,
         add: bool,
     ) {
-        // Where there is no second tile of rows, a row of the first is read twice, and the result is not stored.
+        // Without a second tile of rows, a row of the first is read twice, and the result is not stored.
         let left1 = if second_row { left.wrapping_add(TILE * stride) } else { left };
         let panel1 = panel.wrapping_add(pairs * TILE);
         let (left_bytes, sum_bytes) = (2 * stride, 4 * WIDTH);
@@ -276,7 +292,7 @@ mod x86 {
     /// [`block`] for one tile of columns.
     ///
     /// # Safety
-    /// Like [`block`].
+    /// Those of [`block`] hold.
     unsafe fn narrow_block(
         second_row: bool,
         left: *const bf16,
@@ -331,56 +347,4 @@ mod x86 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use qlora_kernels::rng::Stream;
-
-    #[test]
-    fn the_twin_is_a_sum_of_products() {
-        let mut stream = Stream::new(1, 1);
-        let mut value = || bf16::from_f32(stream.below(2001) as f32 / 500.0 - 2.0);
-        let (rows, pairs, width) = (3, 37, 16);
-        let left: Vec<bf16> = (0..rows * 2 * pairs).map(|_| value()).collect();
-        let numbers: Vec<[bf16; 2]> = (0..pairs * width).map(|_| [value(), value()]).collect();
-        let panel: Vec<u32> = numbers.iter().map(|x| pair(x[0], x[1])).collect();
-        let mut sums = vec![1.0; rows * WIDTH];
-        twin(&left, 2 * pairs, rows, &panel, width, &mut sums, true);
-        for row in 0..rows {
-            for column in 0..width {
-                let terms: Vec<f64> = (0..2 * pairs)
-                    .map(|k| {
-                        left[row * 2 * pairs + k].to_f64()
-                            * numbers[(column / TILE * pairs + k / 2) * TILE + column % TILE][k % 2].to_f64()
-                    })
-                    .collect();
-                let (exact, size) = (1.0 + terms.iter().sum::<f64>(), 1.0 + terms.iter().map(|x| x.abs()).sum::<f64>());
-                let found = f64::from(sums[row * WIDTH + column]);
-                assert!((found - exact).abs() <= 2.0 * pairs as f64 * size * f64::from(f32::EPSILON) / 2.0);
-            }
-        }
-    }
-
-    /// Where there are tiles; elsewhere there is nothing to compare, and the line says so.
-    #[test]
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    fn tiles_equal_the_twin_bit_for_bit() {
-        if !x86::permitted() {
-            println!("no AMX on this processor: the tiles were not run");
-            return;
-        }
-        let mut stream = Stream::new(2, 1);
-        let mut value = || bf16::from_f32(stream.below(2001) as f32 / 500.0 - 2.0);
-        for (rows, pairs, width) in [(1, 1, 16), (16, 16, 16), (17, 5, 32), (64, 256, 64), (33, 50, 48), (512, 288, 64)]
-        {
-            let stride = 2 * pairs + 4;
-            let left: Vec<bf16> = (0..rows * stride).map(|_| value()).collect();
-            let panel: Vec<u32> = (0..pairs * width).map(|_| pair(value(), value())).collect();
-            for add in [false, true] {
-                let (mut found, mut expected) = (vec![0.5; rows * WIDTH], vec![0.5; rows * WIDTH]);
-                multiply(&left, stride, rows, &panel, width, &mut found, add);
-                twin(&left, stride, rows, &panel, width, &mut expected, add);
-                assert!(found == expected, "{rows} x {pairs} pairs x {width}");
-            }
-        }
-    }
-}
+mod tests;

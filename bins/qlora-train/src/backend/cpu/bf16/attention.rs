@@ -1,7 +1,7 @@
 //! Causal attention in tiles with a running softmax (Dao et al. 2022), on bf16 values with sums in f32.
 //!
-//! A task is a tile of queries (forward pass, dQ) or of keys (dK, dV) of one key head and all query heads that share
-//! it, so that the panels of keys and values are made once for the group. Every sum has one fixed order.
+//! A task is a tile of tokens, as queries (forward pass, dQ) and as keys (dK, dV), of one key head and all query heads
+//! that share it, so that the panels of keys and values are made once for the group. Every sum has one fixed order.
 
 use super::gemm::{PAIRS, Right, each, fill};
 use super::isa::{self, Isa, LANES};
@@ -11,6 +11,7 @@ use super::scores::{OfQueries, Softmax, correct_rows, key_gradient_rows, query_g
 use super::stored::{Limited, Rows};
 use crate::backend::cpu::aligned::Aligned;
 use crate::backend::cpu::attention::{documents, keys_in_tile, keys_of_task, queries_in_tile};
+use crate::backend::cpu::gemm::tiles::{Tile, grid};
 use half::bf16;
 use qlora_kernels::shape::{AttentionShape, Visible};
 use rayon::prelude::*;
@@ -18,6 +19,16 @@ use std::ops::Range;
 
 /// Rows and columns of a tile of scores.
 const TILE: usize = WIDTH;
+
+/// Tasks of a batch of `tokens` tokens.
+pub fn tasks(tokens: usize, kv_heads: usize) -> usize {
+    tokens.div_ceil(TILE) * kv_heads
+}
+
+/// The columns of every key head, `width` each, from `first` on.
+fn of_heads(kv_heads: usize, first: usize, width: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..kv_heads).map(move |head| first + head * width..first + (head + 1) * width)
+}
 
 /// Scratch memory of one task.
 pub struct Scratch {
@@ -137,17 +148,16 @@ pub fn forward(
     out: &mut [bf16], // [M, H·D]
     lse: &mut [f32],  // [M, H]
 ) {
-    let (heads, width) = (shape.heads, shape.out());
-    let tasks = out.chunks_mut(TILE * width).zip(lse.chunks_mut(TILE * heads)).enumerate().collect();
-    each(scratch, tasks, |scratch, (task, (out, lse)): (usize, (&mut [bf16], &mut [f32]))| {
-        let first = task * TILE;
-        for (queries, document) in documents(boundaries, first..first + lse.len() / heads) {
-            let out = &mut out[(queries.start - first) * width..][..queries.len() * width];
-            let lse = &mut lse[(queries.start - first) * heads..][..queries.len() * heads];
-            for kv_head in 0..shape.kv_heads {
-                let queries = queries.clone();
-                forward_group(isa, qkv, shape, visible, kv_head, queries, document.start, scratch, out, lse);
-            }
+    let (kv_heads, group) = (shape.kv_heads, shape.heads / shape.kv_heads);
+    let columns = |width: usize| of_heads(kv_heads, 0, width).collect::<Vec<_>>();
+    let out = grid(out, shape.out(), TILE, &columns(group * shape.head_dim));
+    let lse = grid(lse, shape.heads, TILE, &columns(group));
+    // The last queries see the most keys and are taken first, so that no thread begins with them at the end.
+    let tasks = out.into_iter().zip(lse).enumerate().rev().collect();
+    each(scratch, tasks, |scratch, (task, (mut out, mut lse)): (usize, (Tile<bf16>, Tile<f32>))| {
+        for (queries, document) in documents(boundaries, out.rows.clone()) {
+            let (start, kv_head) = (document.start, task % kv_heads);
+            forward_group(isa, qkv, shape, visible, kv_head, queries, start, scratch, &mut out, &mut lse);
         }
     });
 }
@@ -161,8 +171,8 @@ fn forward_group(
     queries: Range<usize>,
     document_start: usize,
     scratch: &mut Scratch,
-    out: &mut [bf16],
-    lse: &mut [f32],
+    out: &mut Tile<bf16>, // [rows, D of every member of the group]
+    lse: &mut Tile<f32>,  // [rows, members]
 ) {
     let (d, group, stride) = (shape.head_dim, shape.heads / shape.kv_heads, shape.qkv());
     let (rows, scale) = (queries.len(), shape.scale() as f32);
@@ -196,16 +206,14 @@ fn forward_group(
         }
     }
     for member in 0..group {
-        let head = kv_head * group + member;
         for row in 0..rows {
             let (max, sum) = (max[member * rows + row], sum[member * rows + row]);
-            let inverse = 1.0 / sum;
+            let (inverse, to) = (1.0 / sum, queries.start - out.rows.start + row);
             for part in 0..count {
                 let o = &sums[((member * count + part) * TILE + row) * WIDTH..][..(d - part * WIDTH).min(WIDTH)];
-                let out = &mut out[row * shape.out() + head * d + part * WIDTH..][..o.len()];
-                round_scaled(out, o, inverse);
+                round_scaled(&mut out.row(to)[member * d + part * WIDTH..][..o.len()], o, inverse);
             }
-            lse[row * shape.heads + head] = max + sum.ln();
+            lse.row(to)[member] = max + sum.ln();
         }
     }
 }
@@ -224,7 +232,7 @@ pub fn backward(
     delta: &mut [f32],
     dqkv: &mut [bf16],
 ) {
-    let (d, width) = (shape.head_dim, shape.qkv());
+    let (d, kv_heads) = (shape.head_dim, shape.kv_heads);
     delta.par_chunks_mut(TILE).zip(dout.par_chunks(TILE * d).zip(out.par_chunks(TILE * d))).for_each(
         |(delta, (dout, out))| {
             for (delta, (dout, out)) in delta.iter_mut().zip(dout.chunks_exact(d).zip(out.chunks_exact(d))) {
@@ -233,15 +241,20 @@ pub fn backward(
         },
     );
     let pass = Pass { isa, dout, qkv, lse, delta, shape, visible };
-    let tasks = dqkv.chunks_mut(TILE * width).enumerate().collect();
-    each(scratch, tasks, |scratch, (task, dqkv): (usize, &mut [bf16])| {
-        let first = task * TILE;
-        for (part, document) in documents(boundaries, first..first + dqkv.len() / width) {
-            let dqkv = &mut dqkv[(part.start - first) * width..][..part.len() * width];
-            for kv_head in 0..shape.kv_heads {
-                pass.query_gradient(kv_head, part.clone(), document.start, scratch, dqkv);
-                pass.key_value_gradient(kv_head, part.clone(), document.end, scratch, dqkv);
-            }
+    let columns: Vec<_> = of_heads(kv_heads, 0, shape.heads / kv_heads * d)
+        .chain(of_heads(kv_heads, shape.key_column(0), d))
+        .chain(of_heads(kv_heads, shape.value_column(0), d))
+        .collect();
+    let mut tiles = grid(dqkv, shape.qkv(), TILE, &columns).into_iter();
+    let mut tasks = Vec::with_capacity(tiles.len() / 3);
+    for _ in 0..tiles.len() / columns.len() {
+        let [q, k, v] = [(); 3].map(|()| tiles.by_ref().take(kv_heads).collect::<Vec<_>>());
+        tasks.extend(q.into_iter().zip(k).zip(v).enumerate());
+    }
+    each(scratch, tasks, |scratch, (kv_head, ((mut dq, mut dk), mut dv)): (usize, ((Tile<bf16>, _), _))| {
+        for (part, document) in documents(boundaries, dq.rows.clone()) {
+            pass.query_gradient(kv_head, part.clone(), document.start, scratch, &mut dq);
+            pass.key_value_gradient(kv_head, part, document.end, scratch, &mut dk, &mut dv);
         }
     });
 }
@@ -281,7 +294,7 @@ impl<'a> Pass<'a> {
         queries: Range<usize>,
         document_start: usize,
         scratch: &mut Scratch,
-        dqkv: &mut [bf16],
+        dq: &mut Tile<bf16>, // [rows, D of every member of the group]
     ) {
         let Self { isa, shape, visible, .. } = *self;
         let (d, heads) = (shape.head_dim, shape.heads);
@@ -312,8 +325,7 @@ impl<'a> Pass<'a> {
             }
         }
         for member in 0..group {
-            let from = &sums[member * count * TILE * WIDTH..];
-            store(from, rows, d, &mut dqkv[(kv_head * group + member) * d..], shape.qkv());
+            store(&sums[member * count * TILE * WIDTH..], &queries, d, dq, member * d);
         }
     }
 
@@ -323,15 +335,16 @@ impl<'a> Pass<'a> {
         keys: Range<usize>,
         document_end: usize,
         scratch: &mut Scratch,
-        dqkv: &mut [bf16],
+        dk: &mut Tile<bf16>, // [rows, D]
+        dv: &mut Tile<bf16>,
     ) {
         let Self { isa, shape, visible, .. } = *self;
         let (d, heads) = (shape.head_dim, shape.heads);
         let (group, scale, rows) = (heads / shape.kv_heads, shape.scale() as f32, keys.len());
-        let (key, value) = (shape.key_column(kv_head * group), shape.value_column(kv_head * group));
-        let (k, v) = (self.qkv(key).rows(keys.clone()), self.qkv(value).rows(keys.clone()));
+        let k = self.qkv(shape.key_column(kv_head * group)).rows(keys.clone());
+        let v = self.qkv(shape.value_column(kv_head * group)).rows(keys.clone());
         let Scratch { panels: [along, of_q, of_dout], band, scores, gradients, p, ds, sums } = scratch;
-        let (dk, dv) = sums.split_at_mut(d.div_ceil(WIDTH) * TILE * WIDTH);
+        let (sums_k, sums_v) = sums.split_at_mut(d.div_ceil(WIDTH) * TILE * WIDTH);
         let mut begun = false;
         for head in kv_head * group..(kv_head + 1) * group {
             for tile in tiles(keys.start..visible.end_of_queries(keys.end - 1, document_end)) {
@@ -347,105 +360,27 @@ impl<'a> Pass<'a> {
                 let seen: Vec<_> = keys.clone().map(|key| queries_in_tile(visible, key, document_end, &tile)).collect();
                 key_gradient_rows(scores, gradients, &seen, scale, shape.soft_cap, of_queries, p, ds);
                 along_tokens(isa, q, columns, d, of_q, band);
-                add_values(isa, ds, rows, columns, d, of_q, dk, begun);
+                add_values(isa, ds, rows, columns, d, of_q, sums_k, begun);
                 along_tokens(isa, dout, columns, d, of_dout, band);
-                add_values(isa, p, rows, columns, d, of_dout, dv, begun);
+                add_values(isa, p, rows, columns, d, of_dout, sums_v, begun);
                 begun = true;
             }
         }
-        store(dk, rows, d, &mut dqkv[key..], shape.qkv());
-        store(dv, rows, d, &mut dqkv[value..], shape.qkv());
+        store(sums_k, &keys, d, dk, 0);
+        store(sums_v, &keys, d, dv, 0);
     }
 }
 
-/// Rounds sums of `rows` rows and `d` columns, in parts of [`WIDTH`] columns.
-fn store(sums: &[f32], rows: usize, d: usize, out: &mut [bf16], stride: usize) {
+/// Rounds the sums of these tokens, in parts of [`WIDTH`] columns, to `d` columns of `out` from `column` on.
+fn store(sums: &[f32], tokens: &Range<usize>, d: usize, out: &mut Tile<bf16>, column: usize) {
+    let first = tokens.start - out.rows.start;
     for (part, start) in (0..d).step_by(WIDTH).enumerate() {
-        for row in 0..rows {
+        for row in 0..tokens.len() {
             let from = &sums[(part * TILE + row) * WIDTH..][..(d - start).min(WIDTH)];
-            round_row(from, &mut out[row * stride + start..][..from.len()]);
+            round_row(from, &mut out.row(first + row)[column + start..][..from.len()]);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use qlora_kernels::reference;
-    use qlora_kernels::rng::Stream;
-
-    fn values(len: usize, seed: u64) -> Vec<bf16> {
-        let mut stream = Stream::new(seed, 1);
-        (0..len).map(|_| bf16::from_f32(stream.below(4001) as f32 / 1000.0 - 2.0)).collect()
-    }
-
-    fn wide(x: &[bf16]) -> Vec<f64> {
-        x.iter().map(|x| x.to_f64()).collect()
-    }
-
-    /// Beside the f64 reference on the same bf16 inputs: probabilities and score gradients are rounded to bf16 once
-    /// (2⁻⁸ of each), and so is the result.
-    #[track_caller]
-    fn assert_close(what: &str, found: &[bf16], expected: &[f64], sizes: f64) {
-        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-            let bound = expected.abs() * 2f64.powi(-8) + sizes * 2f64.powi(-8);
-            assert!((found.to_f64() - expected).abs() <= bound, "{what} {i}: {found} {expected}, bound {bound}");
-        }
-    }
-
-    #[test]
-    fn attention_and_its_gradient_are_the_reference_within_rounding() {
-        for (heads, kv_heads, head_dim, boundaries, window, soft_cap) in [
-            (2, 2, 16, vec![0, 5], None, None),
-            (3, 1, 64, vec![0, 1, 70, 141], None, None),
-            (8, 2, 128, vec![0, 64, 130], None, None),
-            (4, 1, 32, vec![0, 200], None, None),
-            (2, 2, 16, vec![0, 5], Some(1), None),
-            // Tiles that no query of a task sees, before and after those that one does.
-            (2, 1, 32, vec![0, 20, 400], Some(70), None),
-            (2, 2, 64, vec![0, 1, 70, 341], Some(9), None),
-            (4, 2, 32, vec![0, 70, 200], None, Some(1.5)),
-            (3, 1, 64, vec![0, 1, 70, 141], Some(70), Some(4.0)),
-        ] {
-            let visible = Visible::new(window);
-            let shape = AttentionShape { heads, kv_heads, head_dim, soft_cap };
-            let m = *boundaries.last().unwrap() as usize;
-            let (qkv, dout) = (values(m * shape.qkv(), 1), values(m * shape.out(), 2));
-            let (mut expected, mut expected_lse) = (vec![0.0; m * shape.out()], vec![0.0; m * heads]);
-            reference::attention(&wide(&qkv), &boundaries, shape, window, &mut expected, &mut expected_lse);
-            let mut expected_d = vec![0.0; m * shape.qkv()];
-            let (wide_dout, wide_qkv) = (wide(&dout), wide(&qkv));
-            for isa in [Isa::detect().unwrap_or(Isa::SCALAR), Isa::SCALAR] {
-                let (mut out, mut lse) = (vec![bf16::ZERO; m * shape.out()], vec![0.0; m * heads]);
-                let mut scratch: Vec<Scratch> = (0..3).map(|_| Scratch::new(shape)).collect();
-                forward(isa, &mut scratch, &qkv, &boundaries, shape, visible, &mut out, &mut lse);
-                // Values are at most 2, probabilities sum to 1.
-                assert_close("out", &out, &expected, 2.0);
-                for (found, expected) in lse.iter().zip(&expected_lse) {
-                    assert!((f64::from(*found) - expected).abs() <= 1e-4 * expected.abs().max(1.0));
-                }
-                reference::attention_backward(
-                    &wide_dout,
-                    &wide_qkv,
-                    &wide(&out),
-                    &lse.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(),
-                    &boundaries,
-                    shape,
-                    window,
-                    &mut expected_d,
-                );
-                let (mut delta, mut dqkv) = (vec![0.0; m * heads], vec![bf16::ZERO; m * shape.qkv()]);
-                let back = |scratch: &mut [Scratch], delta: &mut [f32], dqkv: &mut [bf16]| {
-                    backward(isa, scratch, &dout, &qkv, &out, &lse, &boundaries, shape, visible, delta, dqkv);
-                };
-                back(&mut scratch, &mut delta, &mut dqkv);
-                let size = expected_d.iter().fold(0.0f64, |size, x| size.max(x.abs()));
-                assert_close("gradient", &dqkv, &expected_d, size);
-                let mut again = dqkv.clone();
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-                pool.install(|| back(&mut scratch, &mut delta, &mut again));
-                assert!(again == dqkv, "bits depend on threads");
-            }
-        }
-    }
-}
+mod tests;

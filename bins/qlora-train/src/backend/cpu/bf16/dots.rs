@@ -1,8 +1,9 @@
-//! Dot products of bf16 numbers: what a token of text takes, for which panels are not worth making.
+//! Dot products of bf16 numbers, for a token of text: panels are not worth making for it.
 
 #![allow(unsafe_code)]
 
-use super::isa::{Isa, Kind, LANES};
+use super::fused::fused;
+use super::isa::{Isa, LANES};
 use super::layout::dequantize;
 use half::bf16;
 
@@ -10,10 +11,10 @@ use half::bf16;
 /// equal and even.
 pub fn dot(isa: Isa, x: &[bf16], y: &[bf16]) -> f32 {
     assert!(x.len() == y.len() && x.len().is_multiple_of(2), "rows of pairs");
-    match isa.0 {
-        // SAFETY: `detect` found the instructions; the lengths are equal and even.
+    match isa.has_vectors() {
+        // SAFETY: the processor has the instructions; the lengths are equal and even.
         #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::dot(x, y) },
+        true => unsafe { x86::dot(x, y) },
         _ => {
             const STEP: usize = 4 * 2 * LANES;
             let mut sums = [0.0f32; 4 * LANES];
@@ -38,10 +39,10 @@ pub fn dot(isa: Isa, x: &[bf16], y: &[bf16]) -> f32 {
 pub fn dots(isa: Isa, values: &[bf16], stride: usize, x: &[bf16], sums: &mut [f32]) {
     assert!(x.len().is_multiple_of(2) && stride >= x.len(), "rows of pairs");
     assert!(sums.is_empty() || values.len() >= (sums.len() - 1) * stride + x.len(), "rows out of bounds");
-    match isa.0 {
-        // SAFETY: `detect` found the instructions; the bounds were checked above.
+    match isa.has_vectors() {
+        // SAFETY: the processor has the instructions; the bounds were checked above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::dots(values, stride, x, sums) },
+        true => unsafe { x86::dots(values, stride, x, sums) },
         _ => {
             for (row, sum) in sums.iter_mut().enumerate() {
                 *sum += dot(isa, x, &values[row * stride..][..x.len()]);
@@ -53,7 +54,7 @@ pub fn dots(isa: Isa, values: &[bf16], stride: usize, x: &[bf16], sums: &mut [f3
 /// Elements under one absmax of [`dots_nf4`].
 pub const DOT_BLOCK: usize = 64;
 
-/// Adds to `sums` the [`dot`] of `x` with what [`dequantize`] makes of each of as many rows of codes, `stride` bytes
+/// Adds to `sums` the [`dot`] of `x` with each of as many rows of codes, [dequantized](dequantize), `stride` bytes
 /// apart. A row has whole blocks of [`DOT_BLOCK`]; `absmax` holds theirs, row after row. `scratch` has room for a row.
 pub fn dots_nf4(
     isa: Isa,
@@ -68,12 +69,12 @@ pub fn dots_nf4(
     assert!(x.len().is_multiple_of(DOT_BLOCK) && stride >= x.len() / 2, "whole blocks");
     assert!(absmax.len() * DOT_BLOCK == sums.len() * x.len(), "an absmax for every block");
     assert!(sums.is_empty() || codes.len() >= (sums.len() - 1) * stride + x.len() / 2, "codes out of bounds");
-    match isa.0 {
-        // Where a value is subnormal, the conversion instruction would take it for zero. Every scale is looked at,
-        // without a branch, several at once.
+    match isa.has_vectors() {
+        // The conversion instruction takes a subnormal value for zero. Every scale is looked at, without a branch,
+        // several at once.
         #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 if absmax.iter().fold(true, |all, &x| all & ((x == 0.0) | (x.abs() > 1e-30))) => {
-            // SAFETY: `detect` found the instructions; the bounds were checked above.
+        true if absmax.iter().fold(true, |all, &x| all & ((x == 0.0) | (x.abs() > 1e-30))) => {
+            // SAFETY: the processor has the instructions; the bounds were checked above.
             unsafe { x86::dots_nf4(code, absmax, codes, stride, x, sums) }
         }
         _ => {
@@ -90,7 +91,7 @@ pub fn dots_nf4(
 
 fn add_pairs(x: &[bf16], y: &[bf16], sums: &mut [f32]) {
     for (sum, (x, y)) in sums.iter_mut().zip(x.as_chunks::<2>().0.iter().zip(y.as_chunks::<2>().0)) {
-        *sum = x[0].to_f32().mul_add(y[0].to_f32(), x[1].to_f32().mul_add(y[1].to_f32(), *sum));
+        *sum = fused(x[0].to_f32(), y[0].to_f32(), fused(x[1].to_f32(), y[1].to_f32(), *sum));
     }
 }
 
@@ -230,7 +231,7 @@ mod x86 {
         }
         bytes
     };
-    /// How far it is shifted: the earlier code is in the high half.
+    /// The shift of each code: the earlier code is in the high half.
     static CODE_SHIFTS: [u16; 32] = {
         let mut shifts = [0; 32];
         let mut i = 0;
@@ -305,37 +306,4 @@ mod x86 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::drawn::values;
-    use super::*;
-
-    /// On a processor without the instructions this compares the twin with itself.
-    #[test]
-    fn a_dot_product_is_that_of_the_twin_and_the_sum_of_its_terms() {
-        let isa = Isa::avx512_bf16().unwrap_or(Isa::SCALAR);
-        for len in [0, 2, 30, 128, 130, 576, 1000] {
-            let (low, high) = (values(len, 5), values(len, 6));
-            let found = dot(isa, &low, &high);
-            assert_eq!(found, dot(Isa::SCALAR, &low, &high), "{len}");
-            let terms = low.iter().zip(&high).map(|(x, y)| x.to_f64() * y.to_f64());
-            let (exact, size) = terms.fold((0.0, 0.0f64), |(sum, size), x| (sum + x, size + x.abs()));
-            assert!((f64::from(found) - exact).abs() <= len as f64 * size * f64::from(f32::EPSILON), "{len}");
-        }
-    }
-
-    #[test]
-    fn dot_products_with_many_rows_are_those_with_each() {
-        let isa = Isa::avx512_bf16().unwrap_or(Isa::SCALAR);
-        for (len, rows) in [(64, 0), (64, 15), (64, 16), (128, 33), (96, 17), (30, 47), (2, 16)] {
-            let stride = len + 6;
-            let (x, all) = (values(len, 7), values(rows * stride + len, 8));
-            let before = |row: usize| row as f32 / 7.0;
-            let mut sums: Vec<f32> = (0..rows).map(before).collect();
-            dots(isa, &all, stride, &x, &mut sums);
-            for (row, sum) in sums.iter().enumerate() {
-                let alone = before(row) + dot(Isa::SCALAR, &x, &all[row * stride..][..len]);
-                assert_eq!(sum.to_bits(), alone.to_bits(), "row {row} of {rows}, {len}");
-            }
-        }
-    }
-}
+mod tests;

@@ -1,8 +1,7 @@
 //! Matrix products of bf16 operands with sums in f32.
 //!
 //! The right operand is made panel by panel, in pairs along the contraction, by the thread that multiplies with it.
-//! Every element of a product is one chain along all of its contraction, in order, whichever thread or tile computes
-//! it.
+//! Every element of a product is one sum along all of its contraction, in order, whichever thread or tile computes it.
 
 use super::amx;
 use super::dots;
@@ -82,6 +81,8 @@ pub enum Out<'a> {
     F32 { data: &'a mut [f32], stride: usize },
     /// `+= sum`
     Add { data: &'a mut [f32], stride: usize },
+    /// `sum`, whose chains go on from what `data` holds unless it `begins`: of a contraction that comes in parts
+    Continued { data: &'a mut [f32], stride: usize, begins: bool },
 }
 
 /// `out[.., columns] = Σ left·right` for the first `rows` rows; column 0 of the right operands is `columns.start` of
@@ -90,34 +91,44 @@ pub fn multiply(isa: Isa, scratch: &mut [Scratch], out: Out, rows: usize, column
     let first = columns.start;
     match out {
         Out::Bf16 { data, stride, scale, bias: None } => {
-            run(isa, scratch, data, stride, rows, columns, products, &|out, _, _, sums| round_scaled(out, sums, scale));
+            run(isa, scratch, data, stride, rows, columns, products, None, &|out, _, _, sums| {
+                round_scaled(out, sums, scale);
+            });
         }
         Out::Bf16 { data, stride, scale, bias: Some(bias) } => {
-            run(isa, scratch, data, stride, rows, columns, products, &|out, _, at, sums| {
+            run(isa, scratch, data, stride, rows, columns, products, None, &|out, _, at, sums| {
                 round_biased(out, sums, scale, &bias[at - first..][..sums.len()]);
             });
         }
         Out::Plus { data, stride, more } => {
             let width = columns.len();
-            run(isa, scratch, data, stride, rows, columns, products, &|out, row, at, sums| {
+            run(isa, scratch, data, stride, rows, columns, products, None, &|out, row, at, sums| {
                 round_sum(out, sums, &more[row * width + at - first..][..sums.len()]);
             });
         }
         Out::AddBf16 { data, stride } => {
-            run(isa, scratch, data, stride, rows, columns, products, &|out, _, _, sums| add_rounded(out, sums));
+            run(isa, scratch, data, stride, rows, columns, products, None, &|out, _, _, sums| add_rounded(out, sums));
         }
         Out::F32 { data, stride } => {
-            run(isa, scratch, data, stride, rows, columns, products, &|out, _, _, sums| out.copy_from_slice(sums));
+            run(isa, scratch, data, stride, rows, columns, products, None, &|out, _, _, sums| {
+                out.copy_from_slice(sums)
+            });
         }
         Out::Add { data, stride } => {
-            run(isa, scratch, data, stride, rows, columns, products, &|out, _, _, sums| add(out, sums));
+            run(isa, scratch, data, stride, rows, columns, products, None, &|out, _, _, sums| add(out, sums));
+        }
+        Out::Continued { data, stride, begins } => {
+            let begin: Begin<f32> = if begins { None } else { Some(&go_on) };
+            run(isa, scratch, data, stride, rows, columns, products, begin, &|out, _, _, sums| {
+                out.copy_from_slice(sums);
+            });
         }
     }
 }
 
 vectorized! {
     /// A sum of −0 becomes 0, as with a bias of 0.
-    fn round_scaled<'a>(out: &'a mut [bf16], sums: &'a [f32], scale: f32) {
+    pub fn round_scaled<'a>(out: &'a mut [bf16], sums: &'a [f32], scale: f32) {
         for (out, sum) in out.iter_mut().zip(sums) {
             *out = round(scale * sum + 0.0);
         }
@@ -159,6 +170,13 @@ vectorized! {
 /// The end of one row of a tile: destination, row, first column, sums.
 type Finish<'a, T> = &'a (dyn Fn(&mut [T], usize, usize, &[f32]) + Sync);
 
+/// The beginning of one row of a tile, where its chains go on: sums, and what the destination holds.
+type Begin<'a, T> = Option<&'a (dyn Fn(&mut [f32], &[T]) + Sync)>;
+
+fn go_on(sums: &mut [f32], out: &[f32]) {
+    sums.copy_from_slice(out);
+}
+
 fn run<T: Send>(
     isa: Isa,
     scratch: &mut [Scratch],
@@ -167,21 +185,23 @@ fn run<T: Send>(
     rows: usize,
     columns: Range<usize>,
     products: &[Product],
+    begin: Begin<T>,
     finish: Finish<T>,
 ) {
     let first = columns.start;
     let threads = scratch.len().min(rayon::current_num_threads());
     let few = rows <= FEW && products.iter().all(|product| matches!(product.right, Right::Turned(_)));
+    assert!(!few || begin.is_none(), "a few rows are no sum that comes in parts");
     let compute = if few { few_rows } else { compute };
     let width = if few { even_width(columns.len(), WIDTH, threads) } else { WIDTH };
     let tiles = split(data, stride, rows, columns, width, threads);
     if tiles.len() == 1 || threads == 1 {
         for mut tile in tiles {
-            compute(isa, &mut scratch[0], &mut tile, first, products, finish);
+            compute(isa, &mut scratch[0], &mut tile, first, products, begin, finish);
         }
         return;
     }
-    let run = |scratch: &mut Scratch, mut tile| compute(isa, scratch, &mut tile, first, products, finish);
+    let run = |scratch: &mut Scratch, mut tile| compute(isa, scratch, &mut tile, first, products, begin, finish);
     match few {
         true => each_in_order(scratch, tiles, run),
         false => each(scratch, tiles, run),
@@ -226,7 +246,7 @@ fn each_in_order<S: Send, T: Send>(scratch: &mut [S], tasks: Vec<T>, run: impl F
     });
 }
 
-/// Rows that are multiplied without panels: what limits them is how fast the matrices can be read.
+/// Rows that are multiplied without panels: reading the matrices limits them.
 const FEW: usize = 4;
 
 /// Steps of a contraction of a few rows that are summed on their own: a row of the matrix that a band has room for.
@@ -240,6 +260,7 @@ fn few_rows<T>(
     tile: &mut Tile<T>,
     first: usize,
     products: &[Product],
+    _: Begin<T>,
     finish: Finish<T>,
 ) {
     let columns = tile.columns.start - first..tile.columns.end - first;
@@ -282,6 +303,7 @@ fn compute<T>(
     tile: &mut Tile<T>,
     first: usize,
     products: &[Product],
+    begin: Begin<T>,
     finish: Finish<T>,
 ) {
     let columns = tile.columns.start - first..tile.columns.end - first;
@@ -290,7 +312,10 @@ fn compute<T>(
     for block in (0..tile.rows.len()).step_by(ROWS) {
         let count = ROWS.min(tile.rows.len() - block);
         let row = tile.rows.start + block;
-        let mut add = false;
+        let mut add = begin.is_some();
+        if let Some(begin) = begin {
+            (0..count).for_each(|i| begin(&mut sums[i * WIDTH..][..columns.len()], tile.row(block + i)));
+        }
         for product in products {
             let part = even_part(product.k);
             for start in (0..product.k).step_by(part) {
@@ -390,125 +415,4 @@ pub fn peak_round(isa: Isa) -> impl FnMut() -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use qlora_kernels::rng::Stream;
-
-    fn matrix(len: usize, seed: u64) -> Vec<bf16> {
-        let mut stream = Stream::new(seed, 1);
-        (0..len).map(|_| bf16::from_f32(stream.below(2001) as f32 / 1000.0 - 1.0)).collect()
-    }
-
-    fn scratch(threads: usize) -> Vec<Scratch> {
-        (0..threads).map(|_| Scratch::new()).collect()
-    }
-
-    #[test]
-    fn every_task_is_run_once() {
-        for (threads, tasks) in [(1, 5), (2, 1), (3, 7), (4, 64), (7, 3)] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            for scratches in 1..=threads {
-                let mut done = vec![Vec::new(); scratches];
-                pool.install(|| each_in_order(&mut done, (0..tasks).collect(), |done, task| done.push(task)));
-                let mut all = done.concat();
-                all.sort_unstable();
-                assert_eq!(all, (0..tasks).collect::<Vec<i32>>(), "{threads} threads, {scratches} scratches");
-            }
-        }
-    }
-
-    /// Every shape in one thread and in several, both ways of reading the right operand, as the plain chain of its
-    /// definition.
-    #[test]
-    fn products_are_chains_in_order_whatever_the_shape() {
-        for (m, n, k, r) in [(5, 5, 2, 0), (7, 64, 34, 2), (70, 130, 514, 6), (600, 48, 1030, 16)] {
-            let (x, w) = (matrix(m * k, 1), matrix(n * k, 2));
-            let (s, b) = (matrix(m * r, 3), matrix(n * r, 4));
-            let transposed: Vec<bf16> = (0..k * n).map(|i| w[i % n * k + i / n]).collect();
-            let sum = |row: usize, column: usize| {
-                let chain = |sum: f32, x: &[bf16], w: &[bf16]| {
-                    x.chunks(2).zip(w.chunks(2)).fold(sum, |sum, (x, w)| {
-                        let sum = x[1].to_f32().mul_add(w[1].to_f32(), sum);
-                        x[0].to_f32().mul_add(w[0].to_f32(), sum)
-                    })
-                };
-                let base = chain(0.0, &x[row * k..][..k], &w[column * k..][..k]);
-                chain(base, &s[row * r..][..r], &b[column * r..][..r])
-            };
-            let (w, b) = (Rows { data: &w, stride: k }, Rows { data: &b, stride: r });
-            let transposed = Rows { data: &transposed, stride: n };
-            let low_rank = Product { left: Rows { data: &s, stride: r }, k: r, right: Right::Turned(&b) };
-            for right in [Right::Turned(&w), Right::Upright(&transposed)] {
-                let products = [Product { left: Rows { data: &x, stride: k }, k, right }, low_rank];
-                let products = &products[..if r == 0 { 1 } else { 2 }];
-                for threads in [1, 3] {
-                    let mut out = vec![7.0f32; m * (n + 9)];
-                    let destination = Out::F32 { data: &mut out, stride: n + 9 };
-                    multiply(
-                        Isa::avx512_bf16().unwrap_or(Isa::SCALAR),
-                        &mut scratch(threads),
-                        destination,
-                        m,
-                        4..4 + n,
-                        products,
-                    );
-                    for row in 0..m {
-                        for column in 0..n + 9 {
-                            let found = out[row * (n + 9) + column];
-                            let expected = if (4..4 + n).contains(&column) { sum(row, column - 4) } else { 7.0 };
-                            assert!(found == expected, "{m} x {n} x {k}, {threads}: {found} {expected}");
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// A row alone is what it is beside others, in any number of threads, and the sum that it should be.
-    #[test]
-    fn few_rows_are_dot_products() {
-        for (m, n, k) in [(1, 3, 2), (2, 130, 514), (4, 64, 1100)] {
-            let (x, w) = (matrix(m * k, 1), matrix(n * k, 2));
-            let w = Rows { data: &w, stride: k };
-            let run = |isa, x: &[bf16], threads| {
-                let mut out = vec![0.0f32; x.len() / k * n];
-                let product = Product { left: Rows { data: x, stride: k }, k, right: Right::Turned(&w) };
-                let destination = Out::F32 { data: &mut out, stride: n };
-                multiply(isa, &mut scratch(threads), destination, x.len() / k, 0..n, &[product]);
-                out
-            };
-            let isa = Isa::detect().unwrap_or(Isa::SCALAR);
-            let all = run(isa, &x, 1);
-            assert!(all == run(isa, &x, 3) && all == run(Isa::SCALAR, &x, 2), "{m} x {n} x {k}");
-            for row in 0..m {
-                assert!(all[row * n..][..n] == run(isa, &x[row * k..][..k], 2), "row {row} alone");
-                for column in 0..n {
-                    let terms = (0..k).map(|i| x[row * k + i].to_f64() * w.data[column * k + i].to_f64());
-                    let (exact, size) = terms.fold((0.0, 0.0f64), |(sum, size), x| (sum + x, size + x.abs()));
-                    let error = (f64::from(all[row * n + column]) - exact).abs();
-                    assert!(error <= k as f64 * size * f64::from(f32::EPSILON), "{row}, {column}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn results_are_scaled_biased_rounded_or_added() {
-        let (x, w) = (matrix(3 * 8, 5), matrix(4 * 8, 6));
-        let w = Rows { data: &w, stride: 8 };
-        let product = Product { left: Rows { data: &x, stride: 8 }, k: 8, right: Right::Turned(&w) };
-        let mut sums = vec![0.0f32; 12];
-        let mut one = scratch(1);
-        multiply(Isa::SCALAR, &mut one, Out::F32 { data: &mut sums, stride: 4 }, 3, 0..4, &[product]);
-        let mut added = vec![1.5f32; 12];
-        multiply(Isa::SCALAR, &mut one, Out::Add { data: &mut added, stride: 4 }, 3, 0..4, &[product]);
-        let mut rounded = vec![bf16::ZERO; 12];
-        let bias = [0.25, -1.0, 2.0, 0.0];
-        let out = Out::Bf16 { data: &mut rounded, stride: 4, scale: 0.5, bias: Some(&bias) };
-        multiply(Isa::SCALAR, &mut one, out, 3, 0..4, &[product]);
-        for i in 0..12 {
-            assert_eq!(added[i], 1.5 + sums[i]);
-            assert_eq!(rounded[i], bf16::from_f32(0.5 * sums[i] + bias[i % 4]));
-        }
-    }
-}
+mod tests;

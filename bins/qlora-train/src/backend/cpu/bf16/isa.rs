@@ -1,12 +1,15 @@
 //! Instructions of AVX-512-BF16, each behind a safe function that a scalar twin computes as well.
 //!
 //! `vdpbf16ps` adds a pair of products to an f32 as two fused multiply-adds, the odd element's first. The twin does the
-//! same, so both give the same bits, except where a number is subnormal: the instruction takes and gives zero for it.
+//! same and gives the same bits; numbers that are subnormal are zero in both, where they are read and where they are
+//! written.
 
 #![allow(unsafe_code)]
 
 use super::amx;
+use super::fused::{fused, halves};
 use super::pairs::WIDTH;
+use crate::backend::cpu::gemm::simd::vectorized;
 use half::bf16;
 
 /// Columns of a vector of sums.
@@ -21,12 +24,18 @@ pub(super) enum Kind {
     /// Tiles for the products, AVX-512 for the rest
     Amx,
     Avx512Bf16,
-    /// One number after the other, on any processor: for tests.
+    /// `Amx` with the twin of its tiles, on any processor: for tests
+    AmxTwin,
+    /// The twin of `Avx512Bf16`, on any processor: for tests
     Scalar,
 }
 
 impl Isa {
+    /// The twin of AVX-512-BF16, which no run chooses.
     pub const SCALAR: Self = Self(Kind::Scalar);
+
+    /// The twin of AMX, which no run chooses: products and panels of tiles, without the tiles.
+    pub const AMX_TWIN: Self = Self(Kind::AmxTwin);
 
     /// The fastest of this processor that is worth using.
     pub fn detect() -> Option<Self> {
@@ -48,8 +57,18 @@ impl Isa {
     /// Columns that lie side by side in a panel of `width` columns: all, or those of a tile.
     pub fn panel_tile(self, width: usize) -> usize {
         match self.0 {
-            Kind::Amx => amx::TILE,
+            Kind::Amx | Kind::AmxTwin => amx::TILE,
             Kind::Avx512Bf16 | Kind::Scalar => width,
+        }
+    }
+
+    /// True if values are laid out, and dot products computed, by vectors of AVX-512: then the processor has its
+    /// instructions and those of AVX-512-BF16.
+    pub(super) fn has_vectors(self) -> bool {
+        match self.0 {
+            Kind::Amx | Kind::Avx512Bf16 => true,
+            Kind::AmxTwin => Self::avx512_bf16().is_some(),
+            Kind::Scalar => false,
         }
     }
 
@@ -58,20 +77,18 @@ impl Isa {
         match self.0 {
             Kind::Amx => "AMX",
             Kind::Avx512Bf16 => "AVX-512-BF16",
-            Kind::Scalar => "scalar",
+            Kind::AmxTwin => "twin of AMX",
+            Kind::Scalar => "twin of AVX-512-BF16",
         }
     }
-}
-
-fn halves(pair: u32) -> (f32, f32) {
-    (f32::from_bits(pair << 16), f32::from_bits(pair & 0xFFFF_0000))
 }
 
 /// `sums[row][column] (+)= Σ left[row][2p..2p+2] · panel[p][column]` for `rows` rows of `width` columns.
 ///
 /// `left` holds rows of `2·pairs` values, `stride` apart; `sums` rows of [`WIDTH`] values; `panel` `[pairs, width]`, in
 /// parts of [`Isa::panel_tile`] columns one after the other.
-/// The chain of every sum runs over the pairs in order, starting from what `sums` holds where `add` is set.
+/// Every sum runs over the pairs in order, starting from what `sums` holds where `add` is set: one chain, or on tiles a
+/// sum of the chains of each [`amx::PAIRS`].
 pub fn multiply(
     isa: Isa,
     left: &[bf16],
@@ -95,20 +112,27 @@ pub fn multiply(
         // SAFETY: `detect` found the instructions; the bounds were checked above.
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512Bf16 => unsafe { x86::multiply(left, stride, rows, panel, width, sums, add) },
+        Kind::AmxTwin => amx::twin(left, stride, rows, panel, width, sums, add),
         _ => {
             for row in 0..rows {
-                let left = &left[row * stride..][..2 * pairs];
                 let sums = &mut sums[row * WIDTH..][..width];
                 if !add {
                     sums.fill(0.0);
                 }
-                for (panel, x) in panel.chunks_exact(width).zip(left.as_chunks::<2>().0) {
-                    let (x0, x1) = (x[0].to_f32(), x[1].to_f32());
-                    for (sum, &y) in sums.iter_mut().zip(panel) {
-                        let (y0, y1) = halves(y);
-                        *sum = x0.mul_add(y0, x1.mul_add(y1, *sum));
-                    }
-                }
+                twin_row(left[row * stride..][..2 * pairs].as_chunks::<2>().0, panel, sums);
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// The twin of `vdpbf16ps`, for one row of sums.
+    fn twin_row<'a>(left: &'a [[bf16; 2]], panel: &'a [u32], sums: &'a mut [f32]) {
+        for (panel, x) in panel.chunks_exact(sums.len()).zip(left) {
+            let (x0, x1) = (x[0].to_f32(), x[1].to_f32());
+            for (sum, &y) in sums.iter_mut().zip(panel) {
+                let (y0, y1) = halves(y);
+                *sum = fused(x0, y0, fused(x1, y1, *sum));
             }
         }
     }
@@ -158,7 +182,7 @@ mod x86 {
     const BLOCKS: [usize; 4] = [24, 12, 8, 6];
 
     /// # Safety
-    /// Like [`multiply`], for `count` rows.
+    /// Those of [`multiply`] hold, for `count` rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn dispatch(
         count: usize,
@@ -189,7 +213,7 @@ mod x86 {
     }
 
     /// # Safety
-    /// Like [`multiply`], for `R` rows and a panel of `V` vectors.
+    /// Those of [`multiply`] hold, for `R` rows and a panel of `V` vectors.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn block<const R: usize, const V: usize>(
         left: *const bf16,
@@ -209,7 +233,7 @@ mod x86 {
                     }
                 }
             }
-            // Pointers move on; addresses counted anew would cost as much as the products.
+            // Pointers move on; computing each address would cost as much as the products.
             let rows: [usize; R] = std::array::from_fn(|i| i.wrapping_mul(stride));
             let (mut left, mut panel) = (left, panel);
             for _ in 0..pairs {
@@ -237,51 +261,4 @@ mod x86 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::drawn::values;
-    use super::super::pairs::pair;
-    use super::*;
-
-    /// On a processor without the instructions this compares the twin with itself.
-    #[test]
-    fn products_equal_their_twins_bit_for_bit() {
-        for (rows, pairs, width) in [(1, 1, 16), (7, 9, 64), (24, 32, 16), (25, 8, 16), (13, 3, 32), (17, 40, 48)] {
-            let stride = 2 * pairs + 6;
-            let left = values(rows * stride, 1);
-            let numbers = values(2 * pairs * width, 2);
-            let panel: Vec<u32> = numbers.as_chunks::<2>().0.iter().map(|x| pair(x[0], x[1])).collect();
-            for add in [false, true] {
-                let run = |isa| {
-                    let mut sums = vec![0.5; rows * WIDTH];
-                    multiply(isa, &left, stride, rows, &panel, width, &mut sums, add);
-                    sums
-                };
-                assert!(
-                    run(Isa::avx512_bf16().unwrap_or(Isa::SCALAR)) == run(Isa::SCALAR),
-                    "{rows} x {pairs} pairs x {width}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn a_product_is_the_sum_of_exact_products() {
-        let (rows, pairs) = (3, 21);
-        let (left, right) = (values(rows * 2 * pairs, 3), values(2 * pairs * 16, 4));
-        let panel: Vec<u32> =
-            (0..pairs * 16).map(|i| pair(right[i / 16 * 32 + i % 16], right[i / 16 * 32 + 16 + i % 16])).collect();
-        let mut sums = vec![0.0; rows * WIDTH];
-        multiply(Isa::avx512_bf16().unwrap_or(Isa::SCALAR), &left, 2 * pairs, rows, &panel, 16, &mut sums, false);
-        for row in 0..rows {
-            for column in 0..16 {
-                let terms: Vec<f64> = (0..2 * pairs)
-                    .map(|k| left[row * 2 * pairs + k].to_f64() * right[k * 16 + column].to_f64())
-                    .collect();
-                let (exact, size) = (terms.iter().sum::<f64>(), terms.iter().map(|x| x.abs()).sum::<f64>());
-                let found = f64::from(sums[row * WIDTH + column]);
-                // Each of the 2·pairs additions rounds once, to 2⁻²⁴ of a partial sum.
-                assert!((found - exact).abs() <= 2.0 * pairs as f64 * size * f64::from(f32::EPSILON) / 2.0);
-            }
-        }
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@
 
 #![allow(unsafe_code)]
 
-use super::isa::{Isa, Kind, LANES};
+use super::isa::{Isa, LANES};
 use super::pairs::{Panel, WIDTH, pair};
 use super::rows::round;
 use half::bf16;
@@ -17,10 +17,10 @@ pub fn transpose(isa: Isa, rows: &[&[bf16]; LANES], out: &mut [u32], stride: usi
     let len = rows[0].len() / 2;
     assert!(len > 0 && rows.iter().all(|row| row.len() == 2 * len), "rows of equal length");
     assert!(stride >= LANES && out.len() >= (len - 1) * stride + LANES, "transposed rows out of bounds");
-    let whole = match isa.0 {
-        // SAFETY: `detect` found the instructions; the bounds were checked above.
+    let whole = match isa.has_vectors() {
+        // SAFETY: the processor has the instructions; the bounds were checked above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::transpose(rows, len, out, stride) },
+        true => unsafe { x86::transpose(rows, len, out, stride) },
         _ => 0,
     };
     for j in whole..len {
@@ -50,10 +50,10 @@ pub fn prefetch<T>(values: &[T]) {
 pub fn dequantize(isa: Isa, code: &[f32; 16], absmax: &[f32], block: usize, codes: &[u8], out: &mut [bf16]) {
     assert_eq!(out.len(), 2 * codes.len(), "a byte holds two codes");
     assert!(block.is_multiple_of(2) && absmax.len() * block >= out.len(), "an absmax for every block");
-    match isa.0 {
-        // SAFETY: `detect` found the instructions; the lengths were checked above.
+    match isa.has_vectors() {
+        // SAFETY: the processor has the instructions; the lengths were checked above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 if block.is_multiple_of(32) && out.len().is_multiple_of(32) => unsafe {
+        true if block.is_multiple_of(32) && out.len().is_multiple_of(32) => unsafe {
             x86::dequantize(code, absmax, block, codes, out);
         },
         _ => {
@@ -70,10 +70,10 @@ pub fn dequantize(isa: Isa, code: &[f32; 16], absmax: &[f32], block: usize, code
 /// `out[i] = (low[i], high[i])`
 pub fn interleave(isa: Isa, low: &[bf16], high: &[bf16], out: &mut [u32]) {
     assert!(low.len() == out.len() && high.len() == out.len(), "rows of equal length");
-    let whole = match isa.0 {
-        // SAFETY: `detect` found the instructions; the lengths were checked above.
+    let whole = match isa.has_vectors() {
+        // SAFETY: the processor has the instructions; the lengths were checked above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::interleave(low, high, out) },
+        true => unsafe { x86::interleave(low, high, out) },
         _ => 0,
     };
     for i in whole..out.len() {
@@ -86,12 +86,10 @@ pub fn pair_rows(isa: Isa, rows: &[bf16], stride: usize, count: usize, columns: 
     assert!(count > 0 && count.is_multiple_of(2) && rows.len() >= (count - 1) * stride + columns, "rows out of bounds");
     assert!(columns > 0 && columns <= WIDTH && panel.places.tile.is_multiple_of(LANES), "{columns} columns of a panel");
     assert!(panel.data.len() > panel.places.at(count / 2 - 1, columns - 1), "a panel of {} pairs", panel.places.pairs);
-    let whole = match isa.0 {
-        // SAFETY: `detect` found the instructions; the bounds were checked above.
+    let whole = match isa.has_vectors() {
+        // SAFETY: the processor has the instructions; the bounds were checked above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 => unsafe {
-            x86::pair_rows(rows, stride, count, columns, panel.data, panel.places)
-        },
+        true => unsafe { x86::pair_rows(rows, stride, count, columns, panel.data, panel.places) },
         _ => 0,
     };
     for row in (0..count).step_by(2) {
@@ -111,10 +109,10 @@ pub fn pair_codes(isa: Isa, code: &[f32; 16], absmax: &[f32], codes: &[u8], stri
         panel.places.tile.is_multiple_of(LANES) && panel.data.len() > panel.places.at(count / 2 - 1, WIDTH - 1),
         "out of bounds"
     );
-    match isa.0 {
+    match isa.has_vectors() {
         #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 => {
-            // SAFETY: `detect` found the instructions; the bounds were checked above.
+        true => {
+            // SAFETY: the processor has the instructions; the bounds were checked above.
             unsafe { x86::pair_codes(code, absmax, codes, stride, panel.data, panel.places) };
             true
         }
@@ -334,82 +332,4 @@ mod x86 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::drawn::values;
-    use super::super::pairs::Places;
-    use super::*;
-
-    #[test]
-    fn rows_are_transposed_whatever_their_length() {
-        for len in [1, 15, 16, 17, 48, 61] {
-            let stride = 64;
-            // Rows that begin between two pairs too.
-            let numbers = values(16 * (2 * len + 1), 7);
-            let rows: [&[bf16]; 16] = std::array::from_fn(|i| &numbers[i * (2 * len + 1)..][..2 * len]);
-            for isa in [Isa::avx512_bf16().unwrap_or(Isa::SCALAR), Isa::SCALAR] {
-                let mut out = vec![0; len * stride];
-                transpose(isa, &rows, &mut out, stride);
-                for j in 0..len {
-                    for (i, row) in rows.iter().enumerate() {
-                        assert_eq!(out[j * stride + i], pair(row[2 * j], row[2 * j + 1]), "{isa:?}, {len}: {i}, {j}");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn rows_are_paired_whatever_their_number_and_width() {
-        let isa = Isa::avx512_bf16().unwrap_or(Isa::SCALAR);
-        for (count, columns, tile, pairs) in
-            [(2, 5, 16, 1), (6, 64, 16, 5), (4, 64, 64, 2), (8, 40, 48, 4), (2, 33, 16, 3)]
-        {
-            let stride = columns + 3;
-            let rows = values(count * stride, 9);
-            for isa in [isa, Isa::SCALAR] {
-                let mut out = vec![7; columns.next_multiple_of(tile) * pairs];
-                pair_rows(isa, &rows, stride, count, columns, Panel { data: &mut out, places: Places { pairs, tile } });
-                for row in (0..count).step_by(2) {
-                    for column in 0..columns {
-                        let at = (column / tile * pairs + row / 2) * tile + column % tile;
-                        let expected = pair(rows[row * stride + column], rows[(row + 1) * stride + column]);
-                        assert_eq!(std::mem::replace(&mut out[at], 7), expected, "{isa:?}: {count} x {columns}");
-                    }
-                }
-                assert!(out.iter().all(|&x| x == 7), "{isa:?}: {count} x {columns} writes more");
-            }
-        }
-    }
-
-    #[test]
-    fn codes_and_rows_are_those_of_the_twin() {
-        let isa = Isa::avx512_bf16().unwrap_or(Isa::SCALAR);
-        let code: [f32; 16] = std::array::from_fn(|i| i as f32 / 7.5 - 1.0);
-        for (bytes, block) in [(0usize, 64usize), (16, 32), (80, 64), (33, 16), (256, 64), (100, 4096)] {
-            let codes: Vec<u8> = (0..bytes).map(|i| (i * 37 + 5) as u8).collect();
-            let absmax: Vec<f32> = (0..(2 * bytes).div_ceil(block)).map(|i| 0.3 + i as f32 * 0.01).collect();
-            let run = |isa| {
-                let mut out = vec![bf16::ZERO; 2 * bytes];
-                dequantize(isa, &code, &absmax, block, &codes, &mut out);
-                out
-            };
-            let value = |i: usize| {
-                let byte = codes[i / 2];
-                let index = if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
-                bf16::from_f32(code[usize::from(index)] * absmax[i / block])
-            };
-            let expected: Vec<bf16> = (0..2 * bytes).map(value).collect();
-            assert!(run(isa) == expected && run(Isa::SCALAR) == expected, "{bytes} bytes in blocks of {block}");
-        }
-        for len in [0, 2, 30, 128, 130, 576, 1000] {
-            let (low, high) = (values(len, 5), values(len, 6));
-            let run = |isa| {
-                let mut out = vec![0; len];
-                interleave(isa, &low, &high, &mut out);
-                out
-            };
-            let expected: Vec<u32> = low.iter().zip(&high).map(|(&low, &high)| pair(low, high)).collect();
-            assert!(run(isa) == expected && run(Isa::SCALAR) == expected, "{len}");
-        }
-    }
-}
+mod tests;

@@ -1,6 +1,7 @@
 //! Output layer and cross-entropy over the supervised tokens only, a chunk of tokens at a time, on bf16 values.
 
-use super::gemm::{Out, Product, Right, Scratch, multiply};
+use super::amx::PAIRS;
+use super::gemm::{Out, Product, Right, Scratch, multiply, round_scaled};
 use super::isa::Isa;
 use super::linear::transpose;
 use super::rows::round;
@@ -8,9 +9,12 @@ use super::stored::{Limited, Rows, Stored};
 use crate::backend::cpu::aligned::Aligned;
 use crate::backend::cpu::gemm::simd::vectorized;
 use crate::backend::cpu::loss::{LossSum, to_gradients};
-use crate::backend::cpu::operands::TableGradient;
+use crate::backend::cpu::table::TableGradient;
+use crate::backend::cpu::table_on_disk::{ROWS, has_parts};
+use crate::error::Result;
 use half::bf16;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Tokens whose logits exist at one time.
 pub const CHUNK: usize = 256;
@@ -24,20 +28,34 @@ pub struct LossScratch {
     gradient: Aligned<bf16>,
     /// `[VOCABULARY, CHUNK]`, where the output layer is trained: gradients of logits, transposed
     turned: Aligned<bf16>,
+    /// `[CHUNK, hidden]`, where the output layer comes in parts: sums of the parts so far
+    sums: Aligned<f32>,
 }
+
+/// Hands over the parts of the output layer in order, each with the rows that it has.
+pub type EachPart<'a> = dyn Fn(&mut dyn FnMut(Range<usize>, &dyn Stored)) -> Result<()> + 'a;
+
+// A sum over parts is that over the whole: they end where its steps do.
+const _: () = assert!(ROWS.is_multiple_of(2 * PAIRS));
 
 /// Rows of the output layer whose gradient is computed together.
 const VOCABULARY: usize = 1024;
 
 impl LossScratch {
-    pub fn new(tokens: usize, hidden: usize, vocab: usize, trains_head: bool) -> Self {
+    /// `in_parts`: the output layer may come in parts.
+    pub fn new(tokens: usize, hidden: usize, vocab: usize, trains_head: bool, in_parts: bool) -> Self {
         let rows = tokens.min(CHUNK);
         Self {
             logits: Aligned::zeros(rows * vocab.next_multiple_of(2)),
             gathered: Aligned::zeros(rows * hidden),
             gradient: Aligned::zeros(rows * hidden),
             turned: Aligned::zeros(Self::turned(tokens, vocab, trains_head)),
+            sums: Aligned::zeros(Self::sums(tokens, hidden, vocab, in_parts)),
         }
+    }
+
+    fn sums(tokens: usize, hidden: usize, vocab: usize, in_parts: bool) -> usize {
+        usize::from(in_parts && has_parts(vocab)) * tokens.min(CHUNK) * hidden
     }
 
     fn turned(tokens: usize, vocab: usize, trains_head: bool) -> usize {
@@ -45,9 +63,10 @@ impl LossScratch {
     }
 
     /// Bytes that [`Self::new`] takes.
-    pub fn bytes(tokens: usize, hidden: usize, vocab: usize, trains_head: bool) -> u64 {
+    pub fn bytes(tokens: usize, hidden: usize, vocab: usize, trains_head: bool, in_parts: bool) -> u64 {
         let rows = tokens.min(CHUNK) * (vocab.next_multiple_of(2) * 4 + 4 * hidden);
-        (rows + 2 * Self::turned(tokens, vocab, trains_head)) as u64
+        let sums = Self::sums(tokens, hidden, vocab, in_parts);
+        (rows + 2 * Self::turned(tokens, vocab, trains_head) + 4 * sums) as u64
     }
 }
 
@@ -58,7 +77,7 @@ pub fn cross_entropy(
     scratch: &mut [Scratch],
     memory: &mut LossScratch,
     x: &[bf16], // [M, H]
-    head: &dyn Stored,
+    head: &EachPart,
     h: usize,
     vocab: usize,
     to: TableGradient, // [vocab, H], [tokens, H], or empty
@@ -68,7 +87,7 @@ pub fn cross_entropy(
     soft_cap: Option<f32>,
     mut dx: Option<&mut [bf16]>, // [M, H]
     total: &mut LossSum,
-) {
+) -> Result<()> {
     if let Some(dx) = dx.as_deref_mut() {
         dx.fill(bf16::ZERO);
     }
@@ -81,9 +100,12 @@ pub fn cross_entropy(
         for (to, &token) in gathered.chunks_exact_mut(h).zip(tokens) {
             to.copy_from_slice(&x[token * h..(token + 1) * h]);
         }
+        let gathered = &*gathered;
         let logits = &mut memory.logits[..tokens.len() * stride];
-        let product = Product { left: Rows { data: gathered, stride: h }, k: h, right: Right::Turned(head) };
-        multiply(isa, scratch, Out::F32 { data: logits, stride }, tokens.len(), 0..vocab, &[product]);
+        head(&mut |rows, part| {
+            let product = Product { left: Rows { data: gathered, stride: h }, k: h, right: Right::Turned(part) };
+            multiply(isa, scratch, Out::F32 { data: &mut *logits, stride }, tokens.len(), rows, &[product]);
+        })?;
         let losses: Vec<f64> = logits
             .par_chunks_exact_mut(stride)
             .zip(tokens)
@@ -116,15 +138,26 @@ pub fn cross_entropy(
         }
         let Some(dx) = dx.as_deref_mut() else { continue };
         let gradient = &mut memory.gradient[..tokens.len() * h];
-        let left = Rows { data: bytemuck::cast_slice(logits), stride: 2 * stride };
-        let right = Limited { matrix: head, count: vocab };
-        let product = Product { left, k: stride, right: Right::Upright(&right) };
-        let out = Out::Bf16 { data: gradient, stride: h, scale: 1.0, bias: None };
-        multiply(isa, scratch, out, tokens.len(), 0..h, &[product]);
+        let sums = &mut memory.sums;
+        head(&mut |rows, part| {
+            let left = Rows { data: &bits[rows.start..], stride: 2 * stride };
+            let right = Limited { matrix: part, count: rows.len() };
+            let k = if rows.end == vocab { stride - rows.start } else { rows.len() };
+            let product = Product { left, k, right: Right::Upright(&right) };
+            let out = match rows.len() == vocab {
+                true => Out::Bf16 { data: &mut *gradient, stride: h, scale: 1.0, bias: None },
+                false => Out::Continued { data: &mut sums[..tokens.len() * h], stride: h, begins: rows.start == 0 },
+            };
+            multiply(isa, scratch, out, tokens.len(), 0..h, &[product]);
+            if rows.end == vocab && rows.len() < vocab {
+                round_scaled(gradient, &sums[..tokens.len() * h], 1.0);
+            }
+        })?;
         for (from, &token) in gradient.chunks_exact(h).zip(tokens) {
             dx[token * h..(token + 1) * h].copy_from_slice(from);
         }
     }
+    Ok(())
 }
 
 vectorized! {
@@ -150,117 +183,21 @@ vectorized! {
 }
 
 /// Logits `[rows, vocab]` in f32.
-pub fn logits(isa: Isa, scratch: &mut [Scratch], x: &[bf16], head: &dyn Stored, h: usize, vocab: usize) -> Vec<f32> {
+pub fn logits(
+    isa: Isa,
+    scratch: &mut [Scratch],
+    x: &[bf16],
+    head: &EachPart,
+    h: usize,
+    vocab: usize,
+) -> Result<Vec<f32>> {
     let mut logits = vec![0.0; x.len() / h * vocab];
-    let product = Product { left: Rows { data: x, stride: h }, k: h, right: Right::Turned(head) };
-    multiply(isa, scratch, Out::F32 { data: &mut logits, stride: vocab }, x.len() / h, 0..vocab, &[product]);
-    logits
+    head(&mut |rows, part| {
+        let product = Product { left: Rows { data: x, stride: h }, k: h, right: Right::Turned(part) };
+        multiply(isa, scratch, Out::F32 { data: &mut logits, stride: vocab }, x.len() / h, rows, &[product]);
+    })?;
+    Ok(logits)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use qlora_kernels::rng::Stream;
-
-    fn values(len: usize, seed: u64) -> Vec<bf16> {
-        let mut stream = Stream::new(seed, 1);
-        (0..len).map(|_| bf16::from_f32(stream.below(2001) as f32 / 1000.0 - 1.0)).collect()
-    }
-
-    #[test]
-    fn losses_and_gradients_are_those_of_f64_within_rounding() {
-        let sizes = [(1, 4, 3, None), (9, 24, 77, None), (300, 32, 130, None), (30, 24, 1077, Some(1.5))];
-        for (m, h, vocab, soft_cap) in sizes {
-            let capped = |z: f64| soft_cap.map_or(z, |cap: f32| f64::from(cap) * (z / f64::from(cap)).tanh());
-            let slope = |z: f64| soft_cap.map_or(1.0, |cap: f32| 1.0 - (z / f64::from(cap)).powi(2));
-            let (x, head) = (values(m * h, 1), values(vocab * h, 2));
-            let targets: Vec<i32> = (0..m).map(|i| if i % 3 == 1 { -1 } else { (i * 7 % vocab) as i32 }).collect();
-            let weights: Vec<f32> =
-                (0..m).map(|token| if token % 5 == 4 { 0.0 } else { 0.25 + token as f32 / 512.0 }).collect();
-            let scale = 0.5;
-            let mut scratch: Vec<Scratch> = (0..2).map(|_| Scratch::new()).collect();
-            let mut memory = LossScratch::new(m, h, vocab, true);
-            let mut head_gradient = vec![0.5f32; vocab * h];
-            let mut expected_gradient = vec![[0.0f64; 2]; vocab * h];
-            let mut dx = vec![bf16::ONE; m * h];
-            let rows = Rows { data: &head, stride: h };
-            let isa = Isa::detect().unwrap_or(Isa::SCALAR);
-            let mut total = LossSum::default();
-            cross_entropy(
-                isa,
-                &mut scratch,
-                &mut memory,
-                &x,
-                &rows,
-                h,
-                vocab,
-                TableGradient { data: &mut head_gradient, tokens: None },
-                &targets,
-                &weights,
-                scale,
-                soft_cap,
-                Some(&mut dx),
-                &mut total,
-            );
-            let loss = total.total();
-            let mut expected = 0.0;
-            for token in 0..m {
-                let dx: Vec<f64> = dx[token * h..][..h].iter().map(|x| x.to_f64()).collect();
-                let target = match usize::try_from(targets[token]) {
-                    Ok(target) if weights[token] != 0.0 => target,
-                    _ => {
-                        assert!(dx.iter().all(|&dx| dx == 0.0));
-                        continue;
-                    }
-                };
-                let logits: Vec<f64> = (0..vocab)
-                    .map(|v| (0..h).map(|i| x[token * h + i].to_f64() * head[v * h + i].to_f64()).sum::<f64>())
-                    .map(capped)
-                    .collect();
-                let max = logits.iter().copied().fold(f64::MIN, f64::max);
-                let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
-                expected += f64::from(weights[token]) * (max + sum.ln() - logits[target]);
-                for v in 0..vocab {
-                    let p = (logits[v] - max).exp() / sum - f64::from(u8::from(v == target));
-                    for i in 0..h {
-                        let factor = f64::from(scale * weights[token]) * slope(logits[v]);
-                        let term = factor * p * x[token * h + i].to_f64();
-                        let [total, size] = &mut expected_gradient[v * h + i];
-                        (*total, *size) = (*total + term, *size + term.abs());
-                    }
-                }
-                for i in 0..h {
-                    let terms: Vec<f64> = (0..vocab)
-                        .map(|v| {
-                            let p = (logits[v] - max).exp() / sum - f64::from(u8::from(v == target));
-                            f64::from(scale * weights[token]) * p * slope(logits[v]) * head[v * h + i].to_f64()
-                        })
-                        .collect();
-                    let size: f64 = terms.iter().map(|x| x.abs()).sum();
-                    // Probabilities and the result are rounded to bf16 once each, by up to 2⁻⁸.
-                    let bound = size * 2.0 * 2f64.powi(-8) + 1e-6;
-                    assert!((dx[i] - terms.iter().sum::<f64>()).abs() <= bound, "{m}, token {token}, {i}");
-                }
-            }
-            assert!((loss - expected).abs() <= 1e-5 * expected, "{loss} {expected}");
-            for (found, [total, size]) in head_gradient.iter().zip(&expected_gradient) {
-                // Probabilities are rounded to bf16; it began with 0.5.
-                let bound = size * 2f64.powi(-8) + 1e-6;
-                assert!((f64::from(*found) - 0.5 - total).abs() <= bound, "{m}: {found} {total}");
-            }
-            let all = logits(isa, &mut scratch, &x, &rows, h, vocab);
-            assert_eq!(all.len(), m * vocab);
-        }
-    }
-
-    #[test]
-    fn rounding_in_place_is_rounding() {
-        for len in [2, 30, 32, 34, 100] {
-            let values: Vec<f32> = (0..len).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
-            let mut bits: Vec<u32> = values.iter().map(|x| x.to_bits()).collect();
-            round_in_place(&mut bits);
-            let found: &[bf16] = bytemuck::cast_slice(&bits);
-            assert!(found.iter().zip(&values).all(|(found, x)| *found == bf16::from_f32(*x)), "{len}");
-        }
-    }
-}
+mod tests;

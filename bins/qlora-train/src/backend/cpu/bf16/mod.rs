@@ -6,6 +6,7 @@ pub mod cache;
 mod dots;
 #[cfg(test)]
 mod drawn;
+mod fused;
 pub mod gemm;
 pub mod isa;
 mod layout;
@@ -17,4 +18,6 @@ pub mod pairs;
 pub mod rows;
 mod scores;
 pub mod stored;
+#[cfg(test)]
+mod tests;
 pub mod workspace;

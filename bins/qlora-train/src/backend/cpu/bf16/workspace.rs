@@ -10,9 +10,6 @@ use crate::backend::run_shape::RunShape;
 use half::bf16;
 use qlora_kernels::shape::AttentionShape;
 
-/// Threads that take part in one operation at most.
-const MAX_THREADS: usize = 64;
-
 /// Scratch memory, sized once.
 pub struct Workspace {
     pub isa: Isa,
@@ -28,12 +25,13 @@ pub struct Workspace {
     pub delta: Aligned<f32>,
 }
 
-fn threads() -> usize {
-    rayon::current_num_threads().min(MAX_THREADS)
-}
-
 fn shape(dims: &RunShape) -> AttentionShape {
     AttentionShape { heads: dims.heads, kv_heads: dims.kv_heads, head_dim: dims.head_dim, soft_cap: None }
+}
+
+/// Threads that attention has tasks for.
+fn of_attention(dims: &RunShape, threads: usize) -> usize {
+    threads.min(attention::tasks(dims.tokens, dims.kv_heads))
 }
 
 /// Values of an input under dropout, and of rowsum(dO ∘ O).
@@ -49,15 +47,16 @@ fn largest(dims: &RunShape) -> (usize, usize) {
 }
 
 impl Workspace {
-    pub fn new(isa: Isa, dims: &RunShape) -> Self {
+    /// For as many threads: no more of them take part in an operation.
+    pub fn new(isa: Isa, dims: &RunShape, threads: usize) -> Self {
         let (masked, delta) = lengths(dims);
         let (r, width) = largest(dims);
         Self {
             isa,
-            gemm: (0..threads()).map(|_| Scratch::new()).collect(),
-            attention: (0..threads()).map(|_| attention::Scratch::new(shape(dims))).collect(),
+            gemm: (0..threads).map(|_| Scratch::new()).collect(),
+            attention: (0..of_attention(dims, threads)).map(|_| attention::Scratch::new(shape(dims))).collect(),
             gradients: GradientScratch::new(r, width),
-            loss: LossScratch::new(dims.tokens, dims.hidden, dims.vocab, dims.trains_head),
+            loss: LossScratch::new(dims.tokens, dims.hidden, dims.vocab, dims.trains_head, dims.head_on_disk),
             masked: Aligned::zeros(masked),
             term: Aligned::zeros(masked),
             delta: Aligned::zeros(delta),
@@ -65,12 +64,13 @@ impl Workspace {
     }
 
     /// Bytes that [`Self::new`] takes.
-    pub fn bytes_for(dims: &RunShape) -> u64 {
+    pub fn bytes_for(dims: &RunShape, threads: usize) -> u64 {
         let (masked, delta) = lengths(dims);
         let (r, width) = largest(dims);
-        threads() as u64 * (Scratch::BYTES + attention::Scratch::bytes(shape(dims)))
+        threads as u64 * Scratch::BYTES
+            + of_attention(dims, threads) as u64 * attention::Scratch::bytes(shape(dims))
             + GradientScratch::bytes(r, width)
-            + LossScratch::bytes(dims.tokens, dims.hidden, dims.vocab, dims.trains_head)
+            + LossScratch::bytes(dims.tokens, dims.hidden, dims.vocab, dims.trains_head, dims.head_on_disk)
             + 6 * masked as u64
             + 4 * delta as u64
     }

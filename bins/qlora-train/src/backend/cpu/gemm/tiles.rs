@@ -21,8 +21,8 @@ impl<T> Tile<'_, T> {
     /// Row `rows.start + i` of the matrix, within the tile's columns.
     pub fn row(&mut self, i: usize) -> &mut [T] {
         assert!(i < self.rows.len(), "row {i} of a tile of {}", self.rows.len());
-        // SAFETY: `split` checked that the whole tile lies inside the borrowed matrix, and handed out its elements
-        // once; the tile is borrowed mutably here.
+        // SAFETY: `split` or `grid` checked that the whole tile lies inside the borrowed matrix, and handed out its
+        // elements once; the tile is borrowed mutably here.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(i * self.stride), self.columns.len()) }
     }
 }
@@ -57,6 +57,26 @@ pub fn split<'a, T>(
     tiles
 }
 
+/// Cuts `matrix` into tiles of `height` rows and of these columns, which follow one another: a row of tiles after the
+/// other.
+pub fn grid<'a, T>(matrix: &'a mut [T], stride: usize, height: usize, columns: &[Range<usize>]) -> Vec<Tile<'a, T>> {
+    let inside = |columns: &Range<usize>| columns.start < columns.end && columns.end <= stride;
+    let follow = columns.windows(2).all(|pair| pair[0].end <= pair[1].start);
+    assert!(columns.iter().all(inside) && follow, "tiles of columns {columns:?} of {stride}");
+    let rows = matrix.len() / stride;
+    let first = matrix.as_mut_ptr();
+    let mut tiles = Vec::with_capacity(rows.div_ceil(height) * columns.len());
+    for row in (0..rows).step_by(height) {
+        for columns in columns {
+            // SAFETY: inside the matrix: the row is one of it, and so are the columns, by the assertion above.
+            let first = unsafe { first.add(row * stride + columns.start) };
+            let rows = row..(row + height).min(rows);
+            tiles.push(Tile { first, rows, columns: columns.clone(), stride, matrix: PhantomData });
+        }
+    }
+    tiles
+}
+
 /// Columns of a tile where rows are few and a tile may have any number of columns up to `width`: as many tiles for each
 /// thread.
 pub fn even_width(columns: usize, width: usize, threads: usize) -> usize {
@@ -67,7 +87,7 @@ pub fn even_width(columns: usize, width: usize, threads: usize) -> usize {
 /// Columns of such a tile at least: fewer would not be worth another thread.
 const MIN_COLUMNS: usize = 16;
 
-/// Where panels of columns are cut into rows.
+/// Cut of panels of columns into rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Layout {
     /// Panels that stay whole, the first ones
@@ -79,7 +99,7 @@ struct Layout {
 /// Rows that a piece has a multiple of: whole blocks of sums in registers.
 const PIECE_ROWS: usize = 24;
 /// Rows that could be multiplied in the time that a panel takes to be prepared, which every tile does.
-const PREPARATION: usize = 12;
+pub const PREPARATION: usize = 12;
 
 impl Layout {
     /// The layout that threads which take one tile after the other finish first; of several, that of the fewest tiles.
@@ -105,64 +125,4 @@ impl Layout {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Share of `threads` that is busy until the last one is done, and the tiles, where each takes the next tile when
-    /// it is done with one.
-    fn busy(rows: usize, columns: usize, threads: usize) -> (f64, usize) {
-        let mut matrix = vec![0u8; rows * columns];
-        let tiles = split(&mut matrix, columns, rows, 0..columns, 64, threads);
-        let mut ends = vec![0; threads];
-        for tile in &tiles {
-            let first = ends.iter_mut().min().expect("there are threads");
-            *first += tile.columns.len() * (tile.rows.len() + PREPARATION);
-        }
-        let last = ends.into_iter().max().expect("there are threads");
-        ((rows * columns) as f64 / (threads * last) as f64, tiles.len())
-    }
-
-    /// Linear layers of a Llama 3 8B and of SmolLM2-135M at 512 tokens, on as many cores as machines have.
-    #[test]
-    fn many_threads_are_busy() {
-        for (columns, least) in [
-            (4096, [0.95, 0.95, 0.95, 0.95, 0.9]),
-            (14_336, [0.95, 0.95, 0.95, 0.95, 0.85]),
-            (1024, [0.95, 0.95, 0.9, 0.75, 0.7]),
-            (1536, [0.95, 0.9, 0.75, 0.7, 0.7]),
-            (576, [0.9, 0.7, 0.7, 0.65, 0.55]),
-        ] {
-            for (threads, least) in [8, 16, 32, 64, 128].into_iter().zip(least) {
-                let (busy, tiles) = busy(512, columns, threads);
-                println!("N {columns}, {threads} threads: {tiles} tiles, {:.0}% busy", 100.0 * busy);
-                assert!(busy >= least, "N {columns}, {threads} threads: {busy}");
-                // A tile is work of at least a hundred microseconds at 100 GFLOP/s, beside which taking it is nothing.
-                assert!(tiles <= 4 * threads.max(columns / 64), "N {columns}, {threads} threads: {tiles} tiles");
-            }
-        }
-        // One token: as many columns for each thread.
-        for (columns, threads) in [(576, 2), (4096, 64), (14_336, 64), (128_256, 128)] {
-            let width = even_width(columns, 64, threads);
-            let most = columns.div_ceil(width).div_ceil(threads) * width;
-            assert!((columns as f64) / (most * threads) as f64 > 0.9, "N {columns}, {threads} threads: {width}");
-        }
-        assert_eq!((even_width(3, 64, 64), even_width(40, 64, 8)), (16, 16));
-    }
-
-    #[test]
-    fn tiles_cover_every_element_once() {
-        for (rows, stride, columns, threads) in
-            [(1, 1, 0..1, 1), (512, 150, 7..139, 2), (100, 64, 0..64, 16), (97, 700, 0..576, 5), (23, 64, 0..64, 3)]
-        {
-            let mut matrix = vec![0.0; rows * stride];
-            for mut tile in split(&mut matrix, stride, rows, columns.clone(), 64, threads) {
-                for i in 0..tile.rows.len() {
-                    tile.row(i).iter_mut().for_each(|x| *x += 1.0);
-                }
-            }
-            for (i, x) in matrix.iter().enumerate() {
-                assert_eq!(*x, f32::from(columns.contains(&(i % stride)) as u8), "{i}");
-            }
-        }
-    }
-}
+mod tests;

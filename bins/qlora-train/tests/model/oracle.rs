@@ -1,43 +1,21 @@
-//! The model on the CPU backend against the f64 oracle, and against its own plan.
+//! Loss and gradients against the f64 oracle, the plan against the run, and bits that depend on nothing else.
 
+use crate::spec;
 use proptest::prelude::*;
 use qlora_kernels::rng::Stream;
 use qlora_kernels::rope::RopeScaling;
 use qlora_train::arch::{
     Activation, Arch, GEMMA_NAMES, LLAMA_NAMES, LayerArch, Multipliers, Norm, NormWeight, OLMO2_NAMES, PHI3_NAMES,
+    Projection, QkNorm, Rope, TensorNames,
 };
-use qlora_train::arch::{Projection, QkNorm, Rope, TensorNames};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
-use qlora_train::backend::{Backend, Batch, Memory as _, Optimizer, OptimizerState, Quantization, StateFormat};
+use qlora_train::backend::{Backend, Batch, Memory as _, Quantization, StateFormat};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
-use qlora_train::comm::{Communicator, Signs, SingleProcess};
 use qlora_train::data::{MicroBatch, Row, UNSUPERVISED, order, pack};
 use qlora_train::files::tensor::StoredType;
-use qlora_train::lora::{LoraKind, LoraSpec, LoraTerm};
-use qlora_train::model::optimizer_step::{
-    Accumulated, Hyperparameters, StepReport, accumulate, optimizer_step, update,
-};
+use qlora_train::lora::{LoraSpec, LoraTerm};
 use qlora_train::model::{Activations, Llama, ModelSpec};
 use trainer_lab::model::{Documents, Memory, Oracle, to_f64};
-use trainer_lab::ranks::{Sums, of_ranks};
-
-fn spec(config: Arch, tokens: usize) -> ModelSpec {
-    ModelSpec {
-        lora: LoraSpec::uniform(&config, &config.names.all().collect::<Vec<_>>(), 3, 2.1, 0.0),
-        arch: config,
-        quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
-        trainable: true,
-        states: StateFormat::F32,
-        activations: Vec::new(),
-        states_on_host: false,
-        residency: Vec::new(),
-        token_tile: None,
-        tokens,
-        positions: tokens,
-        prompts: Default::default(),
-        seed: 11,
-    }
-}
 
 /// Loss and gradients of one micro-batch, in the order of the model's trainable tensors.
 fn run(spec: &ModelSpec, memory: &mut Memory, documents: &Documents, weight: f32) -> (f64, Vec<Vec<f32>>) {
@@ -68,12 +46,13 @@ struct Case {
 
 /// One for each of at most two layers, by the bits of `seed`.
 fn activations(seed: u64, recompute: bool) -> Vec<Activations> {
-    let of = |bits: u64| match bits % 3 {
+    let of = |bits: u64| match bits % 4 {
         0 => Activations::Keep,
         1 => Activations::Recompute,
-        _ => Activations::Offload,
+        2 => Activations::Offload,
+        _ => Activations::Disk,
     };
-    if recompute { vec![of(seed / 8), of(seed / 24)] } else { Vec::new() }
+    if recompute { vec![of(seed / 8), of(seed / 32)] } else { Vec::new() }
 }
 
 /// None, on the first layer or on both, by the bits of `seed`.
@@ -206,8 +185,8 @@ proptest! {
 
     /// Loss within f32 rounding of the oracle; gradients against central differences of the oracle. With step h the
     /// differences of an f64 loss L carry a rounding error of about 2⁻⁵²·L/h and a truncation error of order h²; the
-    /// bound for the f32 gradient is relative to the largest gradient of its tensor (a sum over tokens and layers).
-    /// Where a query sees few keys, the terms dO·V and rowsum(dO ∘ O) of a score's gradient cancel; what is left of D
+    /// bound for the f32 gradient is relative to the largest gradient of its tensor (a sum over tokens and layers). If
+    /// a query sees few keys, the terms dO·V and rowsum(dO ∘ O) of a score's gradient cancel; what is left of D
     /// roundings of each is relative to the gradients that pass through dO, whose size those of a model with all terms
     /// show.
     #[test]
@@ -304,6 +283,34 @@ fn results_in_bf16_do_not_depend_on_threads_or_recomputation() {
     bits_do_not_depend_on_threads_or_recomputation(bf16());
 }
 
+#[test]
+fn results_on_tiles_do_not_depend_on_threads_or_recomputation() {
+    bits_do_not_depend_on_threads_or_recomputation(Precision::Bf16(Isa::AMX_TWIN));
+}
+
+/// A whole pass by the instructions and by their twins, dropout among it. A processor without the instructions has
+/// nothing to compare, and a line says so.
+#[test]
+fn instructions_give_the_bits_of_their_twins() {
+    let config = Arch { hidden_size: 96, intermediate_size: 200, ..tiny_arch() };
+    let documents = Documents::random(&[150, 5, 70], config.vocab_size, 3);
+    let mut spec = spec(config, 230);
+    spec.lora.dropout = 0.1;
+    let run = |isa| {
+        let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 9));
+        let (loss, gradients) = run_in(Precision::Bf16(isa), &spec, &mut memory, &documents, 0.01);
+        (loss.to_bits(), gradients.iter().flatten().map(|x| x.to_bits()).collect::<Vec<u32>>())
+    };
+    let [tiles, chains] = [Isa::AMX_TWIN, Isa::SCALAR].map(run);
+    assert!(tiles != chains, "sums in another order");
+    for (name, isa, twin) in [("AMX", Isa::amx(), tiles), ("AVX-512-BF16", Isa::avx512_bf16(), chains)] {
+        match isa {
+            Some(isa) => assert!(run(isa) == twin, "{name}"),
+            None => println!("not run: this processor has no {name}"),
+        }
+    }
+}
+
 fn bits_do_not_depend_on_threads_or_recomputation(precision: Precision) {
     let config = Arch { hidden_size: 96, intermediate_size: 200, ..tiny_arch() };
     let documents = Documents::random(&[300, 5, 150, 230], config.vocab_size, 3);
@@ -315,6 +322,8 @@ fn bits_do_not_depend_on_threads_or_recomputation(precision: Precision) {
         (1, [Keep; 2]),
         (2, [Keep; 2]),
         (5, [Keep; 2]),
+        // More than there are tiles of most products.
+        (128, [Keep; 2]),
         (1, [Recompute; 2]),
         (3, [Offload; 2]),
         (2, [Recompute, Keep]),
@@ -428,58 +437,6 @@ fn a_batch_longer_than_planned_is_refused() {
     assert!(cpu.zero_gradients(Vec::new()).is_ok());
 }
 
-/// Two updates, or one, a copy of values and states into a new model, and the other: the same bits. Tensors of both
-/// kinds, as the small ones keep f32 states.
-#[test]
-fn values_and_states_that_are_put_back_continue_the_run() {
-    let config = Arch { hidden_size: 576, intermediate_size: 1500, num_layers: 1, ..tiny_arch() };
-    let documents = Documents::random(&[20, 11], config.vocab_size, 3);
-    let hyper = Hyperparameters {
-        learning_rate_a: 1e-3,
-        learning_rate_b: 1e-2,
-        weight_decay: 0.1,
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        max_grad_norm: 0.5,
-    };
-    for states in [StateFormat::F32, StateFormat::Blockwise8] {
-        let mut spec = spec(config.clone(), 31);
-        spec.states = states;
-        let build = || {
-            let mut cpu = Cpu::new(spec.run_shape());
-            let mut memory = Memory::new(Synthetic::new(config.clone(), 5));
-            let model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
-            (cpu, model)
-        };
-        let step = |(cpu, model): &mut (Cpu, Llama<Cpu>), step: u64| {
-            optimizer_step(cpu, model, &hyper, step, 1, 1.0, &[documents.batch()]).unwrap();
-        };
-        let snapshot = |(cpu, model): &mut (Cpu, Llama<Cpu>)| -> Vec<(Vec<f32>, OptimizerState)> {
-            let params = model.params_mut().into_iter();
-            params.map(|(_, p)| (cpu.param_values(p).unwrap(), cpu.optimizer_state(p).unwrap().unwrap())).collect()
-        };
-        let mut whole = build();
-        step(&mut whole, 0);
-        let middle = snapshot(&mut whole);
-        let eight_bit = middle.iter().filter(|(_, s)| matches!(s, OptimizerState::Blockwise8 { .. })).count();
-        assert_eq!(eight_bit > 0, states == StateFormat::Blockwise8);
-        assert!(eight_bit < middle.len(), "no tensor is under 4,096 elements");
-        step(&mut whole, 1);
-        let mut resumed = build();
-        for ((_, param), (values, state)) in resumed.1.params_mut().into_iter().zip(middle.clone()) {
-            let short = resumed.0.restore(param, values[1..].to_vec(), state.clone()).unwrap_err().to_string();
-            assert!(short.contains("expected") && short.contains("values"), "{short}");
-            let other = OptimizerState::F32 { m: vec![0.0; 1], v: vec![0.0; values.len()] };
-            let other = resumed.0.restore(param, values.clone(), other).unwrap_err().to_string();
-            assert!(other.contains("f32 states of 1 and"), "{other}");
-            resumed.0.restore(param, values, state).unwrap();
-        }
-        step(&mut resumed, 1);
-        assert!(snapshot(&mut whole) == snapshot(&mut resumed), "{states:?}");
-    }
-}
-
 #[test]
 fn operations_on_ranges_of_a_batch_give_the_bits_of_the_whole() {
     for precision in [Precision::F32, bf16()] {
@@ -533,188 +490,5 @@ fn tiles_of_a_batch_give_the_bits_of_the_whole() {
                 assert!(tiled.2 < whole.2, "{} {}", tiled.2, whole.2);
             }
         }
-    }
-}
-
-const HYPER: Hyperparameters = Hyperparameters {
-    learning_rate_a: 1e-2,
-    learning_rate_b: 1e-2,
-    beta1: 0.9,
-    beta2: 0.999,
-    epsilon: 1e-8,
-    max_grad_norm: 0.5,
-    ..Hyperparameters::NONE
-};
-
-/// The report of a step, with the gradients and the values after it.
-type Stepped = (StepReport, Vec<Vec<f32>>, Vec<Vec<f32>>);
-
-/// A step of all ranks over these batches, as one of them does it.
-fn stepped(spec: &ModelSpec, comm: &mut dyn Communicator, accumulation: usize, batches: &[Batch]) -> Stepped {
-    let mut cpu = Cpu::new(spec.run_shape());
-    let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 4));
-    let mut model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
-    let begun = Accumulated::default();
-    let done = accumulate(&mut cpu, &mut model, comm, 3, accumulation, batches, begun, &Signs::default);
-    let (done, signal) = done.unwrap();
-    assert_eq!((done.micro_batches, signal), (batches.len(), None));
-    let report = update(&mut cpu, &mut model, comm, &HYPER, 3, accumulation, 1.0, batches, done.loss).unwrap();
-    let gradients = model.params_mut().into_iter().map(|(_, param)| cpu.gradient(param).unwrap()).collect();
-    let values = model.param_values(&cpu).unwrap().into_iter().map(|(_, _, values)| values).collect();
-    (report, gradients, values)
-}
-
-/// What `world` ranks make of a step over `all`, each in a thread of its own, and the sums that they made.
-fn of_step(spec: &ModelSpec, world: usize, all: &[Batch], overlaps: bool) -> (Vec<Stepped>, Sums) {
-    of_ranks(world, overlaps, |comm| stepped(spec, comm, all.len(), all))
-}
-
-/// Ranks that take a step's micro-batches in turn make the step of one process that has all of them, dropout masks
-/// included, also where some have fewer or none. Where no rank has more than one, the sums are the same: the same bits.
-/// Else every term of a gradient is rounded about as often in another order: each rounding is at most 2⁻²⁴ of a term,
-/// and 1e-5 of a tensor's largest gradient is 170 of them.
-#[test]
-fn a_step_of_several_ranks_is_the_step_of_one_process() {
-    for (lengths, world) in [(&[10, 10][..], 2), (&[9, 17, 5, 3], 2), (&[9, 17, 5, 3], 3), (&[12, 7], 4)] {
-        let mut spec = spec(tiny_arch(), 64);
-        spec.lora.dropout = 0.2;
-        let row = |(seed, &length): (usize, &usize)| Documents::random(&[length], spec.arch.vocab_size, seed as u64);
-        let rows: Vec<Documents> = lengths.iter().enumerate().map(row).collect();
-        let all: Vec<Batch> = rows.iter().map(Documents::batch).collect();
-        let (whole, gradients, values) = stepped(&spec, &mut SingleProcess, all.len(), &all);
-        let (ranks, _) = of_step(&spec, world, &all, true);
-        assert!(ranks.iter().all(|rank| *rank == ranks[0]), "the ranks agree");
-        let (report, of_ranks, values_of_ranks) = &ranks[0];
-        assert_eq!((report.tokens, report.supervised), (whole.tokens, whole.supervised));
-        assert!((report.loss - whole.loss).abs() <= 1e-12 * whole.loss.abs());
-        if lengths.len() <= world {
-            assert!(*of_ranks == gradients, "gradients");
-            assert!(*values_of_ranks == values && report.grad_norm == whole.grad_norm, "values");
-        }
-        for (found, expected) in of_ranks.iter().zip(&gradients) {
-            let largest = expected.iter().fold(0.0f32, |a, g| a.max(g.abs()));
-            let apart = found.iter().zip(expected).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
-            assert!(apart <= 1e-5 * largest, "{apart} of {largest}");
-        }
-        // Without the others' micro-batches it is another step.
-        let (_, of_one, _) = stepped(&spec, &mut SingleProcess, all.len(), &all[..1]);
-        assert!(of_one != gradients);
-    }
-}
-
-/// Sums of buckets that begin while the layers below compute leave the bits of those that follow the backward pass: in
-/// one process and several, with one micro-batch of each and with three, also where some have fewer or none in the last
-/// round; with magnitudes, and with modules that are trained whole.
-#[test]
-fn sums_beside_the_backward_pass_give_the_bits_of_those_after_it() {
-    let plain = spec(tiny_arch(), 64);
-    let mut others = plain.clone();
-    others.lora.terms.values_mut().for_each(|term| term.kind = LoraKind::Dora);
-    let whole = ["model.embed_tokens", "model.layers.1.input_layernorm", "model.norm", "lm_head"];
-    others.lora.whole.extend(whole.map(str::to_owned));
-    for (spec, world, rows) in [
-        (&plain, 1, 1),
-        (&plain, 1, 3),
-        (&plain, 2, 2),
-        (&plain, 2, 6),
-        (&plain, 2, 5),
-        (&plain, 3, 3),
-        (&plain, 3, 9),
-        (&plain, 3, 7),
-        (&plain, 3, 2),
-        (&others, 2, 5),
-    ] {
-        let row = |row: usize| Documents::random(&[5 + 4 * row], spec.arch.vocab_size, row as u64);
-        let rows: Vec<Documents> = (0..rows).map(row).collect();
-        let all: Vec<Batch> = rows.iter().map(Documents::batch).collect();
-        let (after, sums_after) = of_step(spec, world, &all, false);
-        let (beside, sums) = of_step(spec, world, &all, true);
-        assert!(after.iter().chain(&beside).all(|rank| *rank == after[0]), "{world} ranks, {} rows", all.len());
-        assert!(after[0].1.iter().all(|gradient| gradient.iter().any(|&g| g != 0.0)), "all gradients are there");
-        if world == 1 {
-            assert_eq!((sums_after, sums), (Sums { beside: 0, all: 0 }, Sums { beside: 0, all: 0 }));
-            assert!(beside[0] == stepped(spec, &mut SingleProcess, all.len(), &all));
-        } else {
-            assert_eq!((sums_after.beside, sums.beside, sums.all), (0, sums.all, sums_after.all));
-            assert!(sums.all >= 6 * world, "a tiny model has several buckets a layer: {sums:?}");
-        }
-    }
-}
-
-/// A step that was stopped within, in one process, goes on in several.
-#[test]
-fn a_step_that_was_stopped_in_one_process_goes_on_in_several() {
-    let spec = spec(tiny_arch(), 64);
-    let rows: Vec<Documents> = (0..5).map(|seed| Documents::random(&[9], spec.arch.vocab_size, seed)).collect();
-    let all: Vec<Batch> = rows.iter().map(Documents::batch).collect();
-    let whole = stepped(&spec, &mut SingleProcess, all.len(), &all);
-    let build = || {
-        let mut cpu = Cpu::new(spec.run_shape());
-        let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 4));
-        let model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
-        (cpu, model)
-    };
-    let (mut cpu, mut model) = build();
-    let stop = || Signs { signal: Some(15), ..Signs::default() };
-    let comm = &mut SingleProcess;
-    let begun = Accumulated::default();
-    let (mut done, signal) = accumulate(&mut cpu, &mut model, comm, 3, 5, &all, begun, &stop).unwrap();
-    assert_eq!((done.micro_batches, signal), (1, Some(15)));
-    (done, _) = accumulate(&mut cpu, &mut model, comm, 3, 5, &all, done, &stop).unwrap();
-    (done, _) = accumulate(&mut cpu, &mut model, comm, 3, 5, &all, done, &stop).unwrap();
-    assert_eq!(done.micro_batches, 3);
-    let gradients: Vec<Vec<f32>> = model.params_mut().into_iter().map(|(_, p)| cpu.gradient(p).unwrap()).collect();
-    let (losses, _) = of_ranks(2, true, |comm| {
-        let (mut cpu, mut model) = build();
-        for ((_, param), gradient) in model.params_mut().into_iter().zip(&gradients) {
-            cpu.restore_gradient(param, gradient.clone()).unwrap();
-        }
-        let on = accumulate(&mut cpu, &mut model, comm, 3, 5, &all, done, &Signs::default);
-        let (done, _) = on.unwrap();
-        update(&mut cpu, &mut model, comm, &HYPER, 3, 5, 1.0, &all, done.loss).unwrap().loss
-    });
-    for loss in losses {
-        assert!((loss - whole.0.loss).abs() <= 1e-12 * whole.0.loss.abs(), "{loss} {}", whole.0.loss);
-    }
-}
-
-/// Weights of 1 change no bit; a weight of 0 is a target that is not there; a weight of 2 is half the total twice.
-#[test]
-fn weights_of_one_and_of_zero_change_no_bit() {
-    let spec = spec(tiny_arch(), 64);
-    let plain = Documents::random(&[20, 13], spec.arch.vocab_size, 1);
-    let step = |documents: &Documents| stepped(&spec, &mut SingleProcess, 1, &[documents.batch()]);
-    let expected = step(&plain);
-    let with = |weight: fn(usize) -> f32| {
-        let mut documents = Documents::random(&[20, 13], spec.arch.vocab_size, 1);
-        documents.weights = Some((0..33).map(weight).collect());
-        documents
-    };
-    assert!(step(&with(|_| 1.0)) == expected);
-    let twice = step(&with(|_| 2.0));
-    assert!(twice.1 == expected.1 && twice.0.loss == expected.0.loss && twice.0.supervised == expected.0.supervised);
-    let half = with(|token| if token % 2 == 0 { 1.0 } else { 0.0 });
-    let targets: Vec<i32> =
-        plain.batch().targets.iter().enumerate().map(|(i, &t)| if i % 2 == 0 { t } else { -100 }).collect();
-    let without = Batch { targets: &targets, ..plain.batch() };
-    assert!(step(&half) == stepped(&spec, &mut SingleProcess, 1, &[without]));
-    assert!(step(&half).1 != expected.1);
-}
-
-#[test]
-fn weights_that_make_no_sense_end_the_step_with_their_place() {
-    let spec = spec(tiny_arch(), 64);
-    for (weight, words) in
-        [(f32::NAN, "token 3 of a batch has a weight of NaN"), (-1.0, "add up to"), (0.0, "no token")]
-    {
-        let mut documents = Documents::random(&[20], spec.arch.vocab_size, 1);
-        documents.weights =
-            Some((0..20).map(|token| if weight.is_nan() && token != 3 { 1.0 } else { weight }).collect());
-        let mut cpu = Cpu::new(spec.run_shape());
-        let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 4));
-        let mut model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
-        let batch = [documents.batch()];
-        let error = optimizer_step(&mut cpu, &mut model, &HYPER, 0, 1, 1.0, &batch).unwrap_err().to_string();
-        assert!(error.contains(words), "{error}");
     }
 }

@@ -1,0 +1,81 @@
+use super::*;
+
+/// Share of `threads` that is busy until the last one is done, and the tiles, where each takes the next tile when
+/// it is done with one.
+fn busy(rows: usize, columns: usize, threads: usize) -> (f64, usize) {
+    let mut matrix = vec![0u8; rows * columns];
+    let tiles = split(&mut matrix, columns, rows, 0..columns, 64, threads);
+    let mut ends = vec![0; threads];
+    for tile in &tiles {
+        let first = ends.iter_mut().min().expect("there are threads");
+        *first += tile.columns.len() * (tile.rows.len() + PREPARATION);
+    }
+    let last = ends.into_iter().max().expect("there are threads");
+    ((rows * columns) as f64 / (threads * last) as f64, tiles.len())
+}
+
+/// Linear layers of a Llama 3 8B and of SmolLM2-135M at 512 tokens, on as many cores as machines have.
+#[test]
+fn many_threads_are_busy() {
+    for (columns, least) in [
+        (4096, [0.95, 0.95, 0.95, 0.95, 0.9]),
+        (14_336, [0.95, 0.95, 0.95, 0.95, 0.85]),
+        (1024, [0.95, 0.95, 0.9, 0.75, 0.7]),
+        (1536, [0.95, 0.9, 0.75, 0.7, 0.7]),
+        (576, [0.9, 0.7, 0.7, 0.65, 0.55]),
+    ] {
+        for (threads, least) in [8, 16, 32, 64, 128].into_iter().zip(least) {
+            let (busy, tiles) = busy(512, columns, threads);
+            println!("N {columns}, {threads} threads: {tiles} tiles, {:.0}% busy", 100.0 * busy);
+            assert!(busy >= least, "N {columns}, {threads} threads: {busy}");
+            // A tile is work of at least a hundred microseconds at 100 GFLOP/s, beside which taking it is nothing.
+            assert!(tiles <= 4 * threads.max(columns / 64), "N {columns}, {threads} threads: {tiles} tiles");
+        }
+    }
+    // One token: as many columns for each thread.
+    for (columns, threads) in [(576, 2), (4096, 64), (14_336, 64), (128_256, 128)] {
+        let width = even_width(columns, 64, threads);
+        let most = columns.div_ceil(width).div_ceil(threads) * width;
+        assert!((columns as f64) / (most * threads) as f64 > 0.9, "N {columns}, {threads} threads: {width}");
+    }
+    assert_eq!((even_width(3, 64, 64), even_width(40, 64, 8)), (16, 16));
+}
+
+#[test]
+fn tiles_of_a_grid_have_their_columns_and_rows_once() {
+    let (rows, stride, columns) = (10, 9, [0..2, 2..5, 6..8]);
+    let mut matrix = vec![0; rows * stride];
+    for (i, mut tile) in grid(&mut matrix, stride, 4, &columns).into_iter().enumerate() {
+        assert_eq!((tile.rows.start, tile.columns.clone()), (i / 3 * 4, columns[i % 3].clone()));
+        for row in 0..tile.rows.len() {
+            tile.row(row).iter_mut().for_each(|x| *x += i + 1);
+        }
+    }
+    for (i, x) in matrix.iter().enumerate() {
+        let column = columns.iter().position(|columns| columns.contains(&(i % stride)));
+        assert_eq!(*x, column.map_or(0, |column| i / stride / 4 * 3 + column + 1), "{i}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "tiles of columns [0..3, 2..4] of 5")]
+fn tiles_of_a_grid_do_not_overlap() {
+    grid(&mut [0; 10], 5, 1, &[0..3, 2..4]);
+}
+
+#[test]
+fn tiles_cover_every_element_once() {
+    for (rows, stride, columns, threads) in
+        [(1, 1, 0..1, 1), (512, 150, 7..139, 2), (100, 64, 0..64, 16), (97, 700, 0..576, 5), (23, 64, 0..64, 3)]
+    {
+        let mut matrix = vec![0.0; rows * stride];
+        for mut tile in split(&mut matrix, stride, rows, columns.clone(), 64, threads) {
+            for i in 0..tile.rows.len() {
+                tile.row(i).iter_mut().for_each(|x| *x += 1.0);
+            }
+        }
+        for (i, x) in matrix.iter().enumerate() {
+            assert_eq!(*x, f32::from(columns.contains(&(i % stride)) as u8), "{i}");
+        }
+    }
+}
