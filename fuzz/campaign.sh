@@ -1,7 +1,8 @@
 #!/bin/bash
 # Fuzzes every target, coverage-guided, adds what ran to the record (fuzz/record.tsv), and prints its rows.
 #
-#   fuzz/campaign.sh [TARGET…]      all targets without a name
+#   fuzz/campaign.sh [TARGET…]                  all targets without a name
+#   MINIMIZE=1 fuzz/campaign.sh [TARGET…]       puts what was found by now into the repository, and fuzzes nothing
 #
 # A campaign is done in pieces: each call goes on with the corpora in WORK and with the sums in the record, target by
 # target for SLICE seconds (at most 300), until each has GOAL (10000000) executions in all, RUNS more than before (as
@@ -22,6 +23,10 @@
 # those of all crates, and are those of the crates in rustc.sh. Inputs of safetensors and gguf were whole files, and are
 # headers: corpora of these two from before are of no use.
 #
+# MINIMIZE=1 merges the corpus of each target of text (-merge=1: the smallest inputs that reach all that the corpus
+# does, beyond the seeds) into KEEP/TARGET (fuzz/corpus), the smallest first, up to KIB (200) and FILES (300). A
+# campaign begins with them, and the tests run them and change them as they do seeds.
+#
 # WORK (target/campaign of this folder's workspace) keeps corpora and findings. PROGRAMS: a folder of targets that were
 # built before; RECORD: another record. The corpora of a target that is done may be thrown away.
 # Needs nothing but the compiler of the workspace: the flags below are what cargo-fuzz passes, less the sanitizer, and
@@ -30,6 +35,7 @@ set -u -o pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 goal=${GOAL:-10000000} runs=${RUNS:-} each=${SECONDS_EACH:-7200} all=${SECONDS_ALL:-}
 work=${WORK:-$here/target/campaign} timeout=${TIMEOUT:-1} record=${RECORD:-$here/record.tsv}
+keep=${KEEP:-$here/corpus}
 cd "$here/.." || exit 1
 mapfile -t known < <(sed -n 's/^name = "\(.*\)"$/\1/p' "$here/Cargo.toml" | grep -v '^qlora-fuzz$')
 targets=("$@")
@@ -71,7 +77,7 @@ dictionary() {
         template) echo template ;;
         settings|hub_card) echo yaml ;;
         safetensors|rows|compressed|csv|data_folder|tokenizer_json|tokenizer_config|side_files|index|adapter|quant_state|model_config|generation_config|run_record|checkpoint) echo json ;;
-        hub_listing|token_rows|rank_meeting|rank_agreement) echo json ;;
+        hub_listing|token_rows|rank_meeting|rank_agreement|dataset_info|hub_upload|run_data|cache_note) echo json ;;
     esac
 }
 
@@ -79,13 +85,52 @@ dictionary() {
 longest() {
     case $1 in
         hub_id) echo 256 ;;
-        quant_state|data_folder|rank_agreement) echo 512 ;;
-        settings|generation_config|side_files|csv|compressed|rank_frames) echo 1024 ;;
+        quant_state|data_folder|rank_agreement|cache_note) echo 512 ;;
+        settings|generation_config|side_files|csv|compressed|rank_frames|dataset_info) echo 1024 ;;
         tokenizer_json) echo 8192 ;;
-        parquet|arrow|checkpoint|gguf) echo 4096 ;;
+        parquet|arrow|checkpoint|gguf|run_data) echo 4096 ;;
         *) echo 2048 ;;
     esac
 }
+
+# A person can read the inputs of a target: they are not compressed, and not behind lengths and sums.
+is_text() {
+    case $1 in
+        safetensors|adapter|checkpoint|gguf|parquet|arrow|compressed|token_rows|rank_frames) return 1 ;;
+    esac
+}
+
+# Puts the corpus of a target into the repository.
+minimize() {
+    local target=$1 kept=$keep/$1 log=$work/$1.merge.log merged bytes=0 files=0 size name
+    is_text "$target" || { echo "$target: its inputs are no text"; return 0; }
+    merged=$(mktemp -d)
+    mkdir -p "$work/corpus/$target" "$kept"
+    cp "$here/seeds/$target"/* "$merged"
+    if ! nice -n 19 "$programs/$target" "$merged" "$work/corpus/$target" "$kept" -merge=1 -timeout="$timeout" \
+        -rss_limit_mb=1024 -malloc_limit_mb=1024 -max_len="${MAX_LEN:-$(longest "$target")}" > "$log" 2>&1; then
+        rm -r "$merged"
+        echo "$target: its corpus cannot be merged: $log"
+        return 1
+    fi
+    rm -r "$kept"
+    while read -r size name; do
+        [ ! -e "$here/seeds/$target/$name" ] || continue
+        [ $((bytes + size)) -le $((${KIB:-200} * 1024)) ] && [ "$files" -lt "${FILES:-300}" ] || break
+        mkdir -p "$kept"
+        cp "$merged/$name" "$kept/$name"
+        bytes=$((bytes + size)) files=$((files + 1))
+    done < <(find "$merged" -type f -printf '%s %f\n' | sort -k1,1n -k2,2)
+    rm -r "$merged"
+    echo "$target: $files inputs of $bytes bytes"
+}
+
+if [ -n "${MINIMIZE:-}" ]; then
+    for target in "${targets[@]}"; do
+        minimize "$target" || exit 1
+    done
+    exit 0
+fi
 
 # The executions of a target so far.
 recorded() {
@@ -142,17 +187,18 @@ while target=$(next) && [ -n "$target" ]; do
         [ "$total" -lt "$all" ] || break
         seconds=$(lesser "$seconds" $((all - total)))
     fi
-    corpus=$work/corpus/$target findings=$work/findings/$target log=$work/$target.log
-    mkdir -p "$corpus" "$findings"
+    corpora=("$work/corpus/$target" "$here/seeds/$target") findings=$work/findings/$target log=$work/$target.log
+    mkdir -p "${corpora[0]}" "$findings"
+    [ ! -d "$keep/$target" ] || corpora+=("$keep/$target")
     so_far=$(recorded "$target")
     left=$((goal - so_far))
     [ -z "$runs" ] || left=$(lesser "$left" $((runs - so_far + begun[$target])))
     # The corpus counts among the executions of a process, with an empty input.
-    inputs=$(($(find "$corpus" "$here/seeds/$target" -type f | wc -l) + 1))
+    inputs=$(($(find "${corpora[@]}" -type f | wc -l) + 1))
     words=$(dictionary "$target")
     TIMEFORMAT='%U %S'
     # The program's own output goes to the log; what is left is the time.
-    cpu=$({ time nice -n 19 "$programs/$target" "$corpus" "$here/seeds/$target" -runs=$((left + inputs)) \
+    cpu=$({ time nice -n 19 "$programs/$target" "${corpora[@]}" -runs=$((left + inputs)) \
         -max_total_time="$seconds" -timeout="$timeout" -report_slow_units=1 -rss_limit_mb=1024 \
         -malloc_limit_mb=1024 -max_len="${MAX_LEN:-$(longest "$target")}" -print_final_stats=1 -reload=0 \
         -artifact_prefix="$findings/" ${words:+-dict="$here/dictionaries/$words"} > "$log" 2>&1; echo $? > "$log.status"; } 2>&1)

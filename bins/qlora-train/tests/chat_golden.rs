@@ -94,6 +94,24 @@ fn text_and_token_ids_are_those_of_transformers() {
     assert_eq!(count, 40);
 }
 
+/// Well-known templates come nowhere near a limit of the sandbox, in conversations of their usual length.
+#[test]
+fn renderings_take_little_of_what_is_allowed() {
+    use minijinja::Value as Jinja;
+    let mut most: f64 = 0.0;
+    for_each_case(false, &mut |name, tokenizer, conversation, _| {
+        let turn = |turn: &Value| {
+            Jinja::from_pairs(["role", "content"].map(|key| (key, Jinja::from(turn[key].as_str().unwrap()))))
+        };
+        let turns: Vec<Jinja> = conversation.as_array().unwrap().iter().map(turn).collect();
+        let share = tokenizer.template().unwrap().share_of_limits(&turns, false).unwrap();
+        assert!(share < 0.01, "{name}: {share}");
+        most = most.max(share);
+    });
+    println!("at most {:.3} % of a limit", 100.0 * most);
+    assert!(most > 0.0);
+}
+
 /// The first and the behind-the-last position of every run of supervised tokens.
 fn runs(labels: &[i32]) -> Vec<[usize; 2]> {
     let supervised = |at: usize| labels.get(at).is_some_and(|&label| label != UNSUPERVISED);
@@ -134,8 +152,8 @@ fn conversations_that_a_template_refuses_are_refused_with_its_words() {
     assert_eq!(count, 2);
 }
 
-/// What is learned of a loaded row is what is marked: the shifted targets of a batch hold the marked tokens and no
-/// other.
+/// The learned tokens of a loaded row are the marked ones: the shifted targets of a batch hold the marked tokens and no
+/// others.
 #[test]
 fn a_batch_predicts_the_marked_tokens_only() {
     for_each_case(false, &mut |name, tokenizer, conversation, case| {

@@ -10,11 +10,11 @@ use std::process::Command;
 
 use qlora_kernels::rng::Stream;
 use qlora_train::{comm, hub};
-use trainer_lab::{fuzz_outside, fuzz_targets};
+use trainer_lab::{fuzz_outside, fuzz_records, fuzz_targets};
 
 const EXECUTIONS: usize = 1500;
 
-/// What parsers branch on.
+/// Words that parsers branch on.
 const WORDS: [&str; 48] = [
     "{",
     "}",
@@ -126,8 +126,14 @@ fn fuzz(name: &str) {
         .enumerate()
         .find_map(|(index, (target, run))| (*target == name).then_some((index, run)))
         .unwrap();
-    let seeds: Vec<Vec<u8>> = fuzz_targets::seeds(&seeds_folder(), name).into_iter().map(|(_, bytes)| bytes).collect();
+    let mut seeds = fuzz_targets::seeds(&seeds_folder(), name);
     assert!(!seeds.is_empty());
+    // Inputs that a campaign found beyond them.
+    let corpus = seeds_folder().join("../corpus");
+    if corpus.join(name).is_dir() {
+        seeds.extend(fuzz_targets::seeds(&corpus, name));
+    }
+    let seeds: Vec<Vec<u8>> = seeds.into_iter().map(|(_, bytes)| bytes).collect();
     let mut random = Stream::new(0, index as u64);
     for execution in 0..seeds.len() + executions() {
         let mut data = seeds[execution % seeds.len()].clone();
@@ -191,7 +197,11 @@ targets!(
     token_rows,
     rank_frames,
     rank_meeting,
-    rank_agreement
+    rank_agreement,
+    dataset_info,
+    hub_upload,
+    run_data,
+    cache_note
 );
 
 /// Parquet files of two kinds of rows: (target, name, bytes).
@@ -252,7 +262,27 @@ fn seeds_of_what_other_programs_say_are_taken() {
     assert_eq!(hub::fuzzing::listing(&seed("hub_listing/data-set")).unwrap(), 2);
 }
 
-/// What a target puts around its input fits the seeds.
+/// Seeds of records are read as far as their targets go.
+#[test]
+fn seeds_of_records_are_taken() {
+    let seed = |name: &str| std::fs::read(seeds_folder().join(name)).unwrap();
+    for name in ["columns", "turns", "hub"] {
+        assert!(fuzz_records::are_data_sets(&seed(&format!("dataset_info/{name}"))), "{name}");
+    }
+    assert!(!fuzz_records::are_data_sets(&seed("dataset_info/refused")));
+    assert!(fuzz_records::is_run(&seed("run_data/finished")) && fuzz_records::is_run(&seed("run_data/begun")));
+    assert!(!fuzz_records::is_run(b"{"));
+    assert_eq!(fuzz_records::parts_kept(&seed("hub_upload/record")), 1);
+    for (name, answers_read) in [("parts", 1), ("whole", 1), ("error", 0), ("modes", 1)] {
+        assert_eq!(fuzz_records::answers_read(&seed(&format!("hub_upload/{name}"))), answers_read, "{name}");
+    }
+    let fingerprint = "0123456789abcdef".repeat(4);
+    for name in ["fingerprint", "text"] {
+        assert_eq!(fuzz_records::noted(&seed(&format!("cache_note/{name}"))), Some(fingerprint.clone()), "{name}");
+    }
+}
+
+/// The files that a target puts around its input fit the seeds.
 #[test]
 fn seeds_of_parts_of_a_model_are_taken() {
     let seed = |name: &str| std::fs::read(seeds_folder().join(name)).unwrap();
@@ -289,7 +319,7 @@ fn a_campaign_is_done_in_pieces() {
         let mut call = Command::new("bash");
         call.arg(seeds_folder().join("../campaign.sh")).args(targets).envs(limits.iter().copied());
         call.env("PROGRAMS", path("programs")).env("RECORD", path("record.tsv")).env("WORK", path("work"));
-        let done = call.output().unwrap();
+        let done = call.env("KEEP", path("keep")).output().unwrap();
         let record = std::fs::read_to_string(path("record.tsv")).unwrap_or_default();
         let row = |line: &str| -> Vec<String> { line.split('\t').map(str::to_owned).collect() };
         (done.status.code(), record.lines().skip(1).map(row).collect::<Vec<_>>())
@@ -307,6 +337,41 @@ fn a_campaign_is_done_in_pieces() {
     let (status, rows) = call(&["rows", "hub_id"], &[("GOAL", "60"), ("SECONDS_ALL", "3"), ("RUNS", "5")]);
     assert_eq!((status, rows.len(), &*rows[1][0], &*rows[1][4]), (Some(1), 2, "hub_id", "1"));
     assert_eq!(call(&["no_target"], &[]).0, Some(2));
+}
+
+/// Inputs that a campaign found go into the repository, less the seeds, as far as they are small and text.
+#[test]
+fn a_corpus_is_kept_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    // Like libFuzzer's, into the first folder.
+    let merge = "#!/bin/bash\n[[ \" $* \" = *' -merge=1 '* ]] || exit 1\ncp \"$2\"/* \"$1\"\n";
+    for (target, files) in [("hub_id", 5), ("parquet", 1)] {
+        let corpus = path("work/corpus").join(target);
+        std::fs::create_dir_all(&corpus).unwrap();
+        (1..=files).for_each(|at| std::fs::write(corpus.join(format!("input-{at}")), "x".repeat(100 * at)).unwrap());
+        let program = path(target);
+        std::fs::write(&program, merge).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let call = |limits: &[(&str, &str)]| {
+        let mut call = Command::new("bash");
+        call.arg(seeds_folder().join("../campaign.sh")).args(["hub_id", "parquet"]).envs(limits.iter().copied());
+        call.env("PROGRAMS", dir.path()).env("RECORD", path("record.tsv")).env("WORK", path("work"));
+        let done = call.env("MINIMIZE", "1").env("KEEP", path("keep")).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+        let mut kept: Vec<String> = std::fs::read_dir(path("keep").join("hub_id"))
+            .map(|names| names.map(|name| name.unwrap().file_name().into_string().unwrap()).collect())
+            .unwrap_or_default();
+        kept.sort();
+        kept
+    };
+    let named = |count: usize| (1..=count).map(|at| format!("input-{at}")).collect::<Vec<_>>();
+    assert_eq!(call(&[]), named(5));
+    assert_eq!(call(&[("FILES", "2")]), named(2));
+    // 100, 200, 300 and 400 bytes are less than a KiB, and 500 are too many more.
+    assert_eq!(call(&[("KIB", "1")]), named(4));
+    assert!(!path("keep").join("parquet").exists() && !path("record.tsv").exists());
 }
 
 /// A seed that is refused at once would leave most of a parser untried.

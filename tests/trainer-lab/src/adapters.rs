@@ -45,7 +45,7 @@ impl Adapters {
             trainable: false,
             states: StateFormat::F32,
             activations: Vec::new(),
-            states_on_host: false,
+            optimizer_on_host: Default::default(),
             residency: Vec::new(),
             token_tile: None,
             tokens,

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::fixture::{VOCAB_SIZE, options};
 
 /// A message that a person can read, whoever is at fault.
-fn check_error(error: &Error) {
+pub(crate) fn check_error(error: &Error) {
     assert!([1, 2].contains(&error.exit_status()), "{error}");
     check_sentence(&error.to_string());
 }
@@ -31,7 +31,7 @@ pub fn hub_listing(data: &[u8]) {
     }
 }
 
-/// The card of a data set, behind the part that is asked for and the names of its files, on a line each.
+/// The card of a data set, after the requested part and the names of its files, each on a line.
 pub fn hub_card(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let (head, card) = match text.find("\n---") {

@@ -30,12 +30,13 @@ use tempfile::TempDir;
 
 use crate::fixture::{CHATML, VOCAB_SIZE, chat_tokenizer, model_dir, options, small_model_dir, turns};
 pub use crate::fuzz_outside::{hub_card, hub_id, hub_listing, rank_agreement, rank_frames, rank_meeting, token_rows};
+pub use crate::fuzz_records::{cache_note, dataset_info, hub_upload, run_data};
 use crate::model::Memory;
 
 pub type Target = fn(&[u8]);
 
 /// Name, as that of the folder of its seeds, and function.
-pub const TARGETS: [(&str, Target); 27] = [
+pub const TARGETS: [(&str, Target); 31] = [
     ("rows", rows),
     ("template", template),
     ("tokenizer_config", tokenizer_config),
@@ -63,6 +64,10 @@ pub const TARGETS: [(&str, Target); 27] = [
     ("rank_frames", rank_frames),
     ("rank_meeting", rank_meeting),
     ("rank_agreement", rank_agreement),
+    ("dataset_info", dataset_info),
+    ("hub_upload", hub_upload),
+    ("run_data", run_data),
+    ("cache_note", cache_note),
 ];
 
 /// Prepares a program that runs one target: its only thread does what is done in parallel, and nothing is said of what
@@ -200,7 +205,7 @@ pub fn side_files(data: &[u8]) {
     are_side_files(data);
 }
 
-/// Whether a tokenizer is opened with the files of [`side_files`].
+/// True if a tokenizer is opened with the files of [`side_files`].
 pub fn are_side_files(data: &[u8]) -> bool {
     let dir = scratch!(small_model_dir(None));
     let line = data.iter().position(|&byte| byte == b'\n').unwrap_or(data.len());
@@ -242,7 +247,7 @@ pub fn compressed(data: &[u8]) {
     rows_of("rows.jsonl.gz", data);
 }
 
-/// What `datasets` writes beside the files of a table.
+/// The file that `datasets` writes beside the files of a table.
 pub fn data_folder(data: &[u8]) {
     thread_local!(static NO_HUB: Environment = Environment::offline(&[]));
     let dir = scratch!(folder(&[("dataset_info.json", "{}"), ("data-00000-of-00001.arrow", "")]));
@@ -343,7 +348,7 @@ fn trainable() -> (Cpu, Llama<Cpu>) {
         trainable: true,
         states: StateFormat::Blockwise8,
         activations: Vec::new(),
-        states_on_host: false,
+        optimizer_on_host: Default::default(),
         residency: Vec::new(),
         token_tile: None,
         tokens: 4,
@@ -442,7 +447,7 @@ pub fn safetensors(data: &[u8]) {
     is_header(data);
 }
 
-/// Whether a model is read with the header of [`safetensors`].
+/// True if a model is read with the header of [`safetensors`].
 pub fn is_header(data: &[u8]) -> bool {
     thread_local!(static ZEROS: Vec<u8> = vec![0; tensor_bytes(&tiny())]);
     let dir = scratch!(tiny_model(1));
@@ -480,7 +485,7 @@ pub fn quant_state(data: &[u8]) {
     is_quant_state(data);
 }
 
-/// Whether the weight of [`quant_state`] is read.
+/// True if the weight of [`quant_state`] is read.
 pub fn is_quant_state(data: &[u8]) -> bool {
     let dir = scratch!(quantized_model());
     let arch = tiny();

@@ -5,6 +5,7 @@ pub mod adapters;
 pub mod assert_refused;
 pub mod fixture;
 pub mod fuzz_outside;
+pub mod fuzz_records;
 pub mod fuzz_targets;
 pub mod model;
 pub mod ranges;

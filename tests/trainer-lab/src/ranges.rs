@@ -39,7 +39,7 @@ pub fn spec() -> ModelSpec {
         trainable: true,
         states: StateFormat::F32,
         activations: Vec::new(),
-        states_on_host: false,
+        optimizer_on_host: Default::default(),
         residency: Vec::new(),
         token_tile: None,
         tokens: 800,

@@ -1,9 +1,9 @@
-//! The setting that was probably meant by a name that is none.
+//! The setting that was probably meant by an unknown name.
 
 use super::compat::{normal, working_names};
 use super::table::{SETTINGS, SettingInfo};
 
-/// Names that people try, and the setting that does what they say: by their letters they are nearer to another one.
+/// Names that people try, and the setting that they mean: by spelling they are nearer to another one.
 const MEANT: [(&[&str], &str); 9] = [
     (
         &["resume", "resume_from", "resume_training", "resume_run", "continue", "continue_from"],
@@ -19,10 +19,15 @@ const MEANT: [(&[&str], &str); 9] = [
     (&["dropout"], "lora_dropout"),
 ];
 
-/// Words before a name that say no more than `true` does.
+/// Prefixes of a name that mean no more than `true`.
 const TURN_ON: [&str; 4] = ["enable_", "use_", "do_", "with_"];
-/// Words before a name that turn it off.
+/// Prefixes of a name that turn the setting off.
 const TURN_OFF: [&str; 4] = ["no_", "disable_", "without_", "dont_"];
+
+/// A name of any text, as messages show it.
+pub fn shortened(name: &str) -> String {
+    name.chars().take(80).collect::<String>().escape_debug().to_string()
+}
 
 /// A message's offer in place of an unknown name, in backquotes: a flag, or a key of a file.
 pub fn suggestion(name: &str, as_flag: bool) -> Option<String> {
@@ -42,15 +47,15 @@ fn turned_off(name: &str) -> Option<&'static str> {
     SETTINGS.iter().filter(|info| info.switch).find(is_switch).map(|info| info.name)
 }
 
-/// The name of a setting that was probably meant: a word for it, or by its letters or the beginnings of its words; none
-/// that is only a little alike.
+/// The name of the setting that was probably meant: by meaning, by spelling, or by the beginnings of its words. None:
+/// no name is similar enough.
 pub fn nearest(name: &str) -> Option<&'static str> {
-    // Names are short; what is not would only cost time.
+    // Names are short; a long text would only cost time.
     let name: String = normal(name).to_lowercase().chars().take(80).collect();
     if let Some((_, meant)) = MEANT.iter().find(|(words, _)| words.contains(&name.as_str())) {
         return Some(meant);
     }
-    // `output.dir` is a key of a section, and no flag: who gave no section means none.
+    // `output.dir` is a key of a section and no flag, so a name without a section does not mean it.
     let names = || working_names().filter(|known| name.contains('.') || !known.contains('.'));
     if let Some(rest) = TURN_ON.iter().find_map(|word| name.strip_prefix(word))
         && let Some(known) = names().find(|known| *known == rest)
@@ -62,14 +67,14 @@ pub fn nearest(name: &str) -> Option<&'static str> {
     close.max_by(|a, b| alike(a).total_cmp(&alike(b))).or_else(|| names().find(|known| abbreviates(&name, known)))
 }
 
-/// Whether a name may be a slip of the hand for a known one: as a whole, and where both have as many words, in each of
+/// True if a name may be a slip of the hand for a known one: as a whole, and where both have as many words, in each of
 /// them, as `train_type` and `train_file` are not.
 fn is_close(known: &str, name: &str) -> bool {
     const WHOLE: f64 = 0.7;
     const ONE_WORD: f64 = 0.75;
     const WORD_OF_SEVERAL: f64 = 0.6;
     const OTHER_WORDS: f64 = 0.85;
-    // Their distance is the difference of their lengths at least: most names are told apart by that.
+    // Their distance is the difference of their lengths at least: that settles most names.
     let (one, other) = (known.chars().count(), name.chars().count());
     if (one.min(other) as f64) < WHOLE * one.max(other) as f64 {
         return false;
@@ -88,8 +93,8 @@ fn words(name: &str) -> Vec<&str> {
     name.split(['_', '.']).collect()
 }
 
-/// Whether each word begins the word at its place in `known`, as `grad_accum` does those of
-/// `gradient_accumulation_steps`. One word alone, and words of fewer than four letters, say too little.
+/// True if each word begins the word at its place in `known`, as `grad_accum` does those of
+/// `gradient_accumulation_steps`. A single word, and words of fewer than four letters, are too ambiguous.
 fn abbreviates(name: &str, known: &str) -> bool {
     let (mut words, mut known) = (name.split('_'), known.split('_'));
     name.contains('_') && words.all(|word| word.len() >= 4 && known.next().is_some_and(|whole| whole.starts_with(word)))

@@ -1,4 +1,4 @@
-//! Doors for the fuzz targets into what reads answers of the hub and cards of data sets.
+//! Entry points for the fuzz targets to the readers of the hub's answers and of cards of data sets.
 
 use std::collections::HashSet;
 use std::path::{Component, Path};
@@ -9,7 +9,9 @@ use super::listing::{Listing, is_safe};
 use super::splits::{Chosen, Splits};
 use crate::error::Result;
 
-/// The hub's list of the files of a commit. Returns how many there are.
+pub use super::upload::fuzzing::{upload_answer, upload_record};
+
+/// The hub's list of the files of a commit. Returns their number.
 pub fn listing(answer: &[u8]) -> Result<usize> {
     let listing = Listing::of_answer(answer, "org/name")?;
     for name in listing.names() {
@@ -22,7 +24,7 @@ pub fn listing(answer: &[u8]) -> Result<usize> {
     Ok(listing.files.len())
 }
 
-/// Files to train on and to validate on of a data set of such files and such a card. Errors: the sentences for people.
+/// Training and validation files of a data set with these files and this card. Errors: the sentences for people.
 pub fn data_set(names: &[&str], card: &str, part: Option<&str>) -> Result<[Vec<String>; 2], String> {
     let names: Vec<&str> = names.iter().copied().filter(|name| is_safe(name)).collect();
     let known: HashSet<&str> = names.iter().copied().collect();

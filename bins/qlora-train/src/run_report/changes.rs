@@ -21,7 +21,7 @@ fn layer_of(module: &str) -> (Option<u64>, &str) {
 /// A module's change as it is shown.
 struct Cell<'a> {
     module: &'a str,
-    /// What the color is of
+    /// The value that the color shows
     change: f64,
     value: String,
     /// Below it
@@ -85,7 +85,7 @@ fn modules<'a>(changes: &'a [ModuleChange]) -> Vec<Option<Value>> {
     } else {
         "‖ΔW‖, the norm of each weight's change"
     };
-    let caption = format!("{of}; below it, how many ranks carry 90% of it");
+    let caption = format!("{of}; below it, the number of ranks that carry 90% of it");
     vec![
         Some(text(format!("{}{what}", ranks_in_use(changes)))),
         Some(heat(caption, changes.iter().map(cell).collect())),
@@ -115,8 +115,8 @@ fn tensors<'a>(changes: &'a [TensorChange]) -> Vec<Option<Value>> {
     vec![Some(heat(caption, changes.iter().map(cell).collect()))]
 }
 
-/// How many ranks the median module needs of its own, and what that says of `lora_r`. Nothing of modules that have not
-/// changed, or whose values are not finite.
+/// A sentence on the number of ranks that the median module uses, with advice on `lora_r`. Modules that have not
+/// changed, or whose values are not finite, do not count.
 fn ranks_in_use(changes: &[ModuleChange]) -> String {
     let changed = changes.iter().filter(|change| change.norm > 0.0 && !change.singular_values.is_empty());
     let mut needed: Vec<(usize, usize)> =

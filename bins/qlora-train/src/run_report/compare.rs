@@ -68,8 +68,8 @@ fn results(runs: &[RunData]) -> Vec<Vec<String>> {
     runs.iter().map(row).collect()
 }
 
-/// Values by which tokens of an evaluation are known: tokenizer and template, and files of their own, or all that draws
-/// rows from the others. None: the record does not say.
+/// Values that identify the tokens of an evaluation: tokenizer and template, and the validation files, or the settings
+/// that draw rows from the training files. None: the record does not have them.
 fn evaluated_on<'a>(run: &'a RunData) -> Option<Vec<&'a Json>> {
     let of = |path: &str| run.run.pointer(path);
     let mut known = vec![of("/identity/tokenizer")?, of("/identity/chat_template")?];
@@ -96,9 +96,7 @@ fn best(runs: &[RunData]) -> String {
             let caution = if same { "" } else { " They were not evaluated on the same tokens, so this says little." };
             format!("{name} has the lowest validation loss, {loss:.4}.{caution}")
         }
-        _ => {
-            "Fewer than two of the runs have a validation loss, so nothing says which is better on new rows.".to_owned()
-        }
+        _ => "Fewer than two of the runs have a validation loss, so they cannot be compared on new rows.".to_owned(),
     }
 }
 

@@ -12,7 +12,7 @@ use minijinja::{Value, context};
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Bars of a chart at most; the rest is one more.
+/// Maximum number of bars in a chart; the rest is one more.
 const MOST_BARS: usize = 10;
 
 pub fn all(run: &RunData) -> Vec<Section> {
@@ -144,7 +144,7 @@ fn data(run: &RunData) -> Vec<Option<Value>> {
             &format!("Lengths of the rows as they were read; max_length is {}", thousands(data.max_length as u64)),
             lengths.collect(),
         ),
-        (!data.examples.is_empty()).then(|| text("The first rows, as the model sees them. What is learned is marked.")),
+        (!data.examples.is_empty()).then(|| text("The first rows, as the model sees them. Learned parts are marked.")),
     ];
     blocks.extend(examples);
     blocks
@@ -173,8 +173,8 @@ fn memory(run: &RunData) -> Vec<Option<Value>> {
             .collect();
     let buffers = memory.buffers.iter().map(|(name, bytes)| (name.clone(), *bytes as f64)).collect();
     vec![
-        bars(&format!("Plan and run, {}; the plan counts what was taken before the run too", memory.place), compared),
-        bars("What the plan is made of", largest(buffers, |bytes| format_bytes(bytes as u64))),
+        bars(&format!("Plan and run, {}; the plan includes memory from before the run", memory.place), compared),
+        bars("Parts of the plan", largest(buffers, |bytes| format_bytes(bytes as u64))),
     ]
 }
 
@@ -206,7 +206,8 @@ fn next(run: &RunData) -> Vec<Option<Value>> {
     if run.finished().is_none() {
         return vec![Some(text("The run is not finished: there is no adapter yet."))];
     }
-    let r = setting(run, "lora_r").and_then(Json::as_u64).unwrap_or(16).max(8).next_power_of_two();
+    let r = setting(run, "lora_r").and_then(Json::as_u64).unwrap_or(16).max(8);
+    let r = r.checked_next_power_of_two().unwrap_or(r);
     let data = setting(run, "val_data").and_then(|data| data.get(0)).or_else(|| setting(run, "data")?.get(0));
     let data = data.and_then(Json::as_str).map_or("ROWS".to_owned(), quoted);
     let peft = format!(

@@ -1,5 +1,5 @@
-//! Charts as SVG inside a page: axes with units, a legend, a text for who does not see them, colors by classes of the
-//! page, so that they follow light and dark.
+//! Charts as SVG inside a page: axes with units, a legend, a text for people who cannot see them, colors by classes of
+//! the page, so that they follow light and dark.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ pub struct Series {
     /// Class that gives it its color
     pub class: String,
     pub points: Vec<(f64, f64)>,
-    /// Dots joined by a line, else a line alone.
+    /// Dots joined by a line; otherwise a line alone.
     pub dots: bool,
 }
 
@@ -39,10 +39,11 @@ const FILE_STYLE: &str = ".chart text{font:12px system-ui,sans-serif;fill:#625f5
     .grid{stroke:#dedad2}.axis{stroke:#625f58}.line{fill:none;stroke:currentColor;stroke-width:2;\
     stroke-linejoin:round}.dot{fill:currentColor}.one{color:#1f5fa8}.two{color:#b4541a}\
     .line.faint{opacity:.35;stroke-width:1}";
-/// Points of a curve at most; more are averaged.
+/// Maximum number of points in a curve; more are averaged.
 const MOST_POINTS: usize = 600;
 
-/// Text in HTML and in attributes: no character of it is markup, none moves the cursor or turns the direction.
+/// Text in HTML and in attributes: no character of it is markup, and none moves the cursor or changes the direction of
+/// writing.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in crate::report::printable_lines(text).chars() {
@@ -67,7 +68,12 @@ pub fn ticks(low: f64, high: f64) -> Vec<f64> {
     let raw = span / 5.0;
     let power = 10f64.powf(raw.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|step| *step >= raw).unwrap_or(10.0 * power);
-    let first = (low / step).ceil() as i64;
+    let first = (low / step).ceil();
+    // Numbers that are so close, or so small, have no round ones between them.
+    if first.is_nan() || first.abs() > 1e15 {
+        return vec![low];
+    }
+    let first = first as i64;
     (first..).map(|at| at as f64 * step).take_while(|tick| *tick <= high + 1e-9 * span).take(20).collect()
 }
 
@@ -96,7 +102,7 @@ pub fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.chunks(each).map(mean).collect()
 }
 
-/// Each value with a share of those before it, by which noise goes.
+/// Values smoothed against noise, each with a share of those before it.
 pub fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let weight = (2.0 / (1.0 + points.len() as f64 / 15.0)).clamp(0.02, 1.0);
     let mut mean = points.first().map_or(0.0, |point| point.1);
@@ -259,77 +265,4 @@ impl Chart<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ticks_are_round_and_inside() {
-        assert_eq!(ticks(0.0, 10.0), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
-        assert_eq!(ticks(0.3, 1.1).iter().map(|tick| short(*tick)).collect::<Vec<_>>(), ["0.4", "0.6", "0.8", "1"]);
-        assert_eq!(ticks(1.0, 1.0), [1.0]);
-        assert_eq!(ticks(f64::NAN, 1.0).len(), 1);
-        assert!(ticks(-1e300, 1e300).len() <= 20);
-        assert_eq!([0.0, 12_345.0, 2e-4, 0.5, 1500.0, 2e6].map(short), ["0", "12.3k", "2.0e-4", "0.5", "1500", "2M"]);
-    }
-
-    #[test]
-    fn a_chart_has_axes_units_a_legend_and_words_and_no_markup_of_a_name() {
-        let series = [Series {
-            name: "</svg><script>alert(1)</script>\u{202e}".to_owned(),
-            class: "one".to_owned(),
-            points: (0..2000)
-                .map(|x| (f64::from(x), 3.0 - f64::from(x) / 1000.0))
-                .chain([(2000.0, f64::NAN)])
-                .collect(),
-            dots: false,
-        }];
-        let marks = [(100.0, "<b>".to_owned())];
-        let svg = Chart { title: "Loss", x: "step", y: "nats", series: &series, marks: &marks }.svg();
-        assert!(!svg.contains("<script") && !svg.contains("<b>") && !svg.contains('\u{202e}'), "{svg}");
-        for part in
-            ["role=\"img\"", "aria-label=\"Loss: ", "<title>Loss</title>", ">step</text>", ">nats</text>", "legend"]
-        {
-            assert!(svg.contains(part), "{part}");
-        }
-        assert!(!svg.contains("NaN"));
-        let points = svg.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
-        assert_eq!(points.split(' ').count(), 500);
-        assert_eq!(Chart { title: "", x: "", y: "", series: &[], marks: &[] }.svg(), "");
-    }
-
-    #[test]
-    fn a_file_stands_alone_and_is_xml() {
-        let curve = |name: &str, class: &str| series(name, class, vec![(1.0, 2.0), (2.0, 1.0)], false);
-        let series =
-            [curve("<training> & more", "one"), curve("validation", "two"), series("none", "two", vec![], false)];
-        let file = Chart { title: "Loss", x: "step", y: "nats", series: &series, marks: &[] }.file().unwrap();
-        let begin = "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" width=\"720\" height=\"308\" \
-                     viewBox=\"0 0 720 308\" role=\"img\"";
-        assert!(file.starts_with(begin) && file.ends_with("</svg>\n"), "{file}");
-        assert!(file.contains("&lt;training&gt; &amp; more</text>") && file.contains("validation</text>"), "{file}");
-        assert!(!file.contains("none</text>") && !file.contains("<p>") && !file.contains("NaN"), "{file}");
-        assert_eq!(file.matches("text-anchor=\"middle\"").count(), 2, "there is no step 1.2: {file}");
-        // Every element is closed.
-        let closed = 2 * file.matches("</").count() + file.matches("/>").count();
-        assert_eq!(file.matches('<').count(), closed, "{file}");
-        assert_eq!(Chart { title: "", x: "", y: "", series: &[], marks: &[] }.file(), None);
-    }
-
-    #[test]
-    fn constant_curves_and_single_points_are_drawn() {
-        for points in [vec![(1.0, 2.0)], vec![(1.0, 2.0), (2.0, 2.0)], vec![(0.0, 0.0)]] {
-            let series = [Series { name: "a".into(), class: "one".into(), points, dots: false }];
-            let svg = Chart { title: "t", x: "x", y: "y", series: &series, marks: &[] }.svg();
-            assert!(svg.contains("polyline") && !svg.contains("NaN") && !svg.contains("inf"), "{svg}");
-        }
-    }
-
-    #[test]
-    fn smoothing_keeps_a_constant_and_quiets_noise() {
-        let constant: Vec<(f64, f64)> = (0..50).map(|x| (f64::from(x), 2.0)).collect();
-        assert_eq!(smoothed(&constant), constant);
-        let noisy: Vec<(f64, f64)> = (0..500).map(|x| (f64::from(x), f64::from(x % 2))).collect();
-        assert!(smoothed(&noisy)[400..].iter().all(|(_, y)| (0.35..0.65).contains(y)));
-        assert!(smoothed(&[]).is_empty());
-    }
-}
+mod tests;

@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-/// Text that would be markup, move the cursor or turn the direction of writing, if it were not escaped.
+/// Text that would be markup, move the cursor or change the direction of writing, if it were not escaped.
 const HOSTILE: &str = "</title></style><script>alert('x')</script>\" onload=\"x\u{1b}[31m\u{202e}{{ 7777 * 7 }}";
 
 fn entry(step: u64, loss: f64) -> LogEntry {
@@ -145,12 +145,31 @@ fn what_is_not_known_is_left_out() {
     old.details = Cow::default();
     let page = html(&[old]);
     assert!(page.contains("fell from 3.2000 to 1.1000") && page.contains("<svg"), "{page}");
-    // Figures that are no numbers draw nothing.
+    // Values that are not finite draw nothing.
     let mut odd = empty;
     odd.history = vec![entry(1, f64::NAN), entry(2, f64::INFINITY)].into();
     odd.details.to_mut().modules = vec![ModuleChange { module: "x".into(), ..ModuleChange::default() }];
     let page = html(&[odd]);
     assert!(!page.contains("NaN") && page.contains("0&#x2f;0"), "{page}");
+}
+
+/// Numbers of a damaged record are shown, however large.
+#[test]
+fn numbers_that_no_run_has_are_shown() {
+    let mut one = run("out");
+    one.run["settings"]["lora_r"] = u64::MAX.into();
+    one.run["finished"]["steps"] = u64::MAX.into();
+    one.history.to_mut().push(LogEntry {
+        loss: Some(f64::MAX),
+        eval_loss: Some(f64::MIN),
+        seconds: Some(f64::MAX),
+        memory_bytes: Some(u64::MAX),
+        ..LogEntry::new(u64::MAX, f64::MAX)
+    });
+    one.details.to_mut().total_steps = u64::MAX;
+    let page = html(std::slice::from_ref(&one));
+    assert!(page.contains(&format!("--max-lora-rank {}", u64::MAX)), "{page}");
+    assert!(html(&[one.clone(), one]).contains("runs"));
 }
 
 #[test]
@@ -187,7 +206,7 @@ fn verdicts_tell_what_came_of_a_run() {
         "{first}"
     );
     let alone = of(&|one| one.history.to_mut().retain(|entry| entry.eval_loss.is_none()));
-    assert!(alone.contains("no rows are held back, so nothing says what it does on new ones."), "{alone}");
+    assert!(alone.contains("no rows are held back, so its loss on new rows is not known."), "{alone}");
     // Two processes: the clock begins anew.
     let seconds = |seconds: f64| LogEntry { seconds: Some(seconds), ..LogEntry::default() };
     let twice = RunData { history: [1.0, 5.0, 2.0, 3.0].map(seconds).to_vec().into(), ..RunData::default() };

@@ -66,8 +66,8 @@ pub fn verdict(run: &RunData) -> String {
         ),
         (Some([only, ..]), None) => format!("The validation loss is {:.4}. ", only.1),
         (None, Some((first, last))) => format!(
-            "The training loss {} from {first:.4} to {last:.4}; no rows are held back, so nothing says what it does on new \
-             ones. ",
+            "The training loss {} from {first:.4} to {last:.4}; no rows are held back, so its loss on new rows is not \
+             known. ",
             if last < first { "fell" } else { "rose" }
         ),
         (None, None) => String::new(),

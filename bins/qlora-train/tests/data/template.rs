@@ -4,6 +4,7 @@ use jiff::civil::date;
 use jiff::tz::TimeZone;
 use minijinja::Value;
 use qlora_train::data::ChatTemplate;
+use trainer_lab::fixture::{CHATML, LLAMA3};
 
 fn compile(source: &str) -> Result<ChatTemplate, String> {
     let now = date(2024, 7, 6).at(8, 5, 0, 0).to_zoned(TimeZone::UTC).unwrap();
@@ -160,6 +161,24 @@ fn endless_recursion_is_stopped_on_a_worker_thread_too() {
         .join()
         .unwrap();
     assert!(error.contains("recursion"), "{error}");
+}
+
+/// A thousand turns in the styles of well-known models take a small part of what is allowed, and two turns less.
+#[test]
+fn a_long_conversation_takes_a_part_of_what_is_allowed() {
+    let turns = |count: usize| -> Vec<Value> {
+        let content = |at: usize| Value::from(format!("turn {at} {}", "with some words ".repeat(20)));
+        let role = |at: usize| Value::from(["user", "assistant"][at % 2]);
+        (0..count).map(|at| Value::from_pairs([("role", role(at)), ("content", content(at))])).collect()
+    };
+    for source in [CHATML, LLAMA3] {
+        let template = compile(source).unwrap();
+        let share = |count| template.share_of_limits(&turns(count), false).unwrap();
+        let (short, long) = (share(2), share(1000));
+        assert!(short < 0.01 && short < long && long < 0.25, "{short} and {long}: {source}");
+    }
+    let refused = compile("{{ raise_exception('no') }}").unwrap().share_of_limits(&[], false);
+    assert!(refused.unwrap_err().contains("refuses the conversation: no"));
 }
 
 /// Each of these would take more memory than any machine has, or more time than anybody waits.

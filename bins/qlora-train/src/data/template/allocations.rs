@@ -1,13 +1,16 @@
-//! Memory that a thread takes, counted where it is taken: the global allocator of the process.
+//! Memory of a thread, counted in the global allocator of the process.
 //!
 //! A template makes values of any size in one step (`'{:>9999}'.format(x)` a million times over, lists doubled sixty
-//! times, their text), and what it makes is charged nothing by its engine. An allocator may neither fail, which would
-//! end the process, nor unwind. So a thread that takes too much is stopped where it asks: its request never returns,
-//! and who waits for its work finds out why. Threads that are not metered pay for a look at one flag.
+//! times, their text), and its engine does not limit their memory. An allocator may neither fail, which would end the
+//! process, nor unwind. So a thread that takes too much is stopped at its request: the request never returns, and the
+//! waiting caller learns the reason. Threads that are not metered only check one flag.
+//!
+//! Work that goes too deep into its stack is stopped in the same way: `{% set n.s = n %}` makes a value whose text has
+//! no end, and each level of it asks for memory.
 //!
 //! Many threads at work may take a small share each. Beyond its share a thread needs the allowance, which one thread
 //! has at a time: the others wait where they ask, with no more than their share, until the work that has it is done.
-//! Whether work is stopped depends on what it takes itself, never on what others take.
+//! Work is stopped for the memory that it takes itself, never for what others take.
 //!
 //! All that any thread holds is counted too, in steps, so that a plan can name the most that was held.
 
@@ -19,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// How often a thread that waits for the allowance looks.
+/// Interval at which a thread that waits for the allowance checks for it.
 const LOOK: Duration = Duration::from_millis(1);
 /// Bytes that a thread takes or gives back before they are added to those of all threads.
 const STEP: i64 = 64 << 10;
@@ -39,8 +42,23 @@ pub(super) struct Quota {
     /// Bytes of them that are taken without the allowance
     pub share: i64,
     pub allowance: &'static Allowance,
-    /// Times that memory is asked for: the work of what copies or compares values
+    /// Bytes of one piece: bounds the work of one step that makes a text or a list
+    pub piece: i64,
+    /// Bytes of all requests, whatever was given back: bounds the work of making values over and over
+    pub asked: i64,
+    /// Number of requests for memory: bounds the work of copying or comparing values
     pub requests: u64,
+    /// Bytes of the stack
+    pub stack: usize,
+}
+
+/// Part of a quota that finished work used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Used {
+    /// Number of requests for memory
+    pub requests: u64,
+    /// Bytes of all requests
+    pub asked: i64,
 }
 
 /// Memory beyond a share, for one piece of work at a time.
@@ -68,18 +86,22 @@ impl Allowance {
 
 /// The limit that a thread went beyond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(super) enum Beyond {
-    Bytes,
+    Bytes = 1,
+    Piece,
+    Asked,
     Requests,
+    Stack,
 }
 
-/// The place where a metered thread says that it is stopped, or waits.
+/// State of a metered thread: stopped, or waiting.
 #[derive(Debug, Default)]
 pub(super) struct Verdict {
     beyond: AtomicU8,
     waits: AtomicBool,
     has_allowance: AtomicBool,
-    /// Set by who no longer waits for the work.
+    /// Set when nobody waits for the work any more.
     given_up: AtomicBool,
 }
 
@@ -88,16 +110,19 @@ impl Verdict {
         match self.beyond.load(Ordering::Acquire) {
             0 => None,
             1 => Some(Beyond::Bytes),
-            _ => Some(Beyond::Requests),
+            2 => Some(Beyond::Piece),
+            3 => Some(Beyond::Asked),
+            4 => Some(Beyond::Requests),
+            _ => Some(Beyond::Stack),
         }
     }
 
-    /// Whether the thread waits for the allowance.
+    /// True if the thread waits for the allowance.
     pub fn waits(&self) -> bool {
         self.waits.load(Ordering::Acquire)
     }
 
-    /// Says that nobody waits for the work any more. It takes no allowance from now on, and what it has is lost.
+    /// Gives the work up. It gets no allowance from now on, and one that it holds is lost.
     pub fn give_up(&self, allowance: &Allowance) {
         self.given_up.store(true, Ordering::SeqCst);
         if self.has_allowance.load(Ordering::SeqCst) {
@@ -112,7 +137,7 @@ impl Verdict {
             return false;
         }
         self.has_allowance.store(true, Ordering::SeqCst);
-        // Who gives the work up at this moment sees that it has the allowance, or is seen here.
+        // If the work is given up at this moment, either that side sees the allowance taken, or it is noticed here.
         let is_wanted = !self.given_up.load(Ordering::SeqCst);
         if !is_wanted {
             self.give_back(allowance);
@@ -127,7 +152,7 @@ impl Verdict {
     }
 
     fn set(&self, beyond: Beyond) {
-        self.beyond.store(if beyond == Beyond::Bytes { 1 } else { 2 }, Ordering::Release);
+        self.beyond.store(beyond as u8, Ordering::Release);
     }
 }
 
@@ -137,55 +162,74 @@ struct Meter {
     allowance: Cell<Option<&'static Allowance>>,
     /// Bytes that are left
     bytes: Cell<i64>,
-    /// Bytes that have to be left without the allowance
+    /// Bytes that must be left without the allowance
     reserved: Cell<i64>,
+    /// Bytes that one piece may have
+    piece: Cell<i64>,
+    /// Bytes that may still be asked for
+    asked: Cell<i64>,
     requests: Cell<u64>,
-    /// Bytes that this thread took, less those given back, since it added them to those of all
+    /// Address that the stack, which grows downwards, may not come below
+    deepest: Cell<usize>,
+    /// Bytes that this thread took, less those freed, since it last added them to the total of all threads
     uncounted: Cell<i64>,
 }
 
 thread_local! {
-    // Made without an allocation, and never destroyed: it is there whenever the allocator is called.
+    // Created without an allocation, and never destroyed: it exists whenever the allocator is called.
     static METER: Meter = const {
         Meter {
             verdict: Cell::new(None),
             allowance: Cell::new(None),
             bytes: Cell::new(0),
             reserved: Cell::new(0),
+            piece: Cell::new(0),
+            asked: Cell::new(0),
             requests: Cell::new(0),
+            deepest: Cell::new(0),
             uncounted: Cell::new(0),
         }
     };
 }
 
-/// Runs `work` on this thread within a quota, and says how often it asked for memory. Beyond the quota, this does not
-/// return, and the verdict says why.
-pub(super) fn metered<T>(quota: Quota, verdict: &'static Verdict, work: impl FnOnce() -> T) -> (T, u64) {
+/// Runs `work` on this thread within a quota; returns its result and what it used. Beyond the quota it does not return,
+/// and the verdict has the reason.
+pub(super) fn metered<T>(quota: Quota, verdict: &'static Verdict, work: impl FnOnce() -> T) -> (T, Used) {
     METER.with(|meter| {
         meter.bytes.set(quota.bytes);
         meter.reserved.set((quota.bytes - quota.share).max(0));
         meter.allowance.set(Some(quota.allowance));
+        meter.piece.set(quota.piece);
+        meter.asked.set(quota.asked);
         meter.requests.set(quota.requests);
+        meter.deepest.set(stack_address().saturating_sub(quota.stack));
         meter.verdict.set(Some(verdict));
     });
     let done = work();
     METER.with(|meter| {
         meter.verdict.set(None);
         verdict.give_back(quota.allowance);
-        (done, quota.requests - meter.requests.get())
+        let (requests, asked) = (quota.requests - meter.requests.get(), quota.asked - meter.asked.get());
+        (done, Used { requests, asked })
     })
 }
 
-/// Bytes that the heap had at its largest so far, with what the system's allocator keeps beside each piece.
+/// Largest size of the heap so far, in bytes, with the system allocator's overhead for each piece.
 pub fn heap_peak() -> u64 {
     u64::try_from(MOST.load(Ordering::Relaxed)).unwrap_or(0)
 }
 
-/// Counts the heap's largest size from now on: what reading the command line took is gone when rows are read. Until the
-/// heap is trimmed, large pieces go back to the system when they are freed, wherever they lie: the allocator would keep
-/// ever larger ones, in another order of threads others, and the process would hold more than the heap had.
+/// Counts the heap's largest size from now on: the memory for reading the command line is free again when rows are
+/// read. Until the heap is trimmed, large pieces return to the system when they are freed: otherwise the allocator
+/// would keep ever larger ones, depending on the order of threads, and the process would hold more than the heap.
 pub fn begin_heap_peak() {
     MOST.store(HELD.load(Ordering::Relaxed), Ordering::Relaxed);
+    return_large_pieces();
+}
+
+/// Freed pieces of a MiB and more return to the system from now on, in place of being kept by the heap of the thread
+/// that asked for them.
+pub fn return_large_pieces() {
     keep_pieces_below(1 << 20);
 }
 
@@ -200,20 +244,20 @@ fn keep_pieces_below(bytes: i32) {
     }
 }
 
-/// Gives the system's memory back that the heap has freed and kept: what is left is what is held, whatever was freed
-/// before, in whatever order threads worked. Freed pieces are kept from now on: each step of a run asks for the same.
+/// Returns memory that the heap has freed but kept to the system, so that the process holds only what is in use,
+/// whatever the order of threads. Freed pieces are kept from now on: each step of a run asks for the same.
 pub fn trim_heap() {
     // SAFETY: the call works on the allocator's own state, under its locks, and touches no piece in use.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     unsafe {
         libc::malloc_trim(0);
     }
-    // The most that the allocator takes, and comes to by itself.
+    // The largest value that the allocator accepts, and the one that it would adapt to by itself.
     keep_pieces_below(32 << 20);
 }
 
 impl Meter {
-    /// Counts bytes among those of all threads.
+    /// Adds bytes to the total of all threads.
     fn hold(&self, bytes: i64) {
         let bytes = self.uncounted.get().saturating_add(bytes);
         let is_step = !(-STEP..=STEP).contains(&bytes);
@@ -251,10 +295,28 @@ impl Meter {
     }
 }
 
-/// Counts a request for more memory, or for less.
-fn count(bytes: i64) {
+/// Address of about the end of this thread's stack.
+#[inline(never)]
+fn stack_address() -> usize {
+    let here = std::hint::black_box(0u8);
+    std::ptr::from_ref(&here).addr()
+}
+
+/// Counts a request for more memory, or for less, for a piece that has so many bytes then.
+fn count(bytes: i64, piece: i64) {
     METER.with(|meter| {
         let Some(verdict) = meter.verdict.get() else { return };
+        if stack_address() < meter.deepest.get() {
+            meter.stop(verdict, Beyond::Stack);
+        }
+        if piece > meter.piece.get() {
+            meter.stop(verdict, Beyond::Piece);
+        }
+        let left = meter.asked.get().saturating_sub(bytes.max(0));
+        meter.asked.set(left);
+        if left < 0 {
+            meter.stop(verdict, Beyond::Asked);
+        }
         let left = meter.bytes.get().saturating_sub(bytes);
         meter.bytes.set(left);
         if left < 0 {
@@ -270,7 +332,7 @@ fn count(bytes: i64) {
     });
 }
 
-/// Counts a piece of memory that was taken; nothing where there was none.
+/// Counts an allocation; a null pointer counts nothing.
 fn taken(pointer: *mut u8, bytes: i64) -> *mut u8 {
     if !pointer.is_null() {
         METER.with(|meter| meter.hold(piece(bytes)));
@@ -278,7 +340,7 @@ fn taken(pointer: *mut u8, bytes: i64) -> *mut u8 {
     pointer
 }
 
-/// Counts a piece of memory whose size changed. Up to a size it is copied, and there twice for a moment.
+/// Counts a reallocation. Up to a size it is a copy, and both pieces exist for a moment.
 fn resized(pointer: *mut u8, before: i64, after: i64) -> *mut u8 {
     if !pointer.is_null() {
         METER.with(|meter| match before < COPIED {
@@ -301,7 +363,7 @@ fn give_back(bytes: i64) {
     });
 }
 
-/// Bytes that a piece takes: a word beside it, in steps of two, and four at least.
+/// Bytes of a piece with its overhead: one more word, rounded up to two words, at least four.
 fn piece(bytes: i64) -> i64 {
     (bytes.saturating_add(8 + 15) & !15).max(32)
 }
@@ -316,20 +378,20 @@ fn size(bytes: usize) -> i64 {
 // SAFETY: every request is the system's own, with the arguments that came; counting neither allocates nor unwinds.
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(size(layout.size()));
+        count(size(layout.size()), size(layout.size()));
         // SAFETY: the caller's promise.
         taken(unsafe { System.alloc(layout) }, size(layout.size()))
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(size(layout.size()));
+        count(size(layout.size()), size(layout.size()));
         // SAFETY: the caller's promise.
         taken(unsafe { System.alloc_zeroed(layout) }, size(layout.size()))
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         let (before, after) = (size(layout.size()), size(bytes));
-        count(after.saturating_sub(before));
+        count(after.saturating_sub(before), after);
         // SAFETY: the caller's promise.
         resized(unsafe { System.realloc(pointer, layout, bytes) }, before, after)
     }
@@ -345,121 +407,4 @@ unsafe impl GlobalAlloc for Counted {
 static ALLOCATOR: Counted = Counted;
 
 #[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-
-    use super::*;
-
-    /// A quota with an allowance of its own.
-    fn quota(bytes: i64, share: i64, requests: u64) -> Quota {
-        Quota { bytes, share, allowance: Box::leak(Box::new(Allowance::new())), requests }
-    }
-
-    /// The answer of a thread of its own, or what it went beyond.
-    fn run(quota: Quota, work: fn() -> usize) -> Result<usize, Beyond> {
-        let verdict: &'static Verdict = Box::leak(Box::default());
-        let (sender, done) = mpsc::sync_channel(1);
-        thread::spawn(move || sender.send(metered(quota, verdict, work).0));
-        loop {
-            match (done.recv_timeout(Duration::from_millis(1)), verdict.get()) {
-                (Ok(answer), _) => return Ok(answer),
-                (_, Some(beyond)) => return Err(beyond),
-                _ => {}
-            }
-        }
-    }
-
-    fn take(bytes: usize) -> usize {
-        std::hint::black_box(vec![1u8; bytes]).len()
-    }
-
-    #[test]
-    fn work_is_stopped_where_it_asks_for_too_much() {
-        for share in [0, 1 << 18, 1 << 20] {
-            let quota = || quota(1 << 20, share, 1000);
-            // Memory that is given back may be taken again, 900 times.
-            assert_eq!(run(quota(), || (0..900).map(|_| take(1 << 19)).sum()), Ok(900 << 19));
-            assert_eq!(run(quota(), || take((1 << 20) + 1)), Err(Beyond::Bytes));
-            let several = || (0..4).map(|_| vec![0u8; 300 << 10]).collect::<Vec<_>>().len();
-            assert_eq!(run(quota(), several), Err(Beyond::Bytes));
-            assert_eq!(run(quota(), || (0..1001).map(|_| take(1)).sum()), Err(Beyond::Requests));
-            let grow = || {
-                let mut text = String::new();
-                (0..2 << 20).for_each(|_| text.push('a'));
-                text.len()
-            };
-            assert_eq!(run(quota(), grow), Err(Beyond::Bytes));
-            assert_eq!(run(quota(), || vec![0u8; 2 << 20].len()), Err(Beyond::Bytes));
-        }
-    }
-
-    #[test]
-    fn work_that_is_not_metered_takes_what_it_likes() {
-        let verdict: &'static Verdict = Box::leak(Box::default());
-        assert_eq!(metered(quota(1 << 10, 1 << 10, 10), verdict, || take(1)), (1, 1));
-        assert_eq!((0..100).map(|_| take(1 << 20)).sum::<usize>(), 100 << 20);
-        assert_eq!(verdict.get(), None);
-    }
-
-    /// Eight threads that each take ten times their share all come to an end, and never hold more together than their
-    /// shares and one allowance.
-    #[test]
-    fn what_is_beyond_a_share_is_taken_by_one_at_a_time() {
-        const SHARE: usize = 1 << 20;
-        const WHOLE: usize = 10 * SHARE;
-        static NOW: AtomicI64 = AtomicI64::new(0);
-        let quota = quota(2 * WHOLE as i64, SHARE as i64, 1000);
-        let work = || {
-            let small = vec![1u8; SHARE / 2];
-            let large = vec![1u8; WHOLE];
-            assert_eq!(NOW.fetch_add(1, Ordering::SeqCst), 0, "another thread has the allowance");
-            thread::sleep(Duration::from_millis(2));
-            NOW.fetch_sub(1, Ordering::SeqCst);
-            small.len() + large.len()
-        };
-        thread::scope(|scope| {
-            let verdict = || -> &'static Verdict { Box::leak(Box::default()) };
-            let run = || scope.spawn(move || (0..5).map(|_| metered(quota, verdict(), work).0).sum::<usize>());
-            let threads: Vec<_> = (0..8).map(|_| run()).collect();
-            threads.into_iter().for_each(|done| assert_eq!(done.join().unwrap(), 5 * (SHARE / 2 + WHOLE)));
-        });
-        assert!(!quota.allowance.is_lost());
-    }
-
-    /// Who waits for an allowance that is lost can see it, and takes nothing once given up.
-    #[test]
-    fn an_allowance_is_lost_with_the_work_that_has_it() {
-        let quota = quota(4 << 20, 1 << 20, 1000);
-        assert_eq!(run(quota, || take(5 << 20)), Err(Beyond::Bytes));
-        assert!(!quota.allowance.is_lost(), "it was stopped before it took the allowance");
-        assert_eq!(run(quota, || take(2 << 20) + vec![vec![1u8; 3 << 20]; 2].len()), Err(Beyond::Bytes));
-        assert!(quota.allowance.is_lost());
-        let verdict: &'static Verdict = Box::leak(Box::default());
-        let (sender, done) = mpsc::sync_channel(1);
-        thread::spawn(move || sender.send(metered(quota, verdict, || take(2 << 20)).0));
-        while !verdict.waits() {
-            thread::sleep(LOOK);
-        }
-        verdict.give_up(quota.allowance);
-        assert_eq!(done.recv_timeout(20 * LOOK), Err(mpsc::RecvTimeoutError::Timeout));
-        assert_eq!(run(quota, || take(1 << 19)), Ok(1 << 19), "a share is there for everyone");
-    }
-
-    /// The most that the heap had is known to a few steps, however it was taken.
-    #[test]
-    fn the_most_that_was_held_is_counted() {
-        let slack = 64 * STEP as u64;
-        let large = vec![1u8; 64 << 20];
-        let many: Vec<Vec<u8>> = (0..64 << 10).map(|_| vec![1; 1000]).collect();
-        // 1,000 bytes take 1,008 with the word beside them.
-        let held = (64 << 20) + (64 << 10) * 1008;
-        let most = heap_peak();
-        assert!((held..held + (8 << 20)).contains(&(most + slack / 2)), "{most} of {held}");
-        drop((large, many));
-        assert_eq!(heap_peak(), most, "giving back is not taking");
-        let mut grown: Vec<u8> = Vec::new();
-        (0..160).for_each(|_| grown.extend_from_slice(&[1; 1 << 20]));
-        let capacity = grown.capacity() as u64;
-        assert!(heap_peak() + slack >= capacity && heap_peak() <= capacity + (32 << 20) + slack, "{capacity}");
-    }
-}
+mod tests;

@@ -8,6 +8,8 @@ mod indent;
 mod limits;
 mod python;
 mod supervise;
+#[cfg(test)]
+mod tests;
 mod tojson;
 
 use std::fmt;
@@ -21,32 +23,34 @@ use minijinja::value::Rest;
 use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, State, Value};
 
 use super::habits::{Habits, OwnTokens};
-pub use allocations::{begin_heap_peak, heap_peak, trim_heap};
+use allocations::Used;
+pub use allocations::{begin_heap_peak, heap_peak, return_large_pieces, trim_heap};
 pub use builtin::Builtin;
 pub(super) use builtin::Vocabulary;
 pub(super) use python::python_float;
 use supervise::{Stopped, supervised, supervised_costed};
 
 /// One unit is about one instruction or 64 bytes of text. A conversation of 1,000 turns takes some 50,000; this much
-/// ends a template that loops for ever within a second or two. A fuzzer has less, as of memory: what is ended by it is
-/// not given up, and leaves nothing behind.
+/// ends a template that loops for ever within a second or two. A fuzzer has less of it, and less memory: work that is
+/// stopped in this way leaves nothing behind.
 const FUEL: u64 = if supervise::FUZZED { 100_000 } else { 5_000_000 };
 /// Nested calls cost stack; rows are rendered on worker threads with 2 MiB of it.
 const RECURSION_LIMIT: usize = 100;
-/// Filters that minijinja has and Jinja answers otherwise, and what is to be said of each.
+/// Filters of minijinja whose result differs from Jinja's, each with a note.
 const UNLIKE_JINJA: [(&str, &str); 2] = [
     ("attr", "asks for an attribute of a Python object, which a key is not in Jinja: write value['key']"),
     ("pprint", "breaks lines as Python's pprint does, which is not done here: use `tojson`"),
 ];
 const NAME: &str = "chat_template";
-/// Bytes of a template at most: nested expressions take stack by their length. The largest known has 20 kB.
+/// Maximum bytes of a template: nested expressions take stack in proportion to their length. The largest known has 20
+/// kB.
 pub(super) const MAX_SOURCE_BYTES: usize = 256 << 10;
-/// Bytes of a text that is tokenized, at most: a token and its label take eight bytes, and a text may have as many
+/// Maximum bytes of a text that is tokenized: a token and its label take eight bytes, and a text may have as many
 /// tokens as bytes.
 pub(super) const MAX_TEXT_BYTES: usize = 16 << 20;
-/// Characters of a template's own words that are told.
+/// Maximum characters of a template's own message that are printed.
 const TOLD: usize = 2000;
-/// Said of the conversations that come after the one that took too much.
+/// Error for conversations that come after the one that took too much.
 const GIVEN_UP: &str = "the chat template was given up at another conversation, which takes too much";
 /// The filter that stands for `{% generation %}` in the rendering with marks, and the template that uses it.
 const MARKED: &str = "generation_marks";
@@ -56,11 +60,11 @@ const MARKED: &str = "generation_marks";
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
     source: Arc<str>,
-    /// Why it is not rendered any more: once it took too much.
+    /// The reason why it is not rendered any more: it once took too much.
     given_up: Arc<OnceLock<String>>,
     variables: Vec<(String, Value)>,
     marked: bool,
-    /// How it opens and closes turns, found when it is asked for.
+    /// Texts that open and close turns, found at the first use.
     habits: OnceLock<Option<Habits>>,
 }
 
@@ -73,7 +77,7 @@ pub(super) struct Surroundings {
     pub variables: Vec<(String, Value)>,
 }
 
-/// Around what `{% generation %}` marks, in the rendering with marks: code points that are no characters.
+/// Marks around the text of `{% generation %}` blocks: code points that are no characters.
 const MARKS: [char; 2] = ['\u{FDD0}', '\u{FDD1}'];
 
 impl fmt::Debug for ChatTemplate {
@@ -86,7 +90,7 @@ impl fmt::Debug for ChatTemplate {
 #[derive(Debug)]
 struct Raised {
     message: String,
-    /// Instructions up to there
+    /// Instructions up to that call
     instructions: u64,
 }
 
@@ -98,8 +102,15 @@ impl fmt::Display for Raised {
 
 impl std::error::Error for Raised {}
 
+/// Work of a rendering.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cost {
+    instructions: u64,
+    memory: Used,
+}
+
 impl ChatTemplate {
-    /// Compiles a template. `variables` are the special tokens (`bos_token`, …); `now` is what `strftime_now` tells.
+    /// Compiles a template. `variables` are the special tokens (`bos_token`, …); `now` is the time of `strftime_now`.
     /// Errors: the template's syntax error with its line; a template that is too large.
     pub fn compile(source: &str, variables: Vec<(String, String)>, now: Zoned) -> Result<Self, String> {
         if source.len() > MAX_SOURCE_BYTES {
@@ -129,6 +140,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION_LIMIT);
         environment.add_filter("string", limits::string);
+        environment.add_filter("trim", limits::trim);
         environment.add_filter("tojson", tojson::tojson);
         environment.add_filter("indent", indent::indent);
         escapes::add(&mut environment, source);
@@ -147,13 +159,14 @@ impl ChatTemplate {
             let raised = Raised { message: message.clone(), instructions };
             Err(JinjaError::new(ErrorKind::InvalidOperation, message).with_source(raised))
         });
-        environment.add_function("strftime_now", move |format: String| -> Result<String, JinjaError> {
+        environment.add_function("strftime_now", move |state: &State, format: String| -> Result<String, JinjaError> {
+            state.consume_fuel(format.len() as u64)?;
             strtime::format(&format, &now)
                 .map_err(|error| JinjaError::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
         });
         environment.add_filter(MARKED, |text: String| format!("{}{text}{}", MARKS[0], MARKS[1]));
-        // The engine makes its table of small numbers at the first of them, which no other thread may be waiting for
-        // when one waits for memory.
+        // The engine builds its table of small numbers at the first use. That must happen here: a thread that waits for
+        // memory must not hold up others that wait for the table.
         let _ = environment.render_str("{% autoescape true %}{{ 1 }}{% endautoescape %}", ());
         // Jinja reads templates with Python's universal line ends, in string literals too.
         let lines = source.replace("\r\n", "\n").replace('\r', "\n");
@@ -176,12 +189,12 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// Why it renders nothing any more: a conversation took too much, and what it took cannot be had back.
+    /// The reason why it renders nothing any more: a conversation took too much memory, which cannot be freed.
     pub(super) fn given_up(&self) -> Option<&str> {
         self.given_up.get().map(String::as_str)
     }
 
-    /// Whether the rendered text depends on the day it is rendered on.
+    /// True if the rendered text depends on the day it is rendered on.
     pub fn uses_date(&self) -> bool {
         self.source.contains("strftime_now")
     }
@@ -192,7 +205,7 @@ impl ChatTemplate {
         self.render_in(&Surroundings::default(), messages, add_generation_prompt)
     }
 
-    /// Like [`render`](Self::render), with tools and further variables.
+    /// [`render`](Self::render) with tools and further variables.
     pub(super) fn render_in(
         &self,
         around: &Surroundings,
@@ -202,22 +215,34 @@ impl ChatTemplate {
         self.render_costed(around, messages, add_generation_prompt).0
     }
 
-    /// Like [`render_in`](Self::render_in), with what it cost: instructions and requests for memory, together.
+    /// [`render_in`](Self::render_in), which also returns its cost: instructions and requests for memory, added up.
     pub(super) fn render_costed(
         &self,
         around: &Surroundings,
         messages: &[Value],
         add_generation_prompt: bool,
     ) -> (Result<String, String>, u64) {
-        self.render_named(NAME, around, messages, add_generation_prompt)
+        let (text, cost) = self.render_named(NAME, around, messages, add_generation_prompt);
+        (text, cost.instructions.saturating_add(cost.memory.requests))
     }
 
-    /// How the template opens and closes turns. None: it does not take a question with its answer as they are.
+    /// Share that a rendering takes of the counted limit which it comes nearest to. All bytes that it asks for are held
+    /// against those of a single value, the smallest limit on memory. Errors: those of [`render`](Self::render).
+    pub fn share_of_limits(&self, messages: &[Value], add_generation_prompt: bool) -> Result<f64, String> {
+        let (text, cost) = self.render_named(NAME, &Surroundings::default(), messages, add_generation_prompt);
+        text?;
+        let instructions = cost.instructions as f64 / FUEL as f64;
+        let requests = cost.memory.requests as f64 / supervise::MAX_REQUESTS as f64;
+        Ok(instructions.max(requests).max(cost.memory.asked as f64 / supervise::MAX_PIECE as f64))
+    }
+
+    /// Texts with which the template opens and closes turns. None: it does not render a question and its answer
+    /// unchanged.
     pub(super) fn habits(&self, tokens: &OwnTokens) -> Option<&Habits> {
         self.habits.get_or_init(|| Habits::of(|turns, open| self.render(turns, open), tokens)).as_ref()
     }
 
-    /// Whether the template marks what the assistant says with `{% generation %}`.
+    /// True if the template marks the assistant's text with `{% generation %}`.
     pub(super) fn has_marks(&self) -> bool {
         self.marked
     }
@@ -255,9 +280,9 @@ impl ChatTemplate {
         around: &Surroundings,
         messages: &[Value],
         add_generation_prompt: bool,
-    ) -> (Result<String, String>, u64) {
+    ) -> (Result<String, String>, Cost) {
         if self.given_up.get().is_some() {
-            return (Err(GIVEN_UP.to_owned()), 0);
+            return (Err(GIVEN_UP.to_owned()), Cost::default());
         }
         let fixed = [
             ("messages".to_owned(), Value::from(messages)),
@@ -279,20 +304,20 @@ impl ChatTemplate {
             }
         });
         match rendered {
-            Ok(((text, instructions), requests)) => (text, instructions.saturating_add(requests)),
+            Ok(((text, instructions), memory)) => (text, Cost { instructions, memory }),
             Err(stopped) => {
                 let why = explain_stopped(stopped, "render one conversation");
                 // The work that was given up still goes on, or holds its memory.
-                if matches!(stopped, Stopped::Time | Stopped::Memory | Stopped::Requests) {
+                if !matches!(stopped, Stopped::Crowded | Stopped::Panic | Stopped::NoThread) {
                     let _ = self.given_up.set(why.clone());
                 }
-                (Err(why), FUEL)
+                (Err(why), Cost { instructions: FUEL, ..Cost::default() })
             }
         }
     }
 }
 
-/// Instructions before an error, about: a template that refuses a conversation knows them.
+/// Approximate instructions before an error; exact where the template itself refuses the conversation.
 fn cost_of(error: &JinjaError) -> u64 {
     match raised(error) {
         Some(raised) => raised.instructions,
@@ -301,7 +326,7 @@ fn cost_of(error: &JinjaError) -> u64 {
     }
 }
 
-/// Refuses text that is too long: it is handed on, beside those of other conversations at the same time.
+/// Refuses text that is too long: texts of several conversations exist at the same time.
 fn short_enough(text: String) -> Result<String, String> {
     match text.len() {
         bytes if bytes > MAX_TEXT_BYTES => Err(format!(
@@ -317,16 +342,30 @@ fn explain_stopped(stopped: Stopped, work: &str) -> String {
     match stopped {
         Stopped::Time => {
             format!(
-                "the chat template takes too much work: more than {} s of processor time to {work}",
+                "the chat template takes too long: after {} s of processor time to {work} it was stopped by the clock, \
+                 though it is within the limits that are counted",
                 supervise::MAX_SECONDS
             )
         }
         Stopped::Memory => {
             format!("the chat template takes too much memory: more than {} MiB to {work}", supervise::MAX_BYTES >> 20)
         }
+        Stopped::Piece => format!(
+            "the chat template takes too much memory: more than {} MiB for a single text or list, to {work}",
+            supervise::MAX_PIECE >> 20
+        ),
+        Stopped::Asked => format!(
+            "the chat template takes too much work: more than {} MiB of texts and lists, one after another, to {work}",
+            supervise::MAX_ASKED >> 20
+        ),
         Stopped::Requests => format!(
             "the chat template takes too much work: memory for more than {} million values to {work}",
             supervise::MAX_REQUESTS / 1_000_000
+        ),
+        Stopped::Stack => format!(
+            "the chat template takes too much memory: more than {} MiB of stack to {work}, for values that are nested too \
+             deeply or hold themselves",
+            supervise::MAX_STACK >> 20
         ),
         Stopped::Crowded => GIVEN_UP.to_owned(),
         Stopped::Panic => format!("the chat template is broken: its engine fails to {work}"),

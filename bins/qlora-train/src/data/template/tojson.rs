@@ -32,6 +32,7 @@ pub(super) fn tojson(state: &State, value: &Value, indent: Option<Value>, option
     };
     let mut writer = Writer { state, out: String::new(), indent, item, key, ensure_ascii, sort_keys };
     writer.value(value, 0)?;
+    limits::charge_text(state, &writer.out)?;
     Ok(Value::from(writer.out))
 }
 

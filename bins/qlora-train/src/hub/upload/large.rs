@@ -10,9 +10,9 @@ use super::local::LocalFile;
 use super::request::{LFS, Payload, Reply, Request, Sender};
 use crate::report::{count, status, thousands};
 
-/// An address to put a file at may be too old by the time that it is used: another one is asked for so often.
+/// Maximum number of requests for an address, which may have expired by the time it is used.
 const MOST_ADDRESSES: usize = 3;
-/// No store takes more.
+/// Maximum number of parts; no store accepts more.
 const MOST_PARTS: u64 = 10_000;
 
 #[derive(Deserialize)]
@@ -45,13 +45,13 @@ struct Actions {
 #[derive(Deserialize)]
 struct Action {
     href: String,
-    /// For a file in parts their size, and by their numbers where they are put
+    /// For a file in parts: the size of a part, and the address of each by its number
     #[serde(default)]
     header: Option<Map<String, Value>>,
 }
 
-/// Sends the bytes of a file, unless the hub has them. False: it has. `sent` is told of every byte, and of those that
-/// do not count any more.
+/// Sends the bytes of a file, unless the hub has them. False: it has them. `sent` gets every byte that is sent, and as
+/// negative numbers bytes that no longer count.
 pub(super) fn upload(
     sender: &Sender,
     revision: &str,
@@ -99,12 +99,14 @@ pub(super) fn upload(
             }
         }
     }
-    Err(sender.lost(format!("{}: no place that the hub gives takes it", file.name())))
+    Err(sender.lost(format!("{}: none of the addresses that the hub gives accepts it", file.name())))
 }
 
-/// Where a file is to be put. None: the hub has its bytes.
+/// Name of the request for the place of a file, in messages.
+const ASKING_PLACE: &str = "asking where a large file goes";
+
+/// Address to upload a file to. None: the hub has its bytes.
 fn place(sender: &Sender, revision: &str, file: &LocalFile) -> Result<Option<Actions>, Fault> {
-    let doing = "asking where a large file goes";
     let json = json!({
         "operation": "upload",
         "transfers": ["basic", "multipart"],
@@ -113,10 +115,14 @@ fn place(sender: &Sender, revision: &str, file: &LocalFile) -> Result<Option<Act
         "ref": {"name": revision},
     });
     let path = format!("{}.git/info/lfs/objects/batch", sender.name);
-    let batch: Batch = sender.post_json(&path, &json, doing)?;
+    chosen(sender, sender.post_json(&path, &json, ASKING_PLACE)?, file)
+}
+
+/// The hub's answer about one file. None: it has its bytes.
+fn chosen(sender: &Sender, batch: Batch, file: &LocalFile) -> Result<Option<Actions>, Fault> {
     let found = batch.objects.into_iter().find(|object| object.oid == file.sha256() && object.size == file.size());
     let Some(object) = found else {
-        return Err(sender.lost(format!("{doing}: the hub answers for another file than {}", file.name())));
+        return Err(sender.lost(format!("{ASKING_PLACE}: the hub answers for another file than {}", file.name())));
     };
     match object.error {
         Some(error) => {
@@ -127,7 +133,18 @@ fn place(sender: &Sender, revision: &str, file: &LocalFile) -> Result<Option<Act
     }
 }
 
-/// Size of the parts, and where each is put. None: the file is put as a whole. Errors: parts that do not make the file.
+/// Reads the hub's answer about the place of a file as [`upload`] does, and sends nothing. None: the file is not sent,
+/// or as a whole.
+pub(super) fn read_place(sender: &Sender, answer: &Reply, file: &LocalFile) -> Result<Option<Begun>, Fault> {
+    let actions = chosen(sender, sender.read(answer, ASKING_PLACE)?, file)?;
+    let Some(action) = actions.and_then(|actions| actions.upload) else { return Ok(None) };
+    sender.given_address(&action.href)?;
+    let parts = parts(action.header.as_ref(), file.size()).map_err(|why| sender.lost(why))?;
+    Ok(parts.map(|parts| begun(sender, &action, parts, file)))
+}
+
+/// Size of the parts, and the address of each. None: the file is uploaded as a whole. Errors: parts that do not make
+/// the file.
 fn parts(header: Option<&Map<String, Value>>, size: u64) -> Result<Option<(u64, Vec<String>)>, String> {
     let Some(header) = header else { return Ok(None) };
     let Some(part) = header.get("chunk_size") else { return Ok(None) };
@@ -147,7 +164,7 @@ fn parts(header: Option<&Map<String, Value>>, size: u64) -> Result<Option<(u64, 
     Ok(Some((part, numbered.into_iter().map(|(_, href)| href).collect())))
 }
 
-/// Puts a file where it goes.
+/// Uploads a file as a whole.
 fn put_whole(sender: &Sender, action: &Action, file: &LocalFile, sent: &mut dyn FnMut(i64)) -> Result<Reply, Fault> {
     put(sender, &action.href, file, (0, file.size()), sent)
 }
@@ -160,7 +177,7 @@ fn put(
     sent: &mut dyn FnMut(i64),
 ) -> Result<Reply, Fault> {
     let address = sender.given_address(href)?;
-    // The address is signed; who may put something there needs no token.
+    // The address is signed, so that the upload needs no token.
     let request =
         Request { address: &address, content_type: None, as_user: false, payload: Payload::Part(file, from, to) };
     sender.send(&request, sent)
@@ -180,9 +197,8 @@ fn begun(sender: &Sender, action: &Action, (part, places): (u64, Vec<String>), f
     }
 }
 
-/// Puts each part where it goes, behind those that were taken before, and says that all are there. A part whose
-/// connection breaks is sent again alone. Returns the answer to the last request, which is that of the first that was
-/// not taken.
+/// Uploads each part after those that were accepted before, and reports that all are there. A part whose connection
+/// breaks is sent again alone. Returns the answer to the last request, or to the first that was not accepted.
 fn put_parts(
     sender: &Sender,
     kept: &mut Kept,
@@ -226,7 +242,7 @@ fn put_parts(
     Ok(reply)
 }
 
-/// Asks the hub whether it has what was sent, where it wants to be asked.
+/// Asks the hub whether it has the sent bytes, if it offers that.
 fn verify(sender: &Sender, action: Option<&Action>, file: &LocalFile) -> Result<(), Fault> {
     let Some(action) = action else { return Ok(()) };
     let address = sender.given_address(&action.href)?;

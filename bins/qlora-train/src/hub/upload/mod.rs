@@ -1,9 +1,11 @@
 //! A commit of files to a model of the hub, as Hugging Face's own client makes it.
 //!
-//! The hub is asked what it has, and which files it keeps apart from git; those are sent first, the rest goes with the
-//! commit. What it has by its hash is not sent, nor parts of a large file that its store has taken, so that a push that
-//! was broken goes on when it is run again. Until the commit nobody sees anything of it, and the commit has all of it.
+//! The hub is asked which files it has, and which it keeps apart from git; those are sent first, the rest goes with the
+//! commit. Files that the hub has by their hash are not sent, nor are parts of a large file that its store has
+//! accepted, so that an interrupted push resumes when it is run again. Nothing is visible before the commit, and the
+//! commit has everything.
 
+pub(super) mod fuzzing;
 mod kept;
 mod large;
 mod local;
@@ -30,31 +32,31 @@ use request::{Payload, Reply, Request, Sender};
 
 pub use local::LocalFile;
 
-/// How long nothing may move: the hub thinks about a commit for a while.
+/// Time without any progress that is accepted: the hub needs a while for a commit.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Larger files stand in no commit.
+/// Largest file in a commit itself.
 const MOST_IN_COMMIT: u64 = 32 << 20;
 const UNKNOWN: &str =
     "whether it was committed is not known: run the command again, what the hub has by then is not sent again";
 const NOTHING: &str = "nothing was committed: run the command again, what the hub has by then is not sent again";
-/// Progress is counted in these.
+/// Unit of progress.
 const MB: u64 = 1_000_000;
 
-/// What is to be done with files.
+/// An upload: the files and their destination.
 pub struct Upload<'a> {
     /// `org/name`
     pub repository: &'a str,
     /// The branch that is committed to
     pub revision: &'a str,
     pub message: &'a str,
-    /// Make repository and branch where they are not there.
+    /// Create repository and branch if they do not exist.
     pub create: bool,
-    /// Only to a repository that not everybody may read
+    /// Upload only to a private repository
     pub private: bool,
     pub files: &'a [LocalFile],
 }
 
-/// What became of a file.
+/// Outcome for a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileState {
     /// The repository has it, under this name and with these bytes.
@@ -80,13 +82,13 @@ pub struct Pushed {
     pub commit: String,
     /// The page of the repository
     pub page: String,
-    /// Whether the repository was made
+    /// The repository was created
     pub created: bool,
     /// In the order of the files
     pub sent: Vec<FileState>,
 }
 
-/// What the hub knows of a repository.
+/// The hub's answer about a repository.
 enum Found {
     Here {
         listing: Listing,
@@ -95,15 +97,15 @@ enum Found {
     },
     /// It has no such branch.
     NoBranch,
-    /// There is none of the name, or none that may be seen. With the hub's answer
+    /// There is no such repository, or it may not be seen. With the hub's answer
     Nothing(Reply),
 }
 
 /// Commits files to a model of the hub.
 ///
-/// Refused: without a token, or with one that may not write there; no such repository, if none is to be made; one that
-/// everybody may read, where that is not wanted. Failed: the hub cannot be reached, or answers something else; nothing
-/// was committed then, unless it is said that this is not known.
+/// Refused: without a token, or with one that may not write there; no such repository, if none is to be created; a
+/// public repository, if a private one was requested. Failed: the hub cannot be reached, or gives another answer;
+/// nothing was committed then, unless the message says that this is not known.
 pub fn push(environment: &Environment, upload: &Upload) -> Result<Pushed> {
     let name = upload.repository;
     if let Some(variable) = environment.offline {
@@ -120,10 +122,63 @@ pub fn push(environment: &Environment, upload: &Upload) -> Result<Pushed> {
     let subject = Subject { kind: Kind::Model, name: name.to_owned(), revision: upload.revision.to_owned() };
     let sender = Sender { client: &client, name, uploads: environment.uploads.as_deref() };
     Job { upload, subject, sender }.run().map_err(|fault| match fault {
-        // The commit itself has words of its own for it.
+        // The commit itself reports this in its own words.
         Fault::Broken(why) => Error::Failed(format!("{name}: {why}; {NOTHING}")),
         Fault::Final(error) => error,
     })
+}
+
+/// Name of the request for the modes of files, in messages.
+const ASKING_MODES: &str = "asking how files are sent";
+
+/// The hub's answer about the modes of files.
+#[derive(Deserialize)]
+struct Modes {
+    files: Vec<Asked>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Asked {
+    path: String,
+    upload_mode: Mode,
+    #[serde(default)]
+    should_ignore: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    Lfs,
+    Regular,
+}
+
+impl Modes {
+    /// For each of the files, whether the hub keeps it apart from git. Failed: it says nothing of one, or would not
+    /// have it.
+    fn of(&self, sender: &Sender, files: &[&LocalFile]) -> Result<Vec<bool>, Fault> {
+        let modes: BTreeMap<&str, &Asked> = self.files.iter().map(|asked| (asked.path.as_str(), asked)).collect();
+        let kind = |file: &&LocalFile| {
+            let name = file.name();
+            let Some(asked) = modes.get(name) else {
+                return Err(sender.lost(format!("{ASKING_MODES}: the hub says nothing of {name}")));
+            };
+            if asked.should_ignore {
+                let why = "the repository's .gitignore leaves it out: remove that line there, without it the upload \
+                           would not be whole";
+                return Err(sender.lost(format!("{name}: {why}")));
+            }
+            // An empty file has nothing to store.
+            let large = asked.upload_mode == Mode::Lfs && file.size() > 0;
+            if !large && file.size() > MOST_IN_COMMIT {
+                let size = format_bytes(file.size());
+                let why = format!("{name}: the hub wants {size} in the commit itself, which is too much");
+                return Err(sender.lost(why));
+            }
+            Ok(large)
+        };
+        files.iter().map(kind).collect()
+    }
 }
 
 struct Job<'a> {
@@ -170,7 +225,7 @@ impl Job<'_> {
             found = self.look()?;
         }
         match found {
-            // Whoever asks for privacy is not told too late.
+            // A public repository is refused before anything is sent.
             Found::Here { private: said, .. } if private && said != Some(true) => {
                 let made = if created { "was made, but " } else { "" };
                 let refused = format!(
@@ -246,27 +301,8 @@ impl Job<'_> {
         }
     }
 
-    /// Which of the files the hub keeps apart from git.
+    /// For each of the files, whether the hub keeps it apart from git.
     fn kinds(&self, changed: &[usize]) -> Result<Vec<bool>, Fault> {
-        #[derive(Deserialize)]
-        struct Answer {
-            files: Vec<Asked>,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Asked {
-            path: String,
-            upload_mode: Mode,
-            #[serde(default)]
-            should_ignore: bool,
-        }
-        #[derive(Clone, Copy, PartialEq, Deserialize)]
-        #[serde(rename_all = "lowercase")]
-        enum Mode {
-            Lfs,
-            Regular,
-        }
-        let doing = "asking how files are sent";
         let files: Vec<&LocalFile> = changed.iter().map(|&at| &self.upload.files[at]).collect();
         let mut asked = Vec::new();
         for file in &files {
@@ -275,28 +311,8 @@ impl Job<'_> {
         }
         let revision = escaped(&self.subject.revision, "");
         let path = format!("api/models/{}/preupload/{revision}", self.subject.name);
-        let answer: Answer = self.sender.post_json(&path, &json!({"files": asked}), doing)?;
-        let modes: BTreeMap<&str, &Asked> = answer.files.iter().map(|asked| (asked.path.as_str(), asked)).collect();
-        let kind = |file: &&LocalFile| {
-            let name = file.name();
-            let Some(asked) = modes.get(name) else {
-                return Err(self.sender.lost(format!("{doing}: the hub says nothing of {name}")));
-            };
-            if asked.should_ignore {
-                let why = "the repository's .gitignore leaves it out: remove that line there, without it the upload \
-                           would not be whole";
-                return Err(self.sender.lost(format!("{name}: {why}")));
-            }
-            // Nothing can be stored of an empty file.
-            let large = asked.upload_mode == Mode::Lfs && file.size() > 0;
-            if !large && file.size() > MOST_IN_COMMIT {
-                let size = format_bytes(file.size());
-                let why = format!("{name}: the hub wants {size} in the commit itself, which is too much");
-                return Err(self.sender.lost(why));
-            }
-            Ok(large)
-        };
-        files.iter().map(kind).collect()
+        let modes: Modes = self.sender.post_json(&path, &json!({"files": asked}), ASKING_MODES)?;
+        modes.of(&self.sender, &files)
     }
 
     fn send_large(&self, changed: &[usize], is_large: &[bool], sent: &mut [FileState]) -> Result<(), Fault> {
@@ -351,7 +367,7 @@ impl Job<'_> {
             if let Some(commit) = named {
                 return Ok(commit);
             }
-            // Whatever the hub says or does not say, it may have done it.
+            // The hub may have made the commit, whatever it answered.
             let is_unknown = match &answered {
                 Ok(reply) => reply.is_done() || (is_busy(reply.status) && reply.status != 429),
                 Err(fault) => matches!(fault, Fault::Broken(_)),
@@ -375,12 +391,12 @@ impl Job<'_> {
                     status!("{}: somebody else commits to it; trying again", self.sender.name);
                     std::thread::sleep(pause(tries));
                 }
-                // It may still be at it.
+                // The hub may still be working on it.
                 Ok(reply) if is_unknown => {
                     let answers = self.sender.answers(&reply, doing);
                     return Err(Fault::Final(Error::Failed(format!("{answers}; {UNKNOWN}"))));
                 }
-                // The work was begun.
+                // The work had begun.
                 Ok(reply) => return Err(self.sender.lost_for(&reply, doing)),
                 Err(Fault::Broken(why)) if tries < TRIES => {
                     status!("{}: {why}; trying again", self.sender.name);
@@ -402,7 +418,7 @@ impl Job<'_> {
         changed.iter().all(|&at| has(&self.upload.files[at]) == Some(true)).then_some(listing.commit)
     }
 
-    /// The commit in lines of JSON: what it says, then each file, whole or by its hash.
+    /// The commit in lines of JSON: its message, then each file, whole or by its hash.
     fn commit_lines(&self, changed: &[usize], is_large: &[bool]) -> Result<String, Fault> {
         let said = json!({"summary": self.upload.message, "description": ""});
         let mut lines = json!({"key": "header", "value": said}).to_string() + "\n";

@@ -1,5 +1,5 @@
-//! Requests of an upload: the token for the hub alone, a hub that is busy asked again, answers that are bounded and say
-//! what to do.
+//! Requests of an upload: the token goes to the hub alone, a busy hub is asked again, answers are bounded, and errors
+//! say what to do.
 
 use std::io::Read;
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::report::status;
 
 /// JSON of Git LFS
 pub(super) const LFS: &str = "application/vnd.git-lfs+json";
-/// Far above any answer to an upload.
+/// Limit far above any answer to an upload.
 const MAX_ANSWER_BYTES: u64 = 4 << 20;
 
 #[derive(Clone, Copy)]
@@ -31,9 +31,9 @@ pub(super) enum Payload<'a> {
 /// A request with something in it.
 pub(super) struct Request<'a> {
     pub address: &'a Address,
-    /// None: a file, which is put where the address says.
+    /// None: a file, which is uploaded with PUT.
     pub content_type: Option<&'a str>,
-    /// Whether the hub is told who asks
+    /// The request carries the token
     pub as_user: bool,
     pub payload: Payload<'a>,
 }
@@ -56,7 +56,7 @@ pub(super) struct Sender<'a> {
     pub client: &'a Client,
     /// `org/name`
     pub name: &'a str,
-    /// Folder of what is kept of uploads in parts
+    /// Folder for records of uploads in parts
     pub uploads: Option<&'a Path>,
 }
 
@@ -79,8 +79,8 @@ impl Sender<'_> {
         self.send(&request, &mut |_| ())
     }
 
-    /// Sends until it is answered by a hub that is not busy, over as many connections as it takes. `sent` is told of
-    /// every byte of a file, also of those that are sent again.
+    /// Sends until a hub that is not busy answers, over as many connections as it takes. `sent` gets every byte of a
+    /// file, also those that are sent again.
     pub fn send(&self, request: &Request, sent: &mut dyn FnMut(i64)) -> Result<Reply, Fault> {
         let mut tries = 1;
         loop {
@@ -112,7 +112,7 @@ impl Sender<'_> {
         let mut at = request.address.clone();
         for _ in 0..=MAX_REDIRECTS {
             let mut builder = match request.content_type {
-                // What is asked in the words of Git LFS is answered in them.
+                // A request in the format of Git LFS is answered in the same format.
                 Some(LFS) => client.agent.post(at.as_str()).header("content-type", LFS).header("accept", LFS),
                 Some(content_type) => client.agent.post(at.as_str()).header("content-type", content_type),
                 None => client.agent.put(at.as_str()),
@@ -151,19 +151,19 @@ impl Sender<'_> {
         Fault::Final(Error::Failed(format!("{}: {why}", self.name)))
     }
 
-    /// Like [`refusal`](Self::refusal), where work was done before.
+    /// [`refusal`](Self::refusal) as a failure, for requests after work was done.
     pub fn lost_for(&self, reply: &Reply, doing: &str) -> Fault {
         Fault::Final(Error::Failed(self.refusal(reply, doing).to_string()))
     }
 
-    /// What an answer says. Failed: it is none.
+    /// The content of an answer. Failed: it cannot be read.
     pub fn read<T: DeserializeOwned>(&self, reply: &Reply, doing: &str) -> Result<T, Fault> {
         let host = self.client.endpoint.host();
         serde_json::from_slice(&reply.text)
-            .map_err(|_| self.lost(format!("{doing}: the hub ({host}) answers what is no answer to that")))
+            .map_err(|_| self.lost(format!("{doing}: the hub ({host}) gives an unexpected answer")))
     }
 
-    /// An address that the hub gives. Failed: it is none, or one without encryption where the hub's has it.
+    /// An address that the hub gives. Failed: it is no address, or one without encryption although the hub's has it.
     pub fn given_address(&self, href: &str) -> Result<Address, Fault> {
         let hub = &self.client.endpoint;
         // A mirror passes on what the hub says.
@@ -174,11 +174,11 @@ impl Sender<'_> {
                 Err(self.lost(format!("{} gives an address of {} without encryption", hub.host(), address.host())))
             }
             Some(address) => Ok(address),
-            None => Err(self.lost(format!("{} gives what is no address of the web", hub.host()))),
+            None => Err(self.lost(format!("{} gives something that is no web address", hub.host()))),
         }
     }
 
-    /// What the hub says about an answer.
+    /// The hub's own message in an answer.
     fn said(&self, reply: &Reply) -> String {
         let json: Option<Value> = serde_json::from_slice(&reply.text).ok();
         let of = |key: &str| json.as_ref()?.get(key)?.as_str().map(str::to_owned);
@@ -186,20 +186,20 @@ impl Sender<'_> {
         self.told(said.unwrap_or_default().trim())
     }
 
-    /// Words of a hub, as far as they are told, without the token, which they may repeat.
+    /// A message from the hub, shortened, without the token, which it may repeat.
     pub fn told(&self, said: &str) -> String {
         let said = self.client.token.as_ref().map_or_else(|| said.to_owned(), |token| token.taken_out_of(said));
         said.chars().take(MAX_SAID).collect()
     }
 
-    /// An answer, with what the hub says about it.
+    /// An answer in words, with the hub's own message.
     pub fn answers(&self, reply: &Reply, doing: &str) -> String {
         let (hub, said) = (self.client.endpoint.host(), self.said(reply));
         let gap = if said.is_empty() { "" } else { ": " };
         format!("{}: {doing}: the hub ({hub}) answers {}{gap}{said}", self.name, reply.status)
     }
 
-    /// The meaning of an answer that is no good one, and what to do.
+    /// The error for an answer other than success, with advice.
     pub fn refusal(&self, reply: &Reply, doing: &str) -> Error {
         let (name, hub, status) = (self.name, &self.client.endpoint, reply.status);
         let answers = self.answers(reply, doing);

@@ -1,0 +1,6 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(
+    init: trainer_lab::fuzz_targets::begin(),
+    |data: &[u8]| trainer_lab::fuzz_targets::hub_upload(data)
+);
