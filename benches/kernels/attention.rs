@@ -2,7 +2,7 @@
 //! is timed, some rows of the output and of the queries' gradient, with scores so far apart that few keys decide a row,
 //! wherever they are.
 
-use crate::gpu::{Bench, Result, shown, text};
+use crate::bench::{Bench, Result, shown, text};
 use half::bf16;
 use lab::attention::AttentionOperation;
 use lab::operation::Operation;

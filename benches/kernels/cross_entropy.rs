@@ -2,7 +2,7 @@
 //! the memory that it takes beside its operands. Two tokens are checked at the length that is timed: each has a
 //! vocabulary of logits.
 
-use crate::gpu::{Bench, Result, shown, text};
+use crate::bench::{Bench, Result, shown, text};
 use lab::cross_entropy::{Loss, Targets, Values};
 use lab::operation::Operation;
 use qlora_kernels::ops::cross_entropy::CHUNK;

@@ -1,7 +1,7 @@
 //! The linear layers of a Llama 70B, each group as one call, forward and dX, against dequantize + cuBLASLt, plain
 //! cuBLASLt, and the same kernel on bf16 weights.
 
-use crate::gpu::{Bench, Result, shown, text};
+use crate::bench::{Bench, Result, shown, text};
 use half::bf16;
 use lab::dispatched::Dispatched;
 use lab::dispatched_dx::DispatchedDx;
@@ -134,7 +134,7 @@ impl Pass for Dx {
             group.n.iter().zip(&inputs.dy).for_each(|(&n, of)| dy.extend_from_slice(&of[token * n..][..n]));
         }
         let parts = vec![merged(&inputs.parts, group.k)];
-        dx::Host { dx: inputs.dx.clone(), index: Vec::new(), parts, dy: vec![dy] }
+        dx::Host { dx: inputs.dx.clone(), index: Vec::new(), parts, dy: vec![dy], step_on_device: None }
     }
 }
 

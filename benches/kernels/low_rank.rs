@@ -1,7 +1,7 @@
 //! The low-rank path's own kernels on the linear layers of a Llama 70B: S, T, and the gradients of A and B. Nobody
 //! fuses them, so that they are judged against the copy bandwidth.
 
-use crate::gpu::{Bench, Result, text};
+use crate::bench::{Bench, Result, text};
 use lab::low_rank::{Buffers, LowRank, LowRankPart};
 use lab::operation::Operation;
 use qlora_kernels::Result as CudaResult;
@@ -93,8 +93,8 @@ fn measure(bench: &mut Bench<'_>, timed: &LowRank, (group, m, note): (&str, usiz
 
 fn gradients_workspace(low_rank: &LowRank, buffers: &mut Buffers) -> CudaResult<usize> {
     low_rank.with(buffers, |backward, segments, input, _, gradients, (s, t)| {
-        let backward = Backward { t: Some(t.view()), ..*backward };
-        let inputs = ForwardInputs { x: input.x, ldx: input.ldx, s: s.view() };
+        let backward = Backward { t: Some(t.view().into()), ..*backward };
+        let inputs = ForwardInputs { x: input.x, ldx: input.ldx, s: s.view().into() };
         workspace_bytes(&backward, segments, &inputs, gradients)
     })
 }
@@ -110,8 +110,8 @@ fn launch(
         Kind::S => lora_down(input, forward, s.view_mut(), stream),
         Kind::T => lora_dy_b(backward, segments, t.view_mut(), stream),
         Kind::Gradients => {
-            let backward = Backward { t: Some(t.view()), ..*backward };
-            let inputs = ForwardInputs { x: input.x, ldx: input.ldx, s: s.view() };
+            let backward = Backward { t: Some(t.view().into()), ..*backward };
+            let inputs = ForwardInputs { x: input.x, ldx: input.ldx, s: s.view().into() };
             lora_gradients(&backward, segments, &inputs, gradients, workspace.view_mut(), stream)
         }
     })

@@ -6,6 +6,8 @@
 // `unsafe` is denied by the workspace, and needed by the timer alone; the calls are the crate's safe ones.
 #[cfg(kernels = "cuda")]
 mod attention;
+#[cfg(kernels = "cuda")]
+mod bench;
 #[cfg(not(kernels = "cuda"))]
 mod cpu;
 #[cfg(kernels = "cuda")]
@@ -18,12 +20,14 @@ mod groups;
 mod low_rank;
 #[cfg(kernels = "cuda")]
 mod optimizer;
+mod options;
 #[cfg(kernels = "cuda")]
 mod record;
 #[cfg(kernels = "cuda")]
 mod timer;
 
 use criterion::Criterion;
+use options::Options;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -34,15 +38,6 @@ const USAGE: &str = "usage: kernels --bench [--quick] [--record DIR] [FILTER]
   --facts       says which GPU there is; exit status 3: none
   FILTER        only what has this in its name, for example gate-up, \"M 512\", dequantize";
 
-#[derive(Default)]
-struct Options {
-    bench: bool,
-    facts: bool,
-    quick: bool,
-    record: Option<String>,
-    filter: Option<String>,
-}
-
 fn options() -> Result<Options, String> {
     let mut options = Options::default();
     let mut arguments = std::env::args().skip(1);
@@ -52,7 +47,7 @@ fn options() -> Result<Options, String> {
             "--facts" => options.facts = true,
             "--quick" => options.quick = true,
             "--record" => options.record = Some(arguments.next().ok_or("--record needs a directory")?),
-            // What test runners ask of every target.
+            // Arguments that test runners give to every target.
             "--test" | "--list" | "--ignored" | "--nocapture" | "--format" | "terse" => {}
             other if other.starts_with('-') => return Err(format!("unknown argument {other}\n{USAGE}")),
             other => options.filter = Some(other.to_owned()),
@@ -95,7 +90,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the first GPU is; a status of its own where there is none.
+/// Prints facts of the first GPU; status 3 where there is none.
 fn facts() -> ExitCode {
     #[cfg(kernels = "cuda")]
     let facts = gpu::facts();

@@ -4,10 +4,10 @@
 use crate::cards::{Card, card};
 use crate::launches::{Kernels, Launch, predict};
 use crate::operations::{Operation, adamw, dequantize};
-use crate::steps::{PlannedStep, Products, step};
+use crate::steps::{PlannedStep, Products, memory_of, step};
 use anyhow::{Context, Result};
 
-/// Which way a figure is good.
+/// The bound that a figure has to keep, from below or from above.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bound {
     AtLeast(f64),
@@ -22,7 +22,7 @@ impl Bound {
         }
     }
 
-    /// Whether `value` is worse than `before` by more than [`MARGIN`].
+    /// True if `value` is worse than `before` by more than [`MARGIN`].
     fn is_worse(self, value: f64, before: f64) -> bool {
         match self {
             Self::AtLeast(_) => value < before * (1.0 - MARGIN),
@@ -31,7 +31,7 @@ impl Bound {
     }
 }
 
-/// What a known miss may be worse than its listed figure: two builds of one source differ by less.
+/// Share by which a known miss may be worse than its listed figure: two builds of one source differ by less.
 const MARGIN: f64 = 0.03;
 
 /// A figure that a goal is about.
@@ -98,7 +98,10 @@ pub fn judged(kernels: &Kernels, steps: &[PlannedStep]) -> Result<Vec<Judged>> {
             let launch = launches.first().context("an operation without a launch")?;
             Ok((predict(kernels, launch, card)?.seconds, launch.bytes))
         };
-        let few = |tokens| Operation { name: "linear".into(), tokens, k: 8192, segments: vec![[28672, 0]], ..NOTHING };
+        let few = |tokens| {
+            let segments = vec![[28672, 0]];
+            Operation { name: "linear".into(), count: 1, tokens, k: 8192, segments, ..Operation::default() }
+        };
         let (one, bytes) = seconds(few(1))?;
         let (sixteen, _) = seconds(few(16))?;
         add(FEW_TOKENS, bytes / one / card.copy_bandwidth(), Bound::AtLeast(0.65));
@@ -111,7 +114,7 @@ pub fn judged(kernels: &Kernels, steps: &[PlannedStep]) -> Result<Vec<Judged>> {
     }
     for (goal, shape, name, least) in STEPS {
         let card = known(name)?;
-        let memory = crate::page::memory_of(card);
+        let memory = memory_of(card);
         let planned = steps.iter().find(|step| step.shape == *shape && step.tokens == 2048 && step.memory == memory);
         let planned = planned.with_context(|| format!("no step of {shape} is planned for {memory}"))?;
         let predicted = step(kernels, planned, card, Products::Fused)?;
@@ -124,19 +127,6 @@ pub fn judged(kernels: &Kernels, steps: &[PlannedStep]) -> Result<Vec<Judged>> {
 fn known(name: &str) -> Result<&'static Card> {
     card(name).with_context(|| format!("no card {name}"))
 }
-
-const NOTHING: Operation = Operation {
-    name: String::new(),
-    count: 1,
-    tokens: 0,
-    k: 0,
-    segments: Vec::new(),
-    heads: [0; 3],
-    window: 0,
-    vocab: 0,
-    values: 0,
-    units: 0.0,
-};
 
 const FEW_TOKENS: &str = "forward, M = 1, 28672×8192: share of the copy bandwidth";
 const SIXTEEN_TOKENS: &str = "forward, M = 16: time over that of M = 1";
@@ -151,7 +141,7 @@ enum Product {
     AttentionBackward,
 }
 
-/// Least share of the tensor cores; at most so many instructions beside each HMMA; least share of busy multiprocessors
+/// Least share of the tensor cores; most instructions beside each HMMA; least share of busy multiprocessors
 /// at 2,048 tokens.
 type TensorGoal = (Product, f64, Option<f64>, Option<f64>);
 
@@ -167,14 +157,9 @@ type Names = [&'static str; 3];
 impl Product {
     /// At the shapes of a 70B.
     fn of_70b(&self, tokens: usize) -> Operation {
-        let linear = |name: &str| Operation {
-            name: name.into(),
-            tokens,
-            k: 8192,
-            segments: vec![[28672, 16], [28672, 16]],
-            ..NOTHING
-        };
-        let attention = |name: &str| Operation { name: name.into(), tokens, heads: [64, 8, 128], ..NOTHING };
+        let of = |name: &str| Operation { name: name.into(), count: 1, tokens, ..Operation::default() };
+        let linear = |name| Operation { k: 8192, segments: vec![[28672, 16], [28672, 16]], ..of(name) };
+        let attention = |name| Operation { heads: [64, 8, 128], ..of(name) };
         match self {
             Self::Forward => linear("linear"),
             Self::Dx => linear("linear, backward"),
@@ -214,7 +199,7 @@ const STEPS: &[(&str, &str, &str, f64)] = &[
     (STEP_70B, "llama-3-70b", "H100", 1300.0),
 ];
 
-/// What is wrong, one line each.
+/// Faults, one line each.
 pub fn findings(judged: &[Judged], misses: &[Miss]) -> Vec<String> {
     let mut findings = Vec::new();
     for Judged { goal, card, value, bound } in judged {

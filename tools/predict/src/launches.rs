@@ -38,20 +38,20 @@ impl Kernel {
         }
     }
 
-    /// The way of a warp of a block of so many threads.
+    /// Instructions of one warp, in order, for a block of this many threads.
     pub fn walk(&self, threads: u32, main: MainLoop) -> Rc<Walk> {
         let mut walks = self.walks.borrow_mut();
         Rc::clone(walks.entry((threads, main)).or_insert_with(|| Rc::new(walk(&self.source, threads, main))))
     }
 }
 
-/// All kernels of all architectures, and what has been simulated of them.
+/// All kernels of all architectures, and their simulations so far.
 pub struct Kernels {
     all: Vec<Kernel>,
     simulated: RefCell<HashMap<Setting, Rc<Simulated>>>,
 }
 
-/// What a simulation depends on: kernel, card, threads, blocks at once, memory.
+/// The inputs of a simulation: kernel, card, threads, blocks at once, memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Setting {
     kernel: String,
@@ -66,7 +66,7 @@ struct Setting {
 struct Simulated {
     /// One round of its main loop, where it has one
     round: Option<Round>,
-    /// Cycles of everything once
+    /// Cycles of a whole block with one round
     frame: f64,
 }
 
@@ -108,8 +108,8 @@ impl Kernels {
         made
     }
 
-    /// The kernel whose name begins so, on a card. Of several (a plain one and one for adapters), the one that takes
-    /// the fewest instructions is that of a plain run.
+    /// The kernel on a card whose name begins with `begins`. Of several (a plain one and one for adapters), the one
+    /// that takes the fewest instructions is that of a plain run.
     pub fn find(&self, begins: &str, card: &Card) -> Result<&Kernel> {
         let of_name = |kernel: &&Kernel| kernel.code == card.architecture.code && is_named(&kernel.name, begins);
         let found = self.all.iter().filter(of_name).min_by_key(|kernel| kernel.source.instructions.len());
@@ -117,7 +117,7 @@ impl Kernels {
     }
 }
 
-/// Whether a kernel's name begins like a pattern, in which `*` is one argument of a template.
+/// True if a kernel's name begins with a pattern, in which `*` is one argument of a template.
 fn is_named(name: &str, pattern: &str) -> bool {
     let mut rest = name;
     for (index, part) in pattern.split('*').enumerate() {
@@ -140,15 +140,15 @@ pub struct Launch {
     pub threads: u32,
     pub shared: Shared,
     pub work: Work,
-    /// FLOPs that it is there for
+    /// Useful FLOPs, as the trainer counts them
     pub flops: f64,
     /// Bytes that have to come from and go to DRAM
     pub bytes: f64,
-    /// Share of what its loop loads that the L2 does not hold
+    /// Share of its loop's loads that the L2 does not hold
     pub from_dram: f64,
-    /// Share of the loads in its code that there are at this shape
+    /// Share of the loads in its code that it makes at this shape
     pub loads: f64,
-    /// Whether its loop waits for what comes from DRAM, however little of its loads that is
+    /// Its loop waits for DRAM, however small the share of its loads that come from there
     pub waits_for_dram: bool,
 }
 
@@ -181,9 +181,9 @@ impl Shared {
 pub enum Work {
     /// Multiply-adds of each block's main loop on the tensor cores, all warps together, in the grid's order
     Products(Vec<f64>),
-    /// Nothing but moving bytes; so many blocks
+    /// Moves bytes only
     Bytes { blocks: usize },
-    /// Nothing but moving bytes, by so many blocks that stride over all of them
+    /// Moves bytes only, by blocks that stride over all of them
     Strides { blocks: usize },
 }
 
@@ -210,7 +210,7 @@ pub struct Prediction {
     /// Share of all multiprocessors' time in which they have a block
     pub busy: f64,
     pub limit: Limit,
-    /// Blocks of a multiprocessor at once
+    /// Blocks that a multiprocessor holds at once
     pub resident: usize,
     /// Share of the tensor cores' time in the main loop
     pub tensor_share: Option<f64>,
@@ -226,18 +226,60 @@ pub fn resident(kernel: &Kernel, launch: &Launch, card: &Card) -> usize {
     let system = if kernel.static_shared >= 1024 { 0 } else { 1024 };
     let shared = (launch.shared.bytes(&kernel.name) + kernel.static_shared + system).next_multiple_of(128);
     let warps = launch.threads.div_ceil(32);
-    // Registers are given out by the warp, 256 at a time.
-    let registers = (kernel.registers * 32).next_multiple_of(256) * warps;
+    // Registers are given out by the warp, 256 at a time, from the file of one of four schedulers.
+    let by_registers = 65_536 / (kernel.registers * 32).next_multiple_of(256).max(1) / 4 * 4;
     let limits = [
         architecture.shared_memory.value as u32 / shared.max(1),
         architecture.max_threads.value as u32 / launch.threads,
-        65_536 / registers.max(1),
+        by_registers / warps,
         architecture.max_blocks.value as u32,
     ];
     limits.into_iter().min().unwrap_or(1).max(1) as usize
 }
 
-/// How long it takes on a card.
+impl Launch {
+    /// The memory that its loop loads from.
+    fn memory(&self, card: &Card) -> Memory {
+        let mut memory = Memory::of(card, self.from_dram, self.work.blocks() as f64);
+        memory.bytes_per_cycle /= self.loads;
+        if self.waits_for_dram {
+            memory.latency = card.architecture.dram_latency.value;
+        }
+        memory.rounded()
+    }
+}
+
+/// Cycles of a block by its multiply-adds, beside others that run as many rounds; none without a matrix instruction in
+/// its loop.
+fn cost_of(simulated: &Simulated, walk: &Walk, warps: usize) -> Option<impl Fn(f64) -> f64 + use<>> {
+    let of_round: f64 = walk.round().iter().map(|step| multiply_adds(step.class)).sum::<f64>() * warps as f64;
+    let (frame, round) = (simulated.frame, simulated.round.filter(|_| of_round > 0.0)?);
+    // Each place runs its share of the multiprocessor's rounds.
+    Some(move |products: f64| frame + (products / of_round - 1.0).max(0.0) * round.run.cycles)
+}
+
+/// Cycles of the first block of a launch of products, with `held` blocks on a multiprocessor at once.
+///
+/// # Errors
+///
+/// There is no such kernel, or no matrix instruction in a loop of it.
+pub fn block_cycles(kernels: &Kernels, launch: &Launch, card: &Card, held: usize) -> Result<f64> {
+    let kernel = kernels.find(&launch.kernel, card)?;
+    let (main, warps) = (launch.work.main_loop(), launch.threads.div_ceil(32) as usize);
+    let simulated = kernels.simulated(kernel, card, launch.threads, main, held, launch.memory(card));
+    let products = match &launch.work {
+        Work::Products(costs) => costs.first().copied().unwrap_or_default(),
+        Work::Bytes { .. } | Work::Strides { .. } => 0.0,
+    };
+    let cost = cost_of(&simulated, &kernel.walk(launch.threads, main), warps);
+    Ok(cost.with_context(|| no_products(kernel))?(products))
+}
+
+fn no_products(kernel: &Kernel) -> String {
+    format!("{} on {}: no loop with a matrix instruction", kernel.name, kernel.code)
+}
+
+/// The time of a launch on a card, with its limit.
 pub fn predict(kernels: &Kernels, launch: &Launch, card: &Card) -> Result<Prediction> {
     let kernel = kernels.find(&launch.kernel, card)?;
     let main = launch.work.main_loop();
@@ -248,22 +290,13 @@ pub fn predict(kernels: &Kernels, launch: &Launch, card: &Card) -> Result<Predic
     let slowdowns = Slowdowns::of(if round_steps.is_empty() { &walk.steps } else { round_steps });
     // A grid may leave multiprocessors with fewer blocks than there is room for.
     let held = resident(kernel, launch, card).min(launch.work.blocks().div_ceil(places)).max(1);
-    let mut memory = Memory::of(card, launch.from_dram, launch.work.blocks() as f64);
-    memory.bytes_per_cycle /= launch.loads;
-    if launch.waits_for_dram {
-        memory.latency = card.architecture.dram_latency.value;
-    }
-    let simulated = kernels.simulated(kernel, card, launch.threads, main, held, memory.rounded());
+    let simulated = kernels.simulated(kernel, card, launch.threads, main, held, launch.memory(card));
     let moved = launch.bytes / card.copy_bandwidth();
     let overhead = LAUNCH_RAMP.value + LAUNCH_GAP.value;
     match &launch.work {
         Work::Products(costs) => {
-            let of_round: f64 = round_steps.iter().map(|step| multiply_adds(step.class)).sum::<f64>() * warps as f64;
-            let round = simulated.round.filter(|_| of_round > 0.0);
-            let round = round
-                .with_context(|| format!("{} on {}: no loop with a matrix instruction", kernel.name, kernel.code))?;
-            // Each place runs its share of the multiprocessor's rounds.
-            let cost = |products: f64| simulated.frame + (products / of_round - 1.0).max(0.0) * round.run.cycles;
+            let cost = cost_of(&simulated, &walk, warps).zip(simulated.round);
+            let (cost, round) = cost.with_context(|| no_products(kernel))?;
             let Makespan { end, busy } = schedule::list(costs.iter().map(|&products| cost(products)), places * held);
             let computed = end / card.hz();
             let matrices = round_steps.iter().filter(|step| multiply_adds(step.class) > 0.0).count();
@@ -325,6 +358,14 @@ mod tests {
         assert_eq!((held(128, 128, 52_288, "A6000"), held(128, 128, 39_500, "A6000")), (1, 2));
         assert_eq!((held(32, 256, 0, "A6000"), held(32, 256, 0, "H100")), (6, 8));
         assert_eq!((held(16, 32, 0, "A6000"), held(16, 32, 0, "L40S")), (16, 24));
+        // 120 registers are 3,840 a warp, of which each scheduler's 16,384 are four.
+        assert_eq!(held(120, 32, 0, "A100"), 16);
+        // A small tile of bf16 weights: 100 KiB hold one of 75,904 bytes, 164 two, 228 three, of which each scheduler
+        // has a warp of 5,376 registers.
+        let small_dense = ["A6000", "L40S", "4090", "5090", "A100", "H100"].map(|name| held(168, 128, 74_816, name));
+        assert_eq!(small_dense, [1, 1, 1, 1, 2, 3]);
+        // 40 registers of 8 warps: 12 warps a scheduler, 6 blocks; 42 are given out as 48: 10 warps, 5 blocks.
+        assert_eq!((held(40, 256, 64, "A100"), held(42, 256, 64, "A100")), (6, 5));
     }
 
     #[test]

@@ -24,20 +24,9 @@ pub fn card_of(gpu: &str) -> Option<&'static Card> {
 /// The rank of the benches' LoRA pairs.
 const RANK: usize = 16;
 
-/// An operation of which the rest has to be said.
+/// An operation whose other fields are still to be set.
 fn operation(name: &str, tokens: usize, k: usize) -> Operation {
-    Operation {
-        name: name.to_owned(),
-        count: 1,
-        tokens,
-        k,
-        segments: Vec::new(),
-        heads: [0; 3],
-        window: 0,
-        vocab: 0,
-        values: 0,
-        units: 0.0,
-    }
+    Operation { name: name.to_owned(), count: 1, tokens, k, ..Operation::default() }
 }
 
 /// Both numbers of `gate 28672×8192`, and the word before them.
@@ -75,10 +64,10 @@ fn operations_of(row: &Row) -> Option<Vec<Operation>> {
     let low_rank = |name: &str| {
         let (group, m) = shape.split_once(", M ")?;
         let (group, n, k) = sizes(group)?;
-        // One with a mask has ", dropout" behind the number, and another kernel.
+        // A row with a mask has ", dropout" behind the number, and another kernel.
         Some(vec![Operation { segments: segments(group, n, RANK), ..operation(name, m.parse().ok()?, k) }])
     };
-    // "2048×8192", of which so many halves are read and written.
+    // "2048×8192", of which `halves` halves are read and written.
     let moves = |name: &str, halves: usize| {
         let (_, m, width) = sizes(shape)?;
         Some(vec![Operation { values: halves * width / 2, ..operation(name, m, width / 2) }])
@@ -141,8 +130,8 @@ fn launches_of(row: &Row, kernels: &Kernels, card: &Card) -> Option<Vec<Launch>>
     }
 }
 
-/// How far apart a measurement and its prediction are, whichever is more: the logarithm of their ratio. Without a
-/// prediction less than any.
+/// The distance of a measurement from its prediction, either way: the logarithm of their ratio. Without a prediction it
+/// is -1, less than any other.
 pub fn apart(measured: f64, predicted: Option<f64>) -> f64 {
     predicted.map_or(-1.0, |predicted| (measured / predicted).ln().abs())
 }

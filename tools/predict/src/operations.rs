@@ -2,11 +2,13 @@
 //! `cuda/` choose them.
 
 use crate::cards::Card;
-use crate::launches::{Kernels, Launch, Shared, Work};
+use crate::launches::{Kernels, Launch, Shared, Work, block_cycles, resident};
+use anyhow::Result;
 use serde::Deserialize;
 
-/// An operation of the trainer, as `qlora-train bench --plan --json` lists it.
-#[derive(Clone, Debug, Deserialize)]
+/// An operation of the trainer, as `qlora-train bench --plan --json` lists it; its fields are those of the trainer's
+/// `OpWork`. One that is made up here has shapes alone.
+#[derive(Clone, Debug, Default, Deserialize)]
 pub struct Operation {
     pub name: String,
     pub count: usize,
@@ -21,8 +23,12 @@ pub struct Operation {
     pub window: usize,
     pub vocab: usize,
     pub values: usize,
-    /// What the trainer's rates are of
+    /// Units of work that the trainer's rates count
     pub units: f64,
+    /// Useful FLOPs of the operation, as the trainer counts them
+    pub flops: f64,
+    /// Parameters that an update changes, of an operation that makes their gradients
+    pub trained: usize,
 }
 
 const LARGE: (usize, usize) = (128, 256);
@@ -30,6 +36,10 @@ const SMALL: (usize, usize) = (64, 128);
 /// Blocks of a multiprocessor at once, their time and that of one alone, of large and of small tiles: `TileTimes`.
 const LARGE_TIMES: [usize; 3] = [1, 100, 100];
 const SMALL_TIMES: [usize; 3] = [2, 60, 40];
+/// Those of small tiles of which no two fit.
+const SMALL_TIMES_ALONE: [usize; 3] = [1, 40, 40];
+/// Shared memory of a small tile of bf16 weights, with what the system takes: `kSmallDenseBytes`.
+const SMALL_DENSE_BYTES: usize = 75_840;
 /// Blocks that are enough for all multiprocessors: `kBlocksOfWideTiles`.
 const BLOCKS_OF_WIDE_TILES: usize = 128;
 /// Bytes of a weight in NF4 with double quantization: codes, and the absmax of 64.
@@ -57,15 +67,7 @@ impl Operation {
         self.segments.iter().map(|[n, r]| n * r).sum()
     }
 
-    /// Twice the keys that a query of attention sees on average.
-    fn twice_the_keys(&self) -> usize {
-        match self.window {
-            window if window > 0 && window < self.tokens => 2 * window - window * window / self.tokens,
-            _ => self.tokens,
-        }
-    }
-
-    /// The first key that a tile of 128 queries sees, at the beginning of a step of so many keys.
+    /// The first key that a tile of 128 queries sees, at the beginning of a step of `step` keys.
     fn first_key(&self, tile: usize, step: usize) -> usize {
         match self.window {
             0 => 0,
@@ -73,22 +75,10 @@ impl Operation {
         }
     }
 
-    /// FLOPs that the operation is there for, as the trainer counts them.
-    pub fn flops(&self) -> f64 {
-        let [heads, _, head_dim] = self.heads;
-        let per_token = match self.name.as_str() {
-            "LoRA X·Aᵀ" => self.k * self.low_rank(),
-            "linear" => self.k * self.n() + self.low_rank_of_b(),
-            "LoRA dY·B" => self.low_rank_of_b(),
-            "linear, backward" => self.k * (self.n() + self.low_rank()),
-            "LoRA gradients" => self.k * self.low_rank() + self.low_rank_of_b(),
-            "attention" => self.twice_the_keys() * heads * head_dim,
-            // Five products over the scores that are seen: what is computed twice is no use.
-            "attention, backward" => 5 * self.twice_the_keys() * heads * head_dim / 2,
-            "output layer and loss" => 2 * self.k * self.vocab,
-            _ => 0,
-        };
-        2.0 * (self.tokens * per_token) as f64
+    /// An operation like this one on other `tokens`, each of which costs the same.
+    pub fn on(&self, tokens: usize) -> Self {
+        let share = tokens as f64 / self.tokens as f64;
+        Self { tokens, units: self.units * share, flops: self.flops * share, ..self.clone() }
     }
 
     /// The launches of one such operation. `None`: a name that is not known.
@@ -136,7 +126,7 @@ impl Operation {
         (self.tokens * self.values).div_ceil(8 * 256)
     }
 
-    /// Blocks of 256 tokens by 16 vectors of a row of so many values.
+    /// Blocks of 256 tokens by 16 vectors of a row of `columns` values.
     fn of_token_sums(&self, columns: usize) -> usize {
         self.tokens.div_ceil(256) * columns.div_ceil(8 * 16)
     }
@@ -161,7 +151,7 @@ impl Operation {
             threads: 256,
             shared: Shared::Bytes(128 + (8 * 16 * columns * 4) as u32),
             work: Work::Products(vec![(16 * columns * self.k) as f64; blocks]),
-            flops: self.flops(),
+            flops: self.flops,
             bytes: weights + (2 * self.tokens * (self.k + self.n())) as f64,
             from_dram: of_weights / loaded,
             loads: loaded / (of_weights + of_token * 16.0),
@@ -173,23 +163,34 @@ impl Operation {
         if self.tokens <= 16 {
             return self.few_tokens();
         }
-        let tiles = |(tokens, columns): (usize, usize)| {
-            (self.tokens.div_ceil(tokens), self.segments.iter().map(|[n, _]| n.div_ceil(columns)).sum::<usize>())
-        };
-        let ((tokens, columns), (down, across)) = tiles_of(card, tiles);
+        let size = size_of_tiles(card, false, |size| {
+            let (down, across) = self.forward_tiles(size);
+            down * across
+        });
+        self.forward_of(card, false, size)
+    }
+
+    /// Tiles of this size, down and across.
+    fn forward_tiles(&self, (tokens, columns): (usize, usize)) -> (usize, usize) {
+        (self.tokens.div_ceil(tokens), self.segments.iter().map(|[n, _]| n.div_ceil(columns)).sum::<usize>())
+    }
+
+    /// The forward pass by tiles of this size, weights in NF4 or bf16.
+    fn forward_of(&self, card: &Card, dense: bool, (tokens, columns): (usize, usize)) -> Launch {
+        let (down, across) = self.forward_tiles((tokens, columns));
         let grid = Grid {
             down,
             across,
             down_bytes: (tokens * self.k * 2) as f64,
-            across_bytes: (columns * self.k) as f64 * NF4_BYTES,
+            across_bytes: (columns * self.k) as f64 * if dense { 2.0 } else { NF4_BYTES },
         };
         let warps = columns / 32;
         Launch {
-            kernel: format!("linear_forward<Config<{tokens}, {warps}, *, false"),
+            kernel: format!("linear_forward<Config<{tokens}, {warps}, *, {dense}"),
             threads: 32 * warps as u32,
-            shared: stages(tokens, columns, false),
+            shared: stages(tokens, columns, dense),
             work: Work::Products(vec![(tokens * columns * self.k) as f64; down * across]),
-            flops: self.flops(),
+            flops: self.flops,
             bytes: grid.bytes_from_dram(card) + (2 * self.tokens * self.n()) as f64,
             from_dram: grid.share_from_dram(card),
             loads: 1.0,
@@ -199,8 +200,19 @@ impl Operation {
 
     /// [tokens, k] = [tokens, n] · [n, k], weights in NF4 or bf16.
     fn dx(&self, card: &Card, k: usize, n: usize, all_tokens: usize, dense: bool) -> Launch {
-        let tiles = |(tokens, columns): (usize, usize)| (all_tokens.div_ceil(tokens), k.div_ceil(columns));
-        let ((tokens, columns), (down, across)) = tiles_of(card, tiles);
+        let tiles = |(tokens, columns): (usize, usize)| all_tokens.div_ceil(tokens) * k.div_ceil(columns);
+        self.dx_of(card, [k, n, all_tokens], dense, size_of_tiles(card, dense, tiles))
+    }
+
+    /// dX by tiles of this size.
+    fn dx_of(
+        &self,
+        card: &Card,
+        [k, n, all_tokens]: [usize; 3],
+        dense: bool,
+        (tokens, columns): (usize, usize),
+    ) -> Launch {
+        let (down, across) = (all_tokens.div_ceil(tokens), k.div_ceil(columns));
         let weight = if dense { 2.0 } else { NF4_BYTES };
         let grid =
             Grid { down, across, down_bytes: (tokens * n * 2) as f64, across_bytes: (columns * n) as f64 * weight };
@@ -210,7 +222,7 @@ impl Operation {
             threads: 32 * warps as u32,
             shared: stages(tokens, columns, dense),
             work: Work::Products(vec![(tokens * columns * n) as f64; down * across]),
-            flops: 2.0 * (all_tokens * k * n) as f64,
+            flops: self.flops,
             bytes: grid.bytes_from_dram(card) + (2 * all_tokens * k) as f64,
             from_dram: grid.share_from_dram(card),
             loads: 1.0,
@@ -233,7 +245,7 @@ impl Operation {
             threads: 256,
             shared: Shared::Bytes((272 * 4 + 8 * 16 * columns * 4) as u32),
             work: Work::Products(vec![(16 * columns * self.k) as f64; readings * of_tokens]),
-            flops: self.flops(),
+            flops: self.flops,
             bytes: (2 * self.tokens * (self.k + self.low_rank())) as f64,
             // A comes from the L2, X once for all blocks of its tokens.
             from_dram: 16.0 / (16 + columns) as f64 / readings.max(1) as f64,
@@ -251,7 +263,7 @@ impl Operation {
             threads: 256,
             shared: Shared::Bytes(8 * 16 * 16 * 4),
             work: Work::Products(of_tokens.repeat(blocks)),
-            flops: self.flops(),
+            flops: self.flops,
             bytes: (2 * self.tokens * (self.n() + self.low_rank())) as f64,
             from_dram: 0.5,
             loads: 1.0,
@@ -273,7 +285,7 @@ impl Operation {
             threads: 128,
             shared: Shared::Bytes(4 * (32 * 128 * 2 + 32 * 16 * 2)),
             work: Work::Products(vec![(16 * 128 * tokens) as f64; tiles * groups]),
-            flops: self.flops(),
+            flops: self.flops,
             bytes: unique + 8.0 * (self.k * self.low_rank() + self.low_rank_of_b()) as f64,
             from_dram: unique / (2.0 * (tiles * 144 * self.tokens) as f64),
             loads: 1.0,
@@ -299,7 +311,7 @@ impl Operation {
             work: Work::Products(heaviest_first(tiles, heads, heads_are_fastest(kernels, card), |tile| {
                 cost(tiles - 1 - tile)
             })),
-            flops: self.flops(),
+            flops: self.flops,
             bytes: (2 * self.tokens * (2 * heads + 2 * kv_heads) * head_dim) as f64,
             from_dram: 0.1,
             loads: 1.0,
@@ -335,7 +347,7 @@ impl Operation {
             work: Work::Products(heaviest_first(tiles, kv_heads * splits, fastest, |tile| {
                 of_heads * steps(tile) * 4.0 * product
             })),
-            flops: self.flops() * 0.5,
+            flops: self.flops * 0.5,
             bytes: 2.0 * (3.0 * rows),
             from_dram: 0.1,
             loads: 1.0,
@@ -346,7 +358,7 @@ impl Operation {
             threads: 256,
             shared: Shared::Bytes((2 * 2 * 32 * head_dim * 2) as u32),
             work: Work::Products(heaviest_first(tiles, heads, fastest, |tile| steps_of_queries(tile) * 3.0 * product)),
-            flops: self.flops() * 0.5,
+            flops: self.flops * 0.5,
             bytes: 2.0 * (3.0 * rows),
             from_dram: 0.1,
             loads: 1.0,
@@ -372,6 +384,8 @@ impl Operation {
         while left > 0 {
             let tokens = left.min(LOSS_CHUNK);
             left -= tokens;
+            // Half of them are the logits', half the gradient's.
+            let flops = self.on(tokens).flops / 2.0;
             let (down, across) = (tokens.div_ceil(128), self.vocab.div_ceil(256));
             let grid =
                 Grid { down, across, down_bytes: (128 * self.k * 2) as f64, across_bytes: (256 * self.k * 2) as f64 };
@@ -381,21 +395,21 @@ impl Operation {
                 threads: 256,
                 shared: Shared::Bytes(2 * (128 + 256) * 128),
                 work: Work::Products(vec![(128 * 256 * self.k) as f64; down * across]),
-                flops: 2.0 * (tokens * self.k * self.vocab) as f64,
+                flops,
                 bytes: grid.bytes_from_dram(card) + (4 * tokens * self.vocab) as f64,
                 from_dram: grid.share_from_dram(card),
                 loads: 1.0,
                 waits_for_dram: false,
             });
             launches.push(Launch::moving("softmax_rows<false>", 256, tokens, (6 * tokens * self.vocab) as f64));
-            launches.push(self.dx(card, self.k, self.vocab, tokens, true));
+            launches.push(Launch { flops, ..self.dx(card, self.k, self.vocab, tokens, true) });
         }
         launches
     }
 }
 
 impl Launch {
-    /// One that only moves bytes.
+    /// A launch that only moves bytes.
     pub fn moving(kernel: &str, threads: u32, blocks: usize, bytes: f64) -> Self {
         Self {
             kernel: kernel.to_owned(),
@@ -419,7 +433,7 @@ pub fn adamw(card: &Card, parameters: f64) -> Launch {
     Launch { work: Work::Strides { blocks }, shared: maps, ..Launch::moving("adamw_update", 256, blocks, bytes) }
 }
 
-/// So many weights in NF4 with double quantization to bf16.
+/// Dequantizes `weights` weights in NF4 with double quantization to bf16.
 pub fn dequantize(weights: f64) -> Launch {
     let blocks = (weights / 8.0 / 256.0) as usize;
     Launch::moving("dequantize<__nv_bfloat16>", 256, blocks, weights * (2.0 + NF4_BYTES))
@@ -434,23 +448,51 @@ fn stages(tokens: usize, columns: usize, dense: bool) -> Shared {
     Shared::Stages { tables: 272 * 4, stage: (tokens * 128 + columns * row) as u32 }
 }
 
-/// The size of tiles that is through sooner, as the launchers choose it, and how many there are, down and across.
-fn tiles_of(card: &Card, tiles: impl Fn((usize, usize)) -> (usize, usize)) -> ((usize, usize), (usize, usize)) {
+/// `TileTimes` of small tiles on a card, as the launchers take them.
+pub fn small_times(card: &Card, dense: bool) -> [usize; 3] {
+    let two_fit = !dense || 2 * SMALL_DENSE_BYTES <= card.architecture.shared_memory.value as usize;
+    if two_fit { SMALL_TIMES } else { SMALL_TIMES_ALONE }
+}
+
+/// The size of tiles that is done first, as the launchers choose it. `tiles`: the number of tiles of a size.
+fn size_of_tiles(card: &Card, dense: bool, tiles: impl Fn((usize, usize)) -> usize) -> (usize, usize) {
     let multiprocessors = card.multiprocessors.value as usize;
     let time = |size, [resident, together, alone]: [usize; 3]| {
-        let (down, across) = tiles(size);
-        let last = match down * across % (multiprocessors * resident) {
+        let tiles = tiles(size);
+        let last = match tiles % (multiprocessors * resident) {
             0 => 0,
             rest if rest <= multiprocessors => alone,
             _ => together,
         };
-        down * across / (multiprocessors * resident) * together + last
+        tiles / (multiprocessors * resident) * together + last
     };
-    let size = if time(LARGE, LARGE_TIMES) <= time(SMALL, SMALL_TIMES) { LARGE } else { SMALL };
-    (size, tiles(size))
+    if time(LARGE, LARGE_TIMES) <= time(SMALL, small_times(card, dense)) { LARGE } else { SMALL }
 }
 
-/// Whether attention's grids have heads on the fastest axis: those that do have a kernel for the split sums.
+/// `TileTimes` of small tiles as the machine code has them, of the forward pass or of dX over sums of 8,192 products:
+/// blocks that a multiprocessor holds, their time and that of one alone, in hundredths of a large tile's.
+pub fn predicted_small_times(kernels: &Kernels, card: &Card, is_dx: bool, dense: bool) -> Result<[usize; 3]> {
+    const SIDE: usize = 8192;
+    let operation = Operation {
+        name: "linear".to_owned(),
+        count: 1,
+        tokens: 2048,
+        k: SIDE,
+        segments: vec![[SIDE, 0]],
+        ..Operation::default()
+    };
+    let of = |size| match is_dx {
+        true => operation.dx_of(card, [SIDE, SIDE, operation.tokens], dense, size),
+        false => operation.forward_of(card, dense, size),
+    };
+    let (large, small) = (of(LARGE), of(SMALL));
+    let whole = block_cycles(kernels, &large, card, resident(kernels.find(&large.kernel, card)?, &large, card))?;
+    let held = resident(kernels.find(&small.kernel, card)?, &small, card);
+    let hundredths = |blocks| Ok::<_, anyhow::Error>(100.0 * block_cycles(kernels, &small, card, blocks)? / whole);
+    Ok([held, hundredths(held)?.round() as usize, hundredths(1)?.round() as usize])
+}
+
+/// True if attention's grids have heads on the fastest axis: those that do have a kernel for the split sums.
 fn heads_are_fastest(kernels: &Kernels, card: &Card) -> bool {
     kernels.find("attention_backward_add<128>", card).is_ok()
 }
@@ -514,12 +556,35 @@ mod tests {
         let times = |[resident, together, alone]: [usize; 3]| format!("{{{resident}, {together}, {alone}}}");
         for line in [
             format!("kLargeTimes = {}, kSmallTimes = {};", times(LARGE_TIMES), times(SMALL_TIMES)),
+            format!("kSmallTimesAlone = {};", times(SMALL_TIMES_ALONE)),
+            format!("kSmallDenseBytes = {SMALL_DENSE_BYTES};"),
             format!("kBlocksOfWideTiles = {BLOCKS_OF_WIDE_TILES};"),
             format!("kLargeTokens = {}, kLargeColumns = {}, ", LARGE.0, LARGE.1),
             format!("kSmallTokens = {}, kSmallColumns = {};", SMALL.0, SMALL.1),
         ] {
             assert!(launchers.contains(&line), "{line}");
         }
+    }
+
+    /// 3 stages of 64 rows of X and 128 of W by 128 bytes, tables of 1,088 and the system's 1,024: 75,840 bytes, of
+    /// which sm_80's 164 KiB and sm_90's 228 hold two and sm_86's and sm_89's 100 one. Of NF4 it is 40,512.
+    #[test]
+    fn two_small_tiles_of_bf16_weights_fit_where_there_is_shared_memory() {
+        assert_eq!(SMALL_DENSE_BYTES, 3 * (64 + 128) * 128 + 1088 + 1024);
+        for (name, expected) in [("A100", 2), ("A6000", 1), ("L40S", 1), ("4090", 1), ("H100", 2), ("5090", 1)] {
+            let card = card(name).unwrap();
+            assert_eq!((small_times(card, true)[0], small_times(card, false)[0]), (expected, 2), "{name}");
+            let Shared::Stages { tables, stage } = stages(64, 128, true) else { unreachable!("they have stages") };
+            assert_eq!((tables + 3 * stage + 1024) as usize, SMALL_DENSE_BYTES);
+        }
+        // 200 small tiles on 142 multiprocessors: 60 of the time of a large one by twos, 80 one after the other. Of 70
+        // large ones it is 100, of none 0.
+        let chosen =
+            |dense, large| size_of_tiles(card("L40S").unwrap(), dense, |size| if size == LARGE { large } else { 200 });
+        assert_eq!([chosen(false, 70), chosen(true, 70), chosen(true, 0)], [SMALL, SMALL, LARGE]);
+        // 852 are 3 waves of two, 180, and 6 of one, 240; 284 large ones are 2, 200.
+        let chosen = |dense| size_of_tiles(card("L40S").unwrap(), dense, |size| if size == LARGE { 284 } else { 852 });
+        assert_eq!([chosen(false), chosen(true)], [SMALL, LARGE]);
     }
 
     #[test]

@@ -1,25 +1,15 @@
 //! `docs/predicted.md`.
 
 use crate::calibration::{self, Calibrated};
-use crate::cards::{BLOCK_START, CARDS, Card, Constant, LAUNCH_GAP, LAUNCH_RAMP};
+use crate::cards::{BLOCK_START, CARDS, Constant, LAUNCH_GAP, LAUNCH_RAMP};
 use crate::goals::{Bound, Judged};
 use crate::launches::{Kernels, predict};
 use crate::measured::Compared;
 use crate::measured_steps::{self, ComparedStep};
-use crate::operations::Operation;
-use crate::steps::{PlannedStep, Products, step};
+use crate::operations::{Operation, predicted_small_times, small_times};
+use crate::steps::{PlannedStep, Products, memory_of, step};
 use anyhow::{Context, Result};
 use std::fmt::Write;
-
-/// The memory of a card, as steps are planned for it.
-pub fn memory_of(card: &Card) -> &'static str {
-    match card.memory.value {
-        memory if memory < 30.0 => "23.5GiB",
-        memory if memory < 40.0 => "31.3GiB",
-        memory if memory < 60.0 => "44.4GiB",
-        _ => "79GiB",
-    }
-}
 
 const HEAD: &str = "\
 # Predicted speed
@@ -34,41 +24,38 @@ Blocks of the real grid are placed on the multiprocessors in order. Not modeled:
 hits in the L1 beyond a warp's own, clocks that fall. A branch whose way is not known is taken to skip what is not work.
 ";
 
-/// The work whose kernels are shown, at the shapes of a 70B.
-fn shown() -> Vec<(&'static str, Operation)> {
-    let linear = |name: &str, tokens| Operation {
-        name: name.into(),
-        count: 1,
-        tokens,
-        k: 8192,
-        segments: vec![[28672, 16], [28672, 16]],
-        heads: [64, 8, 128],
-        window: 0,
-        vocab: 128_256,
-        values: 0,
-        units: 0.0,
+/// The work whose kernels are shown: operations of the planned steps of a 70B, on as many tokens.
+fn shown(steps: &[PlannedStep]) -> Result<Vec<(&'static str, Operation)>> {
+    let of_70b = |tokens: usize, name: &str, is_it: &dyn Fn(&Operation) -> bool| {
+        let of_step = |step: &&PlannedStep| step.shape == "llama-3-70b" && step.tokens == tokens;
+        let mut operations = steps.iter().filter(of_step).flat_map(|step| &step.operations);
+        let found = operations.find(|operation| operation.name == name && is_it(operation)).cloned();
+        found.with_context(|| format!("no step of a 70B with {tokens} tokens has this operation: {name}"))
     };
-    let few = |tokens| Operation { segments: vec![[28672, 0]], ..linear("linear", tokens) };
-    let moves = |name: &str, values| Operation { values, ..linear(name, 4096) };
-    vec![
-        ("gate and up, M 1", few(1)),
-        ("gate and up, M 16", few(16)),
-        ("gate and up, M 4096", linear("linear", 4096)),
-        ("gate and up, M 4096", linear("linear, backward", 4096)),
-        ("gate and up, M 4096", linear("LoRA X·Aᵀ", 4096)),
-        ("gate and up, M 4096", linear("LoRA dY·B", 4096)),
-        ("gate and up, M 4096", linear("LoRA gradients", 4096)),
-        ("2,048 tokens", linear("attention", 2048)),
-        ("4,096 tokens", linear("attention", 4096)),
-        ("2,048 tokens", linear("attention, backward", 2048)),
-        ("4,096 tokens", linear("attention, backward", 4096)),
-        ("1,024 tokens", linear("output layer and loss", 1024)),
-        ("4,096 tokens", moves("norm", 4 * 8192)),
-        ("4,096 tokens", moves("norm, backward", 4 * 8192)),
-        ("4,096 tokens", moves("rotary embedding", 2 * 72 * 128)),
-        ("4,096 tokens", moves("SwiGLU", 3 * 28672)),
-        ("4,096 tokens", moves("SwiGLU, backward", 5 * 28672)),
-    ]
+    let gate_up = |name| of_70b(4096, name, &|operation| operation.k == 8192 && operation.segments.len() == 2);
+    let any = |tokens, name| of_70b(tokens, name, &|_| true);
+    // With the residual stream, which most of them have.
+    let norm = |name| of_70b(4096, name, &|operation| operation.values == 4 * 8192);
+    let few = |tokens| Ok::<_, anyhow::Error>(gate_up("linear")?.on(tokens));
+    Ok(vec![
+        ("gate and up, M 1", few(1)?),
+        ("gate and up, M 16", few(16)?),
+        ("gate and up, M 4096", gate_up("linear")?),
+        ("gate and up, M 4096", gate_up("linear, backward")?),
+        ("gate and up, M 4096", gate_up("LoRA X·Aᵀ")?),
+        ("gate and up, M 4096", gate_up("LoRA dY·B")?),
+        ("gate and up, M 4096", gate_up("LoRA gradients")?),
+        ("2,048 tokens", any(2048, "attention")?),
+        ("4,096 tokens", any(4096, "attention")?),
+        ("2,048 tokens", any(2048, "attention, backward")?),
+        ("4,096 tokens", any(4096, "attention, backward")?),
+        ("1,024 tokens", any(2048, "output layer and loss")?.on(1024)),
+        ("4,096 tokens", norm("norm")?),
+        ("4,096 tokens", norm("norm, backward")?),
+        ("4,096 tokens", any(4096, "rotary embedding")?),
+        ("4,096 tokens", any(4096, "SwiGLU")?),
+        ("4,096 tokens", any(4096, "SwiGLU, backward")?),
+    ])
 }
 
 const COMPILED: &str = "Machine code of nvcc ";
@@ -78,7 +65,7 @@ fn compiled_by(compiler: &str) -> String {
     format!("{COMPILED}{compiler}.\n")
 }
 
-/// Whether a page is of the machine code that another compiler makes, with which it cannot be compared.
+/// True if a page is of another compiler's machine code, with which it cannot be compared.
 pub fn is_of_another_compiler(page: &str, compiler: &str) -> bool {
     page.contains(COMPILED) && !page.contains(&compiled_by(compiler))
 }
@@ -114,7 +101,12 @@ pub fn page(
     text += "Llama 70B. Share: of the tensor cores' time in the main loop (`mma.sync`, sustained clock), or of a copy's\n\
              bandwidth. Beside: instructions of the loop beside each HMMA. Busy: multiprocessors, over the grid. Held:\n\
              blocks of a multiprocessor at once.\n\n";
-    kernels_table(&mut text, kernels)?;
+    kernels_table(&mut text, kernels, steps)?;
+    text += "\n## Tiles\n\n";
+    text += "Times of small tiles, as percentages of a large tile's, by which the launchers choose between them. A cell has the\n\
+             blocks that a multiprocessor holds, the time of that many together, and the time of one alone, where 8,192 products are\n\
+             summed up. The launchers' numbers serve the forward pass and dX; those of the machine code stand beside them.\n\n";
+    tiles_table(&mut text, kernels)?;
     text += "\n## Where a step's time goes\n\n";
     shares_table(&mut text, kernels, steps)?;
     text += "\n## Beside measurements\n\n";
@@ -196,18 +188,18 @@ fn goals_table(text: &mut String, judged: &[Judged]) {
     }
 }
 
-fn kernels_table(text: &mut String, kernels: &Kernels) -> Result<()> {
+fn kernels_table(text: &mut String, kernels: &Kernels, steps: &[PlannedStep]) -> Result<()> {
     text.push_str("| kernel | work | card | ms | TFLOP/s | GB/s | share | limit | beside | busy | held |\n");
     text.push_str("|---|---|---|---|---|---|---|---|---|---|---|\n");
     let mut slow: Vec<String> = Vec::new();
-    for (work, operation) in shown() {
+    for (work, operation) in shown(steps)? {
         for card in CARDS.iter() {
             let launches = operation.launches(kernels, card);
             for launch in launches.with_context(|| format!("no launches are known of {}", operation.name))? {
                 let found = predict(kernels, &launch, card)?;
                 let name = &kernels.find(&launch.kernel, card)?.name;
                 let share = match found.tensor_share {
-                    // What is bound by its bytes is measured by them.
+                    // Kernels that are limited by their bytes are measured by them.
                     Some(share) if !operation.name.starts_with("LoRA") && operation.tokens > 16 => share,
                     _ => launch.bytes / found.seconds / card.copy_bandwidth(),
                 };
@@ -238,6 +230,19 @@ fn kernels_table(text: &mut String, kernels: &Kernels) -> Result<()> {
     }
     text.push_str("\nWhat slows a round of their loops, or the whole of those without matrix instructions:\n\n");
     slow.iter().for_each(|line| text.push_str(line));
+    Ok(())
+}
+
+fn tiles_table(text: &mut String, kernels: &Kernels) -> Result<()> {
+    text.push_str("| weights | card | launchers | forward | dX |\n|---|---|---|---|---|\n");
+    let shown = |[held, together, alone]: [usize; 3]| format!("{held}: {together}, {alone}");
+    for (weights, dense) in [("NF4", false), ("bf16", true)] {
+        for card in CARDS.iter() {
+            let [forward, dx] = [false, true].map(|is_dx| predicted_small_times(kernels, card, is_dx, dense));
+            let (assumed, forward, dx) = (shown(small_times(card, dense)), shown(forward?), shown(dx?));
+            let _ = writeln!(text, "| {weights} | {} | {assumed} | {forward} | {dx} |", card.name);
+        }
+    }
     Ok(())
 }
 

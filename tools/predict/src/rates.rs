@@ -1,10 +1,9 @@
-//! Rates for the trainer's plans: how much of each kind of operation a card does in a second, over all planned steps.
+//! Rates for the trainer's plans: units of each kind of operation that a card does in a second, over all planned steps.
 
 use crate::cards::{CARDS, Card};
 use crate::launches::{Kernels, predict};
 use crate::operations::Operation;
-use crate::page::memory_of;
-use crate::steps::{PlannedStep, Products, step};
+use crate::steps::{PlannedStep, Products, memory_of, step};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -22,7 +21,7 @@ pub fn file(kernels: &Kernels, steps: &[PlannedStep]) -> Result<String> {
     Ok(serde_json::to_string_pretty(&rates)? + "\n")
 }
 
-/// What the planned steps do not have: the norms of queries and keys of a Qwen3.
+/// Operations that the planned steps do not have: the norms of queries and keys of a Qwen3.
 fn of_other_families() -> [Operation; 4] {
     let operations = [
         ("norm of q and k", 2),
@@ -32,18 +31,8 @@ fn of_other_families() -> [Operation; 4] {
     ];
     operations.map(|(name, passes)| {
         let (tokens, values) = (4096, passes * (32 + 2 * 8) * 128);
-        Operation {
-            name: name.to_owned(),
-            count: 1,
-            tokens,
-            k: 0,
-            segments: Vec::new(),
-            heads: [32, 8, 128],
-            window: 0,
-            vocab: 0,
-            values,
-            units: (tokens * values) as f64,
-        }
+        let (name, heads, units) = (name.to_owned(), [32, 8, 128], (tokens * values) as f64);
+        Operation { name, count: 1, tokens, heads, values, units, ..Operation::default() }
     })
 }
 

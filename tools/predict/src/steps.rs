@@ -19,6 +19,16 @@ pub struct PlannedStep {
     pub operations: Vec<Operation>,
 }
 
+/// The memory of a card, as steps are planned for it.
+pub fn memory_of(card: &Card) -> &'static str {
+    match card.memory.value {
+        memory if memory < 30.0 => "23.5GiB",
+        memory if memory < 40.0 => "31.3GiB",
+        memory if memory < 60.0 => "44.4GiB",
+        _ => "79GiB",
+    }
+}
+
 const STEPS: &str = include_str!("../steps.json");
 
 /// All planned steps.
@@ -39,7 +49,7 @@ pub struct PredictedStep {
     pub trained: usize,
 }
 
-/// What the frozen layers' products run on.
+/// The code that the frozen layers' products run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Products {
     /// The fused kernels
@@ -51,7 +61,7 @@ pub enum Products {
 /// Seconds of one product of a library over weights that are dequantized first.
 fn by_library(operation: &Operation, card: &Card) -> f64 {
     let dequantized = operation.weights() * (NF4_BYTES + 2.0) / card.copy_bandwidth();
-    let product = operation.flops() / (card.library_tflops.value * 1e12);
+    let product = operation.flops / (card.library_tflops.value * 1e12);
     dequantized + product + 2.0 * (LAUNCH_GAP.value + LAUNCH_RAMP.value)
 }
 
@@ -79,7 +89,7 @@ pub fn step(kernels: &Kernels, step: &PlannedStep, card: &Card, products: Produc
     step_of(kernels, &step.operations, card, |_| products)
 }
 
-/// A step of these operations on a card; `products` says what an operation of frozen layers runs on.
+/// A step of these operations on a card; `products` chooses the code for an operation of frozen layers.
 pub fn step_of(
     kernels: &Kernels,
     operations: &[Operation],
@@ -104,12 +114,12 @@ pub fn step_of(
         for launch in &launches {
             add(&operation.name, operation.count as f64 * predict(kernels, launch, card)?.seconds);
         }
+        trained += operation.count * operation.trained;
         if operation.name == "LoRA gradients" {
             let before = index.checked_sub(1).map(|before| &operations[before]);
             if let Some(dx) = before.filter(|dx| dx.name == "linear, backward" && products(dx) == Products::Fused) {
                 add(&operation.name, -beside_dx(kernels, dx, operation, card)?);
             }
-            trained += operation.count * operation.segments.iter().map(|[n, r]| r * (n + operation.k)).sum::<usize>();
         }
     }
     let norm = Launch::moving("gradient_partials", 256, trained.div_ceil(4096).max(1), trained as f64 * GRADIENT_BYTES);
@@ -141,7 +151,7 @@ mod tests {
         };
         let sum = |step: &PlannedStep, name: &str| -> f64 {
             let named = step.operations.iter().filter(|operation| operation.name == name);
-            named.map(|operation| operation.count as f64 * operation.flops()).sum()
+            named.map(|operation| operation.count as f64 * operation.flops).sum()
         };
         let step = of("llama-3-8b", 2048, "79GiB");
         // 6,979,321,856 parameters of linear layers; the low-rank terms come on top.

@@ -35,8 +35,9 @@ const LEAST: f64 = 43.0 * (128.0 * 256.0 * 8192.0 / 512.0) / 1.6e9;
 
 fn operation(name: &str, count: usize) -> Value {
     let (segments, values) = if name == "linear" { (json!([[28672, 0]]), 0) } else { (json!([]), 4 * 8192) };
+    let flops = if name == "linear" { 2.0 * 4096.0 * 8192.0 * 28672.0 } else { 0.0 };
     json!({"name": name, "count": count, "tokens": 4096, "k": 8192, "segments": segments, "heads": [0, 0, 0],
-           "window": 0, "vocab": 0, "values": values, "units": 1.0})
+           "window": 0, "vocab": 0, "values": values, "units": 1.0, "flops": flops, "trained": 0})
 }
 
 /// A record as `qlora-train bench --json` prints it, of two products and three norms.
@@ -82,7 +83,7 @@ fn a_step_stands_beside_what_was_predicted_of_its_own_operations() {
     assert!((2.0 * LEAST..2.04 * LEAST).contains(&predicted), "{predicted} of {LEAST}");
     let all: f64 = step.kinds.iter().filter_map(|kind| kind.predicted).sum();
     assert!((step.predicted.unwrap() / all - 1.0).abs() < 1e-9, "{step:?}");
-    // Farthest apart in seconds first, also what only one of the two has.
+    // Farthest apart in seconds first, kinds that only one of the two has among them.
     let names: Vec<&str> = step.kinds.iter().map(|kind| kind.name.as_str()).collect();
     assert_eq!((names.len(), names[0]), (4, "linear"), "{names:?}");
     assert_eq!((kind(step, "sampling").predicted, kind(step, "optimizer").measured), (None, None));
@@ -117,7 +118,7 @@ fn the_largest_disagreement_comes_first_and_what_is_not_predicted_last() {
     assert!(found[2].predicted.is_none() && kind(&found[2], "linear").predicted.is_some());
 }
 
-/// What the record says of its layers decides what is predicted of them.
+/// The record's lines on its layers decide the prediction of them.
 #[test]
 fn products_of_a_library_are_predicted_as_such() {
     let of = |line: &str| {

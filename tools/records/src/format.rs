@@ -1,6 +1,9 @@
-//! A file of `benches/records/`: what one run on one GPU measured.
+//! A file of `benches/records/`: the measurements of one run on one GPU.
 
 use serde::{Deserialize, Serialize};
+
+/// The cell of a table that no record fills.
+pub const NOT_MEASURED: &str = "not measured on a GPU";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -9,7 +12,7 @@ pub struct Record {
     pub date: String,
     pub gpu: String,
     pub driver: Option<String>,
-    /// What the driver supports, for example "13.0".
+    /// CUDA version that the driver supports, for example "13.0".
     pub cuda: String,
     pub nvcc: Option<String>,
     pub cublaslt: Option<String>,
@@ -24,12 +27,12 @@ pub struct Record {
     /// "quick" or "full"
     pub mode: String,
     pub method: String,
-    /// What was to be measured and failed, with the reason.
+    /// Measurements that failed, with the reason.
     pub not_measured: Vec<String>,
     pub rows: Vec<Row>,
 }
 
-/// One operation at one shape. What does not apply to it is absent.
+/// One operation at one shape. Fields that do not apply to it are absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Row {
@@ -56,10 +59,10 @@ pub struct Row {
     /// Seconds of cuBLASLt on bf16 weights, without a low-rank term, over these.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub over_cublaslt: Option<f64>,
-    /// Seconds of the same kernel on bf16 weights over these.
+    /// Seconds of the kernel on bf16 weights over these.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub over_bf16_weights: Option<f64>,
-    /// What the low-rank term costs on top, in percent of the same without.
+    /// Extra time of the low-rank term, in percent of the layer without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_percent: Option<f64>,
     /// Device memory beside inputs and outputs.
@@ -99,7 +102,7 @@ impl Record {
         file_name(&self.date, &self.gpu)
     }
 
-    /// What is wrong with it, in a sentence.
+    /// An error that describes the first fault.
     pub fn check(&self) -> Result<(), String> {
         check_run(&self.date, &self.gpu)?;
         if self.kernels_hash.len() != 64 || !self.kernels_hash.bytes().all(|b| b.is_ascii_hexdigit()) {

@@ -1,7 +1,7 @@
-//! `benches/records/steps/`: what `qlora-train bench --json` printed of whole training steps on GPUs.
+//! `benches/records/steps/`: the output of `qlora-train bench --json` for whole training steps on GPUs.
 
 use crate::folder::json_files_if_there;
-use crate::format::positive;
+use crate::format::{NOT_MEASURED, positive};
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -13,17 +13,17 @@ use std::path::Path;
 #[derive(Clone, Debug, Deserialize)]
 pub struct Steps {
     pub shape: String,
-    /// Tokens of a row, and rows
+    /// Tokens of a row; `batch`: rows
     pub seq: usize,
     pub batch: usize,
     pub lora_r: usize,
-    /// Whether activations are computed again in the backward pass, and from inputs in host memory
+    /// Activations are computed again in the backward pass, from inputs in host memory where some are offloaded
     recompute: bool,
     offload: bool,
     /// Layers by what becomes of their activations: "keep", "recompute", "offload"
     pub activations: BTreeMap<String, usize>,
     pub levers: Levers,
-    /// What computed the linear layers, a line each
+    /// The code that computed the linear layers, a line each
     pub linear: Vec<String>,
     pub tokens_per_second: f64,
     /// The mean of the timed steps
@@ -35,7 +35,7 @@ pub struct Steps {
     /// Every step, those that were not timed too
     #[serde(default, rename = "steps")]
     pub reports: Vec<Report>,
-    /// Seconds that the trainer's planner says of such a step, by card, with copies at 16 GB/s
+    /// Seconds that the trainer's planner predicts for such a step, by card, with copies at 16 GB/s
     #[serde(default)]
     pub predicted_step_seconds: BTreeMap<String, f64>,
     /// Null where copies were not timed
@@ -54,7 +54,7 @@ pub struct Steps {
     pub file: String,
 }
 
-/// What the plan settled beside activations.
+/// The plan's choices beside activations.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Levers {
     /// "resident", "host" or "disk"
@@ -74,7 +74,7 @@ pub struct Kind {
     pub seconds: f64,
 }
 
-/// What one step computed, to the bit.
+/// The results of one step, to the bit.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 pub struct Report {
     pub loss: f64,
@@ -94,7 +94,7 @@ pub struct Link {
 pub struct Memory {
     pub planned_bytes: u64,
     pub peak_bytes: u64,
-    /// What might be taken; null: all
+    /// Limit of the memory that the run might take; null: all
     #[serde(default)]
     pub limit_bytes: Option<u64>,
 }
@@ -117,12 +117,12 @@ impl Steps {
         self.gpu.as_deref().unwrap_or_default()
     }
 
-    /// Whether the kernels were those of this hash; none where nothing says so.
+    /// True if the kernels were those of this hash; none where the record does not say.
     pub fn is_of(&self, hash: &str) -> Option<bool> {
         self.built.as_ref().map(|built| built.kernels_hash == hash)
     }
 
-    /// Whether it had all of the GPU's memory and nothing waited in the host's.
+    /// True if it had all of the GPU's memory and nothing waited in the host's.
     pub fn is_unlimited(&self) -> bool {
         let Levers { weights, lm_head, optimizer_states, token_tile, .. } = &self.levers;
         let are_here = [weights, lm_head, optimizer_states].iter().all(|place| *place == "resident");
@@ -200,15 +200,15 @@ pub fn read(dir: &Path) -> Result<Vec<Steps>> {
     Ok(all)
 }
 
-/// What is wanted of a whole step.
+/// A goal of a whole step.
 struct Goal {
     work: &'static str,
     goal: &'static str,
     shape: &'static str,
     seq: std::ops::RangeInclusive<usize>,
-    /// Figures of runs that save memory as far as they can with weights on the GPU; else of those that save none
+    /// Figures of runs that save as much memory as they can with weights on the GPU; false: of those that save none
     sparing: bool,
-    /// Said of one run: the figure, and whether it is as wanted, where something is.
+    /// The figure of one run, and whether it meets the goal; none without a goal.
     figure: fn(&Steps) -> (String, Option<bool>),
 }
 
@@ -302,7 +302,7 @@ pub fn rows(all: &[Steps], hash: &str) -> String {
             ));
         }
         cells.sort();
-        let cell = if cells.is_empty() { super::table::NOTHING.to_owned() } else { cells.join("<br>") };
+        let cell = if cells.is_empty() { NOT_MEASURED.to_owned() } else { cells.join("<br>") };
         let _ = writeln!(text, "| {} | {} | {cell} |", goal.work, goal.goal);
     }
     text
@@ -344,7 +344,7 @@ pub(crate) mod tests {
             value["date"] = "2025-01-02T00:00:00Z".into();
             value["tokens_per_second"] = 1200.0.into();
         });
-        // A record of another mode: told of as to speed, and none of the memory goals'.
+        // A record of another mode: it has a speed, and none of the memory goals' figures.
         put(dir.path(), "kept.json", |value| {
             value["offload"] = false.into();
             value["recompute"] = false.into();

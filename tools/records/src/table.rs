@@ -1,11 +1,9 @@
 //! The table in Markdown.
 
-use super::format::{Record, Row};
+use super::format::{NOT_MEASURED, Record, Row};
 use super::goals::{Bound, Figure, GOALS, Unit};
 use super::steps::{self, Steps};
 use std::fmt::Write;
-
-pub const NOTHING: &str = "not measured on a GPU";
 
 /// A GPU's records of the same kernels, as one: the newest, with the rows that only older ones have.
 struct Merged {
@@ -41,7 +39,7 @@ pub fn table(records: &[Record], steps: &[Steps], hash: &str) -> String {
     let mut text = String::from("| work | goal | measured |\n|---|---|---|\n");
     for goal in &GOALS {
         let cells: Vec<String> = merged.iter().filter_map(|of| cell(goal.figures, &of.record)).collect();
-        let cell = if cells.is_empty() { NOTHING.into() } else { cells.join("<br>") };
+        let cell = if cells.is_empty() { NOT_MEASURED.into() } else { cells.join("<br>") };
         let _ = writeln!(text, "| {} | {} | {cell} |", goal.work, goal.goal);
     }
     text.push_str(&steps::rows(steps, hash));

@@ -1,8 +1,8 @@
 //! Circles of imports between the files of a crate.
 //!
 //! A file imports another if a path in it (`use` or inline: `crate::…`, `super::…`, `self::…`, or a child module's
-//! name) leads there. A re-export is no import of its own; a path that goes through one counts for the file that it
-//! ends in. Tests inside a file may import what they like.
+//! name) leads there. A re-export is an import where its own file uses the name; a path that goes through one counts
+//! for the file that it ends in. Tests inside a file may import what they like.
 
 use crate::files;
 use crate::finding::{Finding, Rule};
@@ -13,12 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use syn::visit::Visit;
-use syn::{Attribute, Item, ItemMod, ItemUse, UseTree, Visibility};
+use syn::{Attribute, Expr, ExprCall, Item, ItemMod, ItemUse, PatIdent, UseTree, Visibility};
 
-/// The crates that are looked at, by their folder.
-pub const ROOTS: [&str; 2] = ["src", "bins/qlora-train/src"];
-
-/// A re-export of re-exports is followed so far; paths that lead in a circle end.
+/// Most re-exports that are followed one after the other, so that a circle of them ends.
 const DEPTH: usize = 16;
 
 type Segments = Vec<String>;
@@ -26,7 +23,7 @@ type Segments = Vec<String>;
 #[derive(Default)]
 struct Module {
     file: String,
-    /// What the module itself defines.
+    /// Names that the module itself defines.
     items: BTreeSet<String>,
     /// Names that it re-exports, with the path that each stands for.
     reexports: BTreeMap<String, Segments>,
@@ -34,18 +31,31 @@ struct Module {
     globs: Vec<Segments>,
     /// Paths that it imports.
     imports: Vec<Segments>,
+    /// Names that its code uses, which may be those of re-exports
+    names: BTreeSet<String>,
+    /// Names of functions that it calls
+    called: BTreeSet<String>,
+    /// Names of variables, which are no uses of a re-export
+    bound: BTreeSet<String>,
     is_test: bool,
 }
 
 /// By module path; the crate's root has the empty one.
 type Modules = BTreeMap<Segments, Module>;
 
+/// The folders of all crates, by their root files; `names` are the repository's files.
+pub fn roots(names: &[String]) -> BTreeSet<&str> {
+    names.iter().filter_map(|name| name.strip_suffix("/lib.rs").or(name.strip_suffix("/main.rs"))).collect()
+}
+
 /// One finding a circle; its `file` names all files of the circle.
 pub fn findings(root: &Path, folder: &str) -> Result<Vec<Finding>> {
     let mut names = Vec::new();
     files::walk(&root.join(folder), "", &mut names)?;
     let mut texts = Vec::new();
-    for name in names.into_iter().filter(|name| name.ends_with(".rs") && name != "main.rs") {
+    // A program beside a library uses it by its name.
+    let is_beside = names.iter().any(|name| name == "lib.rs");
+    for name in names.into_iter().filter(|name| name.ends_with(".rs") && !(is_beside && name == "main.rs")) {
         let text = fs::read_to_string(root.join(folder).join(&name))
             .with_context(|| format!("cannot read {folder}/{name}"))?;
         texts.push((name, text));
@@ -68,11 +78,10 @@ fn circles(texts: &[(String, String)]) -> Result<Vec<Vec<String>>> {
     }
     let mut graph = DiGraphMap::<&str, ()>::new();
     for (path, module) in modules.iter().filter(|(path, _)| !is_test(&modules, path)) {
-        for import in &module.imports {
-            let target = resolve(&modules, path, import, DEPTH).filter(|target| !is_test(&modules, target));
-            if let Some(target) =
-                target.and_then(|target| modules.get(&target)).filter(|target| target.file != module.file)
-            {
+        let imported = module.imports.iter().filter_map(|import| resolve(&modules, path, import, DEPTH));
+        let used = module.names.iter().filter_map(|name| follow(&modules, path, name, DEPTH));
+        for target in imported.chain(used).filter(|target| !is_test(&modules, target)) {
+            if let Some(target) = modules.get(&target).filter(|target| target.file != module.file) {
                 graph.add_edge(&module.file, &target.file, ());
             }
         }
@@ -97,7 +106,7 @@ fn is_test(modules: &Modules, path: &[String]) -> bool {
 fn module_path(name: &str) -> Segments {
     let stem = name.trim_end_matches(".rs");
     let stem = stem.strip_suffix("/mod").unwrap_or(stem);
-    if stem == "lib" { Vec::new() } else { stem.split('/').map(str::to_owned).collect() }
+    if ["lib", "main"].contains(&stem) { Vec::new() } else { stem.split('/').map(str::to_owned).collect() }
 }
 
 /// Notes a module and those inside of it. A module that was declared before its file was read keeps what is known of
@@ -105,7 +114,9 @@ fn module_path(name: &str) -> Segments {
 fn read(modules: &mut Modules, path: Segments, file: &str, items: &[Item]) {
     let mut reader = Reader { module: Module::default(), inner: Vec::new() };
     items.iter().for_each(|item| reader.item(item));
-    let Reader { module, inner } = reader;
+    let Reader { mut module, inner } = reader;
+    let Module { names, called, bound, .. } = &mut module;
+    names.retain(|name| !bound.contains(name) || called.contains(name));
     let known = modules.entry(path.clone()).or_default();
     let is_test = known.is_test;
     *known = Module { file: file.to_owned(), is_test, ..module };
@@ -123,7 +134,7 @@ fn read(modules: &mut Modules, path: Segments, file: &str, items: &[Item]) {
 
 struct Reader {
     module: Module,
-    /// Name, whether it is only there for tests, and what is in it unless that is another file.
+    /// Name; true for a module of tests; and its items unless they are in another file.
     inner: Vec<(String, bool, Option<Vec<Item>>)>,
 }
 
@@ -166,11 +177,32 @@ impl<'ast> Visit<'ast> for Reader {
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
         let segments: Segments = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
-        if segments.len() > 1 && path.leading_colon.is_none() {
-            self.module.imports.push(segments);
+        if path.leading_colon.is_none() {
+            self.module.names.extend(segments.first().cloned());
+            if segments.len() > 1 {
+                self.module.imports.push(segments);
+            }
         }
         syn::visit::visit_path(self, path);
     }
+
+    fn visit_expr_call(&mut self, call: &'ast ExprCall) {
+        if let Expr::Path(function) = &*call.func {
+            self.module.called.extend(function.path.get_ident().map(ToString::to_string));
+        }
+        syn::visit::visit_expr_call(self, call);
+    }
+
+    fn visit_pat_ident(&mut self, pattern: &'ast PatIdent) {
+        let name = pattern.ident.to_string();
+        // A pattern in capitals is a constant.
+        let names = if name.starts_with(char::is_uppercase) { &mut self.module.names } else { &mut self.module.bound };
+        names.insert(name);
+        syn::visit::visit_pat_ident(self, pattern);
+    }
+
+    /// `pub(in crate::room)` imports nothing.
+    fn visit_visibility(&mut self, _: &'ast Visibility) {}
 }
 
 fn is_for_tests(attributes: &[Attribute]) -> bool {
@@ -288,6 +320,37 @@ mod tests {
         let mut circle = files;
         circle[3].1 = "use crate::room::A; pub struct B;";
         assert_eq!(found(&circle), [["room/a.rs", "room/b.rs"]]);
+    }
+
+    #[test]
+    fn a_re_export_that_its_own_file_uses_is_an_import() {
+        let with = |room: &str, a: &str| {
+            found(&[("lib.rs", "mod room;"), ("room/mod.rs", room), ("room/a.rs", a), ("room/b.rs", "pub struct B;")])
+        };
+        let circle = [["room/a.rs", "room/mod.rs"]];
+        let a = "use super::Room; pub struct A; pub fn make() -> A { A }";
+        assert_eq!(with("mod a; pub use a::A; pub struct Room { a: A }", a), circle);
+        assert_eq!(with("mod a; pub use a::*; pub struct Room { a: A }", a), circle);
+        assert_eq!(with("mod a; pub use a::{A, make}; pub struct Room; fn f() { make(); }", a), circle);
+        assert_eq!(with("mod a; pub(crate) use a::A; pub struct Room; impl Room { fn f() { A::new() } }", a), circle);
+        // One that is only handed on, one of another file, and a variable of its name are none.
+        assert!(with("mod a; pub use a::A; pub struct Room;", a).is_empty());
+        assert!(with("mod a; mod b; pub use a::A; pub use b::B; pub struct Room { b: B }", a).is_empty());
+        let variable = "mod a; pub use a::make; pub struct Room; fn f() { let make = 1; g(make) }";
+        assert!(with(variable, a).is_empty());
+        let called = "mod a; pub use a::make; pub struct Room; fn f() { let make = make(); g(make) }";
+        assert_eq!(with(called, a), circle);
+        // One that a child may name in a visibility is none either.
+        let seen = "pub struct A; impl A { pub(in crate::room) fn f() {} }";
+        assert!(with("mod a; pub use a::A; pub struct Room { a: A }", seen).is_empty());
+    }
+
+    #[test]
+    fn a_program_is_the_root_of_its_crate() {
+        let files = [("main.rs", "mod a; const N: usize = 1; fn main() { a::run() }"), ("a.rs", "use crate::N;")];
+        assert_eq!(found(&files), [["a.rs", "main.rs"]]);
+        let names = ["src/lib.rs", "src/a.rs", "tools/x/src/main.rs", "README.md"].map(str::to_owned);
+        assert_eq!(roots(&names).into_iter().collect::<Vec<_>>(), ["src", "tools/x/src"]);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Rules of comments: a file opens with its noun, a doc comment makes sense alone, lines keep to the formatter's width.
+//! Rules of comments: a file and a doc comment open with their noun, a doc comment makes sense alone, lines keep to the
+//! formatter's width.
 
 use crate::files::{Language, Source};
 use crate::finding::{Finding, Rule};
@@ -7,21 +8,28 @@ use crate::lints;
 const WIDTH: usize = 120;
 /// Beginnings that lean on another comment.
 const LEANING: [&str; 4] = ["The same ", "Of ", "As ", "Likewise"];
-const QUESTION_WORDS: [&str; 4] = ["What", "Which", "Whose", "Where"];
+/// First words of a sentence whose noun comes later.
+const QUESTION_WORDS: [&str; 10] = ["What", "Which", "Whose", "Where", "When", "Who", "How", "Why", "Whether", "Like"];
 
 pub fn of_source(source: &Source) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add = |rule, line: usize, text: String| findings.push(Finding::new(rule, &source.name, line, text));
-    if let Some(word) = opens_with_a_question(source) {
+    let first = first_line(source);
+    if let Some(word) = first.and_then(|(_, text)| question_word(text)) {
         add(Rule::Opening, 1, format!("the file opens with \"{word}\"; open with a noun"));
     }
     let mut in_comment = false;
     for (index, line) in source.text.lines().enumerate() {
         let comment = source.comment(line);
-        let leaning = comment.and_then(|text| LEANING.into_iter().find(|beginning| text.starts_with(beginning)));
-        if let Some(beginning) = leaning.filter(|_| !in_comment && is_documentation(source, line)) {
+        let opening = comment.filter(|_| !in_comment && is_documentation(source, line));
+        let leaning = opening.and_then(|text| LEANING.into_iter().find(|beginning| text.starts_with(beginning)));
+        if let Some(beginning) = leaning {
             let text = format!("a comment that starts with {:?} does not make sense alone", beginning.trim_end());
             add(Rule::Leaning, index + 1, text);
+        }
+        let is_first = first.is_some_and(|(first, _)| first == index);
+        if let Some(word) = opening.filter(|_| !is_first).and_then(question_word) {
+            add(Rule::Opening, index + 1, format!("a doc comment opens with \"{word}\"; open with a noun"));
         }
         in_comment = comment.is_some();
         let columns = line.chars().count();
@@ -47,9 +55,14 @@ fn is_documentation(source: &Source, line: &str) -> bool {
     }
 }
 
-fn opens_with_a_question(source: &Source) -> Option<&'static str> {
-    let first = source.text.lines().find(|line| !line.trim().is_empty() && !line.starts_with("#!"))?;
-    let text = source.comment(first).unwrap_or(first.trim().trim_start_matches("\"\"\""));
+/// Index and text of the first line of a file.
+fn first_line(source: &Source) -> Option<(usize, &str)> {
+    let mut lines = source.text.lines().enumerate();
+    let (index, line) = lines.find(|(_, line)| !line.trim().is_empty() && !line.starts_with("#!"))?;
+    Some((index, source.comment(line).unwrap_or(line.trim().trim_start_matches("\"\"\""))))
+}
+
+fn question_word(text: &str) -> Option<&'static str> {
     QUESTION_WORDS.into_iter().find(|word| text.split_whitespace().next() == Some(*word))
 }
 
@@ -69,6 +82,21 @@ mod tests {
         assert_eq!(found("a.cuh", "\n// Whose rows are read.\n"), [(Rule::Opening, 1)]);
         assert_eq!(found("a.py", "#!/usr/bin/env python3\n\"\"\"Which files.\"\"\"\n"), [(Rule::Opening, 1)]);
         assert!(found("a.rs", "//! Whatever the rows hold.\n//! What else.\n").is_empty());
+    }
+
+    #[test]
+    fn doc_comments_that_open_with_a_question_word_are_found() {
+        for word in QUESTION_WORDS {
+            assert_eq!(found("a.rs", &format!("//! Rows.\n\n/// {word} b.\nfn b() {{}}\n")), [(Rule::Opening, 3)]);
+            assert_eq!(found("a.cuh", &format!("// Rows.\n\n// {word} b.\nint b;\n")), [(Rule::Opening, 3)]);
+        }
+        assert_eq!(found("a.rs", "struct A {\n    /// Whether b.\n    b: bool,\n}\n"), [(Rule::Opening, 2)]);
+        assert_eq!(found("a.rs", "mod a {\n    //! Like b.\n}\n"), [(Rule::Opening, 2)]);
+        // Sentences inside of a comment, other comments, longer words.
+        assert!(found("a.rs", "/// Rows.\n/// Where b.\nfn a() {}\n").is_empty());
+        assert!(found("a.rs", "fn a() {\n    // What follows.\n}\n").is_empty());
+        assert!(found("a.rs", "/// Likelihoods.\nfn a() {}\n").is_empty());
+        assert!(found("a.py", "x = 1\n# What follows.\n").is_empty());
     }
 
     #[test]

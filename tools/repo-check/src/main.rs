@@ -56,7 +56,7 @@ fn tree(root: &Path) -> Result<String> {
         kept.extend(spelling::of_source(source)?);
     }
     kept.extend(names.iter().filter_map(|name| spelling::of_file_name(name)));
-    for folder in circles::ROOTS {
+    for folder in circles::roots(&names) {
         kept.extend(circles::findings(root, folder)?);
     }
     findings.extend(kept.iter().map(ToString::to_string));

@@ -31,8 +31,6 @@ const BRITISH: [&str; 22] = [
     "catalogue",
     "licence",
 ];
-/// Names that others gave.
-const FOREIGN: [&str; 1] = ["ColouredLevelFilter"];
 
 pub fn of_file_name(name: &str) -> Option<Finding> {
     let stem = british(name)?;
@@ -52,7 +50,7 @@ pub fn of_source(source: &Source) -> Result<Vec<Finding>> {
     let mut seen = BTreeSet::new();
     let mut findings = Vec::new();
     for (name, line) in names {
-        if FOREIGN.contains(&name.as_str()) || !seen.insert(name.clone()) {
+        if !seen.insert(name.clone()) {
             continue;
         }
         if let Some(stem) = british(&name) {
@@ -89,7 +87,7 @@ fn c_names(text: &str) -> Vec<(String, usize)> {
     let mut names = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let code = line.split("//").next().unwrap_or_default();
-        // What stands between quotes is every second piece.
+        // Text between quotes is every second piece.
         for piece in code.split('"').step_by(2) {
             let words = piece.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty());
             names.extend(words.map(|word| (word.to_owned(), index + 1)));

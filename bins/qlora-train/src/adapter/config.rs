@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
 use super::module_pattern::{ModulePattern, in_own_model, layer_of};
-use super::token_rows;
+use super::token_indices;
 use crate::arch::{Arch, Wrapper};
 use crate::base::BaseName;
 use crate::error::Result;
@@ -36,7 +36,7 @@ const REFUSED_UNLESS_EMPTY: [&str; 14] = [
     "lora_ga_config",
 ];
 
-/// Names of what some of those keys turn on.
+/// Names of the methods that some of those keys turn on.
 const NAMED: [(&str, &str); 5] = [
     ("lora_bias", "a trained bias"),
     ("target_parameters", "LoRA on parameters"),
@@ -77,7 +77,7 @@ const HARMLESS: [&str; 7] = [
     "qalora_group_size",
 ];
 
-/// Which linears carry an adapter.
+/// The linear layers that carry an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetModules {
     /// Names such as "q_proj": a set, in sorted order.
@@ -103,13 +103,13 @@ pub struct AdapterConfig {
     pub alpha_pattern: IndexMap<String, f64>,
     /// `None`: every layer.
     pub layers_to_transform: Option<Vec<usize>>,
-    /// Whether the class that serves it is one around the text model.
+    /// The class that serves it is one around the text model.
     pub wrapped: bool,
     /// Linears that carry no adapter although the targets name them; a pattern is a regular expression for whole paths.
     pub exclude_modules: Option<TargetModules>,
     /// Modules whose whole weights the adapter holds, by the end of their paths.
     pub modules_to_save: Vec<String>,
-    /// Whether embedding and output layer stay one tensor.
+    /// Embedding and output layer stay one tensor.
     pub ensure_weight_tying: bool,
     /// Embedding or output layer → tokens whose rows the adapter holds, in the order of its tensor.
     pub trainable_token_indices: BTreeMap<String, Vec<u32>>,
@@ -143,7 +143,7 @@ impl AdapterConfig {
         for (module, &term) in &lora.terms {
             by_name.entry(last_part(module)).or_default().push((module, term));
         }
-        // Where the layers that have terms have all of them, their numbers say it.
+        // Layer numbers are enough if the layers that have terms have all of them.
         let layers: BTreeSet<usize> = lora.terms.keys().filter_map(|module| layer_of(module)).collect();
         let modules_of = |name: &str| {
             let within = |module: &String| layer_of(module).is_some_and(|layer| layers.contains(&layer));
@@ -218,8 +218,8 @@ impl AdapterConfig {
         if self.ensure_weight_tying {
             map.insert("ensure_weight_tying".to_owned(), json!(true));
         }
-        if let Some(indices) = token_rows::to_json(&self.trainable_token_indices, self.wrapped) {
-            map.insert(token_rows::KEY.to_owned(), indices);
+        if let Some(indices) = token_indices::to_json(&self.trainable_token_indices, self.wrapped) {
+            map.insert(token_indices::KEY.to_owned(), indices);
         }
         match &self.exclude_modules {
             Some(TargetModules::Names(names)) => drop(map.insert("exclude_modules".to_owned(), json!(names))),
@@ -236,7 +236,7 @@ impl AdapterConfig {
         let known = config.to_json();
         for key in map.keys().map(String::as_str) {
             if !known.contains_key(key)
-                && !["exclude_modules", token_rows::KEY].contains(&key)
+                && !["exclude_modules", token_indices::KEY].contains(&key)
                 && !HARMLESS.contains(&key)
                 && !REFUSED_UNLESS_EMPTY.contains(&key)
             {
@@ -246,7 +246,7 @@ impl AdapterConfig {
         Ok(config)
     }
 
-    /// Like [`from_json`](Self::from_json), without a word of other keys.
+    /// [`from_json`](Self::from_json) without warnings of unknown keys.
     pub(super) fn read(path: &Path, map: &Map<String, Value>) -> Result<Self> {
         let keys = Keys::new(path, map);
         check_kind(&keys)?;
@@ -268,16 +268,16 @@ impl AdapterConfig {
             exclude_modules: exclude_modules(&keys)?,
             modules_to_save: saved_modules(&keys)?,
             ensure_weight_tying: keys.flag("ensure_weight_tying")?.unwrap_or(false),
-            trainable_token_indices: token_rows::token_indices(&keys)?,
+            trainable_token_indices: token_indices::token_indices(&keys)?,
         })
     }
 }
 
-/// How an expression for modules of a text model begins.
+/// Beginning of a regular expression for modules of a text model.
 const TEXT_LAYERS: &str = r"model\.language_model\.layers\.";
 
-/// The expression for these modules of a text model, of all layers or of some: by their names alone, what is around it
-/// would be meant too.
+/// The expression for these modules of a text model, of all layers or of some. Their names alone would match modules
+/// around the text model too.
 fn in_text_model(names: &BTreeSet<String>, layers: Option<&Vec<usize>>) -> String {
     let numbers = layers.map(|layers| layers.iter().map(usize::to_string).collect::<Vec<_>>().join("|"));
     let within = numbers.map_or_else(String::new, |numbers| format!(r"(?:{numbers})\."));
@@ -450,44 +450,4 @@ fn layers_to_transform(keys: &Keys) -> Result<Option<Vec<usize>>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn layers_of_a_wrapped_model_are_in_the_expression() {
-        let names: BTreeSet<String> = ["q_proj", "model.language_model.layers.3.mlp.up_proj"].map(str::to_owned).into();
-        let text = in_text_model(&names, Some(&vec![0, 12]));
-        assert_eq!(text, r"model\.language_model\.layers\.(?:3\.mlp\.up_proj|(?:0|12)\..*\.q_proj)");
-        let pattern = fancy_regex::Regex::new(&format!(r"\A{text}\z")).unwrap();
-        for (module, expected) in [
-            ("model.language_model.layers.0.self_attn.q_proj", true),
-            ("model.language_model.layers.12.self_attn.q_proj", true),
-            ("model.language_model.layers.1.self_attn.q_proj", false),
-            ("model.language_model.layers.3.mlp.up_proj", true),
-            ("model.visual.layers.0.attn.q_proj", false),
-        ] {
-            assert_eq!(pattern.is_match(module).unwrap(), expected, "{module}");
-        }
-        let path = Path::new("adapter_config.json");
-        let value = json!({
-            "peft_type": "LORA",
-            "r": 4,
-            "lora_alpha": 8,
-            "target_modules": ["q_proj"],
-            "layers_to_transform": [0],
-            "alpha_pattern": {".*language_model.*q_proj": 2, "model.language_model.layers.1.self_attn.k_proj": 3},
-        });
-        let Value::Object(map) = value else { panic!("it is an object") };
-        let plain = AdapterConfig::from_json(path, &map).unwrap();
-        assert_eq!(plain.to_json()["layers_to_transform"], json!([0]));
-        let keys: Vec<&String> = plain.alpha_pattern.keys().collect();
-        assert_eq!(keys, [".*.*q_proj", "model.layers.1.self_attn.k_proj"]);
-        // PEFT: "`layers_to_transform` cannot be used when `target_modules` is a str".
-        let wrapped = AdapterConfig { wrapped: true, ..plain }.to_json();
-        assert_eq!(wrapped["layers_to_transform"], Value::Null);
-        assert_eq!(wrapped["target_modules"], json!(r"model\.language_model\.layers\.(?:(?:0)\..*\.q_proj)"));
-        let every = [("layers_to_transform".to_owned(), json!([]))];
-        let map = map.into_iter().chain(every).collect();
-        assert_eq!(AdapterConfig::from_json(path, &map).unwrap().layers_to_transform, None);
-    }
-}
+mod tests;

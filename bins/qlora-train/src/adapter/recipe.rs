@@ -1,5 +1,5 @@
-//! The recipe of a base: how its linear weights were held while an adapter was trained on them, as its metadata keeps
-//! it.
+//! The recipe of a base: the quantization of its linear weights while an adapter was trained on them, as the adapter's
+//! metadata records it.
 
 use std::fmt;
 
@@ -7,7 +7,6 @@ use qlora_kernels::nf4::NESTED_BLOCK_SIZE;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Result};
-use crate::refuse;
 
 /// The JSON of [`metadata::QUANTIZATION`](super::metadata::QUANTIZATION):
 /// `{"quant_type":"nf4","block_size":64,"double_quant":true,"nested_block_size":256}`, or `{"quant_type":"none"}`.
@@ -44,39 +43,18 @@ impl Recipe {
         serde_json::to_string(self).expect("numbers and names are JSON")
     }
 
-    /// Reads the metadata of an adapter; `source` is what errors call it. Earlier versions wrote the words of
-    /// [`Display`](fmt::Display).
+    /// Reads the metadata of an adapter; `source` is what errors call it.
     pub fn from_metadata(source: &str, text: &str) -> Result<Self> {
-        let what = || format!("{source}: metadata `{}`: found {text:?}", super::metadata::QUANTIZATION);
-        if text.trim_start().starts_with('{') {
-            return serde_json::from_str(text).usage_context(|| format!("{}, expected a quantization recipe", what()));
-        }
-        match Self::from_words(text) {
-            Some(recipe) => Ok(recipe),
-            None => refuse!(
-                "{}, expected the JSON of a quantization recipe; say with --quantization how the base is to be held",
-                what()
-            ),
-        }
+        serde_json::from_str(text).usage_context(|| {
+            format!(
+                "{source}: metadata `{}`: found {text:?}, expected the JSON of a quantization recipe; choose the \
+                 quantization of the base with --quantization",
+                super::metadata::QUANTIZATION
+            )
+        })
     }
 
-    fn from_words(text: &str) -> Option<Self> {
-        if text == "none" {
-            return Some(Self::NONE);
-        }
-        let (rest, skipped) = match text.split_once("; ") {
-            Some((rest, skipped)) => (rest, skipped.strip_suffix(" linear layers as they were")?.parse().ok()?),
-            None => (text, 0),
-        };
-        let rest = rest.strip_prefix("nf4, block ")?;
-        let (block_size, double_quant) = match rest.strip_suffix(", double quantization, block 256") {
-            Some(block_size) => (block_size, true),
-            None => (rest, false),
-        };
-        Some(Self::nf4(block_size.parse().ok()?, double_quant, skipped))
-    }
-
-    /// The settings that hold a base so.
+    /// The settings that quantize a base in this way.
     pub fn settings(&self) -> Vec<(String, String)> {
         let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         match self {
@@ -118,27 +96,20 @@ mod tests {
     }
 
     #[test]
-    fn a_recipe_reads_back_from_json_and_from_the_words_of_earlier_versions() {
+    fn a_recipe_reads_back_from_json() {
         for recipe in recipes() {
             assert_eq!(Recipe::from_metadata("adapter", &recipe.to_json()).unwrap(), recipe);
-            assert_eq!(Recipe::from_metadata("adapter", &recipe.to_string()).unwrap(), recipe);
         }
         let json = r#"{"quant_type":"nf4","block_size":64,"double_quant":true,"nested_block_size":256}"#;
         assert_eq!(recipes()[1].to_json(), json);
         assert_eq!(recipes()[0].to_json(), r#"{"quant_type":"none"}"#);
-        // Earlier versions wrote words.
-        for (words, recipe) in [
-            ("none", Recipe::NONE),
-            ("nf4, block 64, double quantization, block 256", Recipe::nf4(64, true, 0)),
-            ("nf4, block 128; 3 linear layers as they were", Recipe::nf4(128, false, 3)),
-        ] {
-            assert_eq!(Recipe::from_metadata("adapter", words).unwrap(), recipe);
-        }
     }
 
     #[test]
     fn other_texts_are_refused_with_the_key() {
-        for text in ["fp4", "", "nf4, block x", "{\"quant_type\":\"fp4\"}", "{\"quant_type\":\"none\",\"x\":1}", "{"] {
+        for text in
+            ["fp4", "", "none", "nf4, block 64", "{\"quant_type\":\"fp4\"}", "{\"quant_type\":\"none\",\"x\":1}", "{"]
+        {
             let error = Recipe::from_metadata("out", text).unwrap_err().to_string();
             assert!(error.contains("out: metadata `qlora.quantization`"), "{error}");
         }

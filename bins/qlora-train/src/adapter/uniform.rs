@@ -1,8 +1,8 @@
-//! Adapters of one rank and one alpha: what engines serve that do not look at `rank_pattern` and `alpha_pattern`.
+//! Adapters of one rank and one alpha, for engines that do not read `rank_pattern` and `alpha_pattern`.
 
 use super::{Adapter, LoraPair};
 use crate::error::Result;
-use crate::lora::ParamId;
+use crate::lora::{LoraSpec, ParamId};
 use indexmap::IndexMap;
 
 impl Adapter {
@@ -37,7 +37,7 @@ impl Adapter {
 fn padded(pair: &LoraPair, r: usize) -> (Vec<f32>, Vec<f32>) {
     let mut a = pair.a.to_vec();
     a.resize(r * pair.k_in, 0.0);
-    let scale = pair.alpha / pair.r as f64;
+    let scale = LoraSpec::scale(pair.alpha, pair.r, false);
     let mut b = vec![0.0; pair.n_out * r];
     for (to, from) in b.chunks_exact_mut(r).zip(pair.b.chunks_exact(pair.r)) {
         to.iter_mut().zip(from).for_each(|(to, from)| *to = (f64::from(*from) * scale) as f32);

@@ -1,11 +1,10 @@
-//! The operations of a step, as data: the one place that says what an operation is called, what it reads and writes,
-//! and how many FLOPs it takes. A backend computes them ([`Compute::compute`](super::Compute::compute)), one arm each;
-//! the dry run, the traces and the FLOP counter are generic over them.
-//!
+//! The operations of a step, as data: the one place with an operation's name, the operands that it reads and writes,
+//! its FLOPs and the units of its speed. A backend computes them ([`Compute::compute`](super::Compute::compute)), one
+//! arm each; the dry run, the traces and the FLOP counter are generic over them.
 //! Letters: H hidden size, I intermediate size, N and K output and input features, M tokens. S = scale·dropout(X)·Aᵀ
 //! and T = scale·dY·B are the low-rank projections of an input and of a gradient.
 
-use super::{BufferShape, CheckedBatch, LinearGroup, MaybeTrained, Operands, TableShape};
+use super::{BufferShape, CheckedBatch, LinearGroup, MaybeTrained, OpWork, Operands, TableShape};
 use crate::error::Result;
 use crate::refuse;
 use qlora_kernels::rng::Dropout;
@@ -16,7 +15,7 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug)]
 pub struct Rotation {
     pub table: usize,
-    /// Whether what the norm reads is rotated, instead of what it gives
+    /// Rotates the norm's input instead of its output
     pub before_norm: bool,
 }
 
@@ -94,7 +93,7 @@ pub enum Op<'a, B: Operands + ?Sized> {
     /// gradient.
     Rope { qkv: &'a mut B::Buffer, shape: AttentionShape, table: usize, inverse: bool },
     /// out `[H·D]` = attention within each document, lse `[H]` = the log-sum-exp of its scores. With a `window` a query
-    /// sees so many keys at most, its own included.
+    /// sees that many keys at most, its own included.
     Attention {
         qkv: &'a B::Buffer,
         shape: AttentionShape,
@@ -142,7 +141,7 @@ pub enum Op<'a, B: Operands + ?Sized> {
         soft_cap: Option<f32>,
         dx: Option<&'a mut B::Buffer>,
     },
-    /// Like [`Self::CrossEntropy`] with the gradient of an output layer that is trained: dW += `weight` · dlogitsᵀ · x
+    /// [`Self::CrossEntropy`] with the gradient of a trained output layer: dW += `weight` · dlogitsᵀ · x
     TrainedCrossEntropy {
         x: &'a B::Buffer,
         head: &'a mut B::Table,
@@ -173,15 +172,34 @@ pub enum Op<'a, B: Operands + ?Sized> {
     Logits { x: &'a B::Buffer, head: &'a B::Table, tokens: &'a [usize], out: &'a mut Vec<Vec<f32>> },
 }
 
-/// Twice the keys that a query sees on average in one document of so many tokens: half of the scores without a window.
-pub(super) fn twice_the_keys(tokens: usize, window: Option<usize>) -> usize {
+/// The kind of norms, at whose rate other operations go that move values.
+pub const NORM: &str = "norm";
+
+/// Products over the scores of causal attention: Q·Kᵀ and P·V.
+pub const ATTENTION_PRODUCTS: f64 = 2.0;
+
+/// Products of its gradient: the scores Q·Kᵀ again, since out and lse are all that is kept of them, then dP = dO·Vᵀ,
+/// dV = Pᵀ·dO, dQ = dS·K and dK = dSᵀ·Q (Dao et al. 2022, algorithm 4). Both backends compute the first two twice, once
+/// for dQ and once for dK and dV, because that needs no sums across blocks; it is their way, not the operation's work,
+/// and speeds compare with those that are published of five.
+pub const ATTENTION_BACKWARD_PRODUCTS: f64 = 5.0;
+
+/// FLOPs of `products` products over the scores that the queries of a document of `tokens` see, with heads of `width`
+/// values together.
+pub fn attention_flops(products: f64, tokens: usize, window: Option<usize>, width: usize) -> f64 {
+    // A multiply-add for each value and key that is seen, two FLOPs each.
+    products * tokens as f64 * (twice_the_keys(tokens, window) * width) as f64
+}
+
+/// Twice the keys that a query sees on average in one document of `tokens` tokens: half of the scores without a window.
+fn twice_the_keys(tokens: usize, window: Option<usize>) -> usize {
     match window {
         Some(window) if window < tokens => 2 * window - window * window / tokens,
         _ => tokens,
     }
 }
 
-/// The gradient of a trainable tensor with rows of so many columns, with its name in messages.
+/// The gradient of a trainable tensor with rows of `columns` columns, with its name in messages.
 fn gradient_of<'a, B: Operands + ?Sized>(
     what: &str,
     param: Option<&'a B::Param>,
@@ -193,42 +211,120 @@ fn gradient_of<'a, B: Operands + ?Sized>(
 /// Something that an operation wrote.
 pub enum Output<'a, B: Operands + ?Sized> {
     Buffer(&'a B::Buffer),
-    /// The gradient of a trainable tensor with rows of so many columns.
+    /// The gradient of a trainable tensor, and the columns of its rows.
     Gradient(&'a B::Param, usize),
 }
 
 impl<B: Operands + ?Sized> Op<'_, B> {
-    /// The name in traces, `bench` and messages.
-    pub fn name(&self) -> &'static str {
+    /// The description of the operation on `tokens` tokens: its name and its work, as traces, plans, `bench` and the
+    /// predictions of `tools/predict` read them. FLOPs are those of products with weights and of attention, a
+    /// multiply-add counted as two, beside which the rest is little. One document is the most that a batch can cost.
+    pub fn work(&self, tokens: usize) -> OpWork {
+        let m = tokens as f64;
+        let moves = |name, values: usize| OpWork::moving(name, tokens, values);
+        // Multiply-adds of a token, and what their rate is of.
+        let linear = |name, group: &LinearGroup<B>, products: usize, units: usize| OpWork {
+            k: group.k,
+            segments: group.work(),
+            ..OpWork::computing(name, tokens, 2.0 * m * products as f64, m * units as f64)
+        };
+        let attention = |name, products, shape: &AttentionShape, window: Option<usize>| {
+            let flops = attention_flops(products, tokens, window, shape.out());
+            let window = window.filter(|&window| window < tokens).unwrap_or(0);
+            let units = flops / products;
+            OpWork { heads: heads(shape), window, whole_batch: true, ..OpWork::computing(name, tokens, flops, units) }
+        };
+        // Products over the vocabulary: logits, the gradient of what they are of, that of the output layer.
+        let loss = |x: &B::Buffer, vocab: usize, products: f64| {
+            let product = m * (x.width() * vocab) as f64;
+            // The rate is that of loss and gradient together.
+            let units = product * (products / 2.0).max(1.0);
+            let work = OpWork::computing("output layer and loss", tokens, 2.0 * products * product, units);
+            OpWork { k: x.width(), vocab, ..work }
+        };
+        let like_norm = |work: OpWork| OpWork { at_rate_of: Some(NORM), ..work };
         match self {
-            Self::Embed { .. } => "embedding",
-            Self::RmsNorm { .. } | Self::AddRmsNorm { .. } | Self::RmsNormAdd { .. } => "norm",
-            Self::RmsNormBackward { .. } => "norm, backward",
-            Self::LoraDown { .. } => "LoRA X·Aᵀ",
-            Self::Linear { .. } => "linear",
-            Self::LoraDyB { .. } => "LoRA dY·B",
-            Self::LinearDx { .. } => "linear, backward",
-            Self::LoraGradients { .. } => "LoRA gradients",
-            Self::HeadNorm { rotation: None, .. } => "norm of q and k",
-            Self::HeadNorm { .. } => "norm and rotation of q and k",
-            Self::HeadNormBackward { rotation: None, .. } => "norm of q and k, backward",
-            Self::HeadNormBackward { .. } => "norm and rotation of q and k, backward",
-            Self::Rope { .. } => "rotary embedding",
-            Self::Attention { .. } | Self::AttentionOverCache { .. } => "attention",
-            Self::AttentionBackward { .. } => "attention, backward",
-            Self::AppendToCache { .. } => "KV cache",
-            Self::Swiglu { .. } => "SwiGLU",
-            Self::SwigluBackward { .. } => "SwiGLU, backward",
-            Self::CrossEntropy { .. } | Self::TrainedCrossEntropy { .. } => "output layer and loss",
-            Self::EmbedBackward { .. } => "embedding, backward",
-            Self::Magnitude { .. } => "magnitudes",
-            Self::MagnitudeBackward { .. } => "magnitudes, backward",
-            Self::NormGradient { .. } | Self::HeadNormGradients { .. } => "norm, gradient of the weight",
-            Self::Logits { .. } => "logits",
+            Self::Embed { out, .. } => moves("embedding", 2 * out.width()),
+            Self::RmsNorm { x, .. } => moves(NORM, 2 * x.width()),
+            Self::AddRmsNorm { x, .. } => moves(NORM, 4 * x.width()),
+            Self::RmsNormAdd { x, .. } => moves(NORM, 3 * x.width()),
+            Self::RmsNormBackward { x, accumulate, .. } => {
+                moves("norm, backward", (3 + usize::from(*accumulate)) * x.width())
+            }
+            // Those of low rank are bound by the rows that they read.
+            Self::LoraDown { group, .. } => linear("LoRA X·Aᵀ", group, group.k * group.r(), group.k),
+            Self::Linear { group, .. } => {
+                let products = group.k * group.n();
+                linear("linear", group, products + group.low_rank_parameters_of_b(), products)
+            }
+            Self::LoraDyB { group, .. } => linear("LoRA dY·B", group, group.low_rank_parameters_of_b(), group.n()),
+            Self::LinearDx { group, .. } => {
+                linear("linear, backward", group, group.k * (group.n() + group.r()), group.k * group.n())
+            }
+            Self::LoraGradients { group, .. } => {
+                let trained = group.k * group.r() + group.low_rank_parameters_of_b();
+                OpWork { trained, ..linear("LoRA gradients", group, trained, group.k + group.n()) }
+            }
+            Self::HeadNorm { shape, rotation, .. } => {
+                let name = if rotation.is_some() { "norm and rotation of q and k" } else { "norm of q and k" };
+                OpWork { heads: heads(shape), ..moves(name, 2 * shape.qkv()) }
+            }
+            Self::HeadNormBackward { shape, rotation, .. } => {
+                let name = match rotation {
+                    Some(_) => "norm and rotation of q and k, backward",
+                    None => "norm of q and k, backward",
+                };
+                OpWork { heads: heads(shape), ..moves(name, 3 * shape.qkv()) }
+            }
+            Self::Rope { shape, .. } => {
+                let values = 2 * (shape.heads + shape.kv_heads) * shape.head_dim;
+                OpWork { heads: heads(shape), ..moves("rotary embedding", values) }
+            }
+            Self::Attention { shape, window, .. } => attention("attention", ATTENTION_PRODUCTS, shape, *window),
+            Self::AttentionBackward { shape, window, .. } => {
+                attention("attention, backward", ATTENTION_BACKWARD_PRODUCTS, shape, *window)
+            }
+            Self::AppendToCache { shape, .. } => {
+                let moved = moves("KV cache", 4 * shape.kv_heads * shape.head_dim);
+                OpWork { heads: heads(shape), whole_batch: true, ..moved }
+            }
+            Self::AttentionOverCache { shape, window, cache, .. } => {
+                let keys = cache.tokens().len().min(window.unwrap_or(usize::MAX));
+                let products = m * (keys * shape.out()) as f64 * ATTENTION_PRODUCTS;
+                let work = OpWork::computing("attention", tokens, 2.0 * products, products);
+                OpWork { heads: heads(shape), whole_batch: true, ..work }
+            }
+            Self::Swiglu { out, .. } => moves("SwiGLU", 3 * out.width()),
+            Self::SwigluBackward { dout, out, .. } => {
+                let moved = moves("SwiGLU, backward", (5 + usize::from(out.is_some())) * dout.width());
+                OpWork { k: dout.width(), ..moved }
+            }
+            Self::CrossEntropy { x, head, dx, .. } => loss(x, head.vocab(), if dx.is_some() { 2.0 } else { 1.0 }),
+            Self::TrainedCrossEntropy { x, head, .. } => {
+                loss(x, head.vocab(), 2.0 + head.trained_rows() as f64 / head.vocab() as f64)
+            }
+            Self::EmbedBackward { dout, .. } => like_norm(moves("embedding, backward", 3 * dout.width())),
+            Self::Magnitude { group, .. } => like_norm(moves("magnitudes", 2 * group.n())),
+            Self::MagnitudeBackward { group, .. } => like_norm(moves("magnitudes, backward", 3 * group.n())),
+            Self::NormGradient { x, .. } => like_norm(moves("norm, gradient of the weight", 2 * x.width())),
+            Self::HeadNormGradients { shape, .. } => {
+                let moved = like_norm(moves("norm, gradient of the weight", 2 * shape.qkv()));
+                OpWork { heads: heads(shape), ..moved }
+            }
+            Self::Logits { x, head, tokens: of, .. } => {
+                let products = (of.len() * x.width()) as f64 * head.vocab() as f64;
+                let work = OpWork::computing("logits", tokens, 2.0 * products, products);
+                OpWork { k: x.width(), vocab: head.vocab(), whole_batch: true, ..work }
+            }
         }
     }
 
-    /// What it wrote, each with its name in messages.
+    /// The name in traces, `bench` and messages.
+    pub fn name(&self) -> &'static str {
+        self.work(0).name
+    }
+
+    /// The operands that it wrote, each with its name in messages.
     pub fn outputs(&self) -> Vec<(String, Output<'_, B>)> {
         let one = |name: &str, buffer| vec![(name.to_owned(), Output::Buffer(buffer))];
         let of = |what: &str, group: &LinearGroup<B>, buffer| one(&format!("{what} of {}", group.label), buffer);
@@ -302,61 +398,6 @@ impl<B: Operands + ?Sized> Op<'_, B> {
         }
     }
 
-    /// FLOPs over `tokens` tokens, a multiply-add counted as two: products with weights and attention, beside which the
-    /// rest is little. One document is the most that a batch can cost.
-    pub fn flops(&self, tokens: usize) -> f64 {
-        let per_token = match self {
-            Self::LoraDown { group, .. } => group.k * group.r(),
-            Self::Linear { group, .. } => group.k * group.n() + group.low_rank_parameters_of_b(),
-            Self::LoraDyB { group, .. } => group.low_rank_parameters_of_b(),
-            Self::LinearDx { group, .. } => group.k * (group.n() + group.r()),
-            Self::LoraGradients { group, .. } => group.k * group.r() + group.low_rank_parameters_of_b(),
-            // Two products over half of the [M, M] scores.
-            Self::Attention { shape, window, .. } => twice_the_keys(tokens, *window) * shape.out(),
-            Self::AttentionBackward { shape, window, .. } => 7 * twice_the_keys(tokens, *window) * shape.out() / 2,
-            Self::AttentionOverCache { shape, window, cache, .. } => {
-                2 * cache.tokens().len().min(window.unwrap_or(usize::MAX)) * shape.out()
-            }
-            Self::CrossEntropy { x, head, dx, .. } => x.width() * head.vocab() * if dx.is_some() { 2 } else { 1 },
-            Self::TrainedCrossEntropy { x, head, .. } => x.width() * (2 * head.vocab() + head.trained_rows()),
-            _ => 0,
-        };
-        2.0 * tokens as f64 * per_token as f64
-    }
-
-    /// Whether it has to see all tokens of the batch at once.
-    pub fn needs_whole_batch(&self) -> bool {
-        match self {
-            Self::Attention { .. }
-            | Self::AttentionBackward { .. }
-            | Self::AppendToCache { .. }
-            | Self::AttentionOverCache { .. }
-            | Self::Logits { .. } => true,
-            Self::Embed { .. }
-            | Self::RmsNorm { .. }
-            | Self::AddRmsNorm { .. }
-            | Self::RmsNormAdd { .. }
-            | Self::RmsNormBackward { .. }
-            | Self::LoraDown { .. }
-            | Self::Linear { .. }
-            | Self::LoraDyB { .. }
-            | Self::LinearDx { .. }
-            | Self::LoraGradients { .. }
-            | Self::HeadNorm { .. }
-            | Self::HeadNormBackward { .. }
-            | Self::Rope { .. }
-            | Self::Swiglu { .. }
-            | Self::SwigluBackward { .. }
-            | Self::EmbedBackward { .. }
-            | Self::Magnitude { .. }
-            | Self::MagnitudeBackward { .. }
-            | Self::NormGradient { .. }
-            | Self::HeadNormGradients { .. }
-            | Self::TrainedCrossEntropy { .. }
-            | Self::CrossEntropy { .. } => false,
-        }
-    }
-
     /// Refuses token ids of the batch that its table does not have.
     pub fn check(&self, batch: &CheckedBatch, tokens: &Range<usize>) -> Result<()> {
         let (id, vocab) = match self {
@@ -385,9 +426,14 @@ impl<B: Operands + ?Sized> Op<'_, B> {
     }
 }
 
+/// H, Hkv and D.
+fn heads(shape: &AttentionShape) -> [usize; 3] {
+    [shape.heads, shape.kv_heads, shape.head_dim]
+}
+
 #[cfg(test)]
 mod tests {
-    use super::twice_the_keys;
+    use super::*;
 
     /// The sum over queries, less the half of a key that every query's own is counted for.
     #[test]
@@ -398,5 +444,16 @@ mod tests {
             assert!(seen.abs_diff(found) <= tokens, "{tokens} {window}: {found}, {seen} are seen");
         }
         assert_eq!(twice_the_keys(77, None), 77);
+    }
+
+    /// Two products forward and five backward, each a multiply-add for every value, query and key that it sees.
+    #[test]
+    fn attention_has_the_flops_of_its_products_over_what_is_seen() {
+        let forward = attention_flops(ATTENTION_PRODUCTS, 64, None, 24);
+        assert_eq!(forward, 2.0 * 2.0 * (64.0 * 64.0 / 2.0) * 24.0);
+        let backward = attention_flops(ATTENTION_BACKWARD_PRODUCTS, 64, None, 24);
+        assert_eq!(backward, 2.5 * forward);
+        let windowed = attention_flops(ATTENTION_PRODUCTS, 64, Some(16), 24);
+        assert_eq!(windowed, 2.0 * 2.0 * (64.0 * 14.0) * 24.0);
     }
 }

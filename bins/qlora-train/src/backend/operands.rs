@@ -19,24 +19,28 @@ pub trait Operands {
     type Offloaded;
 }
 
-/// The rows of a buffer: `[tokens, width]`, row-major.
+/// The rows of a buffer: `[tokens, width]`, row-major, `stride` apart.
 pub trait BufferShape {
     /// The tokens of the batch that it has rows for.
     fn tokens(&self) -> Range<usize>;
     fn width(&self) -> usize;
+    /// Elements from one row to the next: the width, and room behind it where there is any.
+    fn stride(&self) -> usize {
+        self.width()
+    }
     /// Makes its rows those of as many tokens from `first` on: a tile moves along the batch.
     fn move_to(&mut self, first: usize);
 
-    /// Where the elements of these tokens are.
+    /// The range of these tokens' elements.
     fn elements(&self, tokens: &Range<usize>) -> Result<Range<usize>> {
-        let (own, width) = (self.tokens(), self.width());
+        let (own, stride) = (self.tokens(), self.stride());
         if tokens.start < own.start || tokens.end > own.end {
             return Err(Error::Failed(format!(
                 "a buffer with rows for tokens {} to {} was given tokens {} to {}",
                 own.start, own.end, tokens.start, tokens.end
             )));
         }
-        Ok((tokens.start - own.start) * width..(tokens.end - own.start) * width)
+        Ok((tokens.start - own.start) * stride..(tokens.end - own.start) * stride)
     }
 }
 

@@ -1,7 +1,8 @@
-//! The time of a run's steps, from steps of its whole model, or of a few of its layers, on micro-batches like its own.
+//! The time of a run's steps, measured on its whole model or on a few of its layers, with micro-batches like its own.
 
 use super::{Measured, RowShape, Work, measure, step_flops};
 use crate::arch::Arch;
+use crate::backend::OPTIMIZER;
 use crate::config::{Checkpointing, InitLora, LayerNumbers, Pattern, Settings, TokenTile, WeightResidency};
 use crate::error::{Error, Result};
 use crate::model::{Activations, ModelSpec};
@@ -9,13 +10,13 @@ use crate::refuse;
 use crate::report::{count, status};
 use crate::session::Device;
 
-/// Layers that are measured of a model that is too large to be measured whole: the time of the others follows from the
-/// difference.
+/// Numbers of layers that are measured of a model that is too large to be measured whole; their difference gives the
+/// time of the others.
 const MEASURED: [usize; 2] = [2, 8];
 const STEPS: usize = 3;
 /// Times that a sample is computed: the steps, one before and one after them, and its loss alone.
 const PASSES: f64 = STEPS as f64 + 2.3;
-/// FLOPs of all that is measured, at most, where less can be measured: a minute on a few cores.
+/// Limit on the FLOPs of a measurement, where less can be measured: a minute on a few cores.
 const MOST_FLOPS: f64 = 2e13;
 /// Micro-batches of a sample: the first that is affordable is taken.
 const SIZES: [usize; 3] = [4, 2, 1];
@@ -68,17 +69,17 @@ pub struct StepTime {
 }
 
 impl StepTime {
-    /// Takes the update out of the steps, each of which had one after so many micro-batches.
+    /// Subtracts the update from the steps, each of which is `micro_batches` micro-batches and one update.
     fn of(measured: &Measured, micro_batches: usize) -> Self {
         let mut seconds = measured.seconds.clone();
         seconds.sort_by(f64::total_cmp);
-        let update: f64 = measured.kinds.iter().filter(|kind| kind.name == "optimizer").map(|kind| kind.seconds).sum();
+        let update: f64 = measured.kinds.iter().filter(|kind| kind.name == OPTIMIZER).map(|kind| kind.seconds).sum();
         let micro_batch = (seconds[seconds.len() / 2] - update).max(0.0) / micro_batches.max(1) as f64;
         Self { micro_batch, update, evaluation: measured.evaluation }
     }
 
-    /// Sums over all layers, by the times of `few` and of `more` of them, each with as many layers of the whole as are
-    /// like them.
+    /// Sums over all layers, from the times of `few` and of `more` of them; each pair counts for the layers of the
+    /// whole model that are like it.
     fn of_all(pairs: &[[Self; 2]], [few, more]: [usize; 2], layers: &[usize]) -> Self {
         let part = |of: fn(&Self) -> f64| {
             let mut seconds = 0.0;
@@ -98,8 +99,8 @@ impl StepTime {
 }
 
 /// Measures steps of a model like that of `spec`, with random weights, on one of `samples`, and the loss of rows like
-/// `evaluated`. The whole model is measured where that takes little, else a few of its layers. Errors: there is no
-/// sample; memory that is too small even for a few layers.
+/// `evaluated`. The whole model is measured if that takes little time, otherwise a few of its layers. Errors: there is
+/// no sample; memory that is too small even for a few layers.
 pub fn measure_layers(
     settings: &Settings,
     device: &Device,
@@ -153,7 +154,7 @@ fn affordable<'a>(arch: &Arch, samples: &'a [Sample], part: f64) -> Option<&'a S
     samples.iter().find(|sample| PASSES * part * sample.flops(arch) <= MOST_FLOPS)
 }
 
-/// Settings under which layers do what those of `spec` do, all of them in one `way`.
+/// Settings under which layers compute as those of `spec` do, all with activations handled in one `way`.
 fn alike(settings: &Settings, spec: &ModelSpec, way: Activations, is_whole: bool) -> Settings {
     let own = Settings {
         gradient_checkpointing: if way == Activations::Keep { Checkpointing::Off } else { Checkpointing::On },
@@ -165,68 +166,10 @@ fn alike(settings: &Settings, spec: &ModelSpec, way: Activations, is_whole: bool
     if is_whole {
         return own;
     }
-    // What names single modules may name none of the few.
+    // Settings for single modules may name none of the few layers.
     let (rank_pattern, alpha_pattern) = (Pattern::default(), Pattern::default());
     Settings { layers_to_transform: LayerNumbers::default(), rank_pattern, alpha_pattern, ..own }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::arch::shapes::shape;
-
-    #[test]
-    fn time_grows_with_layers_and_what_is_no_layer_counts_once() {
-        let time = |micro_batch, update| StepTime { micro_batch, update, evaluation: micro_batch / 3.0 };
-        // 2 s and 0.1 s that are no layer, 1 s and 0.01 s a layer.
-        let kept = [time(3.0, 0.11), time(6.0, 0.14)];
-        let all = StepTime::of_all(&[kept], [1, 4], &[32]);
-        assert!((all.micro_batch - 34.0).abs() < 1e-9 && (all.update - 0.42).abs() < 1e-9, "{all:?}");
-        assert!((all.evaluation - 34.0 / 3.0).abs() < 1e-9, "{all:?}");
-        // A layer that is computed again takes 1.5 s.
-        let again = [time(3.5, 0.11), time(8.0, 0.14)];
-        let all = StepTime::of_all(&[kept, again], [1, 4], &[20, 12]);
-        assert!((all.micro_batch - (2.0 + 20.0 + 18.0)).abs() < 1e-9 && (all.update - 0.42).abs() < 1e-9, "{all:?}");
-        // A model of one layer is measured whole.
-        assert_eq!(StepTime::of_all(&[[time(3.0, 0.5); 2]], [1, 1], &[1]), time(3.0, 0.5));
-    }
-
-    #[test]
-    fn a_sample_has_the_work_of_all_micro_batches() {
-        let arch = shape("llama-3.2-1b").unwrap();
-        let row = |length: usize| RowShape { length, learned: length - 1 };
-        let all: Vec<Vec<RowShape>> = [50, 900, 100, 2000, 70, 400, 60, 300].map(|length| vec![row(length)]).to_vec();
-        let samples = Sample::of(&arch, &all);
-        let lengths =
-            |sample: &Sample| sample.micro_batches.iter().flatten().map(|row| row.length).collect::<Vec<usize>>();
-        assert_eq!(
-            samples.iter().map(lengths).collect::<Vec<_>>(),
-            [vec![60, 100, 400, 2000], vec![70, 900], vec![300]]
-        );
-        let work = |lengths: &[usize]| step_flops(&arch, lengths.iter().copied());
-        let mean = work(&[50, 900, 100, 2000, 70, 400, 60, 300]) / 8.0;
-        for sample in &samples {
-            let lengths = lengths(sample);
-            assert!((sample.scale * work(&lengths) / lengths.len() as f64 / mean - 1.0).abs() < 1e-12, "{sample:?}");
-        }
-        // Longer rows take more than their tokens: twice 1000 are less than 2000.
-        assert!(work(&[1000, 1000]) < work(&[2000]));
-        // Where all are alike one is enough, and there are no more than there are.
-        assert_eq!(Sample::of(&arch, &vec![vec![row(500), row(1500)]; 9]).len(), 1);
-        assert_eq!(Sample::of(&arch, &all[..2]).iter().map(|sample| sample.micro_batches.len()).max(), Some(2));
-        assert!(Sample::of(&arch, &[]).is_empty());
-    }
-
-    #[test]
-    fn what_is_measured_is_bounded() {
-        let row = |length: usize| RowShape { length, learned: length - 1 };
-        let of = |name: &str, lengths: &[usize], part: f64| {
-            let arch = shape(name).unwrap();
-            let all: Vec<Vec<RowShape>> = lengths.iter().map(|&length| vec![row(length)]).collect();
-            affordable(&arch, &Sample::of(&arch, &all), part).map(|sample| sample.micro_batches.len())
-        };
-        assert_eq!(of("llama-3.2-1b", &[20, 40, 80, 160], 1.0), Some(4));
-        assert_eq!(of("llama-3.2-1b", &[1000, 2000, 4000, 8000], 1.0), None);
-        assert_eq!(of("llama-3-70b", &[2048], 10.0 / 80.0), None);
-    }
-}
+mod tests;

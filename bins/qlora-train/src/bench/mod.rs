@@ -1,4 +1,4 @@
-//! Training steps on random weights and tokens, timed: what a run of this shape would do, without a model.
+//! Timed training steps on random weights and tokens: the work of a run of this shape, without a model.
 
 pub mod layers;
 pub mod text;
@@ -6,7 +6,9 @@ pub mod weights;
 
 use crate::arch::Arch;
 use crate::backend::cpu::peak_flops;
-use crate::backend::{Backend, Batch, OpTime, TraceMode};
+use crate::backend::{
+    ATTENTION_BACKWARD_PRODUCTS, ATTENTION_PRODUCTS, Backend, Batch, OpTime, TraceMode, attention_flops,
+};
 use crate::bench::weights::RandomSource;
 use crate::config::Settings;
 use crate::error::Result;
@@ -14,13 +16,16 @@ use crate::files::tensor::StoredType;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, optimizer_step};
 use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, status};
+use crate::session::graphs;
 use crate::session::host::set_threads;
 use crate::session::model_spec::{model_spec_of, of_settings};
 use crate::session::plan::{self, MemoryPlan, StoredAs};
 use crate::session::planner;
-use crate::session::{Device, DeviceJob};
-use qlora_kernels::device::TransferBandwidth;
+use crate::session::scratch;
+use crate::session::{Device, DeviceJob, TransferBandwidth};
 use qlora_kernels::rng::Stream;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// A row of made-up tokens.
@@ -38,9 +43,10 @@ pub struct Work {
     pub arch: Arch,
     /// Rows of each micro-batch of a step
     pub micro_batches: Vec<Vec<RowShape>>,
-    /// Rows of which the loss alone is computed once, beside the steps; none: it is not
+    /// Rows whose loss alone is computed, once, beside the steps; empty: none
     pub evaluated: Vec<RowShape>,
-    /// Steps that are timed, after one that is not and before one whose operations are; 0: that one alone
+    /// Steps that are timed, after one untimed step (two with CUDA graphs, which the second records) and before one
+    /// whose operations are timed; 0: only the last
     pub steps: usize,
 }
 
@@ -62,17 +68,21 @@ impl Work {
 }
 
 /// FLOPs of a step on rows of these lengths that no implementation can leave out: forward, and the gradients of the
-/// activations. Of every token 4 for each parameter of a linear layer, lm_head included; of every layer and row
-/// 6·length²·heads·head_dim for attention, which is causal: two products forward and four backward over half of the
-/// scores.
+/// activations. Each token costs 4 for each parameter of a linear layer, lm_head included. Attention has the products
+/// of its two passes over the keys that are seen, the scores once, since an implementation may keep them.
 pub fn step_flops(arch: &Arch, lengths: impl Iterator<Item = usize>) -> f64 {
     let layer: usize = arch.names.all().map(|m| m.shape(arch)).map(|(n, k)| n * k).sum();
     let linear = (arch.num_layers * layer + arch.vocab_size * arch.hidden_size) as f64;
-    let (tokens, squares) = lengths.fold((0.0, 0.0), |(tokens, squares), length| {
-        let length = length as f64;
-        (tokens + length, squares + length * length)
-    });
-    4.0 * linear * tokens + 6.0 * squares * (arch.num_heads * arch.head_dim * arch.num_layers) as f64
+    let (width, products) = (arch.num_heads * arch.head_dim, ATTENTION_PRODUCTS + ATTENTION_BACKWARD_PRODUCTS - 1.0);
+    let mut windows: BTreeMap<Option<usize>, usize> = BTreeMap::new();
+    (0..arch.num_layers).for_each(|layer| *windows.entry(arch.layer(layer).window).or_default() += 1);
+    let row = |length: usize| {
+        let of_layers = |(window, layers): (&Option<usize>, &usize)| {
+            *layers as f64 * attention_flops(products, length, *window, width)
+        };
+        4.0 * linear * length as f64 + windows.iter().map(of_layers).sum::<f64>()
+    };
+    lengths.map(row).sum()
 }
 
 /// Shape of the steps that are measured, of equal rows.
@@ -83,7 +93,7 @@ pub struct Shape {
     pub seq: usize,
     /// Rows of a micro-batch, which is a step
     pub batch: usize,
-    /// Those of [`Work`]
+    /// Timed steps: see [`Work::steps`]
     pub steps: usize,
 }
 
@@ -102,9 +112,9 @@ pub struct Measured {
     pub kinds: Vec<OpTime>,
     /// Seconds of the loss of the rows that are evaluated
     pub evaluation: f64,
-    /// How linear layers were computed, in words, where there is more than one way
+    /// Code that computed the linear layers, in words, where there is more than one way
     pub linear: Vec<String>,
-    /// FLOP/s of the processor's tiles on what lies in its nearest cache, on all threads; none on a GPU
+    /// FLOP/s of the processor's tiles on data in the nearest cache, on all threads; none on a GPU
     pub cpu_peak_flops: Option<f64>,
     /// Bytes of the GPU that are taken after the steps
     pub device_bytes: Option<u64>,
@@ -136,30 +146,50 @@ impl Shape {
     }
 }
 
-/// How the tensors of a model are stored whose weights are random.
+/// Stored type of the tensors of a model with random weights.
 pub fn stored_in_16_bits(_name: &str) -> StoredAs {
     StoredAs { dtype: StoredType::Bf16, held: None }
 }
 
-/// Refused: what does not fit.
+/// Refused: steps that do not fit in memory.
 pub fn bench(settings: &Settings, shape: Shape) -> Result<Measured> {
     set_threads(settings.threads)?;
     let device = Device::choose(settings)?.for_model(settings, &shape.config);
     let advice = "Lower --seq or --batch, leave --weights and --token-tile out";
     let measured = measure(settings, device.clone(), shape.work(), advice)?;
-    // Once the model has given its memory back.
+    // After the model's memory is freed.
     Ok(Measured { link: device.transfer_bandwidth(), ..measured })
 }
 
-/// Like [`bench()`], in a process whose threads and device are there. `advice` says what to do where it does not fit.
+/// [`bench()`] in a process whose threads and device exist already. `advice` says what to do where the steps do not
+/// fit.
 pub fn measure(settings: &Settings, device: Device, work: Work, advice: &str) -> Result<Measured> {
     let (mut spec, budget) = (work.spec(settings)?, device.budget(settings)?);
-    let plan = planner::choose(&device, &mut spec, planner::Levers::of(settings), &stored_in_16_bits, budget)?;
+    let levers = planner::Levers::of(settings).without_files(&device)?;
+    let mut plan = planner::choose(&device, &mut spec, levers, &stored_in_16_bits, budget)?;
+    let graphs = graphs::settle(settings, &device, &spec, 1, &mut plan)?;
     plan::refuse_unless_it_fits(&plan, work.tokens(), advice)?;
-    device.clone().run(Prepared { device, work, spec, plan, seed: settings.seed })
+    // There is no output directory: what goes to disk goes to the working directory.
+    let here = Path::new(".");
+    if plan.disk_bytes() > 0 {
+        scratch::check(settings, &plan, here, 1, |_| Ok(0))?;
+    }
+    graphs.note.iter().for_each(|note| status!("{note}"));
+    device.use_graphs(graphs.is_on);
+    device.clone().run(Prepared {
+        untimed: 1 + usize::from(graphs.is_on),
+        scratch_dir: scratch::dir(settings, here),
+        device,
+        work,
+        spec,
+        plan,
+        seed: settings.seed,
+    })
 }
 
 struct Prepared {
+    untimed: usize,
+    scratch_dir: PathBuf,
     device: Device,
     work: Work,
     spec: ModelSpec,
@@ -181,8 +211,9 @@ impl DeviceJob for Prepared {
     type Output = Measured;
 
     fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Measured> {
-        let Self { device, work, spec, plan, seed } = self;
+        let Self { untimed, scratch_dir, device, work, spec, plan, seed } = self;
         let mut backend = build(&spec, plan.run_bytes)?;
+        backend.set_scratch_dir(&scratch_dir);
         let mut source = RandomSource::new(&work.arch, spec.quantization, seed);
         let mut bar = Bars::new("random weights", work.arch.num_layers as u64);
         let start = Instant::now();
@@ -195,7 +226,8 @@ impl DeviceJob for Prepared {
         let made: Vec<Tokens> =
             (1..).zip(&work.micro_batches).map(|(place, rows)| Tokens::new(&work.arch, rows, seed, place)).collect();
         let batches: Vec<Batch> = made.iter().map(Tokens::batch).collect();
-        let all = if work.steps > 0 { work.steps as u64 + 2 } else { 1 };
+        let untimed = if work.steps > 0 { untimed } else { 0 };
+        let all = (untimed + work.steps) as u64 + 1;
         let mut bar = Bars::new("steps", all);
         let mut reports: Vec<StepReport> = Vec::new();
         let mut step = |backend: &mut B, model: &mut Llama<B>| -> Result<f64> {
@@ -206,7 +238,7 @@ impl DeviceJob for Prepared {
             Ok(start.elapsed().as_secs_f64())
         };
         let mut seconds = Vec::new();
-        if work.steps > 0 {
+        for _ in 0..untimed {
             step(&mut backend, &mut model)?;
         }
         for _ in 0..work.steps {
@@ -230,7 +262,7 @@ impl DeviceJob for Prepared {
             plan,
             spec,
             seconds,
-            loss: reports.get(work.steps).map_or(f64::NAN, |report| report.loss),
+            loss: reports.get((untimed + work.steps).saturating_sub(1)).map_or(f64::NAN, |report| report.loss),
             reports,
             kinds,
             evaluation,
@@ -252,7 +284,7 @@ struct Tokens {
 }
 
 impl Tokens {
-    /// `place` of the batch: others have other tokens.
+    /// `place`: number of the batch, which selects its tokens.
     fn new(arch: &Arch, rows: &[RowShape], seed: u64, place: u64) -> Self {
         let mut stream = Stream::new(seed, place);
         let vocab = arch.vocab_size as u32;
@@ -262,7 +294,7 @@ impl Tokens {
             input_ids.extend((0..length).map(|_| stream.below(vocab)));
             positions.extend(0..length as u32);
             boundaries.push(input_ids.len() as u32);
-            // A token's target is the one after it, which the last of a row has not.
+            // A token's target is the one after it, which the last token of a row does not have.
             let target = |next: usize| match next < length && next >= length.saturating_sub(learned) {
                 true => input_ids[begin + next] as i32,
                 false => -100,
@@ -286,39 +318,4 @@ fn host_peak_bytes() -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::arch::shapes::shape;
-
-    #[test]
-    fn flops_follow_from_parameters_and_length() {
-        let of = |seq, batch| Shape { config: shape("llama-3-70b").unwrap(), seq, batch, steps: 1 }.flops();
-        // 69,501,714,432 parameters of linear layers, lm_head included; 80 layers of 64 heads of 128.
-        let linear = 4.0 * 69_501_714_432.0 * 2048.0;
-        assert_eq!(of(2048, 1), linear + 6.0 * 2048.0 * 2048.0 * 8192.0 * 80.0);
-        assert_eq!(of(2048, 3), 3.0 * of(2048, 1));
-        assert!(of(4096, 1) > 2.0 * of(2048, 1));
-        // Rows side by side do not look at each other.
-        let arch = shape("llama-3-70b").unwrap();
-        assert!(step_flops(&arch, [2048, 2048].into_iter()) < step_flops(&arch, [4096].into_iter()));
-    }
-
-    #[test]
-    fn rows_end_where_they_should() {
-        let arch = crate::base::synthetic::tiny_arch();
-        let row = |length, learned| RowShape { length, learned };
-        let tokens = Tokens::new(&arch, &[row(4, 3); 2], 5, 1);
-        assert_eq!(tokens.positions, [0, 1, 2, 3, 0, 1, 2, 3]);
-        assert_eq!(tokens.boundaries, [0, 4, 8]);
-        assert!(tokens.targets[3] < 0 && tokens.targets[7] < 0 && tokens.batch().supervised() == 6);
-        assert_eq!(tokens.targets[4], tokens.input_ids[5] as i32);
-        let last = Tokens::new(&arch, &[row(4, 1); 2], 5, 1);
-        assert!(last.targets[..2] == [-100; 2] && last.targets[2] == last.input_ids[3] as i32);
-        assert_eq!(last.batch().supervised(), 2);
-        let ragged = Tokens::new(&arch, &[row(2, 1), row(5, 2)], 5, 1);
-        assert_eq!((&ragged.boundaries[..], &ragged.positions[..]), (&[0, 2, 7][..], &[0, 1, 0, 1, 2, 3, 4][..]));
-        let learned: Vec<bool> = ragged.targets.iter().map(|&target| target >= 0).collect();
-        assert_eq!(learned, [true, false, false, false, true, true, false]);
-        assert_ne!(Tokens::new(&arch, &[row(9, 8)], 5, 2).input_ids, Tokens::new(&arch, &[row(9, 8)], 5, 1).input_ids);
-    }
-}
+mod tests;

@@ -3,12 +3,12 @@
 use super::facts::Facts;
 use crate::report::{count, thousands};
 
-/// Fewer steps than this are told.
+/// Fewer steps than this give a warning.
 const FEW_STEPS: u64 = 50;
 
 pub fn few_steps(facts: &Facts) -> Option<String> {
     let data = facts.data.as_ref()?;
-    // Who gives max_steps knows how many there are.
+    // A user who sets max_steps knows the number.
     let few = data.total_steps < FEW_STEPS && !data.steps_are_given;
     few.then(|| format!("{} may be too few to change the model", count(data.total_steps, "step")))
 }
@@ -25,12 +25,8 @@ pub fn learning_rate(facts: &Facts) -> Option<String> {
 
 pub fn alpha(facts: &Facts) -> Option<String> {
     let some = if facts.terms.len() > 1 { " in some linear layers" } else { "" };
-    facts.terms.iter().find_map(|&(rank, alpha)| {
-        let r = rank as f64;
-        let (scale, formula, most) = match facts.use_rslora {
-            true => (alpha / r.sqrt(), "alpha / √r", 16.0),
-            false => (alpha / r, "alpha / r", 4.0),
-        };
+    let (formula, most) = if facts.use_rslora { ("alpha / √r", 16.0) } else { ("alpha / r", 4.0) };
+    facts.terms.iter().find_map(|&(rank, alpha, scale)| {
         let what = match scale {
             scale if scale < 0.5 => "small: the adapters count for little",
             scale if scale > most => "large: steps overshoot",
@@ -50,7 +46,7 @@ pub fn attention_only(facts: &Facts) -> Option<String> {
 
 pub fn rank_for_rows(facts: &Facts) -> Option<String> {
     let rows = facts.data.as_ref()?.rows;
-    let r = facts.terms.iter().map(|(r, _)| *r).max().filter(|r| rows < 1000 && *r > 16)?;
+    let r = facts.terms.iter().map(|(r, ..)| *r).max().filter(|r| rows < 1000 && *r > 16)?;
     Some(format!("lora_r {r} is much for {}", count(rows as u64, "row")))
 }
 
@@ -77,7 +73,7 @@ pub fn small_model_in_4_bits(facts: &Facts) -> Option<String> {
     small.then(|| format!("the base has {} parameters and is held in NF4", parameters(facts.parameters)))
 }
 
-/// A count of parameters as models are named by it, and small ones as they are.
+/// A count of parameters as in names of models, small ones in full.
 fn parameters(n: u64) -> String {
     match n {
         100_000_000.. => format!("{:.3}B", n as f64 / 1e9),
@@ -111,12 +107,8 @@ pub fn open_turns(facts: &Facts) -> Option<String> {
 pub fn foreign_template(facts: &Facts) -> Option<String> {
     let marks = &facts.data.as_ref()?.foreign_marks;
     let (some, more) = (&marks[..marks.len().min(4)], if marks.len() > 4 { ", …" } else { "" });
-    (!marks.is_empty()).then(|| {
-        format!(
-            "the chat template writes {}{more}, which the tokenizer has not as tokens of their own",
-            some.join(", ")
-        )
-    })
+    (!marks.is_empty())
+        .then(|| format!("the chat template writes {}{more}, which are no tokens of the tokenizer", some.join(", ")))
 }
 
 pub fn one_validation_row(facts: &Facts) -> Option<String> {

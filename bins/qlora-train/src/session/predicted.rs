@@ -3,7 +3,7 @@
 
 use super::plan::MemoryPlan;
 use crate::arch::Projection;
-use crate::backend::{OpWork, Quantization, Residency};
+use crate::backend::{NORM, OpWork, Paging, Quantization, Residency};
 use crate::files::units::format_bytes;
 use crate::model::{Activations, ModelSpec};
 use serde::Deserialize;
@@ -19,15 +19,17 @@ const FASTEST: &str = "H100";
 /// Bytes a second to and from the host, each way: well below what PCIe 4.0 has with 16 lanes.
 const LINK: f64 = 16e9;
 
+/// Bytes a second to and from host memory that is not pinned: the driver copies them once more, on one thread.
+const UNPINNED: f64 = 4e9;
+
 /// Bytes a second of a disk.
 const DISK: f64 = 1e9;
 
+/// Tokens whose logits the CPU has at one time.
+const LOSS_TOKENS: usize = 256;
+
 /// Operations a second of a CPU; only their number distinguishes one plan from another.
 const CPU: f64 = 2e11;
-
-/// Operations that move values and do little else, beside norms, at whose rate they go.
-const LIKE_NORMS: [&str; 4] =
-    ["magnitudes", "magnitudes, backward", "norm, gradient of the weight", "embedding, backward"];
 
 /// Operations that dequantizing a weight takes on a CPU.
 const DEQUANTIZE: f64 = 16.0;
@@ -51,9 +53,9 @@ impl Rates {
         let mut seconds = 0.0;
         for operation in work {
             let count = operation.count as f64;
-            let rated = if LIKE_NORMS.contains(&operation.name) { "norm" } else { operation.name };
+            let rated = operation.at_rate_of.unwrap_or(operation.name);
             seconds += count * operation.units / self.units_per_second.get(rated)?;
-            seconds += count * operation.trained() as f64 / self.updates_per_second;
+            seconds += count * operation.trained as f64 / self.updates_per_second;
         }
         Some(seconds)
     }
@@ -74,8 +76,14 @@ impl Speed {
         self.0.as_ref().and_then(|rates| rates.seconds(work)).unwrap_or(flops / CPU)
     }
 
+    /// Seconds that an operation of this plan takes on the mean.
+    pub fn of_operation(&self, plan: &MemoryPlan) -> f64 {
+        let operations: usize = plan.work.iter().map(|work| work.count).sum();
+        self.compute(&plan.work, plan.flops) / operations.max(1) as f64
+    }
+
     /// Seconds of a step of `plan`, of one micro-batch: its operations, what is copied longer than a layer computes,
-    /// the weights that are read again for each tile, and states that come from the host.
+    /// the weights that are read again for each tile, and states and master copies that come from the host.
     pub fn step_seconds(&self, spec: &ModelSpec, plan: &MemoryPlan) -> f64 {
         let all = self.compute(&plan.work, plan.flops);
         let forward = self.compute(&plan.forward, plan.flops / 4.0).min(all);
@@ -98,14 +106,43 @@ impl Speed {
         if spec.head_waits() {
             seconds += head_seconds(spec);
         }
+        seconds += disk_seconds(spec, plan);
         // Forward, forward again and backward.
         let passes = 3.0 * layers * (spec.tokens.div_ceil(spec.tile()).max(1) - 1) as f64;
-        let again = match self.0.as_ref().and_then(|rates| rates.units_per_second.get("norm")) {
+        let again = match self.0.as_ref().and_then(|rates| rates.units_per_second.get(NORM)) {
             Some(values_per_second) => bytes / (2.0 * values_per_second),
             None => weights as f64 * DEQUANTIZE / CPU,
         };
-        seconds + passes * again + paging_seconds(spec)
+        seconds + passes * again + paging_seconds(spec) + unpinned_seconds(plan)
     }
+}
+
+/// Seconds of a step, of one micro-batch, in which the work waits for copies of host memory that is not pinned: weights
+/// come in both passes, inputs and states go and come.
+pub fn unpinned_seconds(plan: &MemoryPlan) -> f64 {
+    2.0 * plan.unpinned_bytes() as f64 / UNPINNED
+}
+
+/// Note for users on host memory that is not pinned.
+pub fn unpinned_note(plan: &MemoryPlan) -> Option<String> {
+    let bytes = plan.unpinned_bytes();
+    (bytes > 0).then(|| {
+        format!(
+            "{} in host memory are not pinned (at most {} may be, `pinned_memory`): the work waits for their copies, \
+             {:.1} s more a micro-batch at 4 GB/s",
+            format_bytes(bytes),
+            format_bytes(plan.device.pinned_limit().unwrap_or(0)),
+            unpinned_seconds(plan)
+        )
+    })
+}
+
+/// Seconds of a micro-batch in which layers' inputs are written to disk and read back, and an output layer is read from
+/// there, for the logits of each chunk of tokens and for their gradient. They are not assumed to be hidden: a disk that
+/// is written to for hours may be slower than assumed.
+fn disk_seconds(spec: &ModelSpec, plan: &MemoryPlan) -> f64 {
+    let chunks = if spec.head_on_disk() { spec.tokens.div_ceil(LOSS_TOKENS) } else { 0 };
+    2.0 * (plan.disk_bytes() as f64 + chunks as f64 * spec.head_bytes() as f64) / DISK
 }
 
 /// Seconds of a micro-batch in which an output layer comes from the host: the loss follows the last layer, and waits.
@@ -113,21 +150,22 @@ fn head_seconds(spec: &ModelSpec) -> f64 {
     spec.head_bytes() as f64 / LINK
 }
 
-/// Seconds of a step in which states that wait in host memory come and go, both ways at the same time; once a step, of
-/// however many micro-batches.
+/// Seconds of a step in which states and master copies that wait in host memory move in and out, both ways at the same
+/// time; once a step, of however many micro-batches.
 pub fn paging_seconds(spec: &ModelSpec) -> f64 {
-    spec.paged_states().map_or(0.0, |(bytes, _)| bytes as f64 / LINK)
+    spec.paging().map_or(0.0, |paging| paging.bytes as f64 / LINK)
 }
 
-/// What a user is told of states that wait in host memory; none where that saves less than a MiB and less than a
-/// thousandth of the `limit`, the bytes that may be used on the GPU.
+/// Note for users on states and master copies that wait in host memory; none where that saves less than a MiB and less
+/// than a thousandth of the `limit`, the bytes that may be used on the GPU.
 pub fn states_note(spec: &ModelSpec, limit: u64) -> Option<String> {
-    let (bytes, piece) = spec.paged_states()?;
+    let Paging { bytes, piece, has_masters } = spec.paging()?;
+    let what = if has_masters { "AdamW's states and the f32 master copies" } else { "AdamW's states" };
     let saved = bytes.saturating_sub(2 * piece as u64);
     let is_worth_telling = saved >= (limit / 1000).clamp(1, 1 << 20);
     is_worth_telling.then(|| {
         format!(
-            "AdamW's states wait in host memory: {} less on the GPU, {:.1} ms more a step at 16 GB/s",
+            "{what} wait in host memory: {} less on the GPU, {:.1} ms more a step at 16 GB/s",
             format_bytes(saved),
             1e3 * paging_seconds(spec)
         )
@@ -145,43 +183,4 @@ pub fn step_seconds(spec: &ModelSpec, plan: &MemoryPlan) -> Vec<(String, f64)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn seconds(work: &[OpWork]) -> Vec<f64> {
-        Rates::all().iter().filter_map(|rates| rates.seconds(work)).collect()
-    }
-
-    #[test]
-    fn a_step_takes_the_sum_of_its_operations() {
-        let linear = OpWork { name: "linear", count: 3, units: 1e12, ..OpWork::default() };
-        let twice = OpWork { count: 6, ..linear.clone() };
-        let (once, twice) = (seconds(std::slice::from_ref(&linear)), seconds(&[twice]));
-        assert_eq!(once.len(), 6);
-        for (once, twice) in once.iter().zip(&twice) {
-            assert!(*once > 0.0 && (twice / once - 2.0).abs() < 1e-12);
-        }
-        // Every kind of operation that a step of any family has.
-        let names = [
-            "norm of q and k",
-            "norm of q and k, backward",
-            "norm and rotation of q and k",
-            "norm and rotation of q and k, backward",
-            "magnitudes",
-            "magnitudes, backward",
-            "norm, gradient of the weight",
-            "embedding, backward",
-            "embedding",
-            "output layer and loss",
-            "attention, backward",
-        ];
-        let all = names.map(|name| OpWork { name, count: 1, units: 1.0, ..OpWork::default() });
-        assert_eq!(seconds(&all).len(), 6);
-        assert!(seconds(&[OpWork { name: "sorting", ..linear }]).is_empty());
-        let fastest = Rates::all().into_iter().min_by(|a, b| {
-            let of = |rates: &Rates| rates.seconds(&all[9..]).unwrap();
-            of(a).total_cmp(&of(b))
-        });
-        assert_eq!(fastest.unwrap().card, FASTEST);
-    }
-}
+mod tests;

@@ -1,5 +1,5 @@
-//! The model card, `README.md`: fields that the hub reads, what the adapter was trained on and what came of it, and how
-//! it is used.
+//! The model card, `README.md`: fields that the hub reads, the training data and its results, and how to use the
+//! adapter.
 
 mod markdown;
 mod training;
@@ -27,7 +27,7 @@ pub(super) fn model_card(adapter: &Adapter, training: Option<&Training>) -> Stri
     card(adapter, training, training.is_some_and(|training| training.tokenizer))
 }
 
-/// The card of an adapter of which no run is known; `tokenizer`: its own lies beside it.
+/// The card of an adapter whose run is not known. `tokenizer`: the adapter's own tokenizer lies beside it.
 pub(super) fn plain_card(adapter: &Adapter, tokenizer: bool) -> String {
     card(adapter, None, tokenizer)
 }
@@ -83,7 +83,7 @@ fn front_matter(base: Option<&str>, revision: Option<&str>, training: Option<&Tr
     front.replace(": \n", ":\n") + "---\n"
 }
 
-/// Where the text of a license is: an address, or that of a file in the repository of the base.
+/// Link to the text of a license: an address, or a file in the repository of the base.
 fn link(license: &License, base: Option<&str>, revision: Option<&str>) -> Option<String> {
     let link = license.link.as_ref()?;
     if link.starts_with("https://") {
@@ -94,7 +94,7 @@ fn link(license: &License, base: Option<&str>, revision: Option<&str>) -> Option
     base.filter(|_| is_name).map(|base| format!("{HUB}/{base}/blob/{at}/{link}"))
 }
 
-/// What the adapter is.
+/// Names and values of the card's table on the adapter itself.
 fn facts(adapter: &Adapter, training: Option<&Training>) -> Vec<(String, String)> {
     let config = &adapter.config;
     let targets = match &config.target_modules {
@@ -140,7 +140,7 @@ fn with_pattern<T: Display>(value: &T, pattern: &IndexMap<String, T>) -> String 
     if others.is_empty() { value.to_string() } else { format!("{value}; {}", others.join(", ")) }
 }
 
-/// A number with at most so many decimals.
+/// A number with at most `decimals` decimals.
 fn decimal(value: f64, decimals: usize) -> String {
     let text = format!("{value:.decimals$}");
     match text.contains('.') {
@@ -189,13 +189,13 @@ fn data(training: &Training) -> String {
     text
 }
 
-/// What it takes to train the same adapter again.
+/// Section with the settings that train the same adapter again.
 fn repeat(training: &Training) -> String {
     // JSON is YAML, and stays on its line.
     let line = |(name, value): (&String, &Value)| format!("{name}: {}\n", printable_json(&value.to_string()));
     let yaml: String = training.settings.iter().map(line).collect();
     let computed = training.arithmetic.as_ref().map(|what| format!(" It computed in {}.", inline(what)));
-    let others = "in another number of processes the last bits are others";
+    let others = "with another number of processes the last bits differ";
     let sums = training.sums.as_ref().map(|sums| format!(" Gradients {}: {others}.", inline(sums)));
     let date = training.date.as_ref().map(|date| {
         let was = "The chat template writes the date, which was";

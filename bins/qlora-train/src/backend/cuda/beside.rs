@@ -18,18 +18,20 @@ pub struct Beside {
 }
 
 impl Beside {
-    /// Before dX is queued, during which so many multiprocessors are idle for a share of the time.
+    /// Forks before dX is queued, if `idle_share` of the device's multiprocessors makes it worth it.
     pub fn fork(&mut self, memory: &DeviceMemory, idle_share: impl Fn(usize) -> f64) -> Result<()> {
-        let Some(device) = memory.device() else { return Ok(()) };
         let (side, multiprocessors) = match &mut self.side {
             Some(side) => side,
-            none => none.insert((SideStream::new(device)?, device.info()?.multiprocessors)),
+            none => {
+                let device = memory.opened()?;
+                none.insert((SideStream::new(&device)?, device.info()?.multiprocessors))
+            }
         };
         self.forked = idle_share(*multiprocessors) >= WORTH;
         if self.forked { Ok(side.fork()?) } else { Ok(()) }
     }
 
-    /// Whether the operation before this one was dX, with a fork; this one ends that.
+    /// True if the operation before this one was dX, with a fork, which ends now.
     pub fn take_fork(&mut self) -> bool {
         std::mem::take(&mut self.forked)
     }
@@ -42,7 +44,7 @@ impl Beside {
         Ok(side.join()?)
     }
 
-    /// How often gradients were computed beside dX.
+    /// Number of times that gradients were computed beside dX.
     pub fn count(&self) -> usize {
         self.count
     }
