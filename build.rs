@@ -64,9 +64,11 @@ fn build_cuda() -> compile::Result<()> {
     let compiler = Compiler::cuda(&nvcc, &archs)?;
     println!("cargo:rustc-env=QLORA_KERNELS_ARCHS={archs}");
     archive(&compiler, &sources(Path::new(""), "cuda", "cu"), "cuda", "qlora_kernels_cuda")?;
-    // One kernel per PTX instruction, for the tests. Nothing of it is linked where nothing calls it.
-    println!("cargo:rerun-if-changed=tests/kernels");
-    archive(&compiler, &[PathBuf::from("tests/kernels/twins.cu")], "cuda", "qlora_kernels_twins")?;
+    // One kernel per PTX instruction. Nothing of it is linked where nothing calls it.
+    let twins: Vec<_> = kernels_of_tests().into_iter().filter(|path| path.ends_with("twins.cu")).collect();
+    if !twins.is_empty() {
+        archive(&compiler, &twins, "cuda", "qlora_kernels_twins")?;
+    }
     let runtime = compile::cudart_dir(&nvcc, &env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default())?;
     println!("cargo:rustc-link-search=native={}", runtime.display());
     println!("cargo:rustc-link-lib=static=cudart_static");
@@ -91,8 +93,7 @@ fn build_emulation() -> compile::Result<()> {
     let root = Path::new("");
     let mut files = sources(root, "cuda", "cu");
     files.extend(sources(root, "cuda/emulation", "cpp"));
-    files.extend(sources(root, "tests/kernels", "cu"));
-    println!("cargo:rerun-if-changed=tests/kernels");
+    files.extend(kernels_of_tests());
     if env::var_os("CARGO_FEATURE_EMULATION_SHARED").is_some() {
         return share(&compiler, &files, "emulation", "qlora_kernels_emulation");
     }
@@ -155,6 +156,17 @@ fn share(compiler: &Compiler, files: &[PathBuf], kind: &str, name: &str) -> comp
     println!("cargo:rustc-link-search=native={}", out_dir().display());
     println!("cargo:rustc-link-lib=dylib={name}");
     Ok(())
+}
+
+/// Kernels that only the tests of this repository call. The published package has none of them.
+fn kernels_of_tests() -> Vec<PathBuf> {
+    const FOLDER: &str = "tests/kernels";
+    let files = sources(Path::new(""), FOLDER, "cu");
+    if !files.is_empty() {
+        // For a folder that is not there cargo would run this each time.
+        println!("cargo:rerun-if-changed={FOLDER}");
+    }
+    files
 }
 
 fn objects(compiler: &Compiler, files: &[PathBuf], kind: &str) -> compile::Result<Vec<PathBuf>> {

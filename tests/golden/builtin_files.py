@@ -53,7 +53,7 @@ def source_of(binary, directory, name):
 
 
 def supervised(tokenizer, source, row, text, end):
-    """What the assistant says, each answer with its end."""
+    """The assistant's answers, each with its end."""
     if "generation -%}" in source or "generation %}" in source:
         _, ids, mask = templates.theirs(tokenizer, source, row, True)
         pieces, before = [], 0
@@ -82,7 +82,7 @@ def main():
     parser.add_argument("--work", required=True, type=pathlib.Path)
     arguments = parser.parse_args()
     made = {}
-    # What a template of texts alone cannot write is refused, and no text to compare with.
+    # Rows that a template of texts alone cannot write are refused, and have no text to compare with.
     plain = {what: row for what, row in own.CONVERSATIONS.items() if "tools" not in row and "reasoning" not in what}
     for name, (added, end) in TEMPLATES.items():
         directory = arguments.work / "builtin" / name

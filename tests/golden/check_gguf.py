@@ -100,7 +100,7 @@ GEMMA3 = {"sliding_window": 16, "head_dim": 32, "query_pre_attn_scalar": 32, "nu
 
 
 def long_rope(original):
-    """Of the 8 pairs of elements of a head."""
+    """Settings with factors for the 8 pairs of elements of a head."""
     factors = {"short_factor": [1.0 + 0.05 * i for i in range(8)], "long_factor": [1.5 + 0.5 * i for i in range(8)]}
     parameters = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": original, **factors}
     return {"rope_parameters": parameters, "original_max_position_embeddings": original, "pad_token_id": 0}
@@ -151,7 +151,7 @@ def gelu_of_table(x):
 
 
 def table_effect(model, ids, logits):
-    """How far that table moves the logits of transformers; 0 for a model without gelu."""
+    """The most that that table moves the logits of transformers; 0 for a model without gelu."""
     functions = [getattr(layer.mlp, "act_fn", None) for layer in model.model.layers if hasattr(layer, "mlp")]
     layers = [function for function in functions if type(function).__name__.startswith("GELU")]
     for layer in layers:

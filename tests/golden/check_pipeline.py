@@ -48,7 +48,7 @@ device: cpu
 
 
 def loss_limit(tokens):
-    """How far rounding weights to bf16 moves a loss over so many tokens.
+    """The most that rounding weights to bf16 moves a loss over `tokens` tokens.
 
     A logit is off by d, either way. The mean moves by d/sqrt(tokens) either way and by d*d/2 upwards: four deviations
     and twice that.
@@ -58,7 +58,7 @@ def loss_limit(tokens):
 
 
 def margin_limit(kind):
-    """How far apart the logits of two tokens may be that change places: four deviations of their difference.
+    """The largest distance of the logits of two tokens that change places: four deviations of their difference.
 
     llama.cpp rounds inputs to the type of the weights too, so both errors count.
     """
@@ -105,7 +105,7 @@ class Trainer:
         return [completion["text"] for completion in found["completions"]]
 
     def written(self, name, *command):
-        """What a command that writes a directory answers; an earlier directory is removed."""
+        """The answer of a command that writes a directory; an earlier directory is removed."""
         out = self.work / name
         shutil.rmtree(out, ignore_errors=True)
         return out, self.run(*command, "--json", "--output-dir", out)
@@ -154,7 +154,7 @@ class Served:
         return self.model.detokenize(ids).decode(errors="replace")
 
     def margin(self, question, ours, theirs):
-        """How much more likely, in logits, llama.cpp's token is where the two answers part."""
+        """The lead in logits of llama.cpp's token where the two answers part."""
         end = [int(self.model.token_eos())]
         ours, theirs = self.tokens(ours) + end, self.tokens(theirs) + end
         part = next(i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b)

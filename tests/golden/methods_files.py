@@ -180,7 +180,7 @@ def begin(base, settings):
 
 
 def regularization(model):
-    """What PEFT's AdaLoRA adds to a loss, by its own code: it asks the model inside for the loss."""
+    """The term that PEFT's AdaLoRA adds to a loss, by its own code: it asks the model inside for the loss."""
     inside = model.base_model.model
     inside.forward = lambda: types.SimpleNamespace(loss=torch.zeros(()))
     try:
@@ -197,7 +197,7 @@ def train(model, rows, rate, dtype=torch.float32):
     model.train()
     for step in range(STEPS):
         batch = [rows[(step * MICRO_BATCHES + micro) % len(rows)] for micro in range(MICRO_BATCHES)]
-        # What it keeps of weights would be that of the first step.
+        # Its cache of weights would be that of the first step.
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False):
             parts = [loss_sum(model, row) for row in batch]
         loss = sum(part for part, _ in parts) / sum(count for _, count in parts)
@@ -220,7 +220,7 @@ def changes(model, initial):
 
 
 def in_bf16(base, settings, rows, expected):
-    """How far PEFT is from `expected`, its changes in f32, where frozen weights are in bf16, and products are of bf16."""
+    """The distance of PEFT from `expected`, its changes in f32, with frozen weights and products in bf16."""
     model = begin(base, settings)
     for part, parameter in model.named_parameters():
         if not parameter.requires_grad and ".ranknum." not in part:

@@ -85,7 +85,7 @@ def every(work):
 
 
 def fetch(work):
-    """As `every`, each source once."""
+    """The templates of `every`, each source once."""
     once = {}
     for name, source in sorted(every(work).items()):
         once.setdefault(source, name)
@@ -144,7 +144,7 @@ def model(directory, source, names=None):
 
 
 def theirs(tokenizer, source, row, mask=False):
-    """What transformers makes of a row: (text, ids, mask), or why it does not."""
+    """The result of transformers on a row: (text, ids, mask), or the reason why there is none."""
     turns, tools = row["messages"], row.get("tools")
     if "developer" not in source:
         # A role that the template does not know: the trainer writes it as `system`, and says so.
@@ -165,7 +165,7 @@ def theirs(tokenizer, source, row, mask=False):
 
 
 def ours(binary, directory, row):
-    """What the trainer makes of a row: (text, ids, mask), or why it refuses."""
+    """The result of the trainer on a row: (text, ids, mask), or its refusal."""
     data = directory / "row.jsonl"
     data.write_text(json.dumps(row) + "\n")
     command = [binary, "preview", "--model", directory, "--data", data, "--json", "--max-length", "100000"]
@@ -193,7 +193,7 @@ def runs(mask):
 
 
 def mask_difference(tokenizer, source, row, found, oracle):
-    """What the training template's mask has more than the trainer's, by kind. The trainer learns an answer from where the
+    """The training template's mask beyond the trainer's, by kind. The trainer learns an answer from where the
     prompt to it ends to its end-of-turn token."""
     text, ids, mask = found
     if mask == oracle:
@@ -210,7 +210,7 @@ def mask_difference(tokenizer, source, row, found, oracle):
         if other > first or other_end < end:
             return "different"
         if before:
-            # What the prompt to an answer writes, so that generation never does.
+            # The prompt to an answer writes it, so that generation never does.
             if before not in question:
                 return "different"
             kinds.add("what the prompt writes")
@@ -237,7 +237,7 @@ def compare(binary, work, name, source, training):
             refused[reason(found)] += kind == "refused"
             continue
         if isinstance(expected, str):
-            # What Jinja takes for a mistake in the template (`for tool in none`) and minijinja does not.
+            # Jinja finds a mistake in the template (`for tool in none`), and minijinja does not.
             kind = "written where transformers fails"
             counts[kind] += 1
             if expected.startswith(("TypeError", "UndefinedError")):

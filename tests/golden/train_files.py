@@ -181,7 +181,7 @@ def cosine(x, y):
 
 
 def compare(first, second, init):
-    """How far two runs are apart: losses, and for the changes of all A and of all B (final minus initial) the cosine, that
+    """Distance of two runs: of losses, and for the changes of all A and of all B (final minus initial) the cosine, that
     of the worst tensor, and the norm of the difference over the norm of the first run's change."""
     a, b = first["records"], second["records"]
     out = {"largest_relative_loss_difference": max(abs(x["loss"] - y["loss"]) / x["loss"] for x, y in zip(a, b))}

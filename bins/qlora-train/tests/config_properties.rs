@@ -32,7 +32,9 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         | "content_key"
         | "text_column"
         | "logging_dir"
+        | "scratch_dir"
         | "tokenized_cache"
+        | "quantized_cache"
         | "adapter_architecture"
         | "init_adapter"
         | "eos_token"
@@ -60,18 +62,19 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         "too_long" => words(&["drop", "truncate", "proportional", "error", "chunk"]),
         "compute" => words(&["f32", "bf16"]),
         "linear" => words(&["fused", "dequantize"]),
+        "cuda_graphs" => words(&["auto", "on", "off"]),
         "weights" => words(&["resident", "host", "disk"]),
-        "optimizer_states" => words(&["auto", "resident", "host", "paged"]),
-        "lm_head" => words(&["auto", "resident", "host"]),
+        "optimizer_states" => words(&["auto", "resident", "host", "paged", "host_with_masters"]),
+        "lm_head" => words(&["auto", "resident", "host", "disk"]),
         "token_tile" => prop_oneof![words(&["auto", "off"]), (2u64..400).prop_map(|n| Json::from(256 * n))].boxed(),
         "on_bad_row" => words(&["error", "skip"]),
         "prompt_completion" => words(&["auto", "text", "chat"]),
         "optim" => words(&["adamw_torch", "adamw", "adamw_8bit", "paged_adamw_8bit"]),
         "seed" => any::<u64>().prop_map(Json::from).boxed(),
         "gradient_checkpointing" => {
-            prop_oneof![words(&["auto", "offload"]), any::<bool>().prop_map(Json::from)].boxed()
+            prop_oneof![words(&["auto", "offload", "disk"]), any::<bool>().prop_map(Json::from)].boxed()
         }
-        "host_memory" | "device_memory" => {
+        "host_memory" | "device_memory" | "pinned_memory" => {
             prop_oneof![words(&["8GiB", "44.4 GiB", "24 GB"]), (1u64..=i64::MAX as u64).prop_map(Json::from)].boxed()
         }
         "device" => words(&["cpu", "cuda", "cuda:3"]),
@@ -164,7 +167,8 @@ proptest! {
         let held = info(name).value_in(&load(&as_yaml(name, &value), &[]));
         let same = match (name, &value) {
             // These are normalized: order, units, device number, synonyms, ratio written as steps.
-            ("lora_target_modules" | "host_memory" | "device_memory" | "device" | "optim" | "warmup_steps", _) => true,
+            ("host_memory" | "device_memory" | "pinned_memory", _) => true,
+            ("lora_target_modules" | "device" | "optim" | "warmup_steps", _) => true,
             ("optimizer_states", _) if value == "paged" => held == "host",
             (_, Json::Number(n)) => held.as_f64() == n.as_f64(),
             _ => held == value,

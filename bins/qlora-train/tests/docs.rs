@@ -107,12 +107,18 @@ fn gib(bytes: &serde_json::Value) -> String {
     format!("{:.1} GiB", bytes.as_u64().unwrap() as f64 / f64::from(1 << 30))
 }
 
-/// What the plan settles: "1 kept, 79 offloaded, weights of 40 in host memory, tiles of 4,096", and the place of
+/// Bytes of a plan's buffers on disk.
+fn on_disk(plan: &serde_json::Value) -> u64 {
+    let buffers = plan["buffers"].as_array().unwrap().iter();
+    buffers.filter(|buffer| buffer["place"] == "disk").map(|buffer| buffer["bytes"].as_u64().unwrap()).sum()
+}
+
+/// The choices of a plan: "1 kept, 79 offloaded, weights of 40 in host memory, tiles of 4,096", and the place of
 /// lm_head.
 fn levers(plan: &serde_json::Value) -> String {
     let count = |value: &serde_json::Value| value.as_u64().unwrap_or(0) as usize;
     let mut said = Vec::new();
-    for (name, word) in [("keep", "kept"), ("recompute", "recomputed"), ("offload", "offloaded")] {
+    for (name, word) in [("keep", "kept"), ("recompute", "recomputed"), ("offload", "offloaded"), ("disk", "on disk")] {
         let layers = count(&plan["activations"][name]);
         said.extend((layers > 0).then(|| format!("{layers} {word}")));
     }
@@ -120,6 +126,8 @@ fn levers(plan: &serde_json::Value) -> String {
     said.extend((pinned > 0).then(|| format!("weights of {pinned} in host memory")));
     said.extend((plan["lm_head"] == "host").then(|| "lm_head in host memory".to_owned()));
     said.extend((plan["optimizer_states"] == "host").then(|| "AdamW states in host memory".to_owned()));
+    let with_masters = plan["optimizer_states"] == "host_with_masters";
+    said.extend(with_masters.then(|| "AdamW states and masters in host memory".to_owned()));
     said.extend((tile > 0).then(|| format!("tiles of {}", thousands(tile as u64))));
     said.join(", ")
 }
@@ -140,8 +148,9 @@ fn the_tables_of_what_fits_are_planned_by_the_program() {
         ("llama-3-70b", "44.4GiB", "Llama 3 70B, 44.4 GiB (48 GB cards with ECC)", "L40S"),
         ("llama-3-70b", "79GiB", "Llama 3 70B, 79 GiB (80 GB cards)", "H100"),
     ];
-    let mut fits =
-        String::from("| model and memory of the GPU | longest row | pinned in host memory for it |\n|---|---|---|\n");
+    let mut fits = String::from(
+        "| model and memory of the GPU | longest row | host memory for it | disk for it |\n|---|---|---|---|\n",
+    );
     let mut plans = String::from(
         "| model and GPU | tokens | GPU | host | layers: activations, weights, tiles | tokens/s, predicted |\n",
     );
@@ -168,7 +177,12 @@ fn the_tables_of_what_fits_are_planned_by_the_program() {
                 tokens_per_second(&at, tokens, card)
             );
         }
-        fits += &format!("| {name} | {} | {} |\n", thousands(longest as u64), gib(&at["host"]["peak_bytes"]));
+        let on_disk = match on_disk(&at) {
+            0 => String::new(),
+            bytes => gib(&bytes.into()),
+        };
+        fits +=
+            &format!("| {name} | {} | {} | {on_disk} |\n", thousands(longest as u64), gib(&at["host"]["peak_bytes"]));
     }
     check_generated("README.md", "fits", &fits);
     check_generated("docs/memory.md", "plans", &plans);

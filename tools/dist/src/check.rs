@@ -3,7 +3,7 @@
 use crate::bare_root::BareRoot;
 use crate::elf::Needs;
 use crate::model;
-use crate::release::{Flavor, SUMS, archive_name, pack};
+use crate::release::{Flavor, SUMS, archive_name, pack, release};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,13 +35,16 @@ const PACKAGES: [&str; 16] = [
 const TRAIN: &str = "train --model model --data rows.jsonl --output-dir out --device cpu --max-length 32 --lora-r 4 \
                      --max-steps 2 --allow all --json";
 
-/// Packs this binary twice, and installs and runs what comes of it. What it found, in a sentence.
+/// Packs this binary of the tests twice, and installs and runs the packages, which a release refuses. Returns its
+/// findings in a sentence.
 pub fn run(workspace: &Workspace, binary: &Path) -> Result<String> {
     let folder = workspace.target.join("dist-check");
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     let (first, again) = (folder.join("first"), folder.join("again"));
+    let released = release(workspace, binary, &Flavor::Cpu, &first);
+    ensure!(released.is_err() && !first.exists(), "a program with failpoints was released: {released:?}");
     let made = pack(workspace, binary, &Flavor::Cpu, &first)?;
     pack(workspace, binary, &Flavor::Cpu, &again)?;
     let files = names(&first)?;
@@ -91,7 +94,7 @@ fn bill(folder: &Path) -> Result<PathBuf> {
     Ok(folder.join(name.context("there is no bill of materials")?))
 }
 
-/// Installs the wheel into a Python of its own and runs it with no other program to be found; its version.
+/// Installs the wheel into a fresh Python and runs it with no other program in PATH. Returns its version.
 fn installed_wheel(venv: &Path, wheel: &Path) -> Result<String> {
     check(Command::new("python3").args(["-m", "venv"]).arg(venv)).context("python3 has no venv")?;
     let (bin, work) = (venv.join("bin"), venv.join("work"));
@@ -126,7 +129,7 @@ fn bare_root(folder: &Path, release: &Path, expected: &str) -> Result<String> {
     Ok("tarball: run in a root with its C libraries alone".to_owned())
 }
 
-/// Uses an installed program as somebody does who has just installed it; the first line of its version.
+/// Uses an installed program as a new user does. Returns the first line of its version.
 fn used(run: &dyn Fn(&str) -> Result<String>) -> Result<String> {
     let version = run("--version")?;
     let version = version.lines().next().unwrap_or_default();

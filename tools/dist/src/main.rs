@@ -1,5 +1,5 @@
 //! Releases of the trainer: a tarball and a wheel around a binary that is there already, with manual pages,
-//! completions, licenses, a bill of materials and checksums. One binary gives the same bytes, wherever and whenever it
+//! completions, licenses, a bill of materials and checksums. One binary makes the same bytes, wherever and whenever it
 //! is packed.
 
 #![deny(unsafe_code)]
@@ -26,10 +26,10 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     finish(Workspace::locate().and_then(|workspace| match arguments[..] {
-        ["cpu", binary, to] => release::pack(&workspace, Path::new(binary), &Flavor::Cpu, Path::new(to)),
+        ["cpu", binary, to] => release::release(&workspace, Path::new(binary), &Flavor::Cpu, Path::new(to)),
         ["cuda", binary, to, nvcc] => {
             let flavor = Flavor::Cuda(CudaRuntime::of(Path::new(nvcc))?);
-            release::pack(&workspace, Path::new(binary), &flavor, Path::new(to))
+            release::release(&workspace, Path::new(binary), &flavor, Path::new(to))
         }
         ["check", binary] => check::run(&workspace, Path::new(binary)),
         _ => usage(),

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use tools_support::artifacts::ensure_released;
 use tools_support::command::{check, finished};
 use tools_support::workspace::Workspace;
 
@@ -33,6 +34,14 @@ impl Flavor {
         }
     }
 
+    /// The second line of the program's `--version`
+    fn built(&self) -> &'static str {
+        match self {
+            Self::Cpu => "built for the CPU",
+            Self::Cuda(_) => "built with CUDA",
+        }
+    }
+
     fn suffix(&self) -> &'static str {
         match self {
             Self::Cpu => "",
@@ -53,8 +62,14 @@ pub fn archive_name(version: &str, flavor: &Flavor) -> String {
     format!("{TRAINER}-{version}-{}-linux-gnu{}", std::env::consts::ARCH, flavor.suffix())
 }
 
+/// Packs a binary without parts of tests into `to`.
+pub fn release(workspace: &Workspace, binary: &Path, flavor: &Flavor, to: &Path) -> Result<String> {
+    ensure_released(binary, flavor.built())?;
+    pack(workspace, binary, flavor, to)
+}
+
 /// Packs the binary into `to`: the tarball, for the CPU a wheel and a Dockerfile too, bills of materials, and checksums
-/// of all that is there. What was made, in a sentence.
+/// of all that is there. Returns a sentence that lists them.
 pub fn pack(workspace: &Workspace, binary: &Path, flavor: &Flavor, to: &Path) -> Result<String> {
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
     let crates = Crates::linked(workspace, flavor.features())?;

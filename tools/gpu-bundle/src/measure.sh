@@ -3,7 +3,7 @@
 # usage: measure STAGE TRAINER RECORDS SEEN [--quick]
 stage=$1 trainer=$2 records=$3 seen=$4 quick=$5 failed=0
 mkdir -p "$records" "$seen" || exit 1
-# Steps that are timed, after one that is not; 0: a single one.
+# Steps that are timed, after one that is not, two with graphs; 0: a single one.
 timed=3
 [ -z "$quick" ] || timed=1
 
@@ -61,6 +61,19 @@ compare() {
     problem "its losses or norms are other than those of the first run on this shape: $found and $expected"
 }
 
+# with_graphs SHAPE TOKENS STEPS: the same steps by separate launches and as graphs, and what the graphs took.
+with_graphs() {
+    graphs_of=$1 graphs_at=$2
+    measure graphs-off "$@" --cuda-graphs off
+    taken_without=$taken planned_without=$planned seconds_without=$(of_step)
+    measure graphs-on "$@" --cuda-graphs on
+    echo "$graphs_of $graphs_at: $seconds_without s a step by separate launches, $(of_step) s as graphs, which took" \
+        "$((${taken:-0} - ${taken_without:-0})) bytes of the GPU ($((${planned:-0} - ${planned_without:-0})) planned)"
+}
+
+# Seconds of a step of the last run.
+of_step() { printf '%s\n' "$flat" | sed -n 's/.*"step_seconds":\([0-9.e-]*\).*/\1/p'; }
+
 case $stage in
 # Speed, with all of the GPU.
 steps)
@@ -78,14 +91,25 @@ levers)
     measure none llama-3-8b 2048 1 --gradient-checkpointing false --weights resident --lm-head resident \
         --optimizer-states resident --token-tile off
     measure all llama-3-8b 2048 1 --gradient-checkpointing offload --weights host --lm-head host \
-        --optimizer-states host --token-tile 512
+        --optimizer-states host_with_masters --token-tile 512
     if [ -z "$quick" ]; then
         measure recompute llama-3-8b 2048 1 --gradient-checkpointing true
         measure offload llama-3-8b 2048 1 --gradient-checkpointing offload
         measure weights-host llama-3-8b 2048 1 --weights host
         measure lm-head-host llama-3-8b 2048 1 --lm-head host
         measure states-host llama-3-8b 2048 1 --optimizer-states host
+        measure masters-host llama-3-8b 2048 1 --optimizer-states host_with_masters
         measure tile llama-3-8b 2048 1 --token-tile 512
+    fi
+    ;;
+# Models whose launches take the host about as long as what they launch takes the GPU.
+graphs)
+    repeated=20
+    [ -z "$quick" ] || repeated=4
+    with_graphs qwen3-0.6b 512 $repeated
+    if [ -z "$quick" ]; then
+        with_graphs qwen3-0.6b 2048 $repeated
+        with_graphs llama-3.2-1b 512 $repeated
     fi
     ;;
 # The memory of cards of 48, 24 and 8 GB, less what is in use there. None of them has the instructions for which weights

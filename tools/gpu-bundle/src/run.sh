@@ -7,8 +7,8 @@ usage: ./run [--output DIR] [--quick] [--stages LIST] [--limit STAGE=SECONDS]...
              [--model DIR]
   --output DIR     where logs, the summary and the records go (default: ./output)
   --quick          fewer shapes in the benches, fewer cases in the suite, fewer steps
-  --stages LIST    of calibrate,doctor,twins,contraction,suite,training,steps,levers,caps,loading,bench,long,stepcheck,
-                   memcheck,racecheck,nccl (default: all, in this order: what tells most comes first)
+  --stages LIST    of calibrate,doctor,twins,contraction,suite,training,steps,levers,graphs,caps,loading,bench,long,
+                   stepcheck,memcheck,racecheck,nccl (default: all, in this order: what tells most comes first)
   --limit S=N      stage S is stopped after N seconds
   --total N        after N seconds in all the stage that runs is stopped, and no other begins (default: 1500); a machine
                    that is lent for 10 minutes at a time is asked for the stages in parts, each with --total 580
@@ -19,12 +19,12 @@ END
 }
 
 here=$(cd "$(dirname "$0")" && pwd) || exit 2
-all=calibrate,doctor,twins,contraction,suite,training,steps,levers,caps,loading,bench,long
+all=calibrate,doctor,twins,contraction,suite,training,steps,levers,graphs,caps,loading,bench,long
 all=$all,stepcheck,memcheck,racecheck,nccl
 output=./output stages=$all quick= filter= model= total=1500
 limit_calibrate=60 limit_doctor=60 limit_twins=60 limit_contraction=60 limit_suite=240 limit_training=240 limit_steps=240
 limit_levers=180 limit_caps=540 limit_loading=180 limit_bench=420 limit_long=540 limit_stepcheck=180 limit_memcheck=240
-limit_racecheck=240 limit_nccl=60 limit_curve=540
+limit_racecheck=240 limit_nccl=60 limit_curve=540 limit_graphs=120
 
 is_stage() {
     case $1 in *,*) return 1 ;; esac
@@ -127,7 +127,7 @@ run_stage() {
     timeout -k 10 "$limit" "$@" >"$log" 2>&1
     status=$?
     took=$(($(date +%s) - started))
-    # What comes back from a borrowed machine is limited in size: the end of a log tells most.
+    # A borrowed machine returns files of limited size: the end of a log is worth most.
     if [ "$(wc -c <"$log")" -gt 8000000 ]; then
         tail -c 8000000 "$log" >"$log.end" && mv "$log.end" "$log"
     fi
@@ -139,7 +139,7 @@ run_stage() {
     [ $status -eq 0 ] || tail -n 30 "$log"
 }
 
-# The line in which a tool sums itself up, else its last.
+# The line in which a tool sums itself up, or its last line.
 closing() {
     ends='^(test result: |dX over |loading: |[0-9]+ rows in |.*: [0-9]+ figures at |=+ (ERROR|RACECHECK) SUMMARY|error: )'
     line=$(grep -E "$ends" "$1" | tail -n 2 | tr '\n' ' ')
@@ -180,7 +180,7 @@ for stage in $(echo "$stages" | tr , ' '); do
         ;;
     # Training on the GPU against the CPU, and the commands of the trainer itself.
     training) run_stage training "$here/bin/training" --nocapture ;;
-    steps | levers | caps | long) measured "$stage" ;;
+    steps | levers | graphs | caps | long) measured "$stage" ;;
     # A model in 16 bits that the GPU quantizes while it is loaded, beside the host's quantizing.
     loading)
         QLORA_LOADING_RECORDS=$output/records/loading

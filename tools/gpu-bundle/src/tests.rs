@@ -55,6 +55,7 @@ fn all_stages_run_in_order_and_pass() {
         "passed   training",
         "passed   steps",
         "passed   levers",
+        "passed   graphs",
         "passed   caps",
         "passed   loading",
         "passed   bench",
@@ -110,7 +111,7 @@ fn records(bundle: &tempfile::TempDir) -> Vec<(String, String)> {
     found
 }
 
-/// A shape that does not fit is told, and the others are measured.
+/// A shape that does not fit is reported, and the others are measured.
 #[test]
 fn steps_are_measured_one_by_one() {
     let trainer = format!("case $* in *70b*) echo 'error: the run needs 43 GiB' >&2; exit 2;; esac; {TRAINER_SAYS}");
@@ -146,6 +147,7 @@ fn levers_and_limits_are_measured_with_their_settings() {
         ("8b-2048-weights-host", "--weights host"),
         ("8b-2048-lm-head-host", "--lm-head host"),
         ("8b-2048-states-host", "--optimizer-states host"),
+        ("8b-2048-masters-host", "--optimizer-states host_with_masters"),
         ("8b-2048-offload", "--gradient-checkpointing offload"),
         ("8b-2048-tile", "--token-tile 512"),
         ("8b-2048-7.5gib", "--device-memory 7.5GiB"),
@@ -162,6 +164,28 @@ fn levers_and_limits_are_measured_with_their_settings() {
     assert!(run_with(&bundle, &["--quick", "--stages", "levers,caps,long"]).0 == 0);
 }
 
+/// Each shape by separate launches and as graphs: bits are compared, times and memory reported.
+#[test]
+fn graphs_are_measured_beside_separate_launches() {
+    let with = TRAINER_SAYS.replace("\\\"peak_bytes\\\": 9", "\\\"peak_bytes\\\": 8, \\\"step_seconds\\\": 0.5");
+    let without = with.replace("8, ", "5, ").replace("0.5", "0.75");
+    let trainer = format!("case $* in *graphs*off*) {without}; exit;; esac; {with}");
+    let bundle = bundle(&[("qlora-train", trainer.as_str()), ("bench", "echo facts")]);
+    let (status, text, _) = run_with(&bundle, &["--stages", "graphs"]);
+    assert_eq!(status, 0, "{text}");
+    let told = "qwen3-0.6b 512: 0.75 s a step by separate launches, 0.5 s as graphs, which took 3 bytes of the GPU (0 planned)";
+    let log = fs::read_to_string(bundle.path().join("output/graphs.log")).unwrap();
+    assert!(log.contains(told), "{log}");
+    let found = records(&bundle);
+    for (name, settings) in [
+        ("-qwen3-0.6b-512-graphs-off.json", "--steps 20 --cuda-graphs off"),
+        ("-qwen3-0.6b-2048-graphs-on.json", "--steps 20 --cuda-graphs on"),
+        ("-llama-3.2-1b-512-graphs-on.json", "--steps 20 --cuda-graphs on"),
+    ] {
+        assert!(found.iter().any(|(file, text)| file.ends_with(name) && text.contains(settings)), "{name}: {found:?}");
+    }
+}
+
 #[test]
 fn more_memory_than_was_planned_fails() {
     let more = TRAINER_SAYS.replace("\\\"peak_bytes\\\": 9", "\\\"peak_bytes\\\": 12000000000");
@@ -171,7 +195,7 @@ fn more_memory_than_was_planned_fails() {
     assert_eq!(status, 1, "{text}");
     let told = "error: llama-3-8b 2048 all: 12000000000 bytes of the GPU were taken, 11999999991 more than planned";
     assert!(summary.contains(told) && text.matches("error: ").count() <= 3, "{text}");
-    // What it took is in its record.
+    // Its peak is in its record.
     assert!(records(&bundle).iter().any(|(name, text)| name.ends_with("-all.json") && text.contains("12000000000")));
 }
 

@@ -1,16 +1,17 @@
 //! Executables and files that cargo made.
 
+use crate::command::finished;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, ensure};
 use cargo_metadata::Message;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-/// What one call of cargo built.
+/// The outputs of one call of cargo.
 #[derive(Debug, Default)]
 pub struct Built {
     pub executables: Vec<Executable>,
-    /// Where the build script of the kernels wrote.
+    /// The output folder of the kernels' build script.
     out_dir: Option<PathBuf>,
 }
 
@@ -42,6 +43,20 @@ pub fn build(workspace: &Workspace, arguments: &[&str], variables: &[(&str, &str
     read(&output.stdout)
 }
 
+/// Refuses a trainer that is not `built`, the second line of its `--version`: the program of the tests has failpoints,
+/// and may have an emulation of the kernels.
+pub fn ensure_released(trainer: &Path, built: &str) -> Result<()> {
+    let shown = format!("{} --version", trainer.display());
+    is_built(&finished(Command::new(trainer).arg("--version").output(), &shown)?, built)
+        .with_context(|| format!("{} is not for others", trainer.display()))
+}
+
+fn is_built(version: &str, built: &str) -> Result<()> {
+    let found = version.lines().nth(1).unwrap_or_default();
+    ensure!(found == built, "its `--version` says {found:?}, expected {built:?}");
+    Ok(())
+}
+
 fn read(messages: &[u8]) -> Result<Built> {
     let mut built = Built::default();
     for message in Message::parse_stream(messages) {
@@ -67,7 +82,16 @@ fn read(messages: &[u8]) -> Result<Built> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
+
+    #[test]
+    fn the_program_of_the_tests_is_not_for_others() {
+        let cpu = "built for the CPU";
+        assert!(is_built("qlora-train 0.1.0 (1a2b3c)\nbuilt for the CPU\n", cpu).is_ok());
+        for built in ["built for the CPU, with failpoints for tests", "built with CUDA", ""] {
+            let error = is_built(&format!("qlora-train 0.1.0\n{built}"), cpu).unwrap_err().to_string();
+            assert!(error.contains(&format!("says {built:?}, expected {cpu:?}")), "{error}");
+        }
+    }
 
     #[test]
     fn the_kernels_build_directory_is_read_from_cargos_messages() {

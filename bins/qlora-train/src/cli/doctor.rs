@@ -1,4 +1,5 @@
-//! `qlora-train doctor`: what a run would find on this machine, and on those of all processes of a launcher.
+//! `qlora-train doctor`: a check of what a run finds on this machine, and on the machines of all processes that a
+//! launcher started.
 
 use super::answer::Answer;
 use crate::backend::cpu::Isa;
@@ -20,7 +21,7 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use sysinfo::System;
 
-/// What the command line asks for.
+/// The subject of the check, by the command line.
 struct Asked {
     /// Number of the GPU to look at
     ordinal: usize,
@@ -29,7 +30,7 @@ struct Asked {
 }
 
 impl Asked {
-    /// `--gpu` is a number here, and alone it is no setting of a run; nor is `--device`. Refused: other values of them.
+    /// `--gpu` is a number here. Alone, neither it nor `--device` is a setting of a run. Refused: other values of them.
     fn of(args: &SettingsArgs) -> Result<Self> {
         let named = |key: &'static str| args.overrides.iter().filter(move |(name, _)| name == key).cloned();
         let device: Vec<(String, String)> = named("device").collect();
@@ -71,9 +72,9 @@ fn device_named(name: &str) -> Result<Option<Device>> {
 /// One thing that was looked at.
 struct Finding {
     name: &'static str,
-    /// Words for what is missing or differs, and what to do about it.
+    /// A sentence on what is missing or differs, and what to do about it.
     problem: Option<String>,
-    /// Whether it is there, and not alike for all processes
+    /// It is there, but differs between processes
     differs: bool,
     text: String,
     json: Value,
@@ -91,8 +92,8 @@ impl Finding {
 }
 
 /// Without the settings of a run the exit status is 0 whatever was found: a machine without a GPU is no error, and
-/// `gpu_usable` tells. With them `ready` says whether the run can begin. Processes that a launcher started look at each
-/// other too; `build` says what program this is.
+/// `gpu_usable` reports it. With them `ready` says whether the run can begin. Processes that a launcher started are
+/// compared too; `build` identifies this program.
 pub fn run(args: &SettingsArgs, build: &str) -> Result<Answer> {
     let asked = Asked::of(args)?;
     let mut findings = host();
@@ -152,7 +153,7 @@ pub fn run(args: &SettingsArgs, build: &str) -> Result<Answer> {
     Ok(Answer { text: lines.join("\n"), json: Value::Object(map) })
 }
 
-/// The settings of a run, or why they cannot be read; and the threads that it computes in.
+/// The settings of a run, or the reason why they cannot be read; and the threads that it computes in.
 fn read_settings(run: &SettingsArgs, comm: &dyn Communicator) -> Result<Result<Settings>> {
     let settings = run.load();
     let threads = settings.as_ref().ok().and_then(|settings| settings.threads);
@@ -160,7 +161,7 @@ fn read_settings(run: &SettingsArgs, comm: &dyn Communicator) -> Result<Result<S
     Ok(settings)
 }
 
-/// Differences that are told of a part in words; `--json` has all
+/// Differences of a part that are printed; `--json` has all
 const TOLD: usize = 8;
 
 /// The parts of a run. All processes run one program: others do not meet.
@@ -214,7 +215,7 @@ const SUMMED: usize = 1 << 22;
 /// The processes of a launch, and how fast they add up `over` what. Refused: ranks on processors that compute
 /// otherwise.
 fn processes(comm: &mut dyn Communicator, launcher: &str, over: &str) -> Result<Finding> {
-    // AMX is looked for in another way, and with it a run in bf16 computes otherwise.
+    // AMX is detected in another way, and changes the bits of a run in bf16.
     let of_processor = [
         ("the processor's instructions".to_owned(), json!(instructions())),
         ("the processor's arithmetic in bf16".to_owned(), json!(Isa::detect().map(Isa::name))),
@@ -281,17 +282,17 @@ fn nvcc() -> Finding {
     Finding::good("nvcc", text, json!({"path": found}))
 }
 
-/// Room for what a run writes, in the working directory.
+/// Free space for a run's files, in the working directory.
 fn disk() -> Finding {
     let free = free_bytes(Path::new("."));
     let text = free.map_or("free space not known".to_owned(), |free| format!("{} free here", format_bytes(free)));
     Finding::good("disk", text, json!({"free_bytes": free}))
 }
 
-/// Where hub ids are looked up. None is no problem: a model can be a directory.
+/// The local cache of the hub. Its absence is no problem: a model can be a directory.
 fn hub() -> Finding {
     let cache = hub_cache().map(|path| path.display().to_string());
-    let text = cache.clone().unwrap_or_else(|| "none yet; a model that is named by its id makes it".to_owned());
+    let text = cache.clone().unwrap_or_else(|| "none yet; the first download creates it".to_owned());
     Finding::good("hub cache", text, json!({"path": cache}))
 }
 
@@ -315,16 +316,14 @@ fn instructions() -> Vec<&'static str> {
 mod gpu {
     use super::{Finding, format_bytes};
     use crate::config::LinearKernels;
-    use crate::session::{CUDA_BUILD, Linear};
-    use qlora_kernels::device::{
-        ARCHITECTURES, Device, KERNELS, Kernels, MemInfo, Nccl, TransferBandwidth, cuda_version,
-    };
+    use crate::session::{CUDA_BUILD, Linear, TransferBandwidth};
+    use qlora_kernels::device::{ARCHITECTURES, Device, KERNELS, Kernels, MemInfo, Nccl, cuda_version};
     use serde_json::json;
 
     /// Bytes that are copied each way.
     const BYTES: usize = 256 << 20;
 
-    /// Looks as far as each finding allows the next.
+    /// Each check depends on the one before; the first failure ends them.
     pub fn look(ordinal: usize) -> Vec<Finding> {
         let (Kernels::Cuda, Some(architectures)) = (KERNELS, ARCHITECTURES) else {
             let problem = format!(
@@ -405,8 +404,9 @@ mod gpu {
         findings
     }
 
-    /// How a GPU of this compute capability runs what nvcc compiled for `architectures`, if it does: a code runs on its
-    /// own capability and later ones of the same major; PTX of the first is compiled by the driver for any later one.
+    /// The code, compiled by nvcc for `architectures`, that a GPU of this compute capability runs; none: it runs none.
+    /// A cubin runs on its own capability and later ones of the same major; the driver compiles the PTX of the first
+    /// for any later capability.
     fn code_for(architectures: &str, major: usize, minor: usize) -> Option<String> {
         let of = |arch: &str| {
             let number: usize = arch.trim_end_matches(['a', 'f']).parse().ok()?;

@@ -1,4 +1,4 @@
-//! Small files that stand for much: refused soon, and within a memory that any machine has.
+//! Small files that decode to much: refused soon, and within a memory that any machine has.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,6 +10,7 @@ use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
+use trainer_lab::fixture;
 
 use crate::sandbox::{Done, Sandbox};
 
@@ -72,7 +73,7 @@ fn write_numbers(path: &Path, names: &[&str], count: usize) {
     writer.close().unwrap();
 }
 
-/// A conversation of so many equal turns.
+/// A conversation of `count` equal turns.
 fn write_turns(path: &Path, count: usize) {
     let schema = "message rows { optional group messages (LIST) { repeated group list { optional group element {
         optional binary role (UTF8); optional binary content (UTF8); } } } }";
@@ -90,12 +91,22 @@ fn write_turns(path: &Path, count: usize) {
     writer.close().unwrap();
 }
 
+/// A word that the model's tokenizer has one token for, with a blank: texts of it are soon tokenized.
+fn long_word(sandbox: &Sandbox) -> String {
+    let (word, mut tokenizer) = ("ab".repeat(450), fixture::tokenizer_json());
+    let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+    added.last_mut().unwrap()["content"] = word.clone().into();
+    fixture::write_json(&sandbox.path("model"), "tokenizer.json", &tokenizer);
+    word + " "
+}
+
 #[test]
 fn texts_that_are_kept_once_and_stand_in_many_rows_are_refused() {
     let sandbox = Sandbox::chat();
-    write_texts(&sandbox.path("few.parquet"), &"ab ".repeat(3 << 20), 4);
+    let word = long_word(&sandbox);
+    write_texts(&sandbox.path("few.parquet"), &word.repeat(10 << 10), 4);
     refused(&sandbox, "few.parquet", &["few.parquet", "becomes more than", "200 times its size"]);
-    write_texts(&sandbox.path("many.parquet"), &"ab ".repeat(5 << 10), 2500);
+    write_texts(&sandbox.path("many.parquet"), &word.repeat(17), 2500);
     refused(&sandbox, "many.parquet", &["many.parquet", "becomes more than"]);
     write_texts(&sandbox.path("long.parquet"), &"a".repeat(48 << 20), 1);
     refused(&sandbox, "long.parquet", &["long.parquet", "becomes more than"]);
@@ -110,7 +121,7 @@ fn lists_of_millions_of_numbers_are_refused() {
     write_numbers(&sandbox.path("most.parquet"), &names[..1], 4 << 20);
     watched(&sandbox, &format!("{LINE} most.parquet")).ended(2, &["most.parquet"]);
     write_turns(&sandbox.path("turns.parquet"), 2 << 20);
-    refused(&sandbox, "turns.parquet", &["turns.parquet", "values of turns, more than rows that are meant to be read"]);
+    refused(&sandbox, "turns.parquet", &["turns.parquet", "values of turns, more than real rows have"]);
     let ones = |count: usize| format!("{{\"input_ids\": [1{}]}}\n", ",1".repeat(count));
     gzip(&sandbox.path("one.jsonl.gz"), [ones(6 << 20)].into_iter());
     refused(&sandbox, "one.jsonl.gz", &["one.jsonl.gz: line 1", "more than the 4194304 values that a row may have"]);

@@ -67,12 +67,12 @@ fn a_link_that_takes_the_place_of_a_checkpoint_is_not_followed() {
     let sandbox = Sandbox::new();
     fs::create_dir(sandbox.path("victim")).unwrap();
     sandbox.write("victim/thesis.tex", "precious");
-    let mut child = crate::signals::paused(&sandbox, &train(RUN), "step:2", 600);
+    let mut child = crate::child::paused(&sandbox, &train(RUN), "step:2", 600);
     fs::rename(sandbox.path("out/checkpoint-1"), sandbox.path("moved")).unwrap();
     symlink("../victim", sandbox.path("out/checkpoint-1")).unwrap();
     symlink("../victim", sandbox.path("out/checkpoint-2")).unwrap();
     let _ = child.stdin.take();
-    let (status, said) = crate::signals::end(child);
+    let (status, said) = crate::child::end(child);
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("out/checkpoint-2: found something there that is not of this run"), "{said}");
     assert_eq!(sandbox.names("victim"), ["thesis.tex"]);
@@ -250,7 +250,7 @@ fn a_run_whose_directory_is_gone_or_replaced_stops() {
             sandbox.train("--seed 7 --save-steps 2").ok();
             sandbox.files().into_iter().filter(|(path, _)| path.starts_with(sandbox.path("out"))).collect::<Vec<_>>()
         });
-        let (status, said) = crate::signals::end(first);
+        let (status, said) = crate::child::end(first);
         assert_eq!(status, Some(1), "{said}");
         let words = "error: out: the directory that the run worked in was removed, moved or replaced";
         assert!(said.contains(words), "{said}");
@@ -269,18 +269,18 @@ fn a_run_whose_directory_is_gone_or_replaced_stops() {
 #[test]
 fn a_directory_is_locked_under_every_path_and_without_its_lock_file() {
     let sandbox = Sandbox::new();
-    let first = crate::signals::paused(&sandbox, &train("--max-steps 3"), "step:2", 4000);
+    let first = crate::child::paused(&sandbox, &train("--max-steps 3"), "step:2", 4000);
     symlink("out", sandbox.path("alias")).unwrap();
     fs::remove_file(sandbox.path("out/.lock")).unwrap();
     for out in ["out", "alias", "./out/../out"] {
         sandbox.refused(&train(&format!("--max-steps 3 --output-dir {out}")), &["another process is training in it"]);
     }
     fs::remove_file(sandbox.path("alias")).unwrap();
-    let (status, said) = crate::signals::end(first);
+    let (status, said) = crate::child::end(first);
     assert_eq!(status, Some(0), "{said}");
 }
 
-/// What the record of a run says is not believed beyond its own names.
+/// The record of a run is only trusted for the run's own file names.
 #[test]
 fn a_record_that_names_other_things_removes_nothing() {
     let sandbox = Sandbox::new();
@@ -327,10 +327,10 @@ fn quantize_that_is_killed_leaves_nothing_for_good_and_removes_nothing_else() {
         assert_eq!(sandbox.run_at_fault(line, &format!("tensor:{nth}")).status, None);
         assert_eq!(beside(&sandbox).len(), 2, "one directory and what names it: {:?}", beside(&sandbox));
     }
-    // Another at work is told, and so is a record of somebody else's.
-    let child = crate::signals::paused(&sandbox, line, "tensor:3", 1500);
+    // Another process at work is reported, and so is a foreign record.
+    let child = crate::child::paused(&sandbox, line, "tensor:3", 1500);
     sandbox.run(line).ended(2, &["q: another process is writing to it"]);
-    assert_eq!(crate::signals::end(child).0, Some(0));
+    assert_eq!(crate::child::end(child).0, Some(0));
     assert_eq!(beside(&sandbox), [""; 0]);
     fs::remove_dir_all(sandbox.path("q")).unwrap();
     for text in [

@@ -71,7 +71,7 @@ fn a_card_is_known_by_its_names_and_the_size_of_its_memory() {
     assert!((found - 21.9).abs() < 1e-6 && said.contains("no time is predicted for the L4"), "{said}");
     let on_cpu = "plan --model llama-3-8b --gpu 4090 --device cpu";
     sandbox.refused(on_cpu, &["`gpu`: found `4090`", "leave `device` out"]);
-    // Where each of so many rows is as long as the model allows, attention has more products than 64 bits count.
+    // With this many rows of the greatest length that the model allows, attention has more products than 64 bits count.
     let rows = "--max-length 2 --per-device-train-batch-size 1000 --host-memory 64GiB";
     let plan = sandbox.run(&format!("plan --json --model llama-3-8b --gpu 4090 {rows}")).json();
     assert!(plan["fits"] == true && number(&plan, "max_length") >= 2.0, "{plan}");
@@ -115,7 +115,14 @@ fn a_forecast_that_cannot_be_made_is_refused() {
         ("--model llama-3-8b --device cuda --device-memory 24GiB --max-steps 9 --price-per-hour 2", &["--gpu"]),
         ("--model llama-3-8b --gpu h100 --max-steps 9 --measure", &["--measure", "GPU"]),
         ("--model model --device cpu --measure", &["--data", "--max-steps"]),
-        ("--model model --device cpu --max-steps 9 --measure --host-memory 1MiB", &["--measure", "host memory"]),
+        (
+            "--model model --device cpu --max-steps 9 --measure --lm-head resident --host-memory 1MiB",
+            &["--measure", "host memory"],
+        ),
+        (
+            "--model model --device cpu --max-steps 9 --measure --gradient-checkpointing disk",
+            &["--measure", "layers' inputs of this run are on disk", "`--gradient-checkpointing true`"],
+        ),
     ] {
         sandbox.refused(&format!("plan {line}"), words);
     }

@@ -121,7 +121,7 @@ fn a_model_is_downloaded_once_and_its_commit_is_recorded() {
     assert_eq!((&config["base_model_name_or_path"], &config["revision"]), (&json!("org/tiny"), &json!(world.commit)));
     assert_eq!(world.sandbox.json("out/run.json")["base"]["revision"], json!(world.commit));
 
-    // A branch is asked for, a commit is not.
+    // The hub is asked for a branch, but not for a commit.
     world.hub.forget();
     world.train("--output-dir again").ok();
     assert_eq!(world.hub.requests().len(), 1, "{:?}", world.hub.requests());
@@ -211,7 +211,7 @@ fn what_an_earlier_process_left_is_checked() {
     }
 }
 
-/// Whoever wrote a blob: it counts by its bytes.
+/// A blob counts by its bytes, whoever wrote it.
 #[test]
 fn a_blob_that_is_there_is_checked() {
     let mut other = World::new().weights();
@@ -253,7 +253,7 @@ fn a_hub_without_parts_of_files_sends_them_whole() {
     world.hub.answer(|request, _| request.path.ends_with(WEIGHTS).then_some(Reply::Whole));
     world.train("").ok();
     assert_eq!(std::fs::read(world.blob()).unwrap(), world.weights());
-    // One that refuses the part is asked for the whole.
+    // A hub that refuses the part is asked for the whole file.
     let world = World::new();
     world.leave(&world.weights()[..1000]);
     let refuse = |request: &crate::loopback::Request, _| {
@@ -304,8 +304,8 @@ fn the_token_goes_to_the_hub_and_nowhere_else() {
 fn redirects_end_and_lead_to_the_web() {
     for (location, words) in [
         ("/org/tiny/again", "redirects more than 5 times"),
-        ("file:///etc/passwd", "no address of the web"),
-        ("", "no address of the web"),
+        ("file:///etc/passwd", "no web address"),
+        ("", "no web address"),
     ] {
         let world = World::new();
         world.hub.answer(move |_, _| Some(Reply::Status(302, vec![("Location", location.to_owned())])));
@@ -333,7 +333,7 @@ fn what_the_hub_refuses_says_what_to_do() {
         world.ends_without_weights(done, 2, &words);
         assert!(world.sandbox.files() == before, "{status}: something was written");
     }
-    // A file that is refused later is told too.
+    // A file that is refused later is reported too.
     let world = World::new();
     world.hub.answer(move |request, _| request.path.ends_with(WEIGHTS).then(|| Reply::Status(403, Vec::new())));
     world.ends_without_weights(world.train(""), 2, &["org/tiny", "answers 403"]);
@@ -515,7 +515,7 @@ configs:
     assert_eq!(loss("--data org/rows:test[1:]"), loss("--data org/rows:test[1:3]"));
     for (part, words) in [
         (":valid", ["no part \"valid\"", "train"]),
-        (":train[9:]", ["[9:]", "are none"]),
+        (":train[9:]", ["[9:]", "has no rows"]),
         (":train[x:]", ["[x:]", "[:1000]"]),
         ("@v9", ["revision", "\"v9\""]),
     ] {
@@ -559,7 +559,7 @@ fn rows_that_the_hub_made_of_a_data_set_stand_in_for_its_own() {
     let converted: [(&str, &[u8]); 1] = [("default/train/0000.jsonl", &rows)];
     world.hub.add("datasets/org/script", "refs/convert/parquet", &converted);
     let done = world.run(&line).ok();
-    assert!(done.stderr.contains("looking for those that the hub made of it"), "{done:#?}");
+    assert!(done.stderr.contains("looking for the hub's own conversion"), "{done:#?}");
     let partial: [(&str, &[u8]); 1] = [("default/partial-train/0000.jsonl", &rows)];
     world.hub.add("datasets/org/script", "refs/convert/parquet", &partial);
     let asked = train("--max-steps 1 --data org/script:default/partial-train --output-dir nowhere");

@@ -17,7 +17,7 @@ const RUN: &str = "--max-steps 7 --packing false --per-device-train-batch-size 3
                    --save-total-limit 1 --val-set-size 2 --eval-steps 3 --load-best-model-at-end --threads 1 \
                    --report false --resume-from-checkpoint";
 
-/// What may be there at any moment: an adapter only as a whole, and no checkpoint that cannot be resumed.
+/// The invariant at any moment: an adapter is there only as a whole, and every checkpoint can be resumed.
 fn check_left(sandbox: &Sandbox) {
     if sandbox.path("out/adapter_config.json").exists() {
         qlora_train::adapter::Adapter::load(&sandbox.path("out")).unwrap();
@@ -140,8 +140,8 @@ fn killed_while_a_checkpoint_replaces_another_a_run_keeps_one_of_them() {
     assert_eq!(kills, 12);
 }
 
-/// What a run may be made of, beside [`RUN`]: packing, states of 8 bits, early stopping, the best checkpoint, none kept
-/// but the newest.
+/// Variants of a run beside [`RUN`]: packing, states of 8 bits, early stopping, the best checkpoint, none kept but the
+/// newest.
 const OTHERS: [&str; 3] = [
     "--max-steps 6 --max-length 48 --lora-r 64 --optim adamw_8bit --lora-dropout 0.2 --lora-target-modules q_proj,k_proj \
      --save-steps 1 --save-total-limit 2 --val-set-size 2 --eval-steps 2 --threads 1 --resume-from-checkpoint",
@@ -152,9 +152,9 @@ const OTHERS: [&str; 3] = [
      --eval-steps 2 --load-best-model-at-end --threads 1 --resume-from-checkpoint",
 ];
 
-/// Number of kills: `QLORA_KILLS`, else 100.
+/// Number of kills: `QLORA_KILLS`, else 24. `benches/reliability` counts those of hundreds.
 fn kills_wanted() -> usize {
-    std::env::var("QLORA_KILLS").map_or(100, |number| number.parse().expect("QLORA_KILLS is a number"))
+    std::env::var("QLORA_KILLS").map_or(24, |number| number.parse().expect("QLORA_KILLS is a number"))
 }
 
 #[test]
@@ -175,8 +175,9 @@ fn killed_at_random_moments_a_run_ends_in_the_same_bytes() {
         let whole = begun.elapsed();
         std::fs::rename(sandbox.path("out"), sandbox.path("whole")).unwrap();
         let steps = sandbox.json("whole/trainer_state.json")["global_step"].as_u64().unwrap();
-        let mut kills = 0;
-        while kills < share {
+        let (mut kills, mut resumed) = (0, 0);
+        // Few kills may all be in a first process: then there are more, until one is not.
+        while kills < share || resumed == 0 && kills < 4 * share {
             let mut command = sandbox.command(&line);
             let said = File::create(sandbox.path("said")).unwrap();
             let mut child = command.env_remove(VARIABLE).stdout(Stdio::null()).stderr(said).spawn().unwrap();
@@ -189,7 +190,9 @@ fn killed_at_random_moments_a_run_ends_in_the_same_bytes() {
                     if sandbox.path("out").exists() {
                         check_left(&sandbox);
                     }
-                    *counts.entry(moment(&sandbox, steps)).or_default() += 1;
+                    let moment = moment(&sandbox, steps);
+                    resumed += usize::from(moment == RESUMED);
+                    *counts.entry(moment).or_default() += 1;
                 }
                 Some(0) => {
                     *counts.entry("runs that finished on the way").or_default() += 1;
@@ -204,11 +207,13 @@ fn killed_at_random_moments_a_run_ends_in_the_same_bytes() {
         check_finished(&sandbox);
     }
     println!("{counts:?}: nothing lost, no byte changed");
-    assert_eq!(counts["kills"], wanted);
-    assert!(counts.get("killed after it resumed").is_some_and(|count| *count > wanted / 20), "{counts:?}");
+    assert!(counts["kills"] >= wanted, "{counts:?}");
+    assert!(counts.get(RESUMED).is_some_and(|count| *count > wanted / 20), "{counts:?}");
 }
 
-/// When a run was killed, by what it had said and written.
+const RESUMED: &str = "killed after it resumed";
+
+/// The moment at which a run was killed, by its output and its files.
 fn moment(sandbox: &Sandbox, steps: u64) -> &'static str {
     if !sandbox.path("out/metrics.jsonl").exists() {
         return "killed before it began";
@@ -221,9 +226,5 @@ fn moment(sandbox: &Sandbox, steps: u64) -> &'static str {
     if last == Some(steps) {
         return "killed while it finished";
     }
-    if sandbox.read("said").contains("resuming after") {
-        "killed after it resumed"
-    } else {
-        "killed in its first process"
-    }
+    if sandbox.read("said").contains("resuming after") { RESUMED } else { "killed in its first process" }
 }

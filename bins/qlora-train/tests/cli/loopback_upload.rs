@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use crate::loopback::{Files, Headers, Request, State, git_hash, is_large, sha256};
+use crate::loopback_hub::{Files, Headers, Request, State, git_hash, is_large, sha256};
 
 type Answer = (u16, Headers, Vec<u8>);
 

@@ -111,7 +111,7 @@ fn eval_of_the_adapter_gives_the_eval_loss_of_its_run_and_the_base_another() {
     let without = sandbox.eval("--data val.jsonl");
     assert_close(with, trained, 1e-6);
     assert!(with < without - 0.1, "{with} {without}");
-    // What is held back from the data is neither trained on nor lost.
+    // Rows that are held back from the data are neither trained on nor lost.
     let held = sandbox.train("--val-set-size 3 --output-dir held").ok();
     assert!(held.stderr.contains("9 rows to train on, 3 held back for validation"), "{}", held.stderr);
 }
@@ -233,7 +233,10 @@ fn a_gpu_is_planned_for_in_every_build_by_the_name_of_model_and_gpu() {
     assert_eq!(waiting.unwrap()["bytes"], 2u64 * 128_256 * 4096);
     let text = sandbox.run(line).stdout;
     assert!(text.contains("lm_head: host (−") && text.contains("% time): the same result"), "{text}");
-    sandbox.refused("plan --model model --device cpu --lm-head host", &["`lm_head`: found host", "auto or resident"]);
+    sandbox.refused(
+        "plan --model model --device cpu --lm-head host",
+        &["`lm_head`: found host", "auto, resident or disk"],
+    );
     let line = "plan --json --model llama-3-70b --gpu 4090 --max-length 1024 --host-memory 64GiB";
     let (status, plan) = of(&format!("{line} --weights resident"));
     assert_eq!((status, &plan["fits"]), (Some(1), &false.into()), "{plan}");
@@ -242,7 +245,7 @@ fn a_gpu_is_planned_for_in_every_build_by_the_name_of_model_and_gpu() {
     for words in [none, "more device_memory at least", "weights: auto fits", "wait in host memory"] {
         assert!(missing.contains(words), "{words}: {missing}");
     }
-    // What auto makes of it.
+    // The choice of auto.
     let (status, plan) = of(line);
     assert_eq!((status, &plan["weights"], &plan["pinned_layers"]), (Some(0), &"host".into(), &40.into()), "{plan}");
     assert!(plan["max_length"].as_u64() > Some(1024), "{plan}");

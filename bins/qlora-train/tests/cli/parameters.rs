@@ -14,7 +14,7 @@ fn spec(config: Arch, modules: &[Projection]) -> ModelSpec {
         trainable: true,
         states: qlora_train::backend::StateFormat::F32,
         activations: Vec::new(),
-        states_on_host: false,
+        optimizer_on_host: Default::default(),
         residency: Vec::new(),
         token_tile: None,
         tokens: 1,

@@ -45,7 +45,7 @@ fn processes_share_steps_and_each_has_its_memory_and_its_sums() {
     assert_close(number(&two["forecast"], "cost"), 2.0 * number(one, "cost"), 1e-9);
     let text = sandbox.run(&format!("plan {ON_GPU} 2 --processes 8 --processes-per-machine 4")).ok().stdout;
     for words in [
-        "8 processes on 2 machines: the plan is that of each; a step has 16 micro-batches of all of them",
+        "8 processes on 2 machines: the plan is for each; a step has 16 micro-batches of all of them",
         " (2 of each), of 1 row",
         "each process sends and receives 280.0 MiB",
         "GPU memory that NCCL takes for sums is not in the plan",
@@ -71,7 +71,7 @@ fn sums_by_nccl_take_none_of_the_memory_of_the_host() {
         |sums: &str| sandbox.run_with(&format!("plan {ON_GPU} 2 --processes 8"), &[("QLORA_SUMS", sums)]).ok().stdout;
     let words = "sums in the memory of the host, as without NCCL, are in the plan: ";
     assert!(text("host").contains(words) && !text("nccl").contains(words));
-    // Who asked for the memory of the host has no NCCL that takes any of a GPU's.
+    // With sums in host memory, there is no NCCL that takes GPU memory.
     let of_nccl = "GPU memory that NCCL takes for sums is not in the plan";
     assert!(!text("host").contains(of_nccl) && text("nccl").contains(of_nccl) && text("").contains(of_nccl));
     let on_cpu = "plan --model model --max-length 64 --device cpu --compute f32 --processes 2";
@@ -98,7 +98,7 @@ fn processes_of_a_machine_share_its_memory_and_its_rows() {
         |plan: &Value| plan["buffers"].as_array().unwrap().iter().map(|one| one["name"].clone()).collect::<Vec<_>>();
     assert!(names(&one).contains(&"rows, tokenizer and program".into()), "{one}");
     assert!(names(&four).contains(&"rows, tokenizer, program, sums over processes".into()), "{four}");
-    // What each is given is its own.
+    // A given limit is for each process alone.
     let given = plan(&sandbox, "--model model --max-length 64 --device cpu --host-memory 1GiB --processes 4");
     assert_eq!(given["host"]["budget_bytes"], 1 << 30);
 }

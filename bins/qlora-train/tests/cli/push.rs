@@ -15,7 +15,7 @@ const PUSH: &str = "push out --to org/mine --json";
 const ATTRIBUTES: [(&str, &[u8]); 1] = [(".gitattributes", b"*.safetensors filter=lfs")];
 const BATCH: &str = "objects/batch";
 const COMMIT: &str = "/commit/main";
-/// What a run leaves that others need
+/// Files of a run that others need
 const PUBLISHED: [&str; 5] =
     ["README.md", "SHA256SUMS", "adapter_config.json", "adapter_model.safetensors", "learning_curve.svg"];
 
@@ -136,7 +136,7 @@ fn an_adapter_arrives_as_one_commit_byte_for_byte() {
         let expected = (!request.path.starts_with("/storage/")).then(|| "Bearer hf_secret".to_owned());
         assert_eq!(request.authorization, expected, "{} {}", request.method, request.path);
     }
-    // What others downloaded is as whole as what was sent.
+    // The downloaded files match the sent ones.
     let sums = String::from_utf8(world.there()["SHA256SUMS"].clone()).unwrap();
     assert_eq!(sums.lines().count(), PUBLISHED.len() - 1);
     // Again there is nothing to do, and nothing is asked but what is there.
@@ -201,7 +201,7 @@ fn a_large_file_goes_in_parts_where_the_hub_asks_for_them() {
     assert!(world.sent("PUT", "/storage/").iter().all(|part| part.body.len() <= size / 3));
 }
 
-/// With a push of a file in so many parts that ended at the third.
+/// A world after a push of a file in this many parts that ended at the third.
 fn cut_at_the_third_part() -> (World, usize) {
     let world = World::new();
     let size = world.sandbox.bytes(&format!("out/{TENSORS}")).len();
@@ -223,7 +223,7 @@ fn parts_that_were_taken_are_not_sent_again() {
     let paths: Vec<&str> = sent.iter().map(|request| request.path.as_str()).collect();
     assert_eq!(paths.len(), parts - 2, "{paths:?}");
     assert!(paths.iter().all(|path| path.ends_with("?uploadId=0")), "{paths:?}");
-    // What was kept of it is needed no more.
+    // The record of the upload is no longer needed.
     let kept = world.sandbox.path("home/qlora-train/uploads");
     assert!(std::fs::read_dir(kept).unwrap().next().is_none());
 }
@@ -376,10 +376,10 @@ fn answers_that_are_none_are_told() {
     let mut world = World::new();
     let modes = |mode: &str| json!({"files": [{"path": "README.md", "uploadMode": mode}]}).to_string();
     for (part, text, words) in [
-        ("/preupload/", "<html>".to_owned(), "answers what is no answer"),
+        ("/preupload/", "<html>".to_owned(), "gives an unexpected answer"),
         ("/preupload/", modes("regular"), "the hub says nothing of adapter_"),
-        ("/preupload/", modes("carrier pigeon"), "answers what is no answer"),
-        (BATCH, "{}".to_owned(), "answers what is no answer"),
+        ("/preupload/", modes("carrier pigeon"), "gives an unexpected answer"),
+        (BATCH, "{}".to_owned(), "gives an unexpected answer"),
         (BATCH, other, "answers for another file"),
         (BATCH, String::new(), "too large for you"),
         (COMMIT, "{}".to_owned(), "whether it was committed is not known"),

@@ -82,11 +82,11 @@ fn several_processes_train_as_one_with_as_much_accumulation() {
         run(&sandbox, &line(&again, OF_STEP / world, ""), world);
         sandbox.assert_same_result(&again, &out);
         let card = sandbox.read(&format!("{out}/README.md"));
-        let sums = format!(" Gradients of {world} processes were added up in the order of the processes: in another");
+        let sums = format!(" Gradients of {world} processes were added up in the order of the processes: with another");
         assert!(card.contains(&sums), "{card}");
     }
     assert!(!sandbox.read("alone/README.md").contains("processes"));
-    // Where each has one micro-batch of a step, the sum is in the order of one process.
+    // With one micro-batch of a step for each rank, the sum is in the order of one process.
     assert!(sandbox.bytes("of4/adapter_model.safetensors") == sandbox.bytes("alone/adapter_model.safetensors"));
 }
 
@@ -170,7 +170,7 @@ fn a_rank_that_hangs_ends_all_by_its_name() {
     let sandbox = Sandbox::new();
     for of in [0, 1] {
         let hangs = |rank: usize, command: &mut Command| {
-            command.env("QLORA_SILENCE_SECONDS", "6");
+            command.env("QLORA_SILENCE_SECONDS", "4");
             if rank == of {
                 command.env(VARIABLE, "micro-batch:3:pause:600000");
             }
@@ -183,7 +183,7 @@ fn a_rank_that_hangs_ends_all_by_its_name() {
         let mut stopped = group.remove(of);
         for left in ended(&sandbox, group) {
             assert_eq!(left.status, Some(1), "{left:#?}");
-            let words = [format!("rank {of} ("), "has not answered for 6 s".to_owned()];
+            let words = [format!("rank {of} ("), "has not answered for 4 s".to_owned()];
             assert!(words.iter().all(|word| left.stderr.contains(word)), "{left:#?}");
         }
         stopped.child.kill().unwrap();
@@ -196,14 +196,14 @@ fn a_rank_that_hangs_ends_all_by_its_name() {
 fn a_rank_whose_work_hangs_ends_all_by_its_name() {
     let sandbox = Sandbox::new();
     let hangs = |rank: usize, command: &mut Command| {
-        command.env("QLORA_STALL_SECONDS", "15").env("QLORA_SILENCE_SECONDS", "6");
+        command.env("QLORA_STALL_SECONDS", "8").env("QLORA_SILENCE_SECONDS", "4");
         if rank == 1 {
             command.env(VARIABLE, "micro-batch:3:pause:600000");
         }
     };
     for left in ended(&sandbox, start(&sandbox, &line("out", 1, ""), 3, hangs)) {
         assert_eq!(left.status, Some(1), "{left:#?}");
-        let words = ["rank 1 (", "lives, but did not come to the others", "for 15 s"];
+        let words = ["rank 1 (", "lives, but did not come to the others", "for 8 s"];
         assert!(words.iter().all(|word| left.stderr.contains(word)), "{left:#?}");
     }
 }
@@ -278,7 +278,7 @@ fn a_signal_to_one_rank_stops_all_of_them() {
     }
 }
 
-/// Where a run stands is for rank 0 to say: the others need not call its directory by the same name.
+/// Rank 0 decides about the directory of a run: the others need not know it by the same name.
 #[test]
 fn a_resumed_run_is_stopped_where_it_stands_whatever_its_ranks_call_the_directory() {
     let sandbox = Sandbox::new();

@@ -175,7 +175,7 @@ fn two_runs_in_one_directory_are_refused() {
     let mut command = sandbox.command(&train(RUN));
     command.env(qlora_train::files::failpoint::VARIABLE, "step:2:pause:60000").stderr(std::process::Stdio::piped());
     let mut first = command.stdout(std::process::Stdio::null()).spawn().unwrap();
-    crate::signals::wait_for(&mut first, "fault point reached");
+    crate::child::wait_for(&mut first, "fault point reached");
     for more in ["", "--resume-from-checkpoint", "--seed 7"] {
         sandbox.refused(&train(&format!("{RUN} {more}")), &["out: another process is training in it"]);
     }

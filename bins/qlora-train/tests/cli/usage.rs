@@ -46,6 +46,8 @@ fn the_version_is_that_of_the_package() {
     assert!(text.starts_with(&format!("qlora-train {}{commit}", env!("CARGO_PKG_VERSION"))), "{text}, not{commit}");
     let (first, second) = text.split_once('\n').unwrap();
     assert!(first.ends_with(')') != commit.is_empty() && second.starts_with("built "), "{text}");
+    // By this a release refuses the program of the tests.
+    assert!(second.ends_with(", with failpoints for tests\n"), "{text}");
 }
 
 #[test]

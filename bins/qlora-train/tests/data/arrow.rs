@@ -191,10 +191,11 @@ fn wrong_rows_and_columns_are_named() {
 
 #[test]
 fn a_truncated_file_is_refused_wherever_it_ends() {
+    let tokenizer = chat_tokenizer(CHATML);
     for form in FORMS {
         let whole = write(form, None, &[rows(), rows()]);
         for length in (6..whole.len()).step_by(5) {
-            let message = refusal(load_one(&whole[..length], Some(&chat_tokenizer(CHATML))));
+            let message = refusal(load_one(&whole[..length], Some(&tokenizer)));
             assert_says(&message, &["cannot read as Arrow", "cut off or damaged"]);
         }
     }

@@ -49,11 +49,18 @@ fn what_no_two_runs_would_share_and_what_no_memory_holds_is_refused_at_once() {
         ("/decoder", replace(&"b".repeat(1 << 16)), "`decoder` replaces text by up to 65536 times as much"),
         ("/decoder", json!({"type": "Sequence", "decoders": vec![replace("aa"); 40]}), "`decoder` replaces"),
         ("/pre_tokenizer", json!({"type": "Sequence", "pretokenizers": vec![byte_level; 5]}), "5 parts `ByteLevel`"),
-        ("/normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "/////wAAAAA="}), "its size is not"),
+        ("/normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "/////wAAAAA="}), "its size does not"),
         ("/added_tokens", added(&"x".repeat(1 << 16)), "a token has 65536 bytes of text"),
     ] {
         let why = opened(place, &value).map(|_| ()).unwrap_err();
         assert_says(&why, &["tokenizer.json", words]);
     }
     assert!(opened("/model/dropout", &json!(0.0)).is_ok());
+    // The library takes the last of two parts of one name.
+    let dir = model_dir_with("/added_tokens", &added("x"));
+    let path = dir.path().join("tokenizer.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replacen('{', "{\"added_tokens\": [],", 1)).unwrap();
+    let why = ChatTokenizer::open(dir.path(), None).map(|_| ()).unwrap_err().to_string();
+    assert_says(&why, &["tokenizer.json", "has a part twice"]);
 }

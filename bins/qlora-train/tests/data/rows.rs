@@ -192,7 +192,7 @@ fn too_long_rows_are_cut_in_prompt_and_answer_in_proportion() {
         (&[1, 2, 3, 5][..], &[-100, -100, -100, 5][..])
     );
     assert_eq!((data.report.dropped, data.report.truncated, data.report.unsupervised), (0, 2, 0));
-    assert_says(&data.report.to_string(), &["2 rows cut to max_length 4", "of the prompt and of the answer"]);
+    assert_says(&data.report.to_string(), &["2 rows cut to max_length 4", "in the prompt and the answer of each turn"]);
 }
 
 #[test]
@@ -395,7 +395,7 @@ fn json_value() -> impl Strategy<Value = serde_json::Value> {
     })
 }
 
-/// What is between rows is checked although each is read by itself.
+/// The text between rows is checked although each row is read by itself.
 #[test]
 fn an_array_is_refused_where_it_is_broken_between_its_rows() {
     let row = "{\"input_ids\": [1, 2]}";

@@ -1,7 +1,9 @@
 //! `cargo xtask setup`: fetches a small real Llama and turns it into a Hugging Face directory; chat templates for the
 //! tests.
 
+mod digest;
 pub mod mpi;
+pub mod rustup;
 mod templates;
 pub mod tools;
 
@@ -9,8 +11,8 @@ pub mod tools;
 mod tests;
 
 use anyhow::{Context, Result, bail, ensure};
+use digest::sha256;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,11 +29,11 @@ const GGUF_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea37
 const BASE_NAME: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
 const MODEL: &str = "smollm2-135m-instruct";
 
-/// Raise it when the converter writes something else: directories of another version are then built anew.
+/// Version of the converter. Raise it when the output changes: directories of another version are then rebuilt.
 const CONVERTER_VERSION: u32 = 1;
 const STAMP: &str = "conversion.json";
 
-/// What a finished model directory was made from, and by which converter.
+/// The source of a finished model directory, and the version of its converter.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Stamp {
     converter_version: u32,
@@ -94,11 +96,7 @@ fn fetch_gguf(dir: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Whether `dir` was finished by this converter from this GGUF file and still holds what was written then.
+/// True if `dir` was finished by this converter from this GGUF file and still holds the files of that time.
 fn is_current(dir: &Path, gguf_sha256: &str) -> bool {
     let stamp = fs::read(dir.join(STAMP)).ok().and_then(|bytes| serde_json::from_slice::<Stamp>(&bytes).ok());
     stamp.is_some_and(|stamp| {

@@ -1,6 +1,6 @@
 //! Chat templates of well-known models, as packages on PyPI carry them, for the tests that render them.
 
-use super::sha256;
+use super::digest::sha256;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! Steps that run beside others: each is this program again, with one step.
 
-use super::{CLOSING, Outcome};
+use super::step::{CLOSING, Outcome};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ impl Aside {
     }
 }
 
-/// What a run of one step says at its end.
+/// The outcome that a run of one step prints at its end.
 fn outcome(text: &str, has_passed: bool) -> Result<Outcome> {
     if !has_passed {
         let error = text.lines().rev().find(|line| line.contains(" failed: ")).unwrap_or("it failed without a word");

@@ -1,7 +1,7 @@
 //! The steps that compile the kernels of `cuda/`: with nvcc, and as the emulated suite.
 
-use super::Outcome;
-use super::steps::{has_nextest, runner};
+use super::runner::{has_nextest, runner};
+use super::step::Outcome;
 use crate::bindings;
 use anyhow::{Result, ensure};
 use std::process::{Command, Stdio};

@@ -4,30 +4,17 @@
 mod aside;
 mod kernels;
 mod packages;
+mod runner;
+mod step;
 mod steps;
+
+pub use step::Outcome;
 
 use anyhow::{Result, bail};
 use aside::Aside;
 use std::time::{Duration, Instant};
+use step::{CLOSING, Step};
 use tools_support::workspace::Workspace;
-
-/// Before the lines of the summary in which a step's tool sums itself up.
-const CLOSING: &str = "                    ";
-
-/// One thing that has to pass.
-struct Step {
-    name: &'static str,
-    about: &'static str,
-    run: fn(&Workspace) -> Result<Outcome>,
-}
-
-#[derive(Debug)]
-pub enum Outcome {
-    /// With the lines in which the step's tool sums itself up, repeated at the end of the run.
-    Passed(Vec<String>),
-    /// What was not checked on this machine, and why.
-    Skipped(String),
-}
 
 pub fn list() {
     for step in steps::STEPS {
@@ -38,7 +25,7 @@ pub fn list() {
 
 /// Runs all steps, or those of `only`.
 pub fn run(workspace: &Workspace, only: &[String]) -> Result<()> {
-    finish(workspace, &select(steps::STEPS, only)?)
+    finish(&workspace.for_tests(), &select(steps::STEPS, only)?)
 }
 
 /// `cargo xtask check`: the steps that take seconds where everything is built.
@@ -148,7 +135,7 @@ mod tests {
     ];
 
     fn workspace() -> Workspace {
-        Workspace { root: "unused".into(), target: "unused".into() }
+        Workspace { root: "unused".into(), target: "unused".into(), variables: &[] }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The steps about the packages as others get them: sets of features, the oldest compiler, what is published.
 
-use super::Outcome;
-use crate::setup::mpi;
+use super::step::Outcome;
+use crate::setup::{mpi, rustup};
 use anyhow::{Context, Result, ensure};
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use tools_support::command::{check, finished};
 use tools_support::cuda;
 use tools_support::workspace::Workspace;
 
-/// What the registry gets, in the order of their dependencies.
+/// The packages of the registry, in the order of their dependencies.
 const PUBLISHED: [&str; 2] = ["qlora-kernels", "qlora-train"];
 /// Bytes of a compressed package at most: of the trainer a tenth of the 10 MiB that crates.io takes. Its Rust sources
 /// alone are 0.9 MB.
@@ -20,7 +20,7 @@ const LIMITS: [u64; 2] = [600_000, 1 << 20];
 const KINDS: [&str; 16] =
     ["rs", "cu", "cuh", "cpp", "h", "in", "map", "toml", "orig", "lock", "md", "txt", "css", "html", "json", "LICENSE"];
 const LARGEST: u64 = 64_000;
-/// The C interface is one header, which says all that its callers have to know, and what bindgen makes of it; bytes of
+/// The C interface: one header, which says all that its callers have to know, and its bindings by bindgen; bytes of
 /// each at most.
 const INTERFACE: ([&str; 2], u64) = (["/cuda/include/qlora_kernels.h", "/src/sys.rs"], 96_000);
 /// Bytes of all files at most that are neither sources nor cargo's own: tables, pages and licenses.
@@ -66,7 +66,7 @@ fn with_mpi(workspace: &Workspace) -> Result<String> {
     };
     let include = finished(Command::new("cc").arg("-print-file-name=include").output(), "cc -print-file-name=include")?;
     let mut command = workspace.cargo(&["clippy", "--quiet", "--release", "--locked", "--workspace"]);
-    // Its bindgen would be built anew for the variables below, and again without them.
+    // Its bindgen would be built for the variables below, and again without them.
     command.args(["--exclude", "bindings", "--features", "qlora-train/mpi", "--", "--deny", "warnings"]);
     command.env("MPICC", dir.join("bin").join("mpicc"));
     command.env("BINDGEN_EXTRA_CLANG_ARGS", format!("-I{}", include.trim()));
@@ -94,20 +94,29 @@ fn different_sets(features: &BTreeMap<String, Vec<String>>) -> Vec<Vec<&str>> {
         .collect()
 }
 
-/// The oldest compiler that the packages name, where rustup has it; clippy looks for newer functions of std everywhere.
+/// The oldest compiler that the packages name, where rustup has it or can fetch it; clippy looks for newer functions of
+/// std everywhere.
 pub fn oldest_compiler(workspace: &Workspace) -> Result<Outcome> {
     let packages = packages(workspace)?;
     let version = packages[0].rust_version.as_ref().context("Cargo.toml names no rust-version")?;
     let toolchain = format!("{}.{}", version.major, version.minor);
-    let has_it = ["rustc", "cargo"].into_iter().all(|program| {
-        let mut command = Command::new("rustup");
-        command.args(["run", &toolchain, program, "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success())
-    });
-    if !has_it {
-        let why =
-            format!("rustup has no Rust {toolchain} (`rustup toolchain install {toolchain}`); clippy's lint looked");
-        return Ok(Outcome::Skipped(why));
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    let this = finished(rustc.arg("--version").output(), "rustc --version")?;
+    if this.starts_with(&format!("rustc {toolchain}.")) {
+        return Ok(Outcome::Passed(vec![format!("all steps compile with it: {}", this.trim())]));
+    }
+    let has_it = || {
+        ["rustc", "cargo"].into_iter().all(|program| {
+            let mut command = Command::new("rustup");
+            command.args(["run", &toolchain, program, "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
+            command.status().is_ok_and(|status| status.success())
+        })
+    };
+    if !has_it()
+        && let Err(why) =
+            rustup::fetch(&["toolchain", "install", &toolchain, "--profile", "minimal", "--no-self-update"])
+    {
+        return Ok(Outcome::Skipped(format!("no Rust {toolchain}: {why}; clippy's lint looked")));
     }
     let mut command = Command::new("rustup");
     command.args(["run", &toolchain, "cargo", "check", "--locked", "--target-dir"]).arg(workspace.target.join("msrv"));
@@ -120,7 +129,7 @@ pub fn oldest_compiler(workspace: &Workspace) -> Result<Outcome> {
     Ok(Outcome::Passed(vec![format!("the packages compile with Rust {toolchain}")]))
 }
 
-/// The packages as a registry would get them: described, small, and the library whole, as it compiles alone.
+/// The packages as a registry would get them: described, small and whole, as each compiles alone.
 pub fn published(workspace: &Workspace) -> Result<Outcome> {
     let mut findings = Vec::new();
     let mut closing = Vec::new();
@@ -152,7 +161,7 @@ pub fn published(workspace: &Workspace) -> Result<Outcome> {
         closing.push(format!("{stem}: {} files, {} kB", files.len(), bytes.div_ceil(1000)));
     }
     ensure!(findings.is_empty(), "{} findings:\n  {}", findings.len(), findings.join("\n  "));
-    compiles_alone(workspace)?;
+    compile_alone(workspace)?;
     Ok(Outcome::Passed(closing))
 }
 
@@ -164,7 +173,7 @@ fn listed(line: &str) -> Result<(&str, u64)> {
     path.zip(bytes).with_context(|| format!("`tar tv` printed {line:?}, expected a path after size, day and time"))
 }
 
-/// What is no source of a package.
+/// Files that are no source of a package.
 fn foreign(files: &[(&str, u64)]) -> Vec<String> {
     let name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
     let kind = |path: &str| match name(path) {
@@ -175,6 +184,9 @@ fn foreign(files: &[(&str, u64)]) -> Vec<String> {
     let mut beside = 0;
     for &(path, bytes) in files {
         let kind = kind(path);
+        if path.ends_with("/tests.rs") || path.contains("/tests/") {
+            found.push(format!("{path} is of tests; is `include` right?"));
+        }
         if !KINDS.contains(&kind.as_str()) {
             found.push(format!("{path} is no source; is `include` right?"));
         }
@@ -193,18 +205,37 @@ fn foreign(files: &[(&str, u64)]) -> Vec<String> {
     found
 }
 
-/// The library's package with the kernels, which it has to hold.
-fn compiles_alone(workspace: &Workspace) -> Result<()> {
-    let library = &packages(workspace)?[0];
-    let stem = format!("{}-{}", library.name, library.version);
-    let unpacked = tempfile::tempdir_in(&workspace.target)?;
-    let mut tar = Command::new("tar");
-    tar.arg("xzf").arg(workspace.target.join("package").join(format!("{stem}.crate"))).arg("-C").arg(unpacked.path());
-    check(&mut tar)?;
-    let manifest = unpacked.path().join(&stem).join("Cargo.toml");
-    let mut command = workspace.cargo(&["check", "--quiet", "--release", "--features", "emulation", "--target-dir"]);
-    check(command.arg(&workspace.target).arg("--manifest-path").arg(manifest))
-        .context("the package of the library does not compile alone: does `include` name all that it needs?")
+/// Compiles each package as others get it: the library with the kernels, which it has to hold, and the trainer with
+/// that library. Their dependencies are those of the other builds, in whose directory they are checked.
+fn compile_alone(workspace: &Workspace) -> Result<()> {
+    let dir = workspace.target.join("package");
+    // One place for all runs, so that the artifacts of one replace those of the run before.
+    let unpacked = dir.join("alone");
+    if unpacked.exists() {
+        fs::remove_dir_all(&unpacked).with_context(|| format!("cannot remove {}", unpacked.display()))?;
+    }
+    fs::create_dir_all(&unpacked).with_context(|| format!("cannot create {}", unpacked.display()))?;
+    let mut library: Option<String> = None;
+    for package in packages(workspace)? {
+        let stem = format!("{}-{}", package.name, package.version);
+        let mut tar = Command::new("tar");
+        // With the time of now: by the archive's, which is always the same, cargo would not see a change.
+        tar.arg("xzmf").arg(dir.join(format!("{stem}.crate"))).arg("-C").arg(&unpacked);
+        check(&mut tar)?;
+        let folder = unpacked.join(&stem);
+        let mut command = workspace.cargo(&["check", "--quiet", "--release", "--target-dir"]);
+        command.arg(&workspace.target).arg("--manifest-path").arg(folder.join("Cargo.toml"));
+        match &library {
+            None => command.args(["--features", EMULATION]),
+            // The registry need not have it yet.
+            Some(path) => command.arg("--config").arg(format!("patch.crates-io.{}.path={path:?}", PUBLISHED[0])),
+        };
+        check(&mut command).with_context(|| {
+            format!("the package {stem} does not compile alone: does `include` name all that it needs?")
+        })?;
+        library.get_or_insert(folder.display().to_string());
+    }
+    Ok(())
 }
 
 fn packages(workspace: &Workspace) -> Result<Vec<Package>> {
@@ -214,7 +245,7 @@ fn packages(workspace: &Workspace) -> Result<Vec<Package>> {
     PUBLISHED.iter().map(|name| find(name).with_context(|| format!("the workspace has no package {name}"))).collect()
 }
 
-/// What a page of a registry would lack.
+/// Fields that a package's page on a registry would lack.
 fn described(package: &Package) -> Vec<String> {
     let name = &package.name;
     let mut findings = Vec::new();
@@ -276,6 +307,8 @@ mod tests {
             (("a/src/golden/rows.jsonl", 10), "no source"),
             (("a/src/golden", 10), "no source"),
             (("a/src/big.rs", 64_001), "64001 bytes"),
+            (("a/src/ops/tests.rs", 10), "of tests"),
+            (("a/src/ops/tests/abi.rs", 10), "of tests"),
             (("a/cuda/include/qlora_kernels.h", 96_001), "96001 bytes"),
             (("a/src/table.json", 40_000), "101000 bytes of tables"),
         ] {

@@ -2,10 +2,14 @@
 //!
 //! A new step is one more entry of [`STEPS`] and one function.
 
-use super::{Outcome, Step, kernels, packages};
-use crate::setup::{self, tools};
+use super::runner::{has_nextest, runner};
+use super::step::{Outcome, Step};
+use super::{kernels, packages};
+use crate::setup::{self, rustup, tools};
 use anyhow::{Context, Result, ensure};
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use tools_support::command::{check, check_and_keep, last_line};
 use tools_support::launches;
 use tools_support::workspace::Workspace;
@@ -143,12 +147,31 @@ fn other_host(workspace: &Workspace) -> Result<Outcome> {
         "aarch64" => "x86_64-unknown-linux-gnu",
         _ => "aarch64-unknown-linux-gnu",
     };
+    if !has_standard_library(other)?
+        && let Err(why) = rustup::fetch(&["target", "add", other])
+    {
+        return Ok(Outcome::Skipped(format!("no standard library for {other}: {why}")));
+    }
     if !has_standard_library(other)? {
-        let why = format!("Rust's standard library for {other} is not installed (`rustup target add {other}`)");
+        return Ok(Outcome::Skipped(format!("rustup has added {other} to another toolchain than this one")));
+    }
+    if let Some(why) = lacks_c_compiler(other) {
         return Ok(Outcome::Skipped(why));
     }
     check(workspace.cargo(&["check", "--release", "--workspace", "--locked", "--target", other]))?;
     DONE()
+}
+
+/// Says why crates with C sources cannot be compiled for the other host; none if they can.
+fn lacks_c_compiler(target: &str) -> Option<String> {
+    let named = [format!("CC_{target}"), format!("CC_{}", target.replace('-', "_")), "TARGET_CC".to_owned()];
+    if named.iter().any(|name| std::env::var_os(name).is_some()) {
+        return None;
+    }
+    let compiler = format!("{}-gcc", target.replace("-unknown", ""));
+    let status = Command::new(&compiler).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let is_there = status.is_ok_and(|status| status.success());
+    (!is_there).then(|| format!("no C compiler for {target}: {compiler} is not in PATH, and CC_{target} is not set"))
 }
 
 fn has_standard_library(target: &str) -> Result<bool> {
@@ -203,23 +226,55 @@ fn tests(workspace: &Workspace) -> Result<Outcome> {
         command.arg("--all-targets");
     }
     command.env("QLORA_MODELS", workspace.models()).env("QLORA_TOOLS", workspace.target.join("tools"));
+    // Dropped, and with it what tests have left there, when they are done.
+    let in_memory = temporary_directory_in_memory();
+    if let Some(directory) = &in_memory {
+        command.env("TMPDIR", directory.path());
+    }
     // The machine code's step reads them.
     command.env(launches::VARIABLE, launches::begin(workspace)?);
     kernels::keep_tallies(command, nextest, &[]).map(Outcome::Passed)
 }
 
-/// The command that runs tests: nextest's, or cargo's own.
-pub fn runner(workspace: &Workspace, nextest: bool) -> Command {
-    if nextest {
-        return workspace.cargo(&["nextest", "run"]);
+/// A directory for the tests' files, in memory where there is much of it: waiting for a disk takes most of the time of
+/// runs that save much. None: that of the machine, or of `TMPDIR`.
+fn temporary_directory_in_memory() -> Option<tempfile::TempDir> {
+    const PLACE: &str = "/dev/shm";
+    const PREFIX: &str = "xtask-test-";
+    /// KiB that are free there: tests that run at once take a few hundred MiB.
+    const ROOM: u64 = 8 << 20;
+    if std::env::var_os("TMPDIR").is_some() {
+        return None;
     }
-    println!("cargo-nextest is not installed; cargo's own runner takes its place");
-    workspace.cargo(&["test"])
+    remove_left(Path::new(PLACE), PREFIX, Duration::from_secs(24 * 60 * 60));
+    let told = Command::new("df").args(["-Pk", PLACE]).stderr(Stdio::null()).output().ok()?;
+    if free_kib(&String::from_utf8_lossy(&told.stdout))? < ROOM {
+        return None;
+    }
+    let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(PLACE).ok()?;
+    // Some machines run no program from there.
+    let program = directory.path().join("program");
+    std::fs::copy("/bin/true", &program).ok()?;
+    let runs = Command::new(&program).status().is_ok_and(|status| status.success());
+    std::fs::remove_file(program).ok()?;
+    runs.then_some(directory)
 }
 
-pub fn has_nextest(workspace: &Workspace) -> bool {
-    let mut command = workspace.cargo(&["nextest", "--version"]);
-    command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+/// Removes directories of this prefix and age, which runs that were interrupted have left.
+fn remove_left(place: &Path, prefix: &str, age: Duration) {
+    for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
+        let written = entry.metadata().and_then(|found| found.modified());
+        let is_old = written.is_ok_and(|at| at.elapsed().is_ok_and(|found| found > age));
+        if is_old && entry.file_name().to_string_lossy().starts_with(prefix) {
+            // Another user's is left to that one.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// KiB that are free by what `df -Pk` prints.
+fn free_kib(told: &str) -> Option<u64> {
+    told.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()
 }
 
 fn doc_tests(workspace: &Workspace) -> Result<Outcome> {
@@ -241,4 +296,34 @@ fn readme(workspace: &Workspace) -> Result<Outcome> {
     check(build.args(kernels::EMULATED))?;
     let programs = workspace.binary("xtask").parent().map(|dir| dir.display().to_string()).unwrap_or_default();
     Ok(Outcome::Passed(last_line(workspace.tool("repo-check", &["commands", &programs])?)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{free_kib, remove_left};
+    use std::time::Duration;
+
+    #[test]
+    fn directories_of_interrupted_runs_are_removed_once_they_are_old() {
+        let place = tempfile::tempdir().unwrap();
+        for name in ["ours-1", "theirs-1"] {
+            std::fs::create_dir_all(place.path().join(name).join("below")).unwrap();
+        }
+        let left = || place.path().read_dir().unwrap().count();
+        remove_left(place.path(), "ours-", Duration::from_secs(3600));
+        assert_eq!(left(), 2);
+        std::thread::sleep(Duration::from_millis(20));
+        remove_left(place.path(), "ours-", Duration::from_millis(1));
+        assert!(left() == 1 && place.path().join("theirs-1").is_dir());
+    }
+
+    #[test]
+    fn free_memory_is_read_from_what_df_prints() {
+        let head = "Filesystem     1024-blocks  Used Available Capacity Mounted on\n";
+        assert_eq!(
+            free_kib(&format!("{head}tmpfs             24684084 32000  24652084       1% /dev/shm\n")),
+            Some(24_652_084)
+        );
+        assert_eq!((free_kib(head), free_kib("")), (None, None));
+    }
 }
