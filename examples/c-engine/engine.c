@@ -67,7 +67,7 @@ int main(int argc, char **argv) {
     weight.nested_map = (const float *)uploaded(tensor(&f, "dynamic_map_signed", 256 * 4), 256 * 4);
     weight.offset =
         (const float *)uploaded(tensor(&f, "up.b64.nested.offset", 4), 4); /* on the device, like the rest */
-    /* What bitsandbytes itself would multiply with: the check's weight. */
+    /* The weight that bitsandbytes itself would multiply with, for the check. */
     memcpy(w, tensor(&f, "up.b64.nested.dequantized_bf16", sizeof w), sizeof w);
 
     fill(x, MAX_M * K, 1.0f, 1);

@@ -16,16 +16,18 @@ pub struct Batch<'a> {
     pub boundaries: &'a [u32],
     /// `[M]`: the next token of the same document, or negative where nothing is learned
     pub targets: &'a [i32],
-    /// `[M]`: what each token's loss is multiplied by; 0 where nothing is learned. `None`: 1 each
+    /// `[M]`: factor of each token's loss; 0 where nothing is learned. `None`: 1 each
     pub weights: Option<&'a [f32]>,
     /// `[M]`: number of each token's adapter, of a model that has one for each row; any other number, as -1: the base
     /// alone. `None`: the base alone for all
     pub adapters: Option<&'a [i32]>,
 }
 
-/// A copy of a [`Batch`] that passed [`Batch::check`].
+/// A copy of a [`Batch`] that passed [`Batch::check`], or of what a dry run has of one.
 #[derive(Clone, Debug, Default)]
 pub struct CheckedBatch {
+    /// M
+    tokens: usize,
     pub input_ids: Vec<u32>,
     pub positions: Vec<u32>,
     pub boundaries: Vec<u32>,
@@ -65,13 +67,8 @@ impl Batch<'_> {
     ///
     /// If the arrays contradict each other.
     pub fn check(&self, capacity: usize, positions: usize) -> Result<CheckedBatch> {
-        let tokens = self.tokens();
-        if tokens == 0 || tokens > capacity {
-            return Err(Error::Failed(format!(
-                "a batch of {tokens} tokens was given to a run planned for 1 to {capacity}"
-            )));
-        }
-        let weights = self.weights.unwrap_or_default();
+        self.check_tokens(capacity)?;
+        let (tokens, weights) = (self.tokens(), self.weights.unwrap_or_default());
         assert!(
             self.positions.len() == tokens
                 && self.targets.len() == tokens
@@ -91,20 +88,41 @@ impl Batch<'_> {
         if let Some(token) = weights.iter().position(|weight| !weight.is_finite()) {
             refuse!("token {token} of a batch has a weight of {}, expected a finite number", weights[token]);
         }
-        Ok(CheckedBatch {
-            input_ids: self.input_ids.to_vec(),
+        Ok(CheckedBatch { input_ids: self.input_ids.to_vec(), ..self.without_ids() })
+    }
+
+    /// The check of a dry run, which reads no token: arrays other than `input_ids` may be shorter than the batch, where
+    /// nothing asks for more of them.
+    pub fn check_planned(&self, capacity: usize) -> Result<CheckedBatch> {
+        self.check_tokens(capacity)?;
+        Ok(self.without_ids())
+    }
+
+    fn check_tokens(&self, capacity: usize) -> Result<()> {
+        match self.tokens() {
+            tokens if tokens == 0 || tokens > capacity => {
+                Err(Error::Failed(format!("a batch of {tokens} tokens was given to a run planned for 1 to {capacity}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn without_ids(&self) -> CheckedBatch {
+        CheckedBatch {
+            tokens: self.tokens(),
+            input_ids: Vec::new(),
             positions: self.positions.to_vec(),
             boundaries: self.boundaries.to_vec(),
             targets: self.targets.to_vec(),
-            weights: weights.to_vec(),
+            weights: self.weights.unwrap_or_default().to_vec(),
             adapters: self.adapters.unwrap_or_default().to_vec(),
-        })
+        }
     }
 }
 
 impl CheckedBatch {
     pub fn tokens(&self) -> usize {
-        self.input_ids.len()
+        self.tokens
     }
 
     /// Weights of a range of tokens; empty: 1 each.
@@ -117,7 +135,7 @@ impl CheckedBatch {
         self.adapters.get(tokens.clone()).unwrap_or_default()
     }
 
-    /// Whether a token's loss counts: something is learned from it.
+    /// True if a token's loss counts: something is learned from it.
     pub fn counts(&self, token: usize) -> bool {
         self.targets[token] >= 0 && self.weights.get(token) != Some(&0.0)
     }

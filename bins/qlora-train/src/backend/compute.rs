@@ -1,6 +1,6 @@
 //! Operations of a device.
 
-use super::{CheckedBatch, Memory, Op, Optimizer, Trace, Weights};
+use super::{CheckedBatch, Memory, Op, Optimizer, StepPart, Trace, Weights};
 use crate::error::Result;
 use qlora_kernels::shape::AttentionShape;
 use std::ops::Range;
@@ -17,19 +17,33 @@ pub trait Compute: Memory + Weights + Optimizer {
     fn reserve(&mut self, _op: &Op<'_, Self>) -> Result<()> {
         Ok(())
     }
-    /// Workspace that text of up to so many rows side by side needs beside operands, whatever the batches are: made
-    /// before what comes and goes, it takes the same memory in whichever order a run computes.
+    /// Workspace that text of up to `rows` rows side by side needs beside operands, for any batches. It is made before
+    /// buffers come and go, so that it takes the same memory in whichever order a run computes.
     fn reserve_text(&mut self, _shape: AttentionShape, _rows: usize) -> Result<()> {
         Ok(())
     }
     /// Computes `op` for these tokens. Not called in a dry run.
     fn compute(&mut self, tokens: &Range<usize>, op: &mut Op<'_, Self>) -> Result<()>;
-    /// Like [`Backend::loss_sum`](super::Backend::loss_sum). Not called in a dry run.
+    /// Does `work`, a part of a step that has the same operations on the same memory for all batches of one shape, in
+    /// which the host waits for nothing. A device may record what it launches there, and launch that as one when the
+    /// shape comes again. `draw` names the masks of dropout, where there are any.
+    fn in_graph<T>(
+        &mut self,
+        _part: StepPart,
+        _draw: Option<u32>,
+        work: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T>
+    where
+        Self: Sized,
+    {
+        work(self)
+    }
+    /// The sum that [`Backend::loss_sum`](super::Backend::loss_sum) returns. Not called in a dry run.
     fn read_loss(&mut self) -> Result<f64>;
-    /// Like [`Backend::losses`](super::Backend::losses). Not called in a dry run.
+    /// The losses that [`Backend::losses`](super::Backend::losses) returns. Not called in a dry run.
     fn read_losses(&mut self) -> Result<Vec<f64>>;
 
-    /// How linear layers were computed so far, in words, where there is more than one way.
+    /// The rows of the dispatch table that computed linear layers so far, in words, where there is more than one.
     fn linear_rows(&self) -> Vec<String> {
         Vec::new()
     }

@@ -13,6 +13,7 @@ mod compute;
 pub mod cpu;
 pub mod cuda;
 mod group;
+mod input_file;
 mod memory;
 mod not_finite;
 mod op;
@@ -27,48 +28,50 @@ mod weights;
 pub use batch::{Batch, CheckedBatch};
 pub use compute::Compute;
 pub use group::{LinearGroup, Lora, Magnitude, RankFactors, Segment, SeveralPairs};
-pub use memory::{Memory, PlannedBuffer};
-pub use op::{Op, Output, Rotation};
+pub use input_file::INPUTS_OF_THREAD;
+pub use memory::{DiskTraffic, Memory, NOT_PINNED, PlannedBuffer};
+pub use op::{ATTENTION_BACKWARD_PRODUCTS, ATTENTION_PRODUCTS, NORM, Op, Output, Rotation, attention_flops};
 pub use op_work::OpWork;
 pub use operands::{BufferShape, MaybeTrained, Operands, TableShape};
 pub use optimizer::{Optimizer, ParamUpdate, clip};
-pub use optimizer_state::{OptimizerState, StateFormat, piece_bytes};
-pub use trace::{OpTime, Scope, Trace, TraceMode};
-pub use weights::{HEAD_ON_HOST, Quantization, ReadPieces, Residency, WEIGHTS_ON_HOST, Weights, WeightsRead};
+pub use optimizer_state::{OptimizerOnHost, OptimizerState, Paging, StateFormat};
+pub use trace::{OPTIMIZER, OpTime, Scope, StepPart, Trace, TraceMode};
+pub use weights::{HEAD_ON_HOST, Quantization, ReadPieces, Residency, WEIGHTS_ON_HOST, Weights};
 
 use crate::error::{Error, Result};
 use std::ops::Range;
 
-/// What the model is written over, the same on every device.
+/// The operations that the model is written in, the same on every device.
 pub trait Backend: Compute + Sized {
     /// Makes `batch` the one that the following operations work on.
     fn begin(&mut self, batch: &Batch) -> Result<()> {
-        let batch = batch.check(self.capacity(), self.positions())?;
+        let batch = match self.is_dry_run() {
+            true => batch.check_planned(self.capacity())?,
+            false => batch.check(self.capacity(), self.positions())?,
+        };
         self.set_batch(batch)?;
         self.traced("batch", None)
     }
 
     /// Runs one operation on these tokens of the batch. None of them allocates an operand.
     fn run(&mut self, tokens: Range<usize>, mut op: Op<'_, Self>) -> Result<()> {
-        let all = self.batch().tokens();
-        if tokens.start >= tokens.end || tokens.end > all || (op.needs_whole_batch() && tokens != (0..all)) {
-            let needed = if op.needs_whole_batch() { "all of them" } else { "some of them" };
+        let (all, work) = (self.batch().tokens(), op.work(tokens.len()));
+        if tokens.start >= tokens.end || tokens.end > all || (work.whole_batch && tokens != (0..all)) {
+            let needed = if work.whole_batch { "all of them" } else { "some of them" };
             return Err(Error::Failed(format!(
                 "operation {} was given tokens {} to {} of a batch of {all}; it needs {needed}",
-                op.name(),
-                tokens.start,
-                tokens.end
+                work.name, tokens.start, tokens.end
             )));
         }
         self.reserve(&op)?;
-        self.trace().flops += op.flops(tokens.len());
+        self.trace().flops += work.flops;
         if self.is_dry_run() {
-            OpWork::of(&op, tokens.len()).add_to(&mut self.trace().work);
+            work.add_to(&mut self.trace().work);
             return Ok(());
         }
         op.check(self.batch(), &tokens)?;
         self.compute(&tokens, &mut op)?;
-        self.traced(op.name(), Some((&op, &tokens)))
+        self.traced(work.name, Some((&op, &tokens)))
     }
 
     /// Σ of the batch's cross-entropy over its supervised tokens, unweighted; NaN if one is not finite, 0 in a dry run.
@@ -98,7 +101,7 @@ pub trait Backend: Compute + Sized {
     fn losses(&mut self) -> Result<Vec<f64>> {
         if self.is_dry_run() {
             let batch = self.batch();
-            return Ok(vec![0.0; (0..batch.tokens()).filter(|&token| batch.counts(token)).count()]);
+            return Ok(vec![0.0; (0..batch.targets.len()).filter(|&token| batch.counts(token)).count()]);
         }
         self.read_losses()
     }
@@ -108,7 +111,7 @@ pub trait Backend: Compute + Sized {
             return Ok(());
         }
         self.clear_gradients(params)?;
-        self.traced("optimizer", None)
+        self.traced(OPTIMIZER, None)
     }
 
     /// One AdamW update of all tensors, with gradients scaled down to the L2 norm `max_norm` (0: as they are). Returns
@@ -119,7 +122,7 @@ pub trait Backend: Compute + Sized {
             return Ok(0.0);
         }
         let norm = self.clip_and_update(updates, max_norm)?;
-        self.traced("optimizer", None)?;
+        self.traced(OPTIMIZER, None)?;
         Ok(norm)
     }
 
@@ -136,8 +139,8 @@ pub trait Backend: Compute + Sized {
         if mode == TraceMode::Times { self.record_event() } else { Ok(()) }
     }
 
-    /// What each kind of operation took since [`TraceMode::Times`] was set or since the last call, in the order of
-    /// their first.
+    /// Times of each kind of operation since [`TraceMode::Times`] was set or since the last call, in the order of their
+    /// first operation.
     fn times(&mut self) -> Result<Vec<OpTime>> {
         let seconds = self.elapsed()?;
         let times = self.trace().sums(&seconds);
@@ -162,7 +165,7 @@ pub trait Backend: Compute + Sized {
         match (self.trace().mode, done) {
             (TraceMode::Off, _) | (TraceMode::Values, None) => Ok(()),
             (TraceMode::Times, _) => {
-                let flops = done.map_or(0.0, |(op, tokens)| op.flops(tokens.len()));
+                let flops = done.map_or(0.0, |(op, tokens)| op.work(tokens.len()).flops);
                 self.trace().kinds.push((name, flops));
                 self.record_event()
             }

@@ -1,8 +1,9 @@
 //! Sizes that a backend is made for, and the code that a GPU computes linear layers by.
 
+use super::Paging;
 use qlora_kernels::ops::dispatch::{Card, Pass, Row, Shape, choose};
 
-/// What the sizes of the scratch memory follow from.
+/// The sizes of a run, which decide its scratch memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunShape {
     /// Tokens of the longest batch.
@@ -18,18 +19,24 @@ pub struct RunShape {
     pub groups: Vec<(usize, usize, usize)>,
     /// Dropout on the low-rank path's input.
     pub dropout: bool,
-    /// Whether each row has an adapter of its own.
+    /// Each row has an adapter of its own.
     pub adapters_by_row: bool,
-    /// Whether gradients are computed.
+    /// Gradients are computed.
     pub training: bool,
-    /// Whether the output layer is trained.
+    /// The output layer is trained.
     pub trains_head: bool,
     /// Rows of the output layer that are trained, where not all of them are.
     pub head_rows: usize,
+    /// The output layer stays in the files of the base.
+    pub head_on_disk: bool,
     /// Code that linear layers are computed by, on a GPU
     pub linear: LinearRows,
-    /// Bytes of the pieces in which the optimizer's states come to a GPU from host memory; none: they are there.
-    pub states_piece: Option<usize>,
+    /// A GPU launches passes as graphs.
+    pub graphs: bool,
+    /// Optimizer memory that comes to a GPU from the host in each update; none: all is on the GPU.
+    pub paging: Option<Paging>,
+    /// Linear layers read the residual stream itself, without a norm before them.
+    pub reads_stream: bool,
 }
 
 /// The choice of a row of the kernels' dispatch table.
@@ -37,7 +44,7 @@ pub struct RunShape {
 pub struct LinearRows {
     /// The card that rows are chosen for; the default has the fused kernels only.
     pub card: Card,
-    /// A row that is taken wherever it computes a layer
+    /// A row that is taken for every layer that it can compute
     pub forced: Option<Row>,
 }
 
@@ -50,9 +57,9 @@ impl LinearRows {
         }
     }
 
-    /// Whether weights may be dequantized for batches of up to so many tokens.
+    /// True if weights may be dequantized for batches of up to `tokens` tokens.
     pub fn may_dequantize(&self, tokens: usize) -> bool {
-        // What the least of layers gets, any may.
+        // This shape meets every condition but the one on tokens.
         let least = Shape { pass: Pass::Forward, m: tokens, n: 8, k: 8, columns: 0, dropout: false };
         self.of(&least) == Row::Dequantize
     }

@@ -2,15 +2,29 @@
 
 use super::OpWork;
 
-/// What is traced while a step runs.
+/// The kind of clearing gradients and updating parameters, which is no operation on tokens.
+pub const OPTIMIZER: &str = "optimizer";
+
+/// The choice of values that are traced while a step runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TraceMode {
     #[default]
     Off,
-    /// How long each operation takes.
+    /// Times of each operation.
     Times,
     /// The first value that is not finite ends the step with an error that names it.
     Values,
+}
+
+/// A part of a step that a device may launch as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepPart {
+    /// Gradients become zero.
+    Clear,
+    /// The forward pass of a micro-batch, up to the input of the loss
+    Forward,
+    /// Its backward pass, from the loss's gradient on
+    Backward,
 }
 
 /// The part of a step that runs, for messages.
@@ -42,7 +56,7 @@ pub struct OpTime {
     pub flops: f64,
 }
 
-/// What a backend has traced.
+/// The traced values of a backend.
 #[derive(Debug, Default)]
 pub struct Trace {
     pub(super) mode: TraceMode,

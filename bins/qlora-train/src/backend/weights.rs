@@ -1,14 +1,14 @@
 //! Frozen weights, loaded once.
 
-use super::{LinearGroup, Operands, StateFormat};
-use crate::base::Nf4OnDisk;
+use super::{DiskTraffic, LinearGroup, Operands, StateFormat};
+use crate::base::{Nf4OnDisk, RowsOnDisk};
 use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, TensorData, WeightSource};
 use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::rope::RopeTable;
 
-/// How frozen linear weights are stored.
+/// Format of frozen linear weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantization {
     Nf4 {
@@ -19,14 +19,14 @@ pub enum Quantization {
     None,
 }
 
-/// Where a frozen weight is while it is not computed with. A device that shares the host's memory has one place only.
+/// Place of a frozen weight while it is not computed with. A device that shares the host's memory has one place only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Residency {
     #[default]
     Device,
     /// Pinned host memory
     Pinned,
-    /// The checkpoint's files, of a weight that they store in NF4
+    /// The checkpoint's files: of a linear weight that they store in NF4, or an output layer that they do not
     Disk,
 }
 
@@ -35,16 +35,6 @@ pub const WEIGHTS_ON_HOST: &str = "layers' weights in host memory";
 
 /// Name of an output layer that waits in pinned host memory and is no embedding, in the plan's lines.
 pub const HEAD_ON_HOST: &str = "lm_head in host memory";
-
-/// What was read of weights that stay on disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct WeightsRead {
-    pub bytes: u64,
-    /// Seconds that reading took, beside the computation
-    pub seconds: f64,
-    /// Seconds that the computation waited for it
-    pub waited: f64,
-}
 
 /// Passes a weight on: as a whole, or one of 16 or 32 bits in order in pieces of
 /// [`PIECE`](crate::files::tensor::PIECE) elements, of which the last may have fewer.
@@ -63,7 +53,7 @@ pub trait Weights: Operands {
         stored: StoredType,
         read: &mut dyn FnMut() -> Result<WeightSource>,
     ) -> Result<Self::Weight>;
-    /// Whether the device quantizes weights that come in pieces.
+    /// True if the device quantizes weights that come in pieces.
     fn quantizes(&self) -> bool {
         false
     }
@@ -91,8 +81,8 @@ pub trait Weights: Operands {
     ) -> Result<Self::Weight> {
         Err(Error::Failed(format!("{name}: weights stay on disk only where the CPU computes")))
     }
-    /// What was read so far of weights that stay on disk; none where all are in memory.
-    fn weights_read(&self) -> Option<WeightsRead> {
+    /// Bytes read so far of weights that stay on disk; none where all are in memory.
+    fn weights_read(&self) -> Option<DiskTraffic> {
         None
     }
     /// The linear weights that are loaded next are those of a layer that has them there.
@@ -124,7 +114,7 @@ pub trait Weights: Operands {
         read: &mut dyn FnMut() -> Result<HostTensor>,
     ) -> Result<Self::Table>;
     /// An output layer that waits in pinned host memory, where the device has memory of its own. Rows are read where
-    /// they are, if it is the embedding too; else processes of a machine may have one copy of it.
+    /// they are, if it is the embedding too; otherwise processes of a machine may have one copy of it.
     fn waiting_table(
         &mut self,
         name: &'static str,
@@ -135,6 +125,19 @@ pub trait Weights: Operands {
         read: &mut dyn FnMut() -> Result<HostTensor>,
     ) -> Result<Self::Table> {
         self.table(name, vocab, hidden, Residency::Pinned, stored, read)
+    }
+    /// A table that stays in its file, whose rows are read where they are needed: as output layer (`is_head`) all of
+    /// them, in parts. `open` is not called in a dry run.
+    fn table_on_disk(
+        &mut self,
+        name: &str,
+        _vocab: usize,
+        _hidden: usize,
+        _is_head: bool,
+        _stored: StoredType,
+        _open: &mut dyn FnMut() -> Result<RowsOnDisk>,
+    ) -> Result<Self::Table> {
+        Err(Error::Failed(format!("{name}: weights stay on disk only where the CPU computes")))
     }
     /// Brings a table that waits in host memory to the device, where operations that are run next use it as output
     /// layer.
@@ -202,6 +205,14 @@ pub trait Weights: Operands {
     /// The width of S and T: Σr, with what the device pads the ranks by.
     fn low_rank_columns(&self, group: &LinearGroup<Self>) -> usize {
         group.r()
+    }
+    /// The room behind each row of the group's input that saves its product a copy of it: S is put there.
+    fn room_for_s(&self, _group: &LinearGroup<Self>) -> usize {
+        0
+    }
+    /// The room behind each row of the gradient of the group's outputs, in which the product of dX puts T.
+    fn room_for_t(&self, _group: &LinearGroup<Self>) -> usize {
+        0
     }
 }
 

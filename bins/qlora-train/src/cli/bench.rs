@@ -12,30 +12,32 @@ use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
 use crate::refuse;
 use crate::report::{count, printable, thousands};
-use crate::session::Device;
+use crate::session::planner::Levers;
 use crate::session::predicted::step_seconds;
+use crate::session::{Device, TransferBandwidth};
 use clap::Args;
-use qlora_kernels::device::{KERNELS, Kernels, TransferBandwidth};
+use qlora_kernels::device::{KERNELS, Kernels};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
 #[derive(Args)]
 pub struct BenchArgs {
-    /// The name of a model whose shape is known, such as llama-3-8b, qwen3-8b or gemma-3-1b (a name that is not lists
-    /// them all), a model's directory or the path of a config.json
+    /// The name of a model whose shape is known, such as llama-3-8b, qwen3-8b or gemma-3-1b (an unknown name prints the
+    /// list), a model's directory or the path of a config.json
     #[arg(long)]
     shape: String,
     /// Tokens of a row, or of a prompt [default: 2048, or what the model allows]
     #[arg(long)]
     seq: Option<usize>,
-    /// Rows of a step, or prompts that are answered side by side
+    /// Rows of a step, or prompts that are answered together
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// Steps that are timed, after one that is not; 0: a single step
+    /// Steps to time, after one untimed step, two with CUDA graphs; 0: a single step
     #[arg(long, default_value_t = 5)]
     steps: usize,
-    /// Text instead of training steps: answers of so many tokens, by the base alone or with adapters of --lora-r
-    #[arg(long, value_name = "TOKENS", conflicts_with_all = ["steps", "optim", "gradient_checkpointing", "weights", "lm_head", "optimizer_states", "token_tile", "plan"])]
+    /// Measure text generation instead of training: answers of this many tokens, from the base alone or with adapters
+    /// of rank --lora-r
+    #[arg(long, value_name = "TOKENS", conflicts_with_all = ["steps", "optim", "gradient_checkpointing", "weights", "lm_head", "optimizer_states", "token_tile", "cuda_graphs", "plan"])]
     generate: Option<usize>,
     /// Rank of the adapters of all linear layers
     #[arg(long)]
@@ -46,34 +48,37 @@ pub struct BenchArgs {
     /// adamw_8bit or adamw_torch
     #[arg(long)]
     optim: Option<String>,
-    /// auto, true, false or offload
+    /// auto, true, false, offload or disk, which takes a file without a name in the working directory
     #[arg(long)]
     gradient_checkpointing: Option<String>,
-    /// Where the base weights are: auto, resident or host
+    /// Place of the base weights: auto, resident or host
     #[arg(long)]
     weights: Option<String>,
-    /// Where the output layer is: auto, resident or host
+    /// Place of the output layer: auto, resident or host
     #[arg(long)]
     lm_head: Option<String>,
-    /// Where AdamW's states are between two updates: auto, resident or host
+    /// Place of AdamW's states between two updates: auto, resident, host or host_with_masters
     #[arg(long)]
     optimizer_states: Option<String>,
-    /// Tokens that linear layers and MLP work on at one time: auto, off or a multiple of 256 from 512 on
+    /// Tokens that linear layers and MLP process at a time: auto, off or a multiple of 256 of at least 512
     #[arg(long)]
     token_tile: Option<String>,
-    /// Where to work: auto, cpu, cuda or cuda:N
+    /// Launch of passes as CUDA graphs on a GPU: auto, on or off
+    #[arg(long)]
+    cuda_graphs: Option<String>,
+    /// Device to compute on: auto, cpu, cuda or cuda:N
     #[arg(long)]
     device: Option<String>,
-    /// What the CPU computes in: auto, f32 or bf16
+    /// Number format of the CPU's arithmetic: auto, f32 or bf16
     #[arg(long)]
     compute: Option<String>,
-    /// What computes the linear layers on a GPU: auto, fused or dequantize
+    /// Code for the linear layers on a GPU: auto, fused or dequantize
     #[arg(long)]
     linear: Option<String>,
-    /// Memory of the GPU that may be taken in all, such as 44.4GiB
+    /// GPU memory that may be used in total, such as 44.4GiB
     #[arg(long)]
     device_memory: Option<String>,
-    /// GPU whose memory is planned for, such as 4090 or l40s, where --device-memory does not say it
+    /// GPU to plan for, such as 4090 or l40s, instead of --device-memory
     #[arg(long, conflicts_with = "device_memory")]
     gpu: Option<String>,
     /// Host memory that may be used, such as 8GiB
@@ -101,6 +106,7 @@ impl BenchArgs {
             ("lm_head", &self.lm_head),
             ("optimizer_states", &self.optimizer_states),
             ("token_tile", &self.token_tile),
+            ("cuda_graphs", &self.cuda_graphs),
             ("device", &self.device),
             ("compute", &self.compute),
             ("linear", &self.linear),
@@ -151,6 +157,9 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     let shape = args.shape()?;
     if args.plan {
         let device = Device::choose_for_plan(&settings, args.gpu.as_deref())?.for_model(&settings, &shape.config);
+        // Random weights are in no file.
+        let lm_head = Levers::of(&settings).without_files(&device)?.head;
+        let settings = Settings { lm_head, ..settings };
         return super::plan::answer(
             &settings,
             &device,
@@ -359,7 +368,7 @@ fn driver() -> Option<String> {
     qlora_kernels::device::driver_version().filter(|_| KERNELS == Kernels::Cuda)
 }
 
-/// What the bundle for a GPU machine says of its build (the file that `QLORA_BUILT` names); null elsewhere.
+/// Build record of the bundle for a GPU machine (the file that `QLORA_BUILT` names); null outside a bundle.
 fn built() -> Result<Value> {
     let Some(path) = std::env::var_os("QLORA_BUILT") else { return Ok(Value::Null) };
     let shown = std::path::Path::new(&path).display().to_string();

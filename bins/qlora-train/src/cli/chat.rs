@@ -24,14 +24,14 @@ use std::io::{self, BufRead, IsTerminal};
 pub struct ChatArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// What the system message says, if there is to be one
+    /// Text of the system message [default: no system message]
     #[arg(long)]
     system: Option<String>,
-    /// Tokens of an answer at most
+    /// Maximum number of tokens in an answer
     #[arg(long, alias = "max-tokens", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     max_new_tokens: u32,
-    /// Tokens of a conversation at most; the oldest turns are left out of a longer one [default: 4096, or the positions
-    /// of the model]
+    /// Maximum number of tokens in the conversation; a longer one loses its oldest turns [default: 4096, or the model's
+    /// limit]
     #[arg(long, alias = "ctx", value_parser = clap::value_parser!(u32).range(2..))]
     context: Option<u32>,
     #[command(flatten)]
@@ -52,12 +52,12 @@ pub fn run(args: &ChatArgs, to_program: bool) -> Result<Answer> {
     }
     set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
-    let loaded = Loaded::open(&settings)?;
+    let mut loaded = Loaded::open(&settings)?;
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
     let checkpoint = &loaded.checkpoint;
     let tokenizer = open_tokenizer(settings.chat_template.as_deref(), checkpoint, &adapters.dirs)?;
-    // Whatever is wrong with the template is told before the model is loaded.
+    // A faulty template is reported before the model is loaded.
     tokenizer.prompt(&[Message::new("user", "x")])?;
     status!("chat template: {}", tokenizer.template_origin());
     let positions = checkpoint.arch().max_position_embeddings;
@@ -74,6 +74,7 @@ pub fn run(args: &ChatArgs, to_program: bool) -> Result<Answer> {
     if let Some(note) = stop.note() {
         status!("{note}");
     }
+    loaded.use_quantized(&settings)?;
     let job = Chat { args, settings, adapters, loaded, tokenizer, context, stop, device: device.clone(), to_program };
     device.run(job)
 }
@@ -129,7 +130,7 @@ impl DeviceJob for Chat<'_> {
                 _ => turns.messages.push(Message::new("user", &line)),
             }
             let Some(prompt) = turns.prompt(&tokenizer, room)? else {
-                warning!("this turn has more than {room} tokens, the room that --context leaves: it is not asked");
+                warning!("this turn has more than the {room} tokens that --context leaves: it is not sent");
                 turns.messages.pop();
                 continue;
             };
@@ -178,7 +179,7 @@ impl Turns {
             let messages: Vec<Message> = system.chain(self.messages.iter().cloned()).collect();
             let ids = tokenizer.encode(&tokenizer.prompt(&messages)?)?;
             if ids.is_empty() {
-                return Err(Error::Refused("no token was made of this turn".to_owned()));
+                return Err(Error::Refused("this turn has no tokens".to_owned()));
             }
             if ids.len() <= room {
                 return Ok(Some(ids));

@@ -28,24 +28,24 @@ use std::path::PathBuf;
 pub struct EvalArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Rows: JSONL, JSON or Parquet files, or ids of data sets on the hub; repeated, the loss is over all of them, and
-    /// over each. Without it, the validation rows of the settings file, else its training rows
+    /// Rows: JSONL, JSON or Parquet files, or ids of data sets on the hub; repeat the flag for the loss over all of
+    /// them and over each [default: the validation rows of the settings file, or its training rows]
     #[arg(long, required_unless_present = "config")]
     data: Vec<PathBuf>,
-    /// Each row names its adapter under `adapter`, none for the base alone, and rows of several are computed in one
-    /// batch. The loss is over all rows, and over those of each adapter, in place of each task
+    /// Each row names its adapter under `adapter` (no name: the base alone), and a batch may mix adapters. The loss is
+    /// reported for all rows and for each adapter, instead of for each task
     #[arg(long)]
     adapter_by_row: bool,
-    /// Evaluate the base alone too, after the adapters: what they changed
+    /// Evaluate the base alone too, after the adapters, to show what they changed
     #[arg(long)]
     with_base: bool,
-    /// Tokens of a row at most [default: 2048, or that of the settings file]
+    /// Maximum number of tokens in a row [default: 2048, or that of the settings file]
     #[arg(long)]
     max_length: Option<usize>,
-    /// What happens to longer rows: error, drop or truncate [default: error, or that of the settings file]
+    /// Treatment of longer rows: error, drop or truncate [default: error, or that of the settings file]
     #[arg(long)]
     too_long: Option<String>,
-    /// What happens to a row that cannot be read: error or skip, which counts such rows
+    /// Treatment of rows that cannot be read: error, or skip and count them
     #[arg(long)]
     on_bad_row: Option<String>,
     /// Column of the rows that holds the prompt
@@ -57,13 +57,13 @@ pub struct EvalArgs {
     /// Column of the rows that holds the turns
     #[arg(long)]
     messages_column: Option<String>,
-    /// Key of a turn's role, where it is not role or from
+    /// Key of a turn's role, if it is not role or from
     #[arg(long)]
     role_key: Option<String>,
-    /// Key of a turn's content, where it is not content or value
+    /// Key of a turn's content, if it is not content or value
     #[arg(long)]
     content_key: Option<String>,
-    /// Names that turns have for roles, such as user=customer,assistant=agent
+    /// Other names for roles in the turns, such as user=customer,assistant=agent
     #[arg(long)]
     roles: Option<String>,
     /// Column of the rows that holds the text
@@ -96,14 +96,14 @@ impl EvalArgs {
             refuse!("`data` is missing: give the rows, `data: rows.jsonl` in the settings file or `--data rows.jsonl`");
         }
         find_files(&mut settings)?;
-        // Rows that were given are evaluated all, whatever else their folder holds.
+        // All given rows are evaluated, whatever else their folder holds.
         if !self.data.is_empty() {
             settings.val_data = Vec::new();
         }
         Ok(settings)
     }
 
-    /// Settings of how rows are read, where they are given.
+    /// Sets the given settings on how rows are read.
     fn set_row_settings(&self, settings: &mut Settings) -> Result<()> {
         let given = [
             ("on_bad_row", &self.on_bad_row),
@@ -139,7 +139,7 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     let settings = args.settings(settings)?;
     set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
-    let loaded = Loaded::open_for(&settings, &adapters.dirs)?;
+    let mut loaded = Loaded::open_for(&settings, &adapters.dirs)?;
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
     let by_adapter = adapters.is_by_row();
@@ -169,6 +169,7 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
         (0..rows.len()).try_for_each(|row| adapters.number(rows.task(row)).map(drop))?;
     }
     warn_of_untrained(&loaded, &rows_of_adapters(&adapters.dirs), rows.ids())?;
+    loaded.use_quantized(&settings)?;
     if args.answers.is_asked() {
         return eval_answers::run(&args.answers, settings, adapters, loaded, &rows, args.with_base, device);
     }
@@ -177,7 +178,7 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
 
 struct Evaluate {
     with_base: bool,
-    /// What `--data` means.
+    /// The files or ids of `--data`, or those of the settings file.
     files: Vec<PathBuf>,
     settings: Settings,
     adapters: Adapters,

@@ -1,4 +1,4 @@
-//! Forecast of a run: the time of a step, hours and cost, each with where its speed comes from.
+//! Forecast of a run: the time of a step, hours and cost, each with the source of its speed.
 
 use super::datasheet::peak_flops;
 use super::run_size::RunSize;
@@ -19,17 +19,17 @@ use std::time::Duration;
 
 #[derive(Args)]
 pub struct ForecastArgs {
-    /// What a machine costs an hour, in any currency: the plan says what the run costs
+    /// Price of a machine per hour, in any currency; the plan then shows the cost of the run
     #[arg(long, value_name = "PRICE", value_parser = price)]
     price_per_hour: Option<f64>,
-    /// Measure steps with random weights here, of the whole model or of a few of its layers, to say how long the run
-    /// takes on this CPU
+    /// Measure training steps with random weights on this CPU, with the whole model or a few of its layers, to predict
+    /// how long the run takes
     #[arg(long)]
     measure: bool,
 }
 
 impl ForecastArgs {
-    /// Whether steps are measured on this machine.
+    /// True if steps are measured on this machine.
     pub fn measures(&self) -> bool {
         self.measure
     }
@@ -38,11 +38,11 @@ impl ForecastArgs {
 fn price(text: &str) -> std::result::Result<f64, String> {
     match text.trim().parse() {
         Ok(price) if (0.0..=1e9).contains(&price) => Ok(price),
-        _ => Err("expected a number of at least 0, such as 2.49".to_owned()),
+        _ => Err("expected a number from 0 to 1000000000, such as 2.49".to_owned()),
     }
 }
 
-/// Where a speed comes from.
+/// Source of a speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Measured,
@@ -63,7 +63,7 @@ impl Source {
         match self {
             Self::Measured => "by steps with random weights, measured here",
             Self::Predicted => "predicted, not measured",
-            Self::Datasheet => "datasheet: its peak of dense bf16, so that no run is as fast",
+            Self::Datasheet => "datasheet: the peak of dense bf16, which no run reaches",
         }
     }
 }
@@ -74,14 +74,14 @@ struct Speed {
     /// Seconds of a token that is trained on, and of one that is evaluated
     token: f64,
     evaluated_token: f64,
-    /// Seconds of an update where the tokens' do not hold it
+    /// Seconds of an update, where the tokens' time does not include it
     update: f64,
 }
 
 impl Speed {
     fn of_gpu(name: &str, spec: &ModelSpec, plan: &MemoryPlan) -> Option<Self> {
         let predicted = predicted::step_seconds(spec, plan).into_iter().find(|(card, _)| is_card(name, card));
-        // States come once a step, of however many micro-batches.
+        // States are copied once a step, however many micro-batches it has.
         let paging = predicted.as_ref().map_or(0.0, |_| predicted::paging_seconds(spec));
         let (source, seconds) = match predicted {
             Some((_, seconds)) => (Source::Predicted, seconds - paging),
@@ -110,7 +110,7 @@ fn forward_share(plan: &MemoryPlan) -> f64 {
     if all > 0.0 { forward / all } else { 1.0 / 3.0 }
 }
 
-/// What is known of a run that is to be forecast.
+/// A planned run, whose time and cost are to be forecast.
 pub struct Planned<'a> {
     pub settings: &'a Settings,
     pub device: &'a Device,
@@ -122,7 +122,7 @@ pub struct Planned<'a> {
     pub world: World,
 }
 
-/// What a plan says of time and cost.
+/// Time and cost of a planned run.
 pub struct Forecast {
     speed: Speed,
     size: RunSize,
@@ -140,10 +140,15 @@ impl Forecast {
         if measure && !device.is_cpu() {
             refuse!("--measure measures this CPU, and the plan is for a GPU: leave it out, or give `--device cpu`");
         }
-        if measure && spec.is_streamed() {
+        let on_disk = [
+            (spec.is_streamed(), "weights", "--weights resident"),
+            (spec.head_on_disk(), "weights", "--lm-head resident"),
+            (plan.fits() && plan.disk_bytes() > 0, "layers' inputs", "--gradient-checkpointing true"),
+        ];
+        if let Some((_, what, give)) = on_disk.into_iter().find(|(is_so, ..)| measure && *is_so) {
             refuse!(
-                "--measure measures layers that are in memory, and weights of this run stay on disk: leave it out, or \
-                 give `--weights resident`"
+                "--measure measures layers that are in memory, and {what} of this run are on disk: leave it out, or \
+                 give `{give}`"
             );
         }
         if let Some(name) = gpu.filter(|name| Speed::of_gpu(name, spec, plan).is_none()) {
@@ -189,7 +194,7 @@ impl Forecast {
         self.seconds() / 3600.0
     }
 
-    /// That of all machines.
+    /// Cost of the run on all machines.
     fn cost(&self) -> Option<f64> {
         self.price.map(|price| price * self.hours() * self.world.machines() as f64)
     }
@@ -247,7 +252,7 @@ fn amount(cost: f64) -> String {
     }
 }
 
-/// Whether a card whose speed is predicted is the GPU of this name, as H100 is not the H100 PCIe.
+/// True if a card whose speed is predicted is the GPU of this name. H100 is not the H100 PCIe.
 fn is_card(name: &str, card: &str) -> bool {
     name.rsplit(' ').next() == Some(card)
 }
@@ -257,7 +262,7 @@ fn unknown_speed(name: &str) -> String {
     format!("no time is predicted for the {name}: its speed is not known, only its memory")
 }
 
-/// What keeps a forecast that is asked for from being made.
+/// The reason why a forecast cannot be made.
 fn missing(speed_is_known: bool, is_cpu: bool) -> &'static str {
     match (speed_is_known, is_cpu) {
         (true, _) => "how long a run takes follows from its steps: give `--data`, or `--max-steps`",
@@ -267,79 +272,4 @@ fn missing(speed_is_known: bool, is_cpu: bool) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::GPUS;
-
-    fn forecast(source: Source, price: Option<f64>, update: f64) -> Forecast {
-        let speed = Speed { machine: "H100".to_owned(), source, token: 1e-4, evaluated_token: 0.5e-4, update };
-        let (samples, evaluation) = (Vec::new(), Vec::new());
-        let (steps, tokens, evaluated, micro_batches) = (100, 36_000_000.0, 3_600_000.0, 1.0);
-        let size = RunSize { steps, tokens, evaluated, micro_batches, busiest: 1.0, samples, evaluation };
-        Forecast { speed, size, price, world: World::ALONE }
-    }
-
-    #[test]
-    fn processes_share_the_time_and_each_machine_costs() {
-        let alone = forecast(Source::Predicted, Some(2.5), 0.6);
-        let size = RunSize { busiest: 0.25, ..alone.size.clone() };
-        let world = World { size: 4, here: 2 };
-        let shared = Forecast { size, world, ..forecast(Source::Predicted, Some(2.5), 0.6) };
-        let number = |forecast: &Forecast, key: &str| forecast.json()[key].as_f64().unwrap();
-        // 36 s of tokens, and the update, which each process does.
-        for (key, expected) in [("step_seconds", [36.6, 9.6]), ("evaluation_seconds", [180.0, 45.0])] {
-            let found = [&alone, &shared].map(|forecast| number(forecast, key));
-            assert!(found.iter().zip(expected).all(|(found, of)| (found - of).abs() < 1e-9), "{key}: {found:?}");
-        }
-        assert!((number(&shared, "cost") - 2.0 * 2.5 * (960.0 + 45.0) / 3600.0).abs() < 1e-9);
-        assert!(shared.text().ends_with("; at 2.5 an hour for a machine: 1.40"), "{}", shared.text());
-    }
-
-    #[test]
-    fn hours_and_cost_follow_from_tokens_and_say_where_they_come_from() {
-        let text = forecast(Source::Predicted, Some(2.5), 0.0).text();
-        assert_eq!(
-            text,
-            "forecast, H100: 36s a step (predicted, not measured)\nforecast, H100: 100 steps of 36,000,000 tokens in all: \
-             1.05 hours, 3m00s of them evaluations; at 2.5 an hour: 2.62"
-        );
-        let json = forecast(Source::Datasheet, None, 0.0).json();
-        assert_eq!(
-            (json["source"].as_str(), json["hours"].as_f64(), json["cost"].as_f64()),
-            (Some("datasheet"), Some(1.05), None)
-        );
-        // 100 updates of 3.6 s.
-        let json = forecast(Source::Measured, None, 3.6).json();
-        assert_eq!((json["source"].as_str(), json["hours"].as_f64()), (Some("measured"), Some(1.15)));
-    }
-
-    #[test]
-    fn a_small_price_is_not_shown_as_nothing() {
-        let amounts = [0.0, 2.5, 0.0999, 0.05, 0.0012, 3.5e-5, 2e-9].map(amount);
-        assert_eq!(amounts, ["0.00", "2.50", "0.10", "0.050", "0.0012", "0.000035", "2.0e-9"]);
-        let text = forecast(Source::Predicted, Some(0.001), 0.0).text();
-        assert!(text.ends_with("; at 0.001 an hour: 0.0011") || text.ends_with(": 0.0010"), "{text}");
-    }
-
-    #[test]
-    fn a_predicted_card_is_that_of_its_whole_name_and_a_peak_is_no_other_cards() {
-        let cards = ["A100", "A6000", "L40S", "4090", "H100", "5090"];
-        let predicted = |name: &str| cards.iter().any(|card| is_card(name, card));
-        let named: Vec<&str> = GPUS.iter().map(|gpu| gpu.name).filter(|name| predicted(name)).collect();
-        assert_eq!(named, ["L40S", "RTX A6000", "RTX 4090", "RTX 5090", "A100", "H100"]);
-        for (name, peak) in [
-            ("H100 PCIe", Some(756e12)),
-            ("H200", Some(989e12)),
-            ("RTX 3090 Ti", Some(80e12)),
-            ("RTX A4000", Some(77e12)),
-            ("RTX A5000", None),
-            ("RTX 4090 D", None),
-            ("RTX 5090 D", None),
-            ("H20", None),
-            ("RTX PRO 6000", None),
-            ("L4", None),
-        ] {
-            assert_eq!(peak_flops(name), peak, "{name}");
-        }
-    }
-}
+mod tests;

@@ -29,24 +29,24 @@ use std::time::Instant;
 pub struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// What the user says; several are answered side by side, and - reads one from standard input
+    /// Prompt to answer; repeat the flag to answer several together; - reads one from standard input
     #[arg(short, long, required_unless_present = "prompts")]
     prompt: Vec<String>,
-    /// File of prompts, answered side by side after those of --prompt: one a line, or of a .jsonl file the text under
-    /// `prompt` in each line
+    /// File of prompts, answered after those of --prompt: one per line, or in a .jsonl file the text under `prompt` in
+    /// each line
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Each line of a .jsonl file of prompts names its adapter under `adapter`, none for the base alone, and all are
+    /// Each line of a .jsonl file of prompts names its adapter under `adapter` (no name: the base alone); all are
     /// answered in one batch
     #[arg(long, requires = "prompts")]
     adapter_by_row: bool,
-    /// What the system message says, if there is to be one
+    /// Text of the system message [default: no system message]
     #[arg(long)]
     system: Option<String>,
-    /// Continue the prompt as it stands: no chat template, and no token that is not written out, not even BOS
+    /// Continue the prompt exactly as it is: no chat template and no added tokens, not even BOS
     #[arg(long, conflicts_with_all = ["system", "chat_template", "prompt_completion"])]
     raw: bool,
-    /// Tokens of an answer at most
+    /// Maximum number of tokens in an answer
     #[arg(long, alias = "max-tokens", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     max_new_tokens: u32,
     #[command(flatten)]
@@ -61,7 +61,7 @@ struct Prompt {
     adapter: Option<String>,
 }
 
-/// The prompts, of which - stands for standard input, less the line break at its end, and those of the file.
+/// The prompts of the command line, where - is standard input without its last line break, and those of the file.
 fn prompts(args: &GenerateArgs) -> Result<Vec<Prompt>> {
     if args.prompt.iter().filter(|prompt| *prompt == "-").count() > 1 {
         refuse!("--prompt: found - twice, expected it once: standard input is one prompt");
@@ -161,11 +161,11 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
         false => Vec::new(),
     };
     if !adapters.is_by_row() && !adapters.is_empty() && prompts.iter().any(|prompt| prompt.adapter.is_some()) {
-        warning!("prompts name adapters, and nothing reads that without --adapter-by-row");
+        warning!("prompts name adapters, which are ignored without --adapter-by-row");
     }
     set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
-    let loaded = Loaded::open(&settings)?;
+    let mut loaded = Loaded::open(&settings)?;
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
     let checkpoint = &loaded.checkpoint;
@@ -192,6 +192,7 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     if let Some(note) = stop.note() {
         status!("{note}");
     }
+    loaded.use_quantized(&settings)?;
     device.clone().run(Generate {
         args,
         settings,
@@ -215,7 +216,7 @@ struct Generate<'a> {
     loaded: Loaded,
     tokenizer: ChatTokenizer,
     asked: &'a [Prompt],
-    /// Number of each prompt's adapter, where each names its own; else empty.
+    /// Number of each prompt's adapter, where each names its own; otherwise empty.
     numbers: Vec<i32>,
     /// Tokens of the prompts.
     prompts: Vec<Vec<u32>>,
@@ -250,7 +251,7 @@ impl DeviceJob for Generate<'_> {
         let mut model = InferenceModel::load(&settings, checkpoint, &adapters, job, tokens, longest, &device, build)?;
         let sampling = args.sampling.sampling();
 
-        // Answers side by side cannot be written as they grow.
+        // Answers of a batch cannot be printed as they grow.
         let streaming = !to_program && prompts.len() == 1 && !stop.has_texts();
         let (mut completions, mut text) = (Vec::new(), Vec::new());
         let passes = adapters.passes();

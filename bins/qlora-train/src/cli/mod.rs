@@ -54,7 +54,7 @@ struct Cli {
     /// Print warnings and errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Print more of what is done
+    /// Print more about the work
     #[arg(short, long, global = true)]
     verbose: bool,
 }
@@ -63,9 +63,11 @@ struct Cli {
 enum Command {
     /// Fine-tune a model: --model, --data and --output-dir are enough
     Train(SettingsArgs),
-    /// Plan memory, time and cost of a run, with --gpu on one that is not here; exit status 0 if it fits, 1 if not
+    /// Plan memory, time and cost of a run, with --gpu for a GPU that is not in this machine; exit status 0 if it fits,
+    /// 1 if not
     Plan(plan::PlanArgs),
-    /// Show rows as they are tokenized, with --adapter DIR as for that one: what is trained on, special tokens, lengths
+    /// Show rows as they are tokenized (with --adapter DIR as for that adapter): trained tokens, special tokens,
+    /// lengths
     Preview(preview::PreviewArgs),
     /// Quantize a model to NF4, in the format of bitsandbytes
     Quantize(quantize::QuantizeArgs),
@@ -89,7 +91,8 @@ enum Command {
     Report(report::ReportArgs),
     /// Write a settings file to begin with: every setting, its default and what it does
     Init(init::InitArgs),
-    /// Check this machine (--gpu N: that GPU), or with the settings of a run that it can begin; exit status 1 if not
+    /// Check this machine (--gpu N: that GPU), or with the settings of a run check that it can begin; exit status 1 if
+    /// not
     Doctor(SettingsArgs),
     /// Write a script that completes commands and settings in a shell
     Completions(completions::CompletionsArgs),
@@ -100,7 +103,7 @@ enum Command {
 /// Commit that the program was built from, where that is known.
 static COMMIT: OnceLock<&str> = OnceLock::new();
 
-/// Version, commit and what the build computes on.
+/// Version, commit and the devices that the build supports; whether it has what only tests need.
 static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
     let commit = COMMIT.get().filter(|commit| !commit.is_empty());
     let commit = commit.map_or(String::new(), |commit| format!(" ({commit})"));
@@ -109,15 +112,16 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
         Kernels::Emulated => "built for the CPU, with an emulation of the GPU's kernels",
         Kernels::Absent => "built for the CPU",
     };
-    format!("{}{commit}\n{built}", env!("CARGO_PKG_VERSION"))
+    let faults = if cfg!(feature = "failpoints") { ", with failpoints for tests" } else { "" };
+    format!("{}{commit}\n{built}{faults}", env!("CARGO_PKG_VERSION"))
 });
 
-/// What this program is, in a line: the same for all processes of a run.
+/// Version and build of this program in one line: the same for all processes of a run.
 fn build() -> String {
     LONG_VERSION.replace('\n', ", ")
 }
 
-/// Commands that people look for, with what does it.
+/// Commands that people look for, with the one that does the job.
 const ELSEWHERE: [(&[&str], &str); 4] = [
     (&["fuse"], "`qlora-train merge --model BASE --adapter DIR --output-dir NEW` merges an adapter into its base"),
     (&["serve"], "vLLM serves an adapter: `vllm serve BASE --enable-lora --lora-modules name=DIR`"),
@@ -128,7 +132,7 @@ const ELSEWHERE: [(&[&str], &str); 4] = [
 /// The commands that take the settings of a run.
 const WITH_SETTINGS: [&str; 4] = ["train", "plan", "preview", "doctor"];
 
-/// `commit`: what the program was built from, or empty.
+/// `commit`: the commit that the program was built from, or empty.
 pub fn main(commit: &'static str) -> ExitCode {
     COMMIT.get_or_init(|| commit);
     let cli = match Cli::try_parse() {
@@ -141,7 +145,7 @@ pub fn main(commit: &'static str) -> ExitCode {
         (_, true) => Verbosity::Verbose,
         _ => Verbosity::Normal,
     });
-    // A command that asks whether something is so, and the key that says no.
+    // Commands that answer a question, with the key of the answer.
     let said_no = match cli.command {
         Command::Plan(_) => Some("fits"),
         Command::Check(_) => Some("accepts"),
@@ -189,7 +193,7 @@ pub fn main(commit: &'static str) -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             match error {
-                // Who asked for it knows; it ended in good order.
+                // An interruption is no error: the user asked for it, and the run ended in good order.
                 Error::Interrupted(_) => status!("{error}"),
                 _ => print_error(&error),
             }
@@ -243,7 +247,7 @@ fn unknown_command(error: &clap::Error) -> Option<Error> {
     Some(Error::Refused(format!("`{command}` is not a command; {what}")))
 }
 
-/// What clap found, without the usage that it prints below.
+/// clap's error without the usage that it prints below.
 fn in_one_sentence(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let found = text.split("\n\nUsage:").next().unwrap_or(&text).trim_start_matches("error: ");

@@ -7,10 +7,12 @@ use super::world::{World, WorldArgs};
 use crate::adapter::check_adapter;
 use crate::arch::Arch;
 use crate::arch::shapes::shape;
-use crate::backend::{PlannedBuffer, Quantization};
+use crate::backend::{OptimizerOnHost, PlannedBuffer, Quantization};
 use crate::bench::stored_in_16_bits;
 use crate::comm::launch::Launch;
-use crate::config::{self, BestMetric, Purpose, SamplePrompts, Settings, SettingsArgs, WeightResidency};
+use crate::config::{
+    self, BestMetric, Purpose, SamplePrompts, Settings, SettingsArgs, StateResidency, WeightResidency,
+};
 use crate::data::Rows;
 use crate::error::{Context, Result};
 use crate::files::json::read_object;
@@ -20,13 +22,15 @@ use crate::infer::questions::{Questions, check_positions};
 use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{count, set_rank, status, thousands, trainable_line};
+use crate::session::graphs;
 use crate::session::host::{set_threads, threads_of_each};
 use crate::session::host_copy;
 use crate::session::model_spec::{
-    check_quantization, effective_settings, model_spec, model_spec_of, of_settings, of_steps,
+    check_cache, check_quantization, effective_settings, model_spec, model_spec_of, of_settings, of_steps,
 };
 use crate::session::plan::{MemoryPlan, StoredAs};
-use crate::session::predicted::{states_note, step_seconds};
+use crate::session::predicted::{states_note, step_seconds, unpinned_note};
+use crate::session::quantized_cache::{Outlook, QuantizedCache};
 use crate::session::training_data::find_files_by;
 use crate::session::{
     Budget, Device, Loaded, TrainingData, advice, description_alone, plan, planner, replace_adapter_by_base,
@@ -70,7 +74,7 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
         );
     }
     settings.validate(Purpose::Plan)?;
-    // From now on those of all processes, whose steps are those of one with as many.
+    // From here on the count of all processes: their steps equal those of one process with as many micro-batches.
     settings.gradient_accumulation_steps = settings.gradient_accumulation_steps.saturating_mul(world.size);
     replace_adapter_by_base(&mut settings)?;
     if let Some(adapter) = &settings.init_adapter {
@@ -86,31 +90,39 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
         let rows = settings.per_device_train_batch_size;
         let (tokens, positions) = (rows * settings.max_length, settings.max_length);
         let device = device.for_model(&settings, &arch);
+        check_cache(&settings)?;
         let spec = model_spec_of(&settings, &arch, of_settings(&settings), tokens, positions)?;
         let size = RunSize::of_settings(&settings, &arch, world);
         let spec = of_run(spec, size.as_ref())?;
         let forecast = |spec: &ModelSpec, plan: &MemoryPlan| make(&settings, &device, spec, plan, size.clone());
-        if settings.weights == WeightResidency::Disk {
-            // `quantize` will store it so.
-            let held = Some(of_settings(&settings));
-            let stored = |name: &str| StoredAs { held, ..stored_in_16_bits(name) };
-            return answer(&settings, &device, spec, &stored, rows, world, &forecast);
-        }
-        return answer(&settings, &device, spec, &stored_in_16_bits, rows, world, &forecast);
+        let cache = QuantizedCache::of_settings(&settings);
+        let kept = cache.as_ref().map(|cache| cache.outlook_of(&arch, &|name| stored_in_16_bits(name).dtype));
+        let names = arch.names;
+        let stored = |name: &str| match &cache {
+            Some(cache) => cache.stored(&arch, name, stored_in_16_bits(name)),
+            // `quantize` will store it in NF4, but for embedding and output layer.
+            None if settings.weights == WeightResidency::Disk && ![names.embedding, names.head].contains(&name) => {
+                StoredAs { held: Some(of_settings(&settings)), ..stored_in_16_bits(name) }
+            }
+            None => stored_in_16_bits(name),
+        };
+        let planned = answer(&settings, &device, spec, &stored, rows, world, &forecast)?;
+        return Ok(with_cache(planned, kept.as_ref()));
     }
     let mut loaded = Loaded::open_by(&settings, &hub)?;
     loaded.set_processes_here(world.here);
     if settings.tokenized_cache.is_some() {
-        // A run of today is told the same date, so that it finds the rows.
+        // Templates get today's date, as in a run of today, so that it finds the same rows.
         loaded.set_clock(Timestamp::now());
     }
+    let device = device.for_model(&settings, loaded.checkpoint.arch());
+    check_quantization(&settings, &loaded.checkpoint)?;
+    let kept = loaded.foresee_quantized(&settings)?;
     let checkpoint = &loaded.checkpoint;
-    let device = device.for_model(&settings, checkpoint.arch());
-    check_quantization(&settings, checkpoint)?;
     let per_batch = settings.per_device_train_batch_size;
     // Without data the longest batch that the settings allow is planned.
     let longest = (per_batch * settings.max_length, settings.max_length);
-    // The rows are kept: what they take belongs to the plan.
+    // The rows stay in memory, which is part of the plan.
     let data = (!settings.data.is_empty()).then(|| TrainingData::load(&settings, &loaded)).transpose()?;
     let (tokens, positions) = data.as_ref().map_or(longest, |data| (data.tokens, data.longest));
     let questions = match &data {
@@ -124,7 +136,7 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
     };
     check_positions(&questions.prompts(), checkpoint.arch(), positions)?;
     let spec = model_spec(&settings, checkpoint, tokens, positions)?.with_prompts(questions.prompts());
-    // What a run would refuse when it begins.
+    // A run refuses a wrong adapter when it begins; so does the plan.
     settings.init_adapter.as_deref().map(|path| initial_adapter(path, &settings, &loaded, &spec)).transpose()?;
     let size = match &data {
         Some(data) => Some(RunSize::of(&settings, checkpoint.arch(), data, world)),
@@ -133,7 +145,24 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
     let spec = of_run(spec, size.as_ref())?;
     let as_held = effective_settings(&settings, checkpoint);
     let forecast = |spec: &ModelSpec, plan: &MemoryPlan| make(&as_held, &device, spec, plan, size.clone());
-    answer(&settings, &device, spec, &plan::stored_in(checkpoint), per_batch, world, &forecast)
+    let planned = answer(&settings, &device, spec, &loaded.stored(), per_batch, world, &forecast)?;
+    Ok(with_cache(planned, kept.as_ref()))
+}
+
+/// The plan with what the run finds in `quantized_cache`, where it is set.
+fn with_cache(planned: Answer, kept: Option<&Outlook>) -> Answer {
+    let Some(kept) = kept else { return planned };
+    let Answer { mut text, mut json } = planned;
+    let _ = write!(text, "\n{}", kept.line());
+    json["quantized_cache"] = json!({
+        "path": kept.dir.display().to_string(),
+        "bytes": kept.bytes,
+        "original_bytes": kept.original_bytes,
+        "is_there": kept.is_there,
+        "needed_bytes": kept.needed,
+        "free_bytes": kept.free,
+    });
+    Answer { text, json }
 }
 
 /// The model of a run of this size, where that is known.
@@ -183,7 +212,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("weights", &["NF4 weights", "16-bit weights", "weights", "embedding", "lm_head", "norms", "biases", "rotation"]),
     ("adapters", &["LoRA", "low-rank", "adapter"]),
     ("optimizer", &["AdamW", "optimizer", "the optimi", "gradients"]),
-    ("other", &["CUDA context", "rows, tokenizer", "saving", "reading rows"]),
+    ("other", &["CUDA context", "CUDA graphs", "rows, tokenizer", "saving", "reading rows"]),
     ("workspace", &["workspace", "gaps", "logits", "batch", "losses", "attention over the KV"]),
 ];
 const ACTIVATIONS: &str = "activations";
@@ -208,11 +237,11 @@ fn bar(bytes: u64, limit: u64) -> String {
     format!("{}{}", "█".repeat(full), "·".repeat(40 - full))
 }
 
-/// What is said of the time of a run, once it is planned.
+/// Makes the forecast of a run once its memory is planned.
 pub type MakeForecast<'a> = dyn Fn(&ModelSpec, &MemoryPlan) -> Result<Option<Forecast>> + 'a;
 
-/// What a plan says of several processes; nothing of one. The `settings` have the micro-batches of all of them, whose
-/// sums take `of_sums` bytes of the host's memory in each; `without_nccl`: NCCL makes none of them, as was asked.
+/// A plan's sentences on several processes; empty for one. `settings` count the micro-batches of all processes.
+/// `of_sums`: bytes of host memory that summing gradients takes in each. `without_nccl`: the user excluded NCCL.
 fn of_processes(
     settings: &Settings,
     device: &Device,
@@ -224,7 +253,7 @@ fn of_processes(
     let World { size, here } = world;
     let (micro_batches, rows) = (settings.gradient_accumulation_steps, settings.per_device_train_batch_size);
     let moved = world.moved_bytes(spec.trained_parameters());
-    // Nobody can say how much without the GPUs and what connects them.
+    // The amount depends on the GPUs and their links, which are not known here.
     let of_nccl = "\nGPU memory that NCCL takes for sums is not in the plan; a run takes it before it makes its own";
     let of_gpu = match (device.is_cpu(), of_sums) {
         (true, _) => String::new(),
@@ -236,7 +265,7 @@ fn of_processes(
         ),
     };
     let text = format!(
-        "{size} processes on {}: the plan is that of each; a step has {} of all of them ({} of each), of {}\n\
+        "{size} processes on {}: the plan is for each; a step has {} of all of them ({} of each), of {}\n\
          a step's sum of gradients: each process sends and receives {}, and times leave it out{of_gpu}",
         count(world.machines() as u64, "machine"),
         count_of_micro_batches(micro_batches),
@@ -259,15 +288,20 @@ fn count_of_micro_batches(number: usize) -> String {
     format!("{} micro-batch{}", thousands(number as u64), if number == 1 { "" } else { "es" })
 }
 
-/// What a plan settles beside activations.
+/// Choices of a plan beside activations.
 pub fn settled(spec: &ModelSpec) -> Map<String, Value> {
     let place = |is_on_host: bool| json!(if is_on_host { "host" } else { "resident" });
     let weights = if spec.is_streamed() { json!("disk") } else { place(spec.pinned_layers() > 0) };
+    let states = match spec.optimizer_on_host {
+        OptimizerOnHost::Nothing => StateResidency::Resident,
+        OptimizerOnHost::States => StateResidency::Host,
+        OptimizerOnHost::StatesAndMasters => StateResidency::HostWithMasters,
+    };
     let all = [
         ("weights", weights),
         ("pinned_layers", json!(spec.pinned_layers())),
-        ("lm_head", place(spec.head_waits())),
-        ("optimizer_states", place(spec.states_on_host)),
+        ("lm_head", if spec.head_on_disk() { json!("disk") } else { place(spec.head_waits()) }),
+        ("optimizer_states", json!(states.name())),
         ("token_tile", json!(spec.token_tile.filter(|&tile| tile < spec.tokens))),
     ];
     all.map(|(name, value)| (name.to_owned(), value)).into_iter().collect()
@@ -288,12 +322,13 @@ pub fn answer(
     let of_sums = sums.host_bytes(device, world.size, largest);
     let given = settings.host_memory.map(|bytes| bytes.0);
     let budget = device.budget_of_plan(settings)?.shared_in_plan(world.here, given, device.is_cpu(), of_sums);
-    // Where each has as much, whatever the machine, those that are few hold most of a copy.
+    // With equal memory on every machine, the machine with fewest processes needs most for each.
     let sharers = given.map_or(world.here, |_| world.fewest());
     let sharers = if device.is_cpu() || !host_copy::is_allowed()? { 1 } else { sharers };
     let budget = Budget { sharers, ..budget };
     let levers = planner::Levers::of(settings);
-    let plan = planner::choose(device, &mut spec, levers, stored, budget)?;
+    let mut plan = planner::choose(device, &mut spec, levers, stored, budget)?;
+    let graphs = graphs::settle(settings, device, &spec, world.size, &mut plan)?;
     let asked = advice::Asked { device, spec: &spec, levers, stored, budget, rows };
     let max_length = advice::longest_row(&asked)?;
     let tokens = spec.tokens;
@@ -301,10 +336,16 @@ pub fn answer(
     let mut suggestions = Vec::new();
     if !plan.fits() {
         suggestions = advice::suggestions(&asked, max_length)?;
-        let advise_disk = settings.weights != WeightResidency::Disk && !spec.is_streamed() && device.is_cpu();
-        if advise_disk && spec.quantization != Quantization::None {
+        // Weights that are in NF4 already were tried there.
+        let in_nf4 = |name: &str| matches!(stored(name).held, Some(Quantization::Nf4 { .. }));
+        let mut modules = spec.arch.modules();
+        let may_stay = spec.quantization != Quantization::None
+            && !(spec.lora.is_dora() || spec.lora.init.changes_base())
+            && !modules.any(|module| in_nf4(&format!("{module}.weight")));
+        if device.is_cpu() && settings.weights != WeightResidency::Disk && may_stay {
             suggestions.push(
-                "weights: disk leaves the base in the files of an NF4 checkpoint, which `qlora-train quantize` writes"
+                "weights: disk leaves the base in the files of an NF4 checkpoint, which `qlora-train quantize` writes and \
+                 `quantized_cache` keeps"
                     .to_owned(),
             );
         }
@@ -334,12 +375,18 @@ pub fn answer(
         let place = if MemoryPlan::is_pinned(buffer) { "pinned in host memory" } else { "in host memory" };
         let _ = writeln!(text, "{:>12}  {}, {place}", format_bytes(buffer.bytes), buffer.name);
     }
+    for buffer in &plan.on_disk {
+        let _ = writeln!(text, "{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
+    }
     let counts = spec.activation_counts();
     let activations = if counts.keep < counts.layers() { format!(" ({counts})") } else { String::new() };
     let head_note = planner::head_note(&spec, stored, &plan)?;
     let states = states_note(&spec, budget.limit);
     for note in [spec.tile_note(), spec.weights_note(), head_note, states].into_iter().flatten() {
         let _ = writeln!(text, "{note}: the same result");
+    }
+    if let Some(note) = graphs.note.filter(|_| graphs.is_on) {
+        let _ = writeln!(text, "{note}");
     }
     let verdict = |bytes: u64, limit: u64| match bytes.checked_sub(limit) {
         None | Some(0) => format!("fits in {}", format_bytes(limit)),
@@ -361,7 +408,7 @@ pub fn answer(
         };
         let _ = writeln!(text, "{:>12}  {what}: {}", format_bytes(bytes), verdict(bytes, limit));
     }
-    if let Some(note) = plan.sharing_note() {
+    for note in plan.sharing_note().into_iter().chain(unpinned_note(&plan)) {
         let _ = writeln!(text, "{note}");
     }
     let positions = spec.arch.max_position_embeddings;
@@ -388,12 +435,13 @@ pub fn answer(
     }
     let place = if device.is_cpu() { "host" } else { "device" };
     let of = |place: &'static str| move |b: &PlannedBuffer| json!({"name": b.name, "place": place, "bytes": b.bytes});
-    let buffers: Vec<_> = plan.buffers.iter().map(of(place)).chain(plan.on_host.iter().map(of("host"))).collect();
+    let elsewhere = plan.on_host.iter().map(of("host")).chain(plan.on_disk.iter().map(of("disk")));
+    let buffers: Vec<_> = plan.buffers.iter().map(of(place)).chain(elsewhere).collect();
     let shared_weights = plan.sharers().map(|sharers| json!({"bytes": plan.weights_on_host, "processes": sharers}));
     let planned = json!({"budget_bytes": budget.limit, "peak_bytes": plan.peak_bytes()});
     let (on_device, on_host) = match device {
         Device::Cpu(_) => (json!({"budget_bytes": 0, "peak_bytes": 0}), planned),
-        // Pinned, but for AdaLoRA's importance; the rows and one matrix on its way come on top.
+        // The rows and one matrix on its way come on top.
         Device::Cuda(_) => (planned, json!({"budget_bytes": plan.host_limit, "peak_bytes": plan.host_bytes()})),
     };
     let mut json = json!({

@@ -1,8 +1,8 @@
-//! The meeting of the processes of a launch: rank 0 listens, the others come to it and say who they are and where they
-//! listen, and once all are told who is there, each goes to those before it.
+//! The rendezvous of the processes of a launch: rank 0 listens, the others connect to it and introduce themselves with
+//! their own ports, and once all have the list of ranks, each connects to those before it.
 //!
-//! Nothing of it is secret or signed: the ports are for a network whose machines trust each other, and where rank 0
-//! listens on the loopback, so do all.
+//! Nothing is encrypted or signed: the ports are for a network whose machines trust each other. Where rank 0 listens on
+//! the loopback, so do all.
 
 use super::launch::Launch;
 use super::link::{Links, Peer};
@@ -17,29 +17,29 @@ use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-/// Version of what ranks say to each other
+/// Version of the protocol between ranks
 const PROTOCOL: u32 = 1;
-/// Answers name all ranks; a word of introduction is short.
+/// Answers list all ranks; an introduction is short.
 const MAX_ANSWER_BYTES: u64 = 16 << 20;
 const MAX_INTRODUCTION_BYTES: u64 = 1 << 16;
-/// Between two attempts
+/// Pause between two attempts
 const PAUSE: Duration = Duration::from_millis(20);
-/// Time in which whoever connects has to say who it is
+/// Time in which a new connection must introduce itself
 const INTRODUCTION: Duration = Duration::from_secs(5);
 
-/// How long the processes wait for each other.
+/// Times that the processes wait for each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// For all to be there
     pub join: Duration,
     /// For a sign of life
     pub silence: Duration,
-    /// For a rank that lives to come to what all of them do
+    /// For a living rank to join an operation
     pub stall: Duration,
 }
 
 impl Timeouts {
-    /// Variables of the environment, in seconds, with what they are without
+    /// Variables of the environment, in seconds, with their defaults
     const JOIN: (&str, f64) = ("QLORA_JOIN_SECONDS", 300.0);
     const SILENCE: (&str, f64) = ("QLORA_SILENCE_SECONDS", 60.0);
     const STALL: (&str, f64) = ("QLORA_STALL_SECONDS", 1800.0);
@@ -58,7 +58,7 @@ impl Timeouts {
     }
 }
 
-/// First word of a process that comes.
+/// First message of a process that connects.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Introduction {
     protocol: u32,
@@ -69,19 +69,19 @@ struct Introduction {
     /// Name of the launcher's job
     job: String,
     peer: Peer,
-    /// Where it listens for those after it; 0 for rank 0
+    /// Port at which it listens for those after it; 0 for rank 0
     port: u16,
 }
 
 /// Answer of rank 0.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Answer {
-    /// All are there: each with where it listens, as rank 0 sees it.
+    /// All have arrived: each with its address, as rank 0 sees it.
     Welcome(Places),
     Refused(String),
 }
 
-/// Processes by rank, and where each listens
+/// Processes by rank, with the address at which each listens
 type Places = Vec<(Peer, SocketAddr)>;
 
 /// Connections, each with its rank
@@ -132,12 +132,12 @@ fn addresses(launch: &Launch) -> std::io::Result<Vec<SocketAddr>> {
     (launch.address.as_str(), launch.port).to_socket_addrs().map(Iterator::collect)
 }
 
-/// Whether the processes are said to be of one machine, and listen for nobody else.
+/// True if all processes are on one machine, by the address, and listen on the loopback only.
 fn names_loopback(launch: &Launch) -> bool {
     launch.address == "localhost" || launch.address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// All addresses of this machine, of the kind by which the others come.
+/// The wildcard address of this machine, of the IP version by which the others connect.
 fn any_address(is_ipv6: bool) -> IpAddr {
     if is_ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
 }
@@ -178,7 +178,7 @@ fn gather(launch: &Launch, own: Introduction, deadline: Instant, patience: Durat
         launch.port
     );
     let mut come: BTreeMap<usize, Come> = BTreeMap::new();
-    // Words for people, if somebody is missing in the end.
+    // A sentence on rejected processes, for the error if a rank is missing in the end.
     let mut turned_away = String::new();
     while come.len() + 1 < launch.world_size {
         if Instant::now() >= deadline {
@@ -209,7 +209,7 @@ fn gather(launch: &Launch, own: Introduction, deadline: Instant, patience: Durat
                 continue;
             }
         };
-        // Whatever else knocks at the port is no rank.
+        // Any other connection to the port is no rank.
         let Some(other) = introduction(&stream) else { continue };
         // The run is not to blame for another one that comes to its port.
         if let Some(text) = of_another_job(&own, &other) {
@@ -233,11 +233,11 @@ fn gather(launch: &Launch, own: Introduction, deadline: Instant, patience: Durat
     Ok((peers, come.into_iter().map(|(rank, come)| (rank, come.stream)).collect()))
 }
 
-/// Ends the meeting, and tells everyone why.
+/// Ends the rendezvous, and sends everyone the reason.
 fn refused_by_all<T>(come: &BTreeMap<usize, Come>, last: Option<&TcpStream>, text: String) -> Result<T> {
     let refusal = Answer::Refused(text.clone());
     for stream in come.values().map(|come| &come.stream).chain(last) {
-        // One that has left need not be told.
+        // A process that has left need not get the reason.
         let _ = answer(stream, &refusal);
     }
     Err(Error::Refused(text))
@@ -263,13 +263,13 @@ fn introduction(stream: &TcpStream) -> Option<Introduction> {
     introduced(&mut Until(stream, Instant::now() + INTRODUCTION))
 }
 
-/// The first word of whoever comes. None: it is no process of this program.
+/// The introduction of a new connection. None: it is no process of this program.
 fn introduced(from: &mut impl Read) -> Option<Introduction> {
     let frame = wire::read(from, MAX_INTRODUCTION_BYTES, &|| ()).ok()?;
     serde_json::from_slice(&frame.bytes).ok().filter(|_| frame.kind == Kind::Join)
 }
 
-/// The number of ranks that rank 0 of four takes out of what comes: for the tests of what reads it.
+/// The number of ranks that rank 0 of four accepts from these bytes, for tests of the parser.
 pub(super) fn taken(mut bytes: &[u8]) -> usize {
     let (build, job) = ("0.1.0".to_owned(), "7".to_owned());
     let peer = Peer { host: "a".to_owned(), machine: "b".to_owned(), processors: "0-3".to_owned(), process: 1 };
@@ -284,7 +284,7 @@ pub(super) fn taken(mut bytes: &[u8]) -> usize {
     come.len()
 }
 
-/// The places of all ranks, if bytes are the answer of rank 0 that has them: for the tests of what reads it.
+/// The number of ranks in an answer of rank 0, if these bytes are one, for tests of the parser.
 pub(super) fn welcomed(bytes: &[u8]) -> Option<usize> {
     match serde_json::from_slice(bytes).ok()? {
         Answer::Welcome(places) => Some(places.len()),
@@ -297,7 +297,7 @@ fn answer(mut stream: &TcpStream, answer: &Answer) -> std::io::Result<()> {
     wire::write(&mut stream, Kind::Join, 0, "", &[&bytes])
 }
 
-/// Why a process is none of this launch, where the launcher names its jobs.
+/// The reason why a process belongs to another launch, where the launcher names its jobs.
 fn of_another_job(own: &Introduction, other: &Introduction) -> Option<String> {
     let (here, there) = (own.peer.name(own.rank), other.peer.name(other.rank));
     let told = || {
@@ -309,7 +309,7 @@ fn of_another_job(own: &Introduction, other: &Introduction) -> Option<String> {
     (own.job != other.job).then(told)
 }
 
-/// Why a process cannot be one of the run, by what it says and what rank 0 is.
+/// The reason why a process cannot join the run, from its introduction and rank 0's own.
 fn unfit(own: &Introduction, other: &Introduction, earlier: Option<&Peer>) -> Option<String> {
     let (here, there) = (own.peer.name(own.rank), other.peer.name(other.rank));
     if (own.protocol, &own.build) != (other.protocol, &other.build) {
@@ -330,7 +330,7 @@ fn unfit(own: &Introduction, other: &Introduction, earlier: Option<&Peer>) -> Op
     earlier.map(|earlier| format!("{there} and {} have the same rank: start each rank once", earlier.name(other.rank)))
 }
 
-/// Every other rank comes to rank 0, and is told who is there and where.
+/// Connects a rank other than 0 to rank 0, which answers with the addresses of all ranks.
 fn come(
     launch: &Launch,
     own: &mut Introduction,
@@ -368,9 +368,9 @@ fn come(
                             return Ok((listener, places, stream));
                         }
                         Ok(Answer::Refused(text)) => return Err(Error::Refused(text)),
-                        _ => why = "what listens there answers what this program does not know".to_owned(),
+                        _ => why = "the program that listens there gives an unknown answer".to_owned(),
                     },
-                    Ok(_) => why = "what listens there does not answer as rank 0 does".to_owned(),
+                    Ok(_) => why = "the program that listens there does not answer as rank 0 does".to_owned(),
                     Err(error) => why = unanswered(&error),
                 }
             }
@@ -380,17 +380,17 @@ fn come(
     }
 }
 
-/// Why what listens at the place of rank 0 has not answered.
+/// The reason why the listener at rank 0's address has not answered.
 fn unanswered(error: &std::io::Error) -> String {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-            "what listens there does not answer: it is stopped or hangs".to_owned()
+            "the program that listens there does not answer: it is stopped or hangs".to_owned()
         }
-        _ => format!("what listens there does not answer as rank 0 does ({error})"),
+        _ => format!("the program that listens there does not answer as rank 0 does ({error})"),
     }
 }
 
-/// Connects a rank with the others beside rank 0: it goes to those before it, and those after it come.
+/// Connects a rank with the others beside rank 0: it connects to those before it, and accepts those after it.
 fn go_round(
     own: &Introduction,
     listener: &TcpListener,
@@ -398,7 +398,7 @@ fn go_round(
     first: TcpStream,
     deadline: Instant,
 ) -> Result<Streams> {
-    // Whoever was the last to come has yet to hear of the others.
+    // The last rank to come has yet to hear of the others.
     let deadline = deadline.max(Instant::now() + INTRODUCTION);
     let said = serde_json::to_vec(own).context(|| "an introduction".to_owned())?;
     let of_first = first.peer_addr().context(|| "the connection to rank 0".to_owned())?.ip();
@@ -464,9 +464,10 @@ mod tests {
     #[test]
     fn a_rank_0_that_is_stopped_is_not_called_an_error_of_the_system() {
         for kind in [ErrorKind::WouldBlock, ErrorKind::TimedOut] {
-            assert_eq!(unanswered(&kind.into()), "what listens there does not answer: it is stopped or hangs");
+            let expected = "the program that listens there does not answer: it is stopped or hangs";
+            assert_eq!(unanswered(&kind.into()), expected);
         }
         let closed = unanswered(&ErrorKind::UnexpectedEof.into());
-        assert!(closed.starts_with("what listens there does not answer as rank 0 does ("), "{closed}");
+        assert!(closed.starts_with("the program that listens there does not answer as rank 0 does ("), "{closed}");
     }
 }

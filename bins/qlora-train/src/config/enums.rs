@@ -40,16 +40,16 @@ macro_rules! choices {
 }
 
 choices! {
-    /// How the frozen base weights are held.
+    /// Quantization of the frozen base weights.
     Quantization {
         Nf4: "nf4",
         /// 16-bit weights: plain LoRA
         Off: "none"
     } not yet { "fp4", "int8", "8bit" }
 
-    /// Where the frozen base weights are while they are not computed with.
+    /// Place of the frozen base weights while they are not used.
     WeightResidency {
-        /// Where the predicted time is least of what fits
+        /// The fastest predicted place that fits
         Auto: "auto",
         /// In the memory of the device
         Resident: "resident",
@@ -61,22 +61,26 @@ choices! {
 
     /// Place of the output layer while it is not used.
     HeadResidency {
-        /// Where the predicted time is least of what fits
+        /// The fastest predicted place that fits
         Auto: "auto",
         /// In the memory of the device
         Resident: "resident",
         /// In pinned host memory, beside a GPU
-        Host: "host" | "pinned"
+        Host: "host" | "pinned",
+        /// In the files of the base, beside the CPU
+        Disk: "disk"
     } not yet {}
 
-    /// Where the optimizer's states are between two updates.
+    /// Place of the optimizer's states and master copies between two updates.
     StateResidency {
-        /// Where the predicted time is least of what fits
+        /// The fastest predicted place that fits
         Auto: "auto",
         /// In the memory of the device
         Resident: "resident" | "device",
         /// In pinned host memory, beside a GPU
-        Host: "host" | "pinned" | "paged"
+        Host: "host" | "pinned" | "paged",
+        /// In pinned host memory, with the master copies of the trained parameters
+        HostWithMasters: "host_with_masters"
     } not yet {}
 
     /// Code that computes the linear layers on a GPU.
@@ -107,7 +111,7 @@ choices! {
         "reduce_lr_on_plateau", "warmup_stable_decay", "greedy", "rex", "one_cycle"
     }
 
-    /// What happens to a row of more than `max_length` tokens.
+    /// Treatment of rows of more than `max_length` tokens.
     TooLong {
         Drop: "drop",
         Truncate: "truncate",
@@ -118,22 +122,22 @@ choices! {
         Chunk: "chunk" | "split"
     } not yet {}
 
-    /// What happens to a row that cannot be trained on.
+    /// Treatment of rows that cannot be trained on.
     BadRow { Error: "error" | "raise", Skip: "skip" } not yet {}
 
-    /// How rows of several files make up an epoch.
+    /// Mixing of the rows of several files in an epoch.
     MixStrategy {
         /// All rows of all files, each as often as its weight says
         Concat: "concat",
         /// In given shares, until the first file has no rows left
         InterleaveUnder: "interleave_under",
-        /// In given shares, until every row was there
+        /// In given shares, until every row was used
         InterleaveOver: "interleave_over"
     } not yet {}
 
-    /// How a prompt and its completion become text.
+    /// Form in which a prompt and its completion become text.
     PromptCompletion {
-        /// Like `chat` where the model has a chat template, else like `text`; `generate` asks in that form
+        /// `chat` where the model has a chat template, otherwise `text`; `generate` uses the same form
         Auto: "auto",
         /// Plain text, as it stands
         Text: "text",
@@ -141,8 +145,8 @@ choices! {
         Chat: "chat"
     } not yet {}
 
-    /// AdamW. The paged and fused ones of other stacks differ in speed and place, not in arithmetic: a paged one leaves
-    /// the GPU where that has no room, as `optimizer_states: auto` does.
+    /// AdamW. The paged and fused variants of other stacks differ in speed and place, not in arithmetic: a paged one
+    /// moves its states out of a full GPU, as `optimizer_states: auto` does.
     Optim {
         /// Blockwise 8-bit states; f32 ones for tensors under 4,096 elements.
         Adamw8bit: "adamw_8bit" | "adamw_bnb_8bit" | "paged_adamw_8bit",
@@ -168,7 +172,33 @@ choices! {
     } not yet {}
 }
 
-/// Whether activations are recomputed in the backward pass; never changes a value.
+/// Launch of the passes of a step as CUDA graphs on a GPU. Never changes a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum CudaGraphs {
+    /// On where launches are predicted to limit a step
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+impl SettingValue for CudaGraphs {
+    fn read(value: &Value) -> Result<Self, Reject> {
+        if matches!(value, Value::Null) || is_auto(value) {
+            return Ok(CudaGraphs::Auto);
+        }
+        Ok(if bool::read(value)? { CudaGraphs::On } else { CudaGraphs::Off })
+    }
+    fn json(&self) -> Json {
+        Json::from(match self {
+            CudaGraphs::Auto => "auto",
+            CudaGraphs::On => "on",
+            CudaGraphs::Off => "off",
+        })
+    }
+}
+
+/// Recomputation of activations in the backward pass. Never changes a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Checkpointing {
     /// The planner decides.
@@ -178,6 +208,8 @@ pub enum Checkpointing {
     Off,
     /// On, with the layers' inputs in host memory.
     Offload,
+    /// On, with the layers' inputs in a scratch file.
+    Disk,
 }
 
 impl SettingValue for Checkpointing {
@@ -189,6 +221,9 @@ impl SettingValue for Checkpointing {
         if matches!(value, Value::Str(s) if s.trim().eq_ignore_ascii_case("offload")) {
             return Ok(Checkpointing::Offload);
         }
+        if matches!(value, Value::Str(s) if s.trim().eq_ignore_ascii_case("disk")) {
+            return Ok(Checkpointing::Disk);
+        }
         Ok(if bool::read(value)? { Checkpointing::On } else { Checkpointing::Off })
     }
     fn json(&self) -> Json {
@@ -197,11 +232,12 @@ impl SettingValue for Checkpointing {
             Checkpointing::On => Json::from(true),
             Checkpointing::Off => Json::from(false),
             Checkpointing::Offload => Json::from("offload"),
+            Checkpointing::Disk => Json::from("disk"),
         }
     }
 }
 
-/// Tokens that linear layers and MLP work on at one time; never changes a value.
+/// Tokens that linear layers and MLP process at a time. Never changes a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum TokenTile {
     /// The planner decides.
@@ -213,7 +249,7 @@ pub enum TokenTile {
 }
 
 impl TokenTile {
-    /// Tiles end at multiples of it: sums over tokens run over so many at a time.
+    /// Tiles end at multiples of it: sums over tokens take this many at a time.
     pub const STEP: usize = 256;
     /// The shortest, so that none is left with so few tokens that kernels take another path.
     pub const SHORTEST: usize = 2 * Self::STEP;
@@ -276,7 +312,7 @@ impl SettingValue for Device {
 #[derive(Clone, Debug)]
 pub struct TargetModules {
     names: Vec<&'static str>,
-    /// Whether it was `all-linear` that was asked for, and not these names.
+    /// The setting was `all-linear`, not these names.
     all: bool,
     /// Regular expression for the whole path of a module, as PEFT takes one text; then `names` are all.
     pattern: Option<String>,
@@ -291,7 +327,7 @@ impl PartialEq for TargetModules {
 
 impl TargetModules {
     pub const ALL: [&'static str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-    /// Those of families that have several in one tensor.
+    /// Names in families that have several projections in one tensor.
     pub const FUSED: [&'static str; 4] = ["qkv_proj", "gate_up_proj", "input_linear", "output_linear"];
     pub fn all_linear() -> Self {
         Self { names: Self::ALL.to_vec(), all: true, pattern: None }
@@ -319,7 +355,7 @@ impl SettingValue for TargetModules {
             Value::List(items) => items.iter().map(String::read).collect::<Result<Vec<_>, _>>()?,
             one => vec![String::read(one)?],
         };
-        // A comma of a regular expression parts no names.
+        // A comma in a regular expression does not separate names.
         let is_pattern = |item: &str| item.contains(['*', '+', '?', '(', '[', '{', '|', '\\', '^', '$']);
         let parts = |item: &String| match is_pattern(item) {
             true => vec![item.trim().to_owned()],
@@ -339,7 +375,7 @@ impl SettingValue for TargetModules {
         if let [one] = &given[..]
             && is_pattern(one)
         {
-            // Alone too: `a)|(b` is one between brackets only.
+            // The expression must also be valid alone: `a)|(b` is valid only between brackets.
             let fault =
                 [one.clone(), format!(r"\A(?:{one})\z")].iter().find_map(|text| fancy_regex::Regex::new(text).err());
             return match fault {
@@ -383,7 +419,7 @@ impl SettingValue for TargetModules {
     }
 }
 
-/// What low-rank terms begin with (PEFT's `init_lora_weights`).
+/// Initial values of the low-rank terms (PEFT's `init_lora_weights`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum InitLora {
     /// A is random, B zero.
@@ -391,7 +427,7 @@ pub enum InitLora {
     Random,
     /// The largest singular directions of the weight
     Pissa,
-    /// Those, nearly, by so many sweeps
+    /// An approximation of those, by this number of iterations
     PissaIterations(usize),
     /// The beginning of the weight's QR decomposition
     Olora,
@@ -408,7 +444,7 @@ impl InitLora {
         }
     }
 
-    /// Whether the base is trained on less what the terms begin with.
+    /// True if training subtracts the initial terms from the base.
     pub fn changes_base(self) -> bool {
         self != Self::Random
     }

@@ -1,4 +1,4 @@
-//! One source of settings, a file or the flags: which key says what, by the settings' own names.
+//! One source of settings, a file or the flags: its values by the settings' own names.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use super::compat::{Foreign, Heard, Implied, Known, Treatment, is_section, looku
 use super::dataset_info;
 use super::datasets::{OF_EACH, OWN_TEMPLATE, data_faults, data_implies};
 use super::role_names::RoleNames;
-use super::suggest::suggestion;
+use super::suggest::{shortened, suggestion};
 use super::table::{SETTINGS, SettingInfo, Settings};
 use super::template_names::{self, own_template};
 use super::tools::{self, LLAMA_FACTORY, Tool};
@@ -23,12 +23,12 @@ pub struct Given {
     pub line: u64,
 }
 
-/// Why a key or value was not taken.
+/// The reason why a key or value was not accepted.
 pub struct Fault {
     pub message: String,
     pub key: String,
     pub line: u64,
-    /// A flag of this setting or key takes the fault away.
+    /// A flag of this setting or key removes the fault.
     pub silenced_by: Option<&'static str>,
 }
 
@@ -49,7 +49,7 @@ pub struct Layer {
     pub last_layers: Option<Given>,
     /// The rank that AdaLoRA begins with, as ms-swift has it
     pub adalora_rank: Option<Given>,
-    /// Lists of tokens that the tokenizer has to have, as nothing adds them
+    /// Lists of tokens that the tokenizer must have already, because nothing adds them
     pub tokens: Vec<(&'static Foreign, Given)>,
     /// A data set that asks for the model's own chat template
     pub own_template: Option<Given>,
@@ -59,7 +59,7 @@ pub struct Layer {
     pub no_effect: Vec<String>,
     pub notes: Vec<String>,
     pub faults: Vec<Fault>,
-    /// Settings and keys of flags, which take away the faults of a file
+    /// Settings and keys of flags, which remove the faults of a file
     pub silences: Vec<&'static str>,
 }
 
@@ -72,7 +72,7 @@ pub fn rejected(place: &str, value: &Value, expected: &str, reject: Reject) -> S
 }
 
 impl Layer {
-    /// Takes one key; what cannot be taken becomes a fault, so that all of them are told together.
+    /// Takes one key. One that is not accepted becomes a fault, so that all faults are reported together.
     fn add(&mut self, name: &str, given: Given) {
         let line = given.line;
         let silenced_by = silenced_by(name);
@@ -103,7 +103,7 @@ impl Layer {
     fn try_add(&mut self, name: &str, given: Given) -> Result<(), String> {
         let Given { place, value, line } = &given;
         match lookup(name) {
-            // Null is a key that is not written.
+            // Null means that the key is not given.
             Some(Known::Setting(_) | Known::Derived(_)) if *value == Value::Null => Ok(()),
             // Axolotl's and LLaMA-Factory's names of the model's own template.
             Some(Known::Setting(info)) if info.name == "chat_template" && own_template(value) => Ok(()),
@@ -120,7 +120,7 @@ impl Layer {
                 if info.name == "data" || info.name == "val_data" {
                     for implied in data_implies(value).map_err(|r| rejected(place, value, info.values, r))? {
                         if info.name == "val_data" && OF_EACH.contains(&implied.setting) {
-                            let what = "weights and counts are of rows that are trained on: leave them out of val_data";
+                            let what = "weights and counts apply to training rows only: leave them out of val_data";
                             return Err(format!("{place}: {what}"));
                         }
                         self.imply(implied, place, *line)?;
@@ -169,7 +169,7 @@ impl Layer {
     fn imply(&mut self, implied: Implied, place: &str, line: u64) -> Result<(), String> {
         let Implied { setting, value, weak, note } = implied;
         let told = format!("{place}: {note}");
-        // Several data sets of one key say it once.
+        // Several data sets with the same key give one note.
         if !note.is_empty() && !self.notes.contains(&told) {
             self.notes.push(told);
         }
@@ -273,7 +273,7 @@ impl Layer {
             if ["tokenizer_config", "base_model_config"].contains(&key.as_str()) && model == Some(value) {
                 continue;
             }
-            // ms-swift's names for what a model says of itself.
+            // ms-swift's keys for a model's description of itself.
             let of_swift = key == "model_name" && entries.iter().any(|entry| entry.key == "model_author");
             if of_swift && entries.iter().any(|entry| entry.key == "model") {
                 self.no_effect.push(key.clone());
@@ -284,7 +284,7 @@ impl Layer {
                 Value::Map(inner) if section.is_none() && is_section(&normal(key)) => {
                     self.add_section(inner, file, Some(key));
                 }
-                // `lora:` with nothing under it; where the name is a setting too, the setting judges the null.
+                // `lora:` with nothing under it; where the name is a setting too, the setting decides about the null.
                 Value::Null if section.is_none() && is_section(&normal(key)) && lookup(key).is_none() => {}
                 value => {
                     let place = format!("{file} line {line}: `{}`", shortened(&name));
@@ -326,9 +326,9 @@ impl Layer {
     }
 }
 
-/// Flag that takes the place of what a file says of a key: of the rows, which are elsewhere then, of the chat template,
-/// whose name may be another trainer's, and of features that are not here, which it turns off. A wrong value of another
-/// setting is a fault whatever the flags say.
+/// The flag that overrides a key of the file even if the file's value is at fault: for the rows, which are then
+/// elsewhere; for the chat template, whose name may be another trainer's; and for missing features, which it turns off.
+/// A wrong value of another setting is a fault whatever the flags say.
 fn silenced_by(name: &str) -> Option<&'static str> {
     match lookup(name)? {
         Known::Foreign(foreign) if foreign.treatment == Treatment::Off => Some(foreign.name),
@@ -343,7 +343,7 @@ fn silenced_by(name: &str) -> Option<&'static str> {
     }
 }
 
-/// Keys that add tokens, or name those that end turns: they say nothing where the tokenizer has them.
+/// Keys that add tokens, or name those that end turns: they change nothing if the tokenizer has the tokens.
 const TOKEN_LISTS: [&str; 2] = ["tokens", "eot_tokens"];
 
 fn is_list_of_text(value: &Value) -> bool {
@@ -359,8 +359,8 @@ fn section_of_text(name: &str, value: &Value) -> Option<Value> {
     serde_json::from_str::<serde_json::Value>(text).ok().map(|json| Value::from(&json))
 }
 
-/// TRL's arguments for preparing rows: what is told where they ask for nothing that is done otherwise here with rows of
-/// turns. None: they ask for something else.
+/// A note on TRL's arguments for preparing rows, if they ask for what is done here with rows of turns anyway. None:
+/// they ask for something else.
 fn told_of_preparing(value: &Value) -> Option<Option<&'static str>> {
     let Value::Map(entries) = value else { return None };
     let tokens = |entry: &Entry| ["add_special_tokens", "append_concat_token"].contains(&entry.key.as_str());
@@ -370,13 +370,9 @@ fn told_of_preparing(value: &Value) -> Option<Option<&'static str>> {
     entries.iter().all(asks_nothing).then(|| entries.iter().any(tokens).then_some(told))
 }
 
-/// Unsloth's own way to recompute activations, which waits in host memory.
+/// True for Unsloth's own checkpointing, which keeps activations in host memory.
 fn is_unsloth(value: &Value) -> bool {
     matches!(value, Value::Str(text) if text.trim().eq_ignore_ascii_case("unsloth"))
-}
-
-fn shortened(name: &str) -> String {
-    name.chars().take(80).collect::<String>().escape_debug().to_string()
 }
 
 pub fn find(name: &str) -> &'static SettingInfo {

@@ -26,15 +26,14 @@ const INSTEAD: [(&str, &str); 2] = [("warmup_steps", "warmup_ratio"), ("val_data
 impl Settings {
     /// Defaults, then the preset, then the file, then the flags (`(name, value)`; any spelling of the name).
     ///
-    /// Every value is checked, also one that a flag overrides. Refuses (exit status 2) with the place, what was found
-    /// and what was expected, everything that is wrong at once. That `model` or `data` is given at all is checked by
-    /// [`Settings::validate`].
+    /// Every value is checked, also one that a flag overrides. Refuses (exit status 2) everything that is wrong at
+    /// once, with the place, the value and the expected values. [`Settings::validate`] checks that `model` and `data`
+    /// are given at all.
     pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Self> {
         Self::load_noting(file, overrides).map(|(settings, _)| settings)
     }
 
-    /// [`Settings::load`], and what should be told: keys without effect here, and values that were understood in a way
-    /// of their own.
+    /// [`Settings::load`] with notes for the user: keys without effect here, and values that were translated.
     pub fn load_noting(file: Option<&Path>, overrides: &[(String, String)]) -> Result<(Self, Vec<String>)> {
         let document = file.map(yaml::read_file).transpose()?.unwrap_or_default();
         merge(&document, overrides)
@@ -64,7 +63,7 @@ impl Settings {
             let before = info.value_in(self);
             let given = Given { place: format!("{place}: `{name}`"), value: value.into(), line: 0 };
             let flag = name.replace('_', "-");
-            let refused = |why: String| Error::Refused(format!("{why}; `--{flag}` says what is taken in its place"));
+            let refused = |why: String| Error::Refused(format!("{why}; `--{flag}` replaces it"));
             apply(info, &given, self).map_err(refused)?;
             let now = info.value_in(self);
             if now != before {
@@ -87,7 +86,7 @@ fn take_defaults(tool: &Tool, settings: &mut Settings, is_given: &dyn Fn(&str) -
         if group.map_or_else(|| is_given(name), |group| group.iter().any(|name| is_given(name))) {
             continue;
         }
-        // It says nothing where weights are not quantized.
+        // It has no meaning where weights are not quantized.
         if name == "double_quant" && settings.quantization == Quantization::Off {
             continue;
         }
@@ -127,7 +126,7 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
             file.given.remove(other);
         }
     }
-    // Numbers of single entries go with the entries.
+    // Values for single entries are dropped with the entries.
     for (data, rows) in [("data", "data_rows"), ("val_data", "val_data_rows")] {
         if flags.given.contains_key(data) {
             file.given.remove(rows);
@@ -138,7 +137,7 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     }
     let mut all = file.weak;
     all.extend(file.given);
-    // Nothing weak silences something said outright.
+    // A weak value never overrides an explicit one.
     for (name, given) in flags.weak {
         all.entry(name).or_insert(given);
     }
@@ -198,7 +197,7 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     }
     faults.extend(one_warmup(&mut settings, &all));
     if let (Some(own), Some(other)) = (&file.own_template, all.get("chat_template").filter(|given| given.line > 0)) {
-        // Beside a data set of another type; a template that is given is for the rows of both.
+        // Another data set has another type; a given template applies to the rows of both.
         let by_type = own.value == Value::text(BY_TEMPLATE[0]);
         let message = if by_type {
             format!(
@@ -221,7 +220,7 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
         let message = format!("{}: {}", given.place, clash("val_set_size", "val_data", &all["val_data"].place));
         faults.push(Fault::new(message, "val_set_size", given.line));
     }
-    // Here, so that what is recorded of the base can be found by others.
+    // It is resolved here, so that the recorded path of the base can be found later.
     settings.model = settings.model.map(|model| expand_home(Path::new(&model)).to_string_lossy().into_owned());
     faults.extend(split_revision(&mut settings).err());
     notes.extend(leave_out_revision(&mut settings));
@@ -237,8 +236,10 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     let tokens = file.tokens.iter().filter(|(foreign, _)| !turned_off(foreign.name));
     faults.extend(tokens.filter_map(|(foreign, given)| lacks_token(foreign, given, settings.model.as_deref())));
     faults.extend(nothing_to_ask(&settings, &all));
-    let Settings { output_dir, init_adapter, logging_dir, tokenized_cache, .. } = &mut settings;
-    for path in [output_dir, init_adapter, logging_dir, tokenized_cache].into_iter().flatten() {
+    let Settings { output_dir, init_adapter, logging_dir, scratch_dir, tokenized_cache, quantized_cache, .. } =
+        &mut settings;
+    let paths = [output_dir, init_adapter, logging_dir, scratch_dir, tokenized_cache, quantized_cache];
+    for path in paths.into_iter().flatten() {
         *path = expand_home(path);
     }
     if let Resume::From(path) = &mut settings.resume_from_checkpoint {
@@ -259,7 +260,7 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     Ok((settings, notes))
 }
 
-/// Puts ms-swift's rank of AdaLoRA in place of that of LoRA where ranks are cut. Returns what should be told.
+/// Replaces the rank of LoRA by ms-swift's rank of AdaLoRA where ranks are pruned. Returns a note for the user.
 fn take_adalora_rank(rank: Given, all: &mut BTreeMap<&'static str, Given>) -> Option<String> {
     let is_adalora = all.get("use_adalora").is_some_and(|given| bool::read(&given.value) == Ok(true));
     let of_lora = all.get("lora_r");
@@ -329,7 +330,7 @@ fn transform_last(
     Ok(Some(format!("{}: the last {count} of {layers} {shown} adapters", given.place)))
 }
 
-/// A token of a list that the model's tokenizer lacks, or cannot be asked for.
+/// The fault of a listed token that the model's tokenizer lacks, or of a tokenizer that cannot be read.
 fn lacks_token(foreign: &Foreign, given: &Given, model: Option<&str>) -> Option<Fault> {
     let Value::List(items) = &given.value else { return None };
     let (place, flag) = (&given.place, foreign.name.replace('_', "-"));
@@ -348,7 +349,7 @@ fn lacks_token(foreign: &Foreign, given: &Given, model: Option<&str>) -> Option<
     fault(format!("{missing}, {why}"))
 }
 
-/// Answers to validation rows that are asked for where there are none.
+/// The fault of `eval_answers` without validation rows.
 fn nothing_to_ask(settings: &Settings, all: &BTreeMap<&'static str, Given>) -> Option<Fault> {
     let given = all.get("eval_answers").filter(|_| settings.eval_answers > 0 && !settings.data.is_empty())?;
     let may_hold = settings.data.iter().any(|path| may_hold_validation(path));
@@ -373,14 +374,14 @@ fn split_revision(settings: &mut Settings) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Takes back the hub's default branch where the model is a directory. Returns what should be told.
+/// Removes a revision that is the hub's default branch if the model is a directory. Returns a note for the user.
 fn leave_out_revision(settings: &mut Settings) -> Option<String> {
     let dir = settings.model.as_deref().filter(|model| Path::new(model).is_dir())?;
     let note = format!("{dir}: a directory has no revisions, so `revision: main` is left out");
     settings.revision.take_if(|revision| revision.as_str() == "main").map(|_| note)
 }
 
-/// Leaves at most one of `warmup_ratio` and `warmup_steps` in force, so that the resolved settings say it plainly.
+/// Leaves at most one of `warmup_ratio` and `warmup_steps` in force, so that the resolved settings are unambiguous.
 fn one_warmup(settings: &mut Settings, all: &BTreeMap<&'static str, Given>) -> Option<Fault> {
     let ratio_given = all.get("warmup_ratio");
     match settings.warmup_steps {

@@ -18,11 +18,11 @@
 //! [`SETTINGS`], the one table that parsing, `--help`, README and records are made from. Hyphens and underscores are
 //! the same. A key `section.key` is looked up as such, then as `key` alone, so `training: {warmup_ratio: 0.1}` works.
 //!
-//! Keys of other trainers that the table does not hold are in `compat` and `foreign_keys.txt`: those that speak of one
-//! of our settings are translated (`load_in_4bit`, `adapter: qlora`, `evals_per_epoch`), those with one possible value
-//! are checked (`bias: none`), features that are not here are refused unless they are turned off, and those that cannot
-//! change an adapter pass and are told. Anything else is an error that names the nearest setting: no key is ever
-//! skipped. Everything wrong in a file is told at once, each with its line.
+//! Keys of other trainers that the table does not hold are in `compat` and `foreign_keys.txt`: those that correspond to
+//! one of our settings are translated (`load_in_4bit`, `adapter: qlora`, `evals_per_epoch`), those with one possible
+//! value are checked (`bias: none`), missing features are refused unless they are turned off, and those that cannot
+//! change an adapter pass with a note. Anything else is an error that names the nearest setting: no key is ever
+//! skipped. All errors of a file are reported at once, each with its line.
 //!
 //! # Rules
 //!
@@ -71,8 +71,9 @@ pub use args::{SettingsArgs, parse_overrides, unknown_flag};
 pub use compat::all_names;
 pub use derived::{LARGE_MODEL_PARAMETERS, Purpose, commented_yaml, settings_markdown};
 pub use enums::{
-    BadRow, Checkpointing, Compute, Device, HeadResidency, InitLora, LinearKernels, MixStrategy, Optim, Preset,
-    PromptCompletion, Quantization, Scheduler, StateResidency, TargetModules, TokenTile, TooLong, WeightResidency,
+    BadRow, Checkpointing, Compute, CudaGraphs, Device, HeadResidency, InitLora, LinearKernels, MixStrategy, Optim,
+    Preset, PromptCompletion, Quantization, Scheduler, StateResidency, TargetModules, TokenTile, TooLong,
+    WeightResidency,
 };
 pub use given::GivenNames;
 pub use gpus::{GPUS, Gpu, gpu_named};

@@ -1,5 +1,5 @@
 //! The one list of settings: field, type, default, accepted values, other names, help. Parsing, `--help`, the
-//! README's table, the record of a run and the search for the nearest name all come from it.
+//! table in docs/settings.md, the record of a run and the search for the nearest name all come from it.
 
 use std::path::PathBuf;
 
@@ -7,8 +7,9 @@ use serde_json::Value as Json;
 
 use super::answers::{BestMetric, SamplePrompts, is_pattern};
 use super::enums::{
-    BadRow, Checkpointing, Compute, Device, HeadResidency, InitLora, LinearKernels, MixStrategy, Optim, Preset,
-    PromptCompletion, Quantization, Scheduler, StateResidency, TargetModules, TokenTile, TooLong, WeightResidency,
+    BadRow, Checkpointing, Compute, CudaGraphs, Device, HeadResidency, InitLora, LinearKernels, MixStrategy, Optim,
+    Preset, PromptCompletion, Quantization, Scheduler, StateResidency, TargetModules, TokenTile, TooLong,
+    WeightResidency,
 };
 use super::given::GivenNames;
 use super::intervals::{Every, Resume};
@@ -20,12 +21,12 @@ use super::trackers::ReportTo;
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet, is_auto};
 use super::yaml::Value;
 
-/// Whether two runs that differ in the setting may give different adapters.
+/// The effect of a setting on a run's result: whether another value may give another adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Part of [`Settings::result_hash`].
     Results,
-    /// Like `Results`, but only where it is not the default: runs from before the setting keep their hash.
+    /// Part of the hash only where it is not the default: runs from before the setting keep their hash.
     ResultsIfSet,
     /// Only where, how fast or how talkatively the run works.
     RunOnly,
@@ -38,7 +39,7 @@ pub struct SettingInfo {
     pub aliases: &'static [&'static str],
     /// Default as written in YAML; a setting that is off by default says so in words.
     pub default: &'static str,
-    /// What is accepted, after "expected".
+    /// Accepted values in words, as they follow "expected" in errors.
     pub values: &'static str,
     pub help: &'static str,
     pub effect: Effect,
@@ -57,7 +58,7 @@ impl SettingInfo {
     }
 }
 
-/// Whether the accepted values, in words, begin with `auto`.
+/// True if the accepted values, in words, begin with `auto`.
 fn offers_auto(values: &str) -> bool {
     values.split([',', ' ']).next() == Some("auto")
 }
@@ -65,7 +66,7 @@ fn offers_auto(values: &str) -> bool {
 macro_rules! settings {
     ($( $help:literal $name:ident: $ty:ty = $init:expr, $shown:literal, $values:literal, $effect:ident,
         [$($alias:literal),*] $(, $check:expr)?; )+) => {
-        /// Everything a run is told, resolved: defaults, preset, file and flags are already applied.
+        /// Every setting of a run, resolved: defaults, preset, file and flags are already applied.
         #[derive(Clone, Debug, PartialEq)]
         pub struct Settings {
             $( #[doc = $help] #[doc = concat!("\n\nExpected: ", $values, ". Default: ", $shown, ".")] pub $name: $ty, )+
@@ -79,7 +80,7 @@ macro_rules! settings {
             }
         }
 
-        /// In the order of the README's table.
+        /// In the order of the table in docs/settings.md.
         pub const SETTINGS: &[SettingInfo] = &[ $( SettingInfo {
             name: stringify!($name),
             aliases: &[$($alias),*],
@@ -90,7 +91,7 @@ macro_rules! settings {
             list: <$ty as SettingValue>::LIST,
             switch: <$ty as SettingValue>::SWITCH,
             set: |settings, value| {
-                // Where it is among the values, `auto` is the word for "not set".
+                // `auto` means "not set" where it is among the values.
                 let unset = <$ty as SettingValue>::OPTIONAL && is_auto(value) && offers_auto($values);
                 let value = <$ty>::read(if unset { &Value::Null } else { value })?;
                 $( let in_range: fn(&$ty) -> bool = $check;
@@ -104,13 +105,13 @@ macro_rules! settings {
 }
 
 settings! {
-    "Base model: a Hugging Face directory, or the id of a model on the hub, `org/name` or `org/name@revision`, which is downloaded where the local cache lacks it."
+    "Base model: a Hugging Face directory, or a model id on the hub, `org/name` or `org/name@revision`, which is downloaded if it is not in the local cache."
     model: Option<String> = None, "none: must be given", "the path of a model", Results,
         ["base_model", "model_name_or_path", "base_model_name_or_path", "model_name", "model.name", "model.path", "model.name_or_path"];
-    "Revision of a base model of the hub; the commit that it stands for is recorded in the adapter."
+    "Revision of a base model on the hub; the adapter records its commit."
     revision: Option<String> = None, "none", "a branch, tag or commit", Results,
         ["model_revision", "revision_of_model"];
-    "Training rows: JSONL, JSON, Parquet or CSV files, patterns of their names, a folder that holds them, or the id of a data set on the hub, `org/name`, `org/name:split` or `org/name@revision:subset/split[:1000]`; the format of a row is told by its keys."
+    "Training rows: JSONL, JSON, Parquet or CSV files, patterns of their names, a folder of them, or the id of a data set on the hub: `org/name`, `org/name:split` or `org/name@revision:subset/split[:1000]`. The keys of a row determine its format."
     data: Vec<PathBuf> = Vec::new(), "none: must be given", "one path or a list of paths", Results,
         ["datasets", "dataset", "dataset_name", "data_path", "train_data", "train_file", "data.path", "data.train", "data.train_path",
          "data.file", "data.files", "data.train_data", "data.dataset_path", "training.data"];
@@ -118,75 +119,77 @@ settings! {
     val_data: Vec<PathBuf> = Vec::new(), "none", "one path or a list of paths", Results,
         ["test_datasets", "val_dataset", "eval_dataset", "validation_file", "eval_data", "data.validation", "data.val", "data.val_path",
          "data.eval_path", "data.eval", "data.val_file", "data.test"];
-    "Rows held back from `data` for validation: below 1 a share of them, else a count."
+    "Rows held back from `data` for validation: a share if below 1, otherwise a count."
     val_set_size: ValSet = ValSet::Off, "0", "0, a share below 1, or a count of rows", Results,
         ["val_size", "split_dataset_ratio", "data.val_split", "data.validation_split", "data.test_size"],
         |v| !matches!(v, ValSet::Count(n) if *n > 1_000_000_000);
-    "Rows taken of each data file at most, the first of them."
+    "Maximum number of rows from each data file; the first ones are taken."
     max_samples: Limit = Limit(None), "none", "a count of rows; 0 or -1 for all", ResultsIfSet, ["data.max_samples"],
         |v| v.0.is_none_or(|v| v <= 1_000_000_000);
-    "Rows taken of each entry of `data` at most, the first of each of its files; 0: all. In YAML also `max_samples` beside the `path` of an entry."
+    "Maximum number of rows from each file of each entry of `data`; the first ones are taken, and 0 takes all. In YAML also `max_samples` beside the `path` of an entry."
     data_max_samples: OfEach<usize> = OfEach::NONE, "none", "a count of rows for each entry of `data`", ResultsIfSet, [],
         |v| v.0.iter().all(|v| *v <= 1_000_000_000);
-    "Rows of each entry of `data` by their numbers, `FROM:TO` counted from 0, in hundredths of them with a %; of a folder's or pattern's files all together. An id of the hub has them in brackets, `org/name:train[:1000]`."
+    "Range of rows from each entry of `data`, `FROM:TO` counted from 0, or in percent with a %. The files of a folder or pattern count as one. A hub id takes its range in brackets: `org/name:train[:1000]`."
     data_rows: RowsOfEach = RowsOfEach::ALL, "none", "rows such as :1000, 1000:2000 or 10%: for each entry of `data`", ResultsIfSet, [];
-    "Like `data_rows`, of each entry of `val_data`."
+    "Range of rows from each entry of `val_data`, in the form of `data_rows`."
     val_data_rows: RowsOfEach = RowsOfEach::ALL, "none", "rows such as :1000, 1000:2000 or 10%: for each entry of `val_data`", ResultsIfSet, [];
-    "How often the rows of each entry of `data` are trained on in an epoch: 2 is twice, 0.5 half of them, drawn by `seed`, the same in every epoch. In YAML also `weight` beside the `path` of an entry."
+    "Weight of each entry of `data` in an epoch: 2 trains on its rows twice, 0.5 on half of them, drawn by `seed` and the same in every epoch. In YAML also `weight` beside the `path` of an entry."
     data_weights: OfEach<f64> = OfEach::NONE, "1 for each", "a number above 0, at most 1000, for each entry of `data`", ResultsIfSet,
         ["dataset_weights", "mixing_weights"], |v| v.0.iter().all(|v| *v > 0.0 && *v <= 1000.0);
-    "How rows of several files make up an epoch: `concat` has all of them; `interleave_under` and `interleave_over` have the shares of `interleave_probs`, until the first file is used up, or until all are."
+    "Mixing of several files in an epoch: `concat` takes all rows; `interleave_under` and `interleave_over` mix by the shares of `interleave_probs`, until the first file is used up, or until all are."
     mix_strategy: MixStrategy = MixStrategy::Concat, "concat", "concat, interleave_under or interleave_over", ResultsIfSet, [];
-    "Shares of an epoch's rows that are of each entry of `data`; they are divided by their sum."
+    "Share of each entry of `data` in an epoch; the numbers are divided by their sum."
     interleave_probs: OfEach<f64> = OfEach::NONE, "none", "a number above 0, at most 1000, for each entry of `data`", ResultsIfSet, [],
         |v| v.0.iter().all(|v| *v > 0.0 && *v <= 1000.0);
-    "Column of the prompts, where it is not `prompt`, `instruction` or another known name."
+    "Column of the prompts, if it is not `prompt`, `instruction` or another known name."
     prompt_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
         ["prompt_feature", "data.prompt_column"];
-    "Column of the answers, where it is not `completion`, `output` or another known name."
+    "Column of the answers, if it is not `completion`, `output` or another known name."
     completion_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
         ["completion_feature", "response_column", "data.completion_column"];
-    "Column of what an instruction is about, where it is not `input`."
+    "Column of the text that an instruction refers to, if it is not `input`."
     input_column: Option<String> = None, "none", "the name of a column", ResultsIfSet, ["data.input_column"];
-    "Column of the system messages, where it is not `system`."
+    "Column of the system messages, if it is not `system`."
     system_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
         ["system_feature", "data.system_column"];
-    "Column of the turns, where it is not `messages` or `conversations`."
+    "Column of the turns, if it is not `messages` or `conversations`."
     messages_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
         ["chat_feature", "field_messages", "data.messages_column"];
-    "Key of a turn's role, where it is not `role` or `from`. Turns are then read by this key and `content_key` alone, and one that lacks them is refused."
+    "Key of a turn's role, if it is not `role` or `from`. Turns are then read only by this key and `content_key`; a turn without them is refused."
     role_key: Option<String> = None, "none", "the name of a key", ResultsIfSet, ["message_field_role", "data.role_key"];
-    "Key of a turn's content, where it is not `content` or `value`; like `role_key`."
+    "Key of a turn's content, if it is not `content` or `value`; works like `role_key`."
     content_key: Option<String> = None, "none", "the name of a key", ResultsIfSet, ["message_field_content", "data.content_key"];
-    "Names that turns have for a role (user, assistant, system, tool or function_call), beside those that are known; in YAML also `roles` beside the `path` of an entry of `data`."
+    "More names for the roles in turns (user, assistant, system, tool or function_call), in addition to the known ones; in YAML also `roles` beside the `path` of an entry of `data`."
     roles: RoleNames = RoleNames::default(), "none", "names for roles, such as user=customer,assistant=agent", ResultsIfSet, ["data.roles"];
-    "Column of plain text, where it is not `text`."
+    "Column of plain text, if it is not `text`."
     text_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
         ["text_feature", "dataset_text_field", "data.text_column"];
-    "Where the adapter, the metrics and the run's record are written."
+    "Directory for the adapter, the metrics and the run's record."
     output_dir: Option<PathBuf> = None, "none: must be given", "the path of a directory", RunOnly,
         ["output", "adapter_path", "output.dir", "output.path", "output.directory"];
-    "Whether an earlier run in `output_dir` is removed where it is another one; what is no run is left alone and refused."
+    "Whether a different earlier run in `output_dir` is removed. A directory that holds no run is never removed; the run is then refused."
     overwrite_output_dir: bool = false, "false", "true or false", RunOnly, [];
-    "Adapter whose weights a new run begins with. Ranks, modules, scale, dropout and the like are its own where they are not given; other ranks and modules are refused, another scale is kept by way of B."
+    "Adapter whose weights a new run begins with. Ranks, modules, scale, dropout and similar settings are taken from it unless they are given. Other ranks or modules are refused; for another scale, B is rescaled so that the adapter computes the same."
     init_adapter: Option<PathBuf> = None, "none", "the path of an adapter directory", ResultsIfSet,
         ["lora_model_dir", "adapter_name_or_path", "resume_adapter_file", "lora.init_adapter"];
-    "Whether an adapter may go on a base with other weights than it was trained on, such as the 16-bit original of an NF4 copy; what it computes then differs from what it learned."
+    "Whether an adapter may be used on a base with other weights than it was trained on, such as the 16-bit original of an NF4 copy; its results then differ from training."
     allow_other_base: bool = false, "false", "true or false", RunOnly, [];
-    "Lints that say nothing: what a run is warned of before its first step and while it trains, see docs/lints.md."
+    "Lints to turn off. Lints warn of likely mistakes before the first step and during training; docs/lints.md lists them."
     allow: AllowedLints = AllowedLints::default(), "none", "names of lints, or all", RunOnly, ["allow_lints", "lints"];
     "Settings chosen together; `loraplus` sets `loraplus_lr_ratio` 16 and halves the default learning rate."
     preset: Option<Preset> = None, "none", "loraplus or none", RunOnly, [];
 
-    "How the frozen base weights are held: 4 bits, or as they are (plain LoRA)."
+    "Quantization of the frozen base weights: 4 bits, or none (plain LoRA)."
     quantization: Quantization = Quantization::Nf4, "nf4", "nf4 or none", Results, ["quantization.type"];
-    "Weights that share one absmax."
+    "Number of weights that share one absmax."
     nf4_block_size: usize = 64, "64", "a power of two from 32 to 4096", Results,
         ["quantization.block_size", "quantization.blocksize"],
         |v| (32..=4096).contains(v) && v.is_power_of_two();
     "Whether absmax is itself quantized to 8 bits."
     double_quant: bool = true, "true", "true or false", Results,
         ["bnb_4bit_use_double_quant", "use_bnb_nested_quant", "use_double_quant", "double_quantization"];
+    "Directory for an NF4 copy of a 16-bit base, as `quantize` writes it. The base is then quantized only once: later runs read the copy, a quarter of its size, and may leave it on disk (`weights: disk`). The result is the same."
+    quantized_cache: Option<PathBuf> = None, "none", "the path of a directory", RunOnly, [];
 
     "Rank of the adapters."
     lora_r: usize = 16, "16", "an integer from 1 to 256", Results,
@@ -195,63 +198,63 @@ settings! {
     "Numerator of the adapters' scale alpha / r."
     lora_alpha: f64 = 32.0, "32", "a number above 0, at most 65536", Results, ["lora.alpha"],
         |v| *v > 0.0 && *v <= 65536.0;
-    "Share of the adapters' inputs that is dropped in training."
+    "Probability of dropout on the adapters' inputs."
     lora_dropout: f64 = 0.0, "0", "a number from 0 to below 1", Results, ["lora.dropout"],
         |v| *v >= 0.0 && (*v as f32) < 1.0;
-    "Linear layers that get an adapter; `all-linear` is all of a block, never lm_head. One regular expression is for the whole path of a module, as in PEFT."
+    "Linear layers that get an adapter; `all-linear` means all in each block, never lm_head. A single regular expression must match the whole path of a module, as in PEFT."
     lora_target_modules: TargetModules = TargetModules::all_linear(), "all-linear",
         "all-linear, a regular expression or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, qkv_proj, gate_up_proj, input_linear, output_linear", Results,
         ["target_modules", "lora_target", "target_regex", "lora.target_modules", "lora.modules", "lora.keys"];
     "Layers that get adapters, by their numbers from 0."
     layers_to_transform: LayerNumbers = LayerNumbers::default(), "all layers", "the numbers of layers", ResultsIfSet,
         ["peft_layers_to_transform", "lora.layers_to_transform"];
-    "Ranks of single modules: PEFT's regular expressions for the end of a module's path, of which the first that matches counts. vLLM and SGLang serve one rank: `export uniform` writes it."
+    "Ranks of single modules: PEFT's regular expressions for the end of a module's path; the first match counts. vLLM and SGLang serve only one rank, which `export uniform` writes."
     rank_pattern: Pattern<usize> = Pattern::default(), "{}",
         "names of modules or regular expressions, each with an integer from 1 to 256", ResultsIfSet,
         ["lora_rank_pattern", "lora.rank_pattern"], |v| v.0.values().all(|r| (1..=256).contains(r));
-    "Alphas of single modules, as `rank_pattern` has their ranks."
+    "Alphas of single modules, in the form of `rank_pattern`."
     alpha_pattern: Pattern<f64> = Pattern::default(), "{}",
         "names of modules or regular expressions, each with a number above 0, at most 65536", ResultsIfSet,
         ["lora_alpha_pattern", "lora.alpha_pattern"], |v| v.0.values().all(|a| *a > 0.0 && *a <= 65536.0);
-    "A magnitude for each output beside the low-rank terms (DoRA): a step computes every linear layer once more. vLLM, SGLang and llama.cpp serve it merged only."
+    "DoRA: a trained magnitude for each output, beside the low-rank terms. A step computes every linear layer once more. vLLM, SGLang and llama.cpp serve it only merged into the base."
     use_dora: bool = false, "false", "true or false", ResultsIfSet, ["peft_use_dora", "lora.use_dora"];
-    "Ranks that are cut in training by their importance (AdaLoRA): every linear layer begins with `lora_r`, and `target_r` of each are left on the mean. The adapter is written as plain LoRA."
+    "AdaLoRA: training prunes ranks by their importance. Every linear layer begins with rank `lora_r`; at the end the average rank is `target_r`. The adapter is written as plain LoRA."
     use_adalora: bool = false, "false", "true or false", ResultsIfSet, ["lora.use_adalora"];
-    "Rank that is left of each linear layer on the mean, with `use_adalora`."
+    "Average rank of the linear layers after pruning, with `use_adalora`."
     target_r: usize = 8, "8", "an integer from 1 to 255", ResultsIfSet, ["adalora_target_r", "lora.target_r"],
         |v| (1..=255).contains(v);
-    "Optimizer steps before the first cut of ranks, with `use_adalora`."
+    "Optimizer steps before ranks are first pruned, with `use_adalora`."
     tinit: usize = 0, "0", "a count of steps", ResultsIfSet, ["adalora_tinit", "lora.tinit"], |v| *v <= 1_000_000_000;
-    "Optimizer steps after the last cut of ranks, with `use_adalora`."
+    "Optimizer steps after ranks are last pruned, with `use_adalora`."
     tfinal: usize = 0, "0", "a count of steps", ResultsIfSet, ["adalora_tfinal", "lora.tfinal"], |v| *v <= 1_000_000_000;
-    "Optimizer steps from one cut of ranks to the next, with `use_adalora`."
+    "Optimizer steps from one pruning of ranks to the next, with `use_adalora`."
     delta_t: usize = 1, "1", "a count of steps of at least 1", ResultsIfSet, ["deltaT", "adalora_delta_t", "adalora_deltaT", "lora.deltaT"],
         |v| (1..=1_000_000_000).contains(v);
-    "Decay of the mean of importance, with `use_adalora`: PEFT's beta1."
+    "Decay of the moving average of importance, with `use_adalora`: PEFT's beta1."
     adalora_beta1: f64 = 0.85, "0.85", "a number above 0 and below 1", ResultsIfSet, ["lora.beta1"], |v| *v > 0.0 && *v < 1.0;
-    "Decay of how far importance is from its mean, with `use_adalora`: PEFT's beta2."
+    "Decay of the moving average of importance's deviation (its uncertainty), with `use_adalora`: PEFT's beta2."
     adalora_beta2: f64 = 0.85, "0.85", "a number above 0 and below 1", ResultsIfSet, ["lora.beta2"], |v| *v > 0.0 && *v < 1.0;
-    "How strongly A and B are pulled towards orthogonality, with `use_adalora`: the factor of the mean of ‖A·Aᵀ − I‖ and ‖Bᵀ·B − I‖ in the loss."
+    "Weight of the penalty that keeps A and B orthogonal, with `use_adalora`: the factor in the loss of the mean of ‖A·Aᵀ − I‖ and ‖Bᵀ·B − I‖."
     orth_reg_weight: f64 = 0.5, "0.5", "a number from 0 to 1000", ResultsIfSet, ["adalora_orth_reg_weight", "lora.orth_reg_weight"],
         |v| (0.0..=1000.0).contains(v);
-    "What the adapters begin with: `true` is a random A and a B of zero; `pissa` the largest singular directions of the weights, `pissa_niter_N` those nearly, by N sweeps; `olora` the beginning of their QR decomposition. The last three train on a base less what they begin with, and the adapter is written for the base as it is, of twice the rank."
+    "Initial values of the adapters: `true` is a random A and a B of zero; `pissa` the largest singular directions of the weights; `pissa_niter_N` an approximation of those by N iterations; `olora` the first columns of the weights' QR decomposition. The last three subtract the initial values from the base while training; the written adapter has twice the rank and fits the unchanged base."
     init_lora_weights: InitLora = InitLora::Random, "true", "true, pissa, pissa_niter_N or olora", ResultsIfSet,
         ["peft_init_lora_weights", "lora.init_lora_weights"];
-    "Modules that are trained whole beside the adapters: `embed_tokens`, `lm_head` or norms, by the end of their paths as in PEFT. Where the output layer is the embedding, both are trained as one tensor."
+    "Modules that are trained in full beside the adapters: `embed_tokens`, `lm_head` or norms, by the end of their paths as in PEFT. If the output layer is tied to the embedding, both are trained as one tensor."
     modules_to_save: ModuleNames = ModuleNames::default(), "none", "names of modules", ResultsIfSet,
         ["lora_modules_to_save", "additional_target", "lora.modules_to_save"];
-    "Tokens whose rows of the embedding are trained beside the adapters, by their ids: for marks and words that the base never learned. As an object, `embed_tokens` and `lm_head` have lists of their own; where the output layer is the embedding, its rows are the same. vLLM, SGLang and llama.cpp serve the adapter merged only."
+    "Ids of tokens whose embedding rows are trained beside the adapters: for special tokens and words that the base never learned. An object has separate lists for `embed_tokens` and `lm_head`; if the output layer is tied to the embedding, they share their rows. vLLM, SGLang and llama.cpp serve the adapter only merged into the base."
     trainable_token_indices: TokenIndices = TokenIndices::default(), "none", "ids of tokens, or an object of modules with ids", ResultsIfSet,
         ["peft_trainable_token_indices", "lora.trainable_token_indices"];
-    "Class that will serve the adapter, where the base is the text model of a larger one: that of the larger, such as Gemma3ForConditionalGeneration, or the text model's own, such as Gemma3ForCausalLM."
+    "Class of transformers that will load the adapter, if the base is the text model of a larger model: the larger model's class, such as Gemma3ForConditionalGeneration, or the text model's own, such as Gemma3ForCausalLM."
     adapter_architecture: Option<String> = None, "the class that config.json names", "the name of a class of transformers", ResultsIfSet, [];
     "Scale alpha / √r instead of alpha / r."
     use_rslora: bool = false, "false", "true or false", Results, ["peft_use_rslora", "rslora", "lora.rslora"];
-    "Learning rate of the B matrices over that of the A matrices (LoRA+)."
+    "Learning rate of the B matrices divided by that of the A matrices (LoRA+)."
     loraplus_lr_ratio: f64 = 1.0, "1", "a number above 0, at most 10000", Results,
         ["loraplus_ratio", "lora.loraplus_lr_ratio", "lora.lr_ratio"], |v| *v > 0.0 && *v <= 10_000.0;
 
-    "Learning rate of the A matrices at its peak."
+    "Peak learning rate of the A matrices."
     learning_rate: Option<f64> = None, "2e-4; 1e-4 from 60B parameters up", "auto or a number above 0, at most 10", Results,
         ["lr", "training.lr"], |v| v.is_none_or(|v| v > 0.0 && v <= 10.0);
     "Shape of the learning rate over the run; `constant` has no warm-up."
@@ -263,37 +266,37 @@ settings! {
     "Warm-up in optimizer steps, instead of `warmup_ratio`; below 1 it is a ratio."
     warmup_steps: Option<f64> = None, "none", "a ratio below 1 or a whole number of steps", Results, [],
         |v| v.is_none_or(|v| (0.0..1.0).contains(&v) || (v.fract() == 0.0 && (1.0..=1e9).contains(&v)));
-    "Passes over the data; a fraction stops within one."
+    "Passes over the data; with a fraction the last pass stops early."
     num_train_epochs: f64 = 1.0, "1", "a number above 0, at most 1000000", Results,
         ["num_epochs", "epochs", "training.epochs"], |v| *v > 0.0 && *v <= 1e6;
-    "Optimizer steps at which the run ends, instead of `num_train_epochs`."
+    "Number of optimizer steps, instead of `num_train_epochs`."
     max_steps: Limit = Limit(None), "none", "a count of steps; 0 or -1 for no limit", Results, ["iters"],
         |v| v.0.is_none_or(|v| v <= 1_000_000_000);
     "Rows, or packs of rows, in one micro-batch."
     per_device_train_batch_size: usize = 1, "1", "an integer from 1 to 65536", Results,
         ["micro_batch_size", "batch_size", "per_gpu_train_batch_size", "training.batch_size"], |v| (1..=65536).contains(v);
-    "Micro-batches summed into one optimizer step, weighted by their supervised tokens. Of several processes each has as many, so that a step has them times the number of processes; a run that goes on in another number of processes keeps those of its step."
+    "Micro-batches summed into one optimizer step, weighted by their supervised tokens. With several processes each computes this many, so a step has this number times the number of processes. A run that resumes with another number of processes keeps the micro-batches of a step."
     gradient_accumulation_steps: usize = 1, "1", "an integer from 1 to 1000000", Results,
         ["grad_accumulation_steps", "training.grad_accum", "training.accumulation_steps"],
         |v| (1..=1_000_000).contains(v);
-    "Tokens in a row, or in a pack of rows, at most."
+    "Maximum number of tokens in a row, or in a pack of rows."
     max_length: usize = 2048, "2048", "an integer from 2 to 16777216", Results,
         ["sequence_len", "max_seq_length", "max_seq_len", "cutoff_len", "model_max_length"],
         |v| (2..=1 << 24).contains(v);
-    "What happens to a row of more than `max_length` tokens; `truncate` keeps its beginning, `proportional` cuts the prompt and the answer of each turn, as LLaMA-Factory does, `chunk` makes rows of `max_length` of a text that is learned as a whole, and drops others; counts are printed."
+    "Treatment of rows of more than `max_length` tokens: `truncate` keeps the beginning; `proportional` shortens the prompt and the answer of each turn, as LLaMA-Factory does; `chunk` splits plain text into rows of `max_length` and drops other long rows. The counts are printed."
     too_long: TooLong = TooLong::Drop, "drop", "drop, truncate, proportional, error or chunk", Results,
         ["overlong", "excess_length_strategy"];
-    "What happens to a row that cannot be trained on; `skip` counts such rows, and refuses more than a tenth of all."
+    "Treatment of rows that cannot be trained on: `skip` counts them, and refuses the data if they are more than a tenth."
     on_bad_row: BadRow = BadRow::Error, "error", "error or skip", ResultsIfSet, [];
-    "Whether texts under prompt and completion are read as they stand, or as turns of the chat template; `auto`: as turns where the model has one, as `generate` asks."
+    "Form of texts under prompt and completion: plain text, or turns of the chat template; `auto` uses turns if the model has a template, as `generate` does."
     prompt_completion: PromptCompletion = PromptCompletion::Auto, "auto", "auto, text or chat", ResultsIfSet, [];
-    "Whether rows that were there before (the same tokens, labels and weights) are left out; counts are printed."
+    "Whether repeated rows (the same tokens, labels and weights) are left out; the counts are printed."
     deduplicate: bool = false, "false", "true or false", ResultsIfSet, ["dataset_exact_deduplication"];
-    "Whether rows are trained on in another order in each epoch, drawn by `seed`; `false` keeps the order of the files, in packs too."
+    "Whether rows are shuffled anew in each epoch, by `seed`; `false` keeps the order of the files, in packs too."
     shuffle: bool = true, "true", "true or false", ResultsIfSet, ["data.shuffle"];
     "Whether several short rows share one pack of `max_length` tokens; they never attend to each other."
     packing: bool = true, "true", "true or false", Results, ["sample_packing"];
-    "Directory in which tokenized rows are kept, so that a later start with the same data, tokenizer, template and settings takes them from there, and no start holds them in memory."
+    "Directory for tokenized rows: later runs with the same data, tokenizer, template and settings read them from there, and no run holds them in memory."
     tokenized_cache: Option<PathBuf> = None, "none", "the path of a directory", RunOnly, [];
     "Chat template, instead of the model's own."
     chat_template: Option<String> = None, "none: the model's own", "chatml, alpaca, llama3, llama2, mistral, zephyr, vicuna, gemma, phi3, qwen3_training, deepseek_r1_training or the path of a template file",
@@ -311,7 +314,7 @@ settings! {
     adam_beta1: f64 = 0.9, "0.9", "a number from 0 to below 1", Results, ["beta1"], |v| (0.0..1.0).contains(v);
     "Decay of the second moment."
     adam_beta2: f64 = 0.999, "0.999", "a number from 0 to below 1", Results, ["beta2"], |v| (0.0..1.0).contains(v);
-    "Added to the root of the second moment."
+    "Number added to the root of the second moment, against division by zero."
     adam_epsilon: f64 = 1e-8, "1e-8", "a number above 0, at most 1", Results, ["adam_eps"],
         |v| (*v as f32) > 0.0 && *v <= 1.0;
     "Decoupled weight decay of A and B."
@@ -321,72 +324,78 @@ settings! {
     "Seed of the initial A, the order of rows and dropout."
     seed: u64 = 42, "42", "an integer from 0 to 18446744073709551615", Results, ["random_state", "random_seed"];
 
-    "Optimizer steps between two lines of metrics; below 1 it is a share of all steps."
+    "Optimizer steps between two lines of metrics; below 1, a share of all steps."
     logging_steps: Every = Every::Steps(1), "1", "a count of steps from 1 to 1000000000, or a share of all steps below 1", RunOnly,
         ["log_interval", "steps_per_report"], |v| matches!(v, Every::Steps(1..=1_000_000_000) | Every::Share(_));
-    "Whether the first step is logged too, where `logging_steps` would pass it over."
+    "Whether the first step is logged too, if `logging_steps` would skip it."
     logging_first_step: bool = false, "false", "true or false", RunOnly, [];
-    "Whether the run writes `report.html`, one page with its curves, rows, memory, time and what it changed, while it works and at its end."
+    "Whether the run writes `report.html`, one page with its curves, rows, memory, time and changes to the modules, during training and at the end."
     report: bool = true, "true", "true or false", RunOnly, ["write_report"];
-    "Trackers that are told the figures of the log: `tensorboard` writes event files. Others are not written, and told."
+    "Trackers that receive the metrics: `tensorboard` writes event files. Other trackers are not supported; a note says so."
     report_to: ReportTo = ReportTo::default(), "none", "none, tensorboard or all", RunOnly, [];
-    "Where TensorBoard's event files go."
+    "Directory for TensorBoard's event files."
     logging_dir: Option<PathBuf> = None, "`runs` in output_dir", "the path of a directory", RunOnly, ["logging.dir", "tensorboard_dir"];
-    "Optimizer steps between two checkpoints; below 1 it is a share of all steps."
+    "Optimizer steps between two checkpoints; below 1, a share of all steps."
     save_steps: Every = Every::Steps(500), "500", "a count of steps, a share below 1, epoch, `N per epoch`, or 0 for never", RunOnly,
         ["save_every"], |v| !matches!(v, Every::Steps(n) if *n > 1_000_000_000);
-    "Checkpoints that are kept; the best one is kept beside them."
+    "Number of checkpoints to keep; the best one is kept in addition."
     save_total_limit: Limit = Limit(Some(2)), "2", "a count of checkpoints; 0 or -1 for all", RunOnly, [],
         |v| v.0.is_none_or(|v| v <= 1_000_000_000);
-    "Where the run goes on: at the newest checkpoint of `output_dir` (`true`; at the beginning if there is none) or at the one given."
+    "Checkpoint to resume from: the newest in `output_dir` (`true`; without one, the run starts from the beginning) or the one given."
     resume_from_checkpoint: Resume = Resume::No, "false", "true, false, latest, auto (the same as latest) or the path of a checkpoint", RunOnly,
         ["auto_resume_from_checkpoints"];
     "Optimizer steps between two evaluations of the validation rows, and answers to `sample_prompts`, beside those at the end."
     eval_steps: Every = Every::Never, "0", "a count of steps, a share below 1, epoch, `N per epoch`, or 0 for never", RunOnly, [],
         |v| !matches!(v, Every::Steps(n) if *n > 1_000_000_000);
-    "Whether the validation rows are evaluated before the first step too, which says what the run improved."
+    "Whether the validation rows are also evaluated before the first step, as a baseline."
     eval_on_start: bool = false, "false", "true or false", RunOnly, [];
-    "Prompts that are answered before the first step, at each evaluation and at the end, greedily: a file of them, one a line, or rows, whose last answers are shown beside; in YAML also a list of prompts. Answering changes no value of the run."
+    "Prompts that the model answers, greedily, before the first step, at each evaluation and at the end: a file with one prompt per line, or of rows, whose last answers are shown beside the model's; in YAML also a list of prompts. Answering does not change the training."
     sample_prompts: SamplePrompts = SamplePrompts::None, "none", "the path of a file, or a list of prompts", RunOnly,
         ["eval_prompts", "sample_prompts_file"];
-    "Validation rows that are answered at each evaluation too, the first of them: their answers are compared with those of the rows."
+    "Number of validation rows, the first ones, that the model also answers at each evaluation; its answers are compared with the rows' own."
     eval_answers: usize = 0, "0", "a count of rows", RunOnly, ["eval_table_size", "num_eval_samples"], |v| *v <= 1_000_000_000;
-    "Tokens of such an answer at most."
+    "Maximum number of tokens in an answer to `sample_prompts` or `eval_answers`."
     eval_max_new_tokens: usize = 128, "128", "an integer from 1 to 1048576", RunOnly, ["sample_max_new_tokens"],
         |v| (1..=1 << 20).contains(v);
-    "Regular expression whose last match in an answer (its first group, if it has one) has to be that in the reference, such as `#### (-?[0-9.,]+)`."
+    "Regular expression whose last match (its first group, if it has one) must be the same in an answer and its reference, such as `#### (-?[0-9.,]+)`."
     answer_match: Option<String> = None, "none", "a regular expression", RunOnly, ["eval_answer_match"], is_pattern;
-    "Figure of the evaluations by which the best checkpoint and an early end are told: the validation loss, or one of answers to rows that have references."
+    "Metric that selects the best checkpoint and decides early stopping: the validation loss, or a score of answers to rows with references."
     metric_for_best_model: BestMetric = BestMetric::Loss, "eval_loss", "eval_loss, exact_match, contains, match or rouge_l", ResultsIfSet, [];
-    "Whether more of that figure is better, which follows from it; another value is refused."
-    greater_is_better: Option<bool> = None, "as the figure is", "auto, true or false", RunOnly, [];
-    "Evaluations without a better figure (`metric_for_best_model`) after which the run ends."
+    "Whether a higher `metric_for_best_model` is better. The metric decides this, and a value that contradicts it is refused."
+    greater_is_better: Option<bool> = None, "by the metric", "auto, true or false", RunOnly, [];
+    "Number of evaluations without improvement of `metric_for_best_model` after which the run stops."
     early_stopping_patience: Limit = Limit(None), "none", "a count of evaluations; 0 for no end before the last step",
         Results, ["early_stopping_steps"], |v| v.0.is_none_or(|v| v <= 1_000_000_000);
-    "Whether the adapter written at the end is the one with the best figure (`metric_for_best_model`)."
+    "Whether the adapter that is written at the end is the one with the best `metric_for_best_model`."
     load_best_model_at_end: bool = false, "false", "true or false", Results, [];
-    "Whether activations are recomputed in the backward pass, and with `offload` what they are recomputed from waits in host memory; never changes a value."
-    gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true, false or offload", RunOnly, ["grad_checkpoint", "activation_checkpointing", "use_gradient_checkpointing"];
-    "Where the base weights are: `resident` in the memory of the device; `host` in pinned host memory, of which a GPU then holds two layers at a time; `disk` in the files of an NF4 checkpoint (`quantize` writes one), of which the CPU then holds two layers at a time. `auto` takes for a GPU what fits and is predicted to take least time, and leaves weights on disk only where they do not fit. Never changes a value."
+    "Whether activations are recomputed in the backward pass; with `offload` the layers' inputs also wait in host memory, with `disk` in a file of `scratch_dir`. `auto` writes them to disk only where nothing else fits. Never changes a result."
+    gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true, false, offload or disk", RunOnly, ["grad_checkpoint", "activation_checkpointing", "use_gradient_checkpointing"];
+    "Directory of the file for layers' inputs with `gradient_checkpointing: disk`. The file has no name, so nothing is left of it however the run ends."
+    scratch_dir: Option<PathBuf> = None, "`output_dir`", "the path of a directory", RunOnly, [];
+    "Place of the base weights: `resident` keeps them in device memory; `host` in pinned host memory, from which a GPU holds two layers at a time; `disk` in the files of an NF4 checkpoint (written by `quantize` or kept in `quantized_cache`), from which the CPU holds two layers at a time. `auto` picks the fastest predicted place that fits on a GPU, and uses the disk only for weights that do not fit. Never changes a result."
     weights: WeightResidency = WeightResidency::Auto, "auto", "auto, resident, host or disk", RunOnly, [];
-    "Where the output layer is: `resident` in the memory of the device; `host` in pinned host memory, from where it is copied to a GPU for the loss of each micro-batch, and for each token of an answer, into memory that layers have before and after. `auto` takes what fits and is predicted to take least time; what is trained of it stays on the GPU. Never changes a value."
-    lm_head: HeadResidency = HeadResidency::Auto, "auto", "auto, resident or host", RunOnly, [];
-    "Where AdamW's states are between two updates: `resident` in the memory of the device; `host` in pinned host memory, from where they come to a GPU and go back piece by piece in each update (others call it a paged optimizer). `auto` takes what fits and is predicted to take least time. Never changes a value."
-    optimizer_states: StateResidency = StateResidency::Auto, "auto", "auto, resident or host", RunOnly, [];
-    "Tokens that the linear layers and the MLP work on at one time (others call it sequence tiling or a tiled MLP): the fewer, the longer the rows that fit; `off` is all of a micro-batch. Never changes a value."
+    "Place of the output layer: `resident` keeps it in device memory; `host` in pinned host memory, from which it is copied to a GPU for the loss of each micro-batch and for each token of an answer, into memory that the layers use before and after; `disk` in the files of the model, from which the CPU reads it in parts of 4,096 rows, all of it twice for 256 tokens of a micro-batch and once for each token of an answer, and rows of the embedding as it needs them. `auto` picks the fastest predicted place that fits; its trained parts stay on the device. Never changes a result."
+    lm_head: HeadResidency = HeadResidency::Auto, "auto", "auto, resident, host or disk", RunOnly, [];
+    "Place of AdamW's states between two updates: `resident` keeps them in device memory; `host` in pinned host memory, from which each update copies them to the GPU and back piece by piece (elsewhere called a paged optimizer); `host_with_masters` also moves the f32 master copies of the trained parameters there, so that the GPU keeps only the bf16 copies that it computes with. `auto` picks the fastest predicted place that fits. Never changes a result."
+    optimizer_states: StateResidency = StateResidency::Auto, "auto", "auto, resident, host or host_with_masters", RunOnly, [];
+    "Tokens that the linear layers and the MLP process at a time (elsewhere called sequence tiling or tiled MLP): fewer tokens let longer rows fit; `off` processes a whole micro-batch. Never changes a result."
     token_tile: TokenTile = TokenTile::Auto, "auto", "auto, off or a multiple of 256 from 512 on", RunOnly, [];
     "Host memory the run may use; GB is 10⁹ bytes, GiB 2³⁰."
     host_memory: Option<Bytes> = None, "what is free", "auto or a size such as 8GiB or 24GB", RunOnly, [];
-    "Memory of the GPU that may be taken in all, the CUDA context and other processes included; GB is 10⁹ bytes, GiB 2³⁰."
+    "Host memory that a GPU pins at most, where a system is known to pin less than it has, as WSL2 does. What is more waits in memory that is not pinned: the plan counts with slower copies. Never changes a value."
+    pinned_memory: Option<Bytes> = None, "no limit; under WSL2 half of the memory", "auto or a size such as 8GiB or 24GB", RunOnly, [];
+    "GPU memory that may be used in total, including the CUDA context and other processes; GB is 10⁹ bytes, GiB 2³⁰."
     device_memory: Option<Bytes> = None, "all of it", "auto or a size such as 44.4GiB or 24GB", RunOnly, [];
-    "Worker threads; results do not depend on them."
+    "Number of worker threads; results do not depend on it."
     threads: Option<usize> = None, "one for each core", "auto or an integer from 1 to 4096", RunOnly, ["num_threads"],
         |v| v.is_none_or(|v| (1..=4096).contains(&v));
-    "What the CPU computes in: `bf16` holds activations in bf16 and sums in f32, and needs a processor with AVX-512-BF16 or AMX; `auto` takes it where there is one, else f32, and a resumed run computes as it began. A GPU always computes in bf16."
+    "Number format of the CPU's arithmetic: `bf16` keeps activations in bf16 and sums in f32, and needs a processor with AVX-512-BF16 or AMX; `auto` uses bf16 on such a processor and f32 elsewhere, and a resumed run keeps its format. A GPU always computes in bf16."
     compute: Option<Compute> = None, "auto", "auto, f32 or bf16", ResultsIfSet, [];
-    "What computes the linear layers on a GPU: `fused` are kernels that read the weights in NF4; `dequantize` writes those of one input in bf16 first and has cuBLASLt compute one product, with the low-rank term in the same sum. Up to 16 tokens, and gradients of inputs under `lora_dropout`, stay with the fused kernels. `auto` dequantizes for batches of 1,024 tokens and more on an H100 or H200 that has cuBLASLt. The two differ in the last bits; with `auto` a resumed run computes as it began."
+    "Kernels for the linear layers on a GPU: `fused` reads the weights in NF4; `dequantize` first converts the weights of one input to bf16 and lets cuBLASLt compute one product, with the low-rank term in the same sum. Batches of up to 16 tokens, and gradients of inputs under `lora_dropout`, always use the fused kernels. `auto` dequantizes for batches of 1,024 tokens and more on an H100 or H200 with cuBLASLt. The two differ in the last bits; with `auto` a resumed run keeps its choice."
     linear: LinearKernels = LinearKernels::Auto, "auto", "auto, fused or dequantize", ResultsIfSet, [];
-    "Where the run works; `auto` takes a GPU if there is one and the build has CUDA, and says which it took."
+    "Whether a GPU launches the passes of a micro-batch as CUDA graphs. A graph is recorded when a batch with the same number of tokens comes for the second time; hundreds of short launches then become one, so that a small model no longer waits for the host. `on` is refused where weights, layers' inputs or the output layer wait in host memory or on disk, and with several processes; `auto` uses graphs if launches are predicted to take longer than the launched work, and there is room. Never changes a result."
+    cuda_graphs: CudaGraphs = CudaGraphs::Auto, "auto", "auto, on or off", RunOnly, [];
+    "Device to compute on; `auto` uses a GPU if there is one and the build has CUDA, and prints its choice."
     device: Option<Device> = None, "auto", "auto, cpu, cuda or cuda:N", RunOnly, [];
 }
 

@@ -36,12 +36,12 @@ use crate::report::count as count_of;
 const CHUNK: usize = 512;
 /// Fewer, where they are long.
 const CHUNK_BYTES: u64 = 16 << 20;
-/// Part of the memory that may be used of which rows at work are at most: text and tokens take some twenty times their
-/// bytes meanwhile.
+/// Divisor of the memory limit for rows that are being tokenized: text and tokens take some twenty times their bytes
+/// meanwhile.
 const CHUNK_PART: u64 = 64;
-/// Times that a row is there while it is read, at least: its line, its values, its text and what it is rendered to.
+/// Copies of a row while it is read, at least: its line, its values, its text and the rendered text.
 const ROW_COPIES: u64 = 4;
-/// Bytes of a row above which it is asked whether there is the memory to read it.
+/// Bytes of a row above which the free memory is checked before it is read.
 const LONG_BYTES: u64 = 1 << 20;
 
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ pub struct Dataset<R = Vec<Row>> {
     pub report: DatasetReport,
 }
 
-/// How a loader gets the tokenizer, at the first row that needs one.
+/// A function that opens the tokenizer, called at the first row that needs one.
 pub type OpenTokenizer<'a> = dyn Fn() -> Result<&'a ChatTokenizer> + 'a;
 
 /// Reads, checks and tokenizes all rows of all files.
@@ -66,8 +66,7 @@ pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &Data
     in_memory(load_into(Sink::Memory(Vec::new()), paths, tokenizer, None, options)?)
 }
 
-/// Like [`load`], with a tokenizer that is opened if a row needs one. Every file is read once, so that it may be a
-/// pipe.
+/// [`load`] with a tokenizer that is opened only if a row needs one. Every file is read once, so that it may be a pipe.
 pub fn load_once(paths: &[PathBuf], open: &OpenTokenizer, options: &DataOptions) -> Result<Dataset> {
     in_memory(load_into(Sink::Memory(Vec::new()), paths, None, Some(open), options)?)
 }
@@ -80,7 +79,7 @@ fn in_memory((dataset, _): (Dataset<Sink>, Option<&ChatTokenizer>)) -> Result<Da
     }
 }
 
-/// Like [`load`] and [`load_once`], with the rows put where `sink` says, and the tokenizer if a row needed it.
+/// [`load`] and [`load_once`] with the rows written to `sink`; also returns the tokenizer if a row needed it.
 pub(super) fn load_into<'a>(
     sink: Sink,
     paths: &[PathBuf],
@@ -121,7 +120,7 @@ pub(super) fn load_into<'a>(
     }
     if report.truncated > 0 && options.too_long == TooLong::Proportional {
         report.remarks.push(
-            "what is cut of long rows is of the prompt and of the answer of each turn, in proportion \
+            "long rows are shortened in the prompt and the answer of each turn, in proportion \
              (`too_long: proportional`, as LLaMA-Factory cuts)"
                 .to_owned(),
         );
@@ -142,7 +141,7 @@ pub(super) fn load_into<'a>(
     Ok((Dataset { rows, report, hashes }, tokenizer))
 }
 
-/// Whether a prompt and its completion are turns of the chat template.
+/// True if a prompt and its completion are turns of the chat template.
 fn by_template(setting: PromptCompletion, tokenizer: &ChatTokenizer) -> bool {
     match setting {
         PromptCompletion::Auto => tokenizer.template().is_some(),
@@ -151,7 +150,7 @@ fn by_template(setting: PromptCompletion, tokenizer: &ChatTokenizer) -> bool {
     }
 }
 
-/// Why a row is refused, with what a table of texts reads as null.
+/// The reason why a row is refused, with the texts that a CSV table reads as null.
 fn of_table(path: &Path, unit: Unit, why: String) -> String {
     match unit == Unit::Row && csv::delimiter(path).is_some() && why.contains("` is null") {
         true => format!(
@@ -170,15 +169,15 @@ struct Loader<'a, 'o> {
     /// Rows read and not tokenized yet.
     waiting: Vec<(usize, RowKind, Value)>,
     waiting_bytes: u64,
-    /// What the rows so far take
+    /// Memory of the rows so far
     held_bytes: u64,
     /// The names of tasks so far, each kept once.
     tasks: BTreeSet<Arc<str>>,
-    /// The rows so far, where those that were there before are left out.
+    /// The rows so far, if repeated rows are left out.
     seen: HashSet<RowIdentity>,
     /// A prompt and its completion were texts.
     prompt_texts: bool,
-    /// An answer stands behind another text than the end of the prompt that `generate` writes.
+    /// An answer follows another text than the one that ends the prompt of `generate`.
     asked_otherwise: bool,
 }
 
@@ -189,7 +188,7 @@ struct Read {
     weights: Vec<f32>,
     /// An answer in it has no end-of-turn token.
     open_ended: bool,
-    /// An answer in it stands behind another text than the end of a prompt.
+    /// An answer in it follows another text than the one that ends a prompt.
     asked_otherwise: bool,
     task: Option<String>,
     notes: Vec<Note>,
@@ -265,7 +264,7 @@ impl<'a> Loader<'a, '_> {
             waiting.into_par_iter().map(|(line, kind, row)| (line, this.row(&row, kind).map_err(named))).collect();
         let unit = self.report.files[file].unit;
         if let Some(why) = self.tokenizer.and_then(ChatTokenizer::given_up) {
-            // Nothing is rendered any more: no choice of rows goes on without it.
+            // Nothing can be rendered any more, so reading stops, whatever `on_bad_row` says.
             let ending = |with: &str| done.iter().find(|(_, row)| row.as_ref().is_err_and(|why| why.ends_with(with)));
             let line = ending(why).or_else(|| ending("")).or(done.last()).map_or(0, |(line, _)| *line);
             return Err(at(path, unit, line, why));
@@ -515,7 +514,7 @@ impl<'a> Loader<'a, '_> {
     }
 }
 
-/// Why every row was left out.
+/// The reason why every row was left out.
 fn no_row_is_left(report: &DatasetReport) -> String {
     let some = |rows: usize, one: &str, many: &str, what: &str| {
         (rows > 0).then(|| format!("{rows} {} {what}", if rows == 1 { one } else { many }))
@@ -539,8 +538,8 @@ impl Dataset {
         self.rows.iter().map(Row::len).collect()
     }
 
-    /// Takes rows at random out for validation: a share of them below 1 (rounded up), else that many. Both parts keep
-    /// the order of the files. The same seed gives the same parts. Returns (training, validation) rows.
+    /// Takes rows at random out for validation: a share of them if below 1 (rounded up), otherwise that many. Both
+    /// parts keep the order of the files. The same seed gives the same parts. Returns (training, validation) rows.
     pub fn split(self, val_set_size: f64, seed: u64) -> Result<(Vec<Row>, Vec<Row>)> {
         let is_validation = held_back(self.rows.len(), val_set_size, seed)?;
         Ok(parts(self.rows, &is_validation))

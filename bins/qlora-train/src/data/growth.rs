@@ -1,7 +1,12 @@
-//! Bounds on what the parts of a `tokenizer.json` make of a text, and on what its library reserves for them: a few
-//! bytes of a stranger's file may stand for any number.
+//! Bounds on the text that the parts of a `tokenizer.json` make, and on the memory that its library reserves: a few
+//! bytes of a stranger's file may ask for any amount.
 
+use crate::files::json::UniqueMap;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::{DecoderWrapper, ModelWrapper};
 
@@ -10,16 +15,16 @@ use tokenizers::{DecoderWrapper, ModelWrapper};
 const TIMES: usize = 12;
 /// Bytes beside that, for short texts.
 const BESIDE: usize = 64 << 10;
-/// Bytes that a table of characters may put in the place of one.
+/// Bytes that a table of characters may replace one character by.
 const MAX_FORM_BYTES: usize = 128;
 /// Times its length that decoding may make of a token.
 const MAX_DECODED: usize = 64;
 /// Bytes of a token's own text. The longest known are runs of some hundred blanks.
 const MAX_TOKEN_BYTES: usize = 4 << 10;
-/// Texts of so few bytes are not looked at before a table replaces their characters.
+/// Texts up to this many bytes are not checked before a table replaces their characters.
 const SHORT: usize = 1 << 10;
 
-/// Refuses to make more of a text than it may become. `original`: bytes of the text as it was given.
+/// Refuses a text that has grown beyond the bound. `original`: bytes of the text as it was given.
 pub(super) fn within(original: usize, made: usize, part: &str) -> tokenizers::Result<()> {
     match made <= original.saturating_mul(TIMES).saturating_add(BESIDE) {
         true => Ok(()),
@@ -30,7 +35,7 @@ pub(super) fn within(original: usize, made: usize, part: &str) -> tokenizers::Re
     }
 }
 
-/// Bytes that a part of the library makes of a text beyond what it has, at most, where they may be many.
+/// Upper bound of the bytes that a part of the library adds to a text, for parts that may add many.
 pub(super) fn added_by(part: &NormalizerWrapper, text: &str) -> usize {
     match part {
         NormalizerWrapper::Prepend(prepend) => prepend.prepend.len(),
@@ -41,8 +46,8 @@ pub(super) fn added_by(part: &NormalizerWrapper, text: &str) -> usize {
     }
 }
 
-/// Refuses tables of characters that no library should take as they are, before it does: one whose size is not that of
-/// what follows, and one that puts long texts in the place of characters.
+/// Refuses tables of characters that would harm the library, before it reads them: a table of another size than it
+/// claims, or one that replaces characters by long texts.
 pub(super) fn check_normalizer(written: &Value) -> Result<(), String> {
     match written {
         Value::Array(parts) => parts.iter().try_for_each(check_normalizer),
@@ -57,7 +62,7 @@ pub(super) fn check_normalizer(written: &Value) -> Result<(), String> {
 fn check_table(table: &str) -> Result<(), String> {
     // The library refuses text that is no base64.
     let Some(bytes) = base64(table) else { return Ok(()) };
-    let broken = || "`precompiled_charsmap` is broken: its size is not that of what follows".to_owned();
+    let broken = || "`precompiled_charsmap` is broken: its size does not match its content".to_owned();
     let (size, rest) = bytes.split_first_chunk::<4>().ok_or_else(broken)?;
     let forms = rest.get(u32::from_le_bytes(*size) as usize..).ok_or_else(broken)?;
     match forms.split(|&byte| byte == 0).map(<[u8]>::len).max() {
@@ -102,6 +107,25 @@ pub(super) fn check_model(model: &ModelWrapper) -> Result<(), String> {
     }
 }
 
+/// Refuses added tokens of too much text before the library finds them by a table that has a row for each of their
+/// bytes.
+pub(super) fn check_added(file: &[u8]) -> Result<(), String> {
+    #[derive(Deserialize)]
+    struct Added {
+        content: String,
+    }
+    let Ok(UniqueMap(parts)) = serde_json::from_slice::<UniqueMap<&RawValue>>(file) else {
+        // The library takes the last of two parts of a name, and refuses whatever else is no such file.
+        return match serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(file) {
+            Ok(_) => Err("has a part twice, expected each once; get the file again".to_owned()),
+            Err(_) => Ok(()),
+        };
+    };
+    let Some((_, added)) = parts.iter().find(|(name, _)| name == "added_tokens") else { return Ok(()) };
+    let Ok(added) = serde_json::from_str::<Vec<Added>>(added.get()) else { return Ok(()) };
+    check_tokens(added.iter().map(|token| &token.content))
+}
+
 /// Refuses tokens of so much text that a row of them is more than any memory holds.
 pub(super) fn check_tokens<'a>(tokens: impl Iterator<Item = &'a String>) -> Result<(), String> {
     match tokens.map(String::len).max() {
@@ -112,7 +136,7 @@ pub(super) fn check_tokens<'a>(tokens: impl Iterator<Item = &'a String>) -> Resu
     }
 }
 
-/// Refuses a decoder that makes far more of tokens than they are.
+/// Refuses a decoder that makes far longer texts of tokens.
 pub(super) fn check_decoder(decoder: &DecoderWrapper) -> Result<(), String> {
     let written = serde_json::to_value(decoder).map_err(|error| error.to_string())?;
     let times = decoded_times(&written);
@@ -141,70 +165,4 @@ fn decoded_times(part: &Value) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn encoded(bytes: &[u8]) -> String {
-        const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        let of = |group: &[u8]| {
-            let bits = group.iter().fold(0u32, |bits, &byte| (bits << 8) | u32::from(byte)) << (8 * (3 - group.len()));
-            let letters = (0..=group.len()).map(|at| char::from(LETTERS[((bits >> (18 - 6 * at)) & 63) as usize]));
-            letters.chain("=".repeat(3 - group.len()).chars()).collect::<String>()
-        };
-        bytes.chunks(3).map(of).collect()
-    }
-
-    /// A table of no characters, which says that it has `size` bytes, and forms.
-    fn table(size: u32, forms: &[u8]) -> Value {
-        let bytes = [&size.to_le_bytes()[..], &[0; 8], forms].concat();
-        json!({"type": "Sequence", "normalizers": [{"type": "NFC"},
-            {"type": "Precompiled", "precompiled_charsmap": encoded(&bytes)}]})
-    }
-
-    #[test]
-    fn base64_is_read_as_it_is_written() {
-        for length in 0..40 {
-            let bytes: Vec<u8> = (0..length).map(|at: u8| at.wrapping_mul(97)).collect();
-            assert_eq!(base64(&encoded(&bytes)), Some(bytes));
-        }
-        assert_eq!(base64("a b"), None);
-    }
-
-    #[test]
-    fn tables_are_looked_at_before_they_are_used() {
-        assert_eq!(check_normalizer(&table(8, &[&[b'a'; MAX_FORM_BYTES][..], &[0, b'b']].concat())), Ok(()));
-        let why = check_normalizer(&table(8, &[b'a'; MAX_FORM_BYTES + 1])).unwrap_err();
-        assert!(why.contains("129 bytes in the place of a character"), "{why}");
-        for size in [13, 1 << 20, u32::MAX] {
-            let why = check_normalizer(&table(size, b"abcd")).unwrap_err();
-            assert!(why.contains("its size is not that of what follows"), "{size}: {why}");
-        }
-        assert!(check_normalizer(&json!({"precompiled_charsmap": ""})).is_err());
-        assert_eq!(check_normalizer(&json!({"type": "Sequence", "normalizers": [{"type": "NFKC"}, null]})), Ok(()));
-    }
-
-    #[test]
-    fn decoders_that_multiply_are_refused() {
-        let decoder = |parts: Value| -> Result<(), String> {
-            check_decoder(&serde_json::from_value(json!({"type": "Sequence", "decoders": parts})).unwrap())
-        };
-        let replace = |by: &str| json!({"type": "Replace", "pattern": {"String": "▁"}, "content": by});
-        assert_eq!(decoder(json!([replace(" "), {"type": "ByteFallback"}, {"type": "Fuse"}])), Ok(()));
-        assert_eq!(decoder(json!([replace("twelve bytes")])), Ok(()));
-        assert!(decoder(json!([replace(&"x".repeat(200))])).unwrap_err().contains("by up to 67 times as much"));
-        // Each makes two of one.
-        let double = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
-        assert_eq!(decoder(json!([double, double, double])), Ok(()));
-        assert!(decoder(json!(vec![double; 70])).is_err());
-        let each = json!({"type": "Replace", "pattern": {"Regex": ""}, "content": "x".repeat(64)});
-        assert!(decoder(json!([each])).is_err());
-    }
-
-    #[test]
-    fn long_tokens_are_refused() {
-        let of = |length: usize| check_tokens(["a".to_owned(), "b".repeat(length)].iter());
-        assert_eq!(of(MAX_TOKEN_BYTES), Ok(()));
-        assert!(of(MAX_TOKEN_BYTES + 1).unwrap_err().contains("a token has 4097 bytes"));
-    }
-}
+mod tests;

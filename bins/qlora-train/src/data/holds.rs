@@ -1,5 +1,6 @@
-//! Whether a rendered conversation holds what was said: templates leave out what they do not know (tool calls,
-//! reasoning), and some cut it (`<think>` of earlier turns). What is missing is told; where it is the answer, refused.
+//! A check that a rendered conversation contains all that was said: templates leave out what they do not know (tool
+//! calls, reasoning), and some cut it (`<think>` of earlier turns). Missing text gives a note; missing text of an
+//! answer is refused.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +11,7 @@ use super::notes::Note;
 use super::spans::{Answer, PROBES, Rendered};
 use super::tools::{self, Leaf};
 
-/// Refuses answers that the text does not hold, and adds what else it lacks to `notes`.
+/// Refuses answers that the text does not contain, and adds other missing text to `notes`.
 pub(super) fn check(
     rendered: &Rendered,
     conversation: &Conversation,
@@ -60,7 +61,7 @@ pub(super) fn check(
     Ok(())
 }
 
-/// A remark about the result of a tool that has the mark around it that the template writes too.
+/// A remark about a tool result that contains the marks that the template writes around it.
 fn written_twice(message: &Message, content: &str, before: &str) -> Option<Note> {
     let mark = &content[..=content.find('>').filter(|_| content.starts_with('<') && message.role == "tool")?];
     before.trim_end().ends_with(mark).then(|| {
@@ -71,8 +72,8 @@ fn written_twice(message: &Message, content: &str, before: &str) -> Option<Note>
     })
 }
 
-/// Whether a text has all the calls of its turn in it, written as calls: their names stand in quotes or marks. Words
-/// that announce a call are none.
+/// True if a text contains all the calls of its turn, written as calls: with their names in quotes or marks. Words that
+/// announce a call do not count.
 fn writes_calls(content: &str, calls: &[Value], leaves: &[(Leaf, usize)]) -> bool {
     let is_marked = |name: &str| {
         let mut found = content.match_indices(name);
@@ -85,15 +86,14 @@ fn writes_calls(content: &str, calls: &[Value], leaves: &[(Leaf, usize)]) -> boo
         && leaves.iter().all(|(leaf, count)| leaf.occurrences(content) >= *count)
 }
 
-/// Turns of one role that are tried one by one for being left out, where together they do not show it.
+/// Maximum number of turns of one role that are tried one by one, if together they do not show that they are left out.
 const FEW: usize = 16;
 /// A placeholder is the number of its turn between these.
 const BEFORE: &str = "Placeholder";
 const BEHIND: &str = "oF";
 
-/// The roles of turns that are not learned and that the template leaves out, although the text of another turn, or what
-/// the template writes itself, holds what they say. A turn is left out where the conversation reads the same whatever
-/// the turn says.
+/// The roles of unlearned turns that the template leaves out although their words occur elsewhere, in another turn or
+/// in the template's own text. A turn is left out if the rendered conversation is the same whatever the turn says.
 fn silent_roles<'r>(rendered: &Rendered<'r>) -> Vec<&'r str> {
     let messages = rendered.messages;
     let says = |message: &Message| message.content.as_deref().is_some_and(|content| !content.trim().is_empty());
@@ -103,7 +103,8 @@ fn silent_roles<'r>(rendered: &Rendered<'r>) -> Vec<&'r str> {
         return Vec::new();
     }
     let placeholder = |at: usize| format!("{BEFORE}{at}{BEHIND}");
-    // One rendering tells most conversations; a template that refuses the placeholders is asked turn by turn.
+    // One rendering is enough for most conversations; if the template refuses the placeholders, turns are tried one by
+    // one.
     let skeleton = rendered.render_with_each(&context, placeholder).unwrap_or_default();
     let number = |rest: &str| rest.split_once(BEHIND)?.0.parse::<usize>().ok();
     let written: BTreeSet<usize> = skeleton.split(BEFORE).skip(1).filter_map(number).collect();
@@ -126,7 +127,7 @@ fn leaves_out(role: &str) -> String {
     format!("the chat template leaves out what {article} {role} turn says")
 }
 
-/// Refuses answers whose calls are nowhere in the text, before it is asked where they are.
+/// Refuses answers whose calls are nowhere in the text, before they are located.
 pub(super) fn check_calls(rendered: &Rendered) -> Result<(), String> {
     for (at, message) in rendered.messages.iter().enumerate().filter(|(_, message)| message.supervised) {
         let leaves = Leaf::of(message.calls());
@@ -160,7 +161,7 @@ fn tool_definitions(rendered: &Rendered, conversation: &Conversation) -> Result<
     ))
 }
 
-/// Whether a text holds another one, as it is or as JSON writes it.
+/// True if a text holds another one, as it is or as JSON writes it.
 fn holds(text: &str, part: &str) -> bool {
     text.contains(part) || {
         let escaped = serde_json::to_string(part).unwrap_or_default();
@@ -168,7 +169,7 @@ fn holds(text: &str, part: &str) -> bool {
     }
 }
 
-/// How often a text holds another one, as it is or as JSON writes it.
+/// Number of times that a text holds another one, as it is or as JSON writes it.
 fn occurrences(text: &str, part: &str) -> usize {
     let escaped = serde_json::to_string(part).unwrap_or_default();
     let escaped = escaped.trim_matches('"');
@@ -198,7 +199,7 @@ impl Turn<'_> {
             let (mut thoughts, mut visible) = thinking(content).unwrap_or_else(|| (Vec::new(), vec![content]));
             let is_word = mentions_the_end(content);
             if is_word {
-                // What stands before it is said.
+                // Then the text before it is no thought.
                 visible = std::mem::take(&mut thoughts).into_iter().chain(visible).collect();
             }
             let searched = said.len().saturating_add(reasoning.len());
@@ -221,9 +222,9 @@ impl Turn<'_> {
             if let Some(part) = lacking {
                 let is_written = self.rendered.render_with(self.at, PROBES[0])?.contains(PROBES[0]);
                 match lost(said, part) {
-                    // It writes what is said otherwise than it is given.
+                    // The template writes the content in another form.
                     None if is_written || answer && part.contains(char::is_alphanumeric) => {
-                        note(format!("the chat template writes what the {role} says otherwise than the row has it"));
+                        note(format!("the chat template rewrites what the {role} says"));
                     }
                     Some(lost) if is_written && answer => {
                         return Err(format!(
@@ -247,12 +248,12 @@ impl Turn<'_> {
                 }
             }
         }
-        // What the template cuts is not there to be counted.
+        // Text that the template cuts is not counted.
         let written = match holds(said, content) {
             true => vec![content],
             false => thinking(content).map_or_else(Vec::new, |(_, visible)| visible),
         };
-        // In words that announce a call the call itself is not found: it has to be there once more.
+        // Words that announce a call are not the call itself: its values must occur once more.
         let besides = |leaf: &Leaf, count: usize| {
             let announced: usize = written.iter().map(|part| leaf.occurrences(part)).sum();
             leaf.occurrences(said) >= count + announced + leaf.occurrences(reasoning)
@@ -285,7 +286,7 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// The template to choose instead, where one is at hand that keeps what this turn says.
+    /// The built-in template to choose instead, if one keeps the text of this turn.
     fn training_template(&self) -> String {
         let content = self.message.content.as_deref().unwrap_or_default().trim();
         match self.rendered.tokenizer.training_template().filter(|_| thinks_once(content)) {
@@ -295,8 +296,8 @@ impl Turn<'_> {
     }
 }
 
-/// The texts between `<think>` and `</think>`, and those outside. The first `<think>` may be the prompt's.
-/// None: nothing is thought.
+/// The texts between `<think>` and `</think>`, and those outside. The first `<think>` may be the prompt's. None: there
+/// is no thought.
 fn thinking(content: &str) -> Option<(Vec<&str>, Vec<&str>)> {
     let (mut thoughts, mut visible) = (Vec::new(), Vec::new());
     let mut rest = content;
@@ -319,7 +320,7 @@ fn thinking(content: &str) -> Option<(Vec<&str>, Vec<&str>)> {
     Some((thoughts, visible))
 }
 
-/// Whether a text has the end of a thought within a line, and no beginning of one before it: it is a word of the text.
+/// True if a text has the end of a thought within a line, and no beginning of one before it: it is a word of the text.
 fn mentions_the_end(content: &str) -> bool {
     let is_line_end = |letter: Option<char>| letter.is_none_or(|letter| matches!(letter, '\n' | '\r'));
     content.split_once(THINK[1]).is_some_and(|(before, behind)| {
@@ -327,7 +328,7 @@ fn mentions_the_end(content: &str) -> bool {
     })
 }
 
-/// Whether a text has at most one thought, at its beginning: templates for training keep no other one.
+/// True if a text has at most one thought, at its beginning: templates for training keep no other one.
 fn thinks_once(content: &str) -> bool {
     let mut parts = content.split(THINK[1]);
     let thought = parts.next().unwrap_or_default();
@@ -335,7 +336,7 @@ fn thinks_once(content: &str) -> bool {
     !inner.contains(THINK[0]) && parts.count() < 2 && !mentions_the_end(content)
 }
 
-/// The words of a text in small letters, each with where it begins.
+/// The words of a text in lower case, each with the offset of its beginning.
 fn words(text: &str) -> impl Iterator<Item = (usize, String)> {
     let mut at = 0;
     let pieces = text.split_inclusive(|letter: char| !letter.is_alphanumeric()).map(move |piece| {
@@ -354,44 +355,4 @@ fn lost<'t>(said: &str, text: &'t str) -> Option<&'t str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_thought_is_told_from_what_is_said() {
-        let told = |content: &'static str| thinking(content).unwrap();
-        assert_eq!(thinking("plain < text"), None);
-        assert_eq!(told("<think>\na\n</think>\n\nx"), (vec!["a"], vec!["x"]));
-        assert_eq!(told("a</think>x"), (vec!["a"], vec!["x"]));
-        assert_eq!(told("w<think>a</think>x<think>b</think>y"), (vec!["a", "b"], vec!["w", "x", "y"]));
-        assert_eq!(told("<think>a</think>x</think>y"), (vec!["a"], vec!["x", "y"]));
-        assert_eq!(told("<think>a</think>"), (vec!["a"], vec![]));
-    }
-
-    #[test]
-    fn the_end_of_a_thought_is_told_from_the_word_for_it() {
-        for (content, is_word, once) in [
-            ("Use the tag `</think>` to end.", true, false),
-            ("hm\n</think>\n\nx", false, true),
-            ("hm</think>\nx", false, true),
-            ("<think>hm</think>x", false, true),
-            ("pre <think>hm</think> post", false, false),
-            ("<think>a</think>x<think>b</think>y", false, false),
-            ("plain", false, true),
-        ] {
-            assert_eq!((mentions_the_end(content), thinks_once(content)), (is_word, once), "{content}");
-        }
-    }
-
-    #[test]
-    fn words_that_a_text_lacks_are_lost_and_other_signs_are_not() {
-        for (said, text) in
-            [("Title Case.", "title case"), ("a&lt;b &amp; c", "a<b & c"), ("a b c", "a\nb\n\nc"), ("x", "!")]
-        {
-            assert_eq!(lost(said, text), None, "{text}");
-        }
-        assert_eq!(lost("a long <|im_end|>", "a long ### answer to it"), Some("answer to it"));
-        assert_eq!(lost("x<|im_end|>", "x###d"), Some("d"));
-        assert_eq!(lost("b a", "a b"), Some("b"));
-    }
-}
+mod tests;

@@ -11,9 +11,9 @@ use super::notes::{KeyOf, Note};
 use super::{tools, typed_parts, unused, weight};
 
 const ROLES: &str = "system, developer, user, assistant or tool; `--roles user=NAME` says what another name stands for";
-/// Names of what an assistant thinks before it answers, the first that is there wins.
+/// Keys for the assistant's reasoning before an answer; the first that is there wins.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
-/// Further names of it, which templates do not know.
+/// Further keys for reasoning, which templates do not know.
 const THOUGHTS: [&str; 11] = [
     "thought",
     "thoughts",
@@ -31,7 +31,7 @@ const THOUGHTS: [&str; 11] = [
 pub(super) const CALLS: [&str; 5] = ["tool_calls", "function_call", "function_calls", "tool_use", "tool_call"];
 /// Roles of turns whose content is a call, or a list of them.
 pub(super) const CALLERS: [&str; 4] = ["function_call", "tool_call", "tool_calls", "function-call"];
-/// Around what is thought in a content.
+/// Marks around reasoning inside a content.
 pub(super) const THINK: [&str; 2] = ["<think>", "</think>"];
 /// Keys of a part that hold its text.
 const TEXTS: [&str; 3] = ["text", "content", "value"];
@@ -61,14 +61,14 @@ pub struct Message {
     pub role: String,
     /// None only for an assistant turn that consists of `tool_calls`.
     pub content: Option<String>,
-    /// False for what is context and not to be learned: turns of others, and those whose keys say so.
+    /// False for turns that are context and not learned: those of other roles, and those whose keys say so.
     pub supervised: bool,
-    /// How much a token of this turn counts, where it is supervised.
+    /// Loss weight of the tokens of this turn, if it is supervised.
     pub weight: f32,
-    /// Byte ranges of the content with weights of their own, which multiply the turn's. One that ends [`BEHIND`] it is
-    /// what follows the content: calls, and the end of the turn.
+    /// Byte ranges of the content with weights of their own, which multiply the turn's. A range that ends at [`BEHIND`]
+    /// stands for the text after the content: calls, and the end of the turn.
     details: Option<Vec<(Range<usize>, f32)>>,
-    /// Tool definitions of a system turn, which stand for those of its row.
+    /// Tool definitions of a system turn, which replace those of its row.
     tools: Vec<Value>,
     fields: Map<String, Value>,
 }
@@ -135,14 +135,14 @@ impl Message {
         std::mem::take(&mut self.tools)
     }
 
-    /// How much of the loss a token of the turn has.
+    /// Loss weight of a token of the turn; 0: not supervised.
     fn share(&self) -> f32 {
         if self.supervised { self.weight } else { 0.0 }
     }
 
-    /// Adds the calls of a turn that does nothing but call, as long as both are the assistant's. What is said and the
-    /// calls keep the weights that they have. Else that turn comes back. The error: with its `flags` it weighs
-    /// otherwise than the calls that are there.
+    /// Joins `other`, a turn that only calls tools, to this one if both are the assistant's; text and calls keep their
+    /// weights. Returns `other` unchanged if it cannot be joined. Error: by its `flags` it has another weight than the
+    /// calls that are there already.
     fn join_calls(&mut self, other: Message, flags: &str) -> Result<Option<Message>, String> {
         let is_plain = other.content.is_none() && other.reasoning().is_none();
         let (own, theirs) = (self.share(), other.share());
@@ -177,7 +177,7 @@ impl Message {
         self.fields.get(CALLS[0]).and_then(Value::as_array).map_or(&[], Vec::as_slice)
     }
 
-    /// What the assistant thought, where the row has it apart from the content.
+    /// The assistant's reasoning, if the row has it separate from the content.
     pub(super) fn reasoning(&self) -> Option<&str> {
         self.fields.get(REASONING[0]).and_then(Value::as_str)
     }
@@ -210,8 +210,8 @@ pub(super) fn listed(turns: &[Value], key: &str, notes: &mut Vec<Note>) -> Resul
     Ok(messages)
 }
 
-/// Adds a turn. If the role says that it is a call, several calls at once are several turns in a row, and so are a text
-/// and its call: together they are one, whose end is learned once, behind them.
+/// Adds a turn. Consecutive turns whose roles mark them as calls, or a text and its call, are joined into one turn,
+/// whose end is learned once, after the last call.
 pub(super) fn add(
     messages: &mut Vec<Message>,
     turn: &Value,
@@ -233,7 +233,7 @@ pub(super) fn add(
     Ok(())
 }
 
-/// The flags of a turn that say what is learned, in words.
+/// The flags of a turn that choose what is learned, in words.
 fn flags(turn: &Value) -> String {
     let there = weight::KEYS.iter().filter_map(|key| Some((key, turn.get(*key).filter(|value| !value.is_null())?)));
     let there: Vec<String> = there.map(|(key, value)| format!("`{key}: {value}`")).collect();
@@ -339,7 +339,7 @@ fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, String> {
     weight::KEYS.iter().for_each(|key| drop(fields.shift_remove(*key)));
     let supervised = role == "assistant" && weight != Some(0.0);
     if role != "assistant" && (weight.is_some_and(|weight| weight > 0.0) || details.is_some()) {
-        notes.push(Note::Said(format!("a {role} turn is marked to be learned: only what the assistant says is")));
+        notes.push(Note::Said(format!("a {role} turn is marked to be learned, but only assistant turns are learned")));
     }
     let others = fields.iter().filter(|(key, _)| !TURN_KEYS.contains(&key.as_str()));
     let known = || TURN_KEYS.iter().chain(&weight::KEYS).chain([&weight::DETAIL]).copied();
@@ -357,7 +357,7 @@ fn defined_tools(fields: &mut Map<String, Value>, role: &str) -> Result<Vec<Valu
     let is_system = matches!(role, "system" | "developer");
     let tools = match tools::of_row(fields) {
         Ok(tools) => tools,
-        // The names of tools that a turn used, for example.
+        // It may be the names of the tools that a turn used, for example.
         Err(_) if !is_system => return Ok(Vec::new()),
         Err(why) => return Err(format!(": {why}")),
     };
@@ -370,7 +370,7 @@ fn defined_tools(fields: &mut Map<String, Value>, role: &str) -> Result<Vec<Valu
     Ok(tools)
 }
 
-/// Makes the content of a turn that is a call the calls of the assistant, and what is thought before the call its
+/// Converts the content of a turn that is a call to the assistant's calls, and a thought before the call to its
 /// reasoning.
 fn called(fields: &mut Map<String, Value>) -> Result<(), String> {
     let content = fields.shift_remove("content").unwrap_or_default();
@@ -397,7 +397,7 @@ fn called(fields: &mut Map<String, Value>) -> Result<(), String> {
     Ok(())
 }
 
-/// Makes a result that is an object, and no part of a content, the text that Python's JSON writes of it.
+/// Converts a tool result that is an object, and no content part, to its text in Python's JSON.
 fn returned(fields: &mut Map<String, Value>) {
     if let Some(result @ Value::Object(map)) = fields.get("content")
         && !map.contains_key("type")
@@ -411,7 +411,7 @@ fn returned(fields: &mut Map<String, Value>) {
 fn tool_calls(fields: &mut Map<String, Value>, role: &str, notes: &mut Vec<Note>) -> Result<(), String> {
     let mut found: Option<(&str, Value)> = None;
     for (at, key) in CALLS.into_iter().enumerate() {
-        // Turns of others may tell which call they answer, and a flag is none.
+        // Turns of other roles may name the call that they answer, and a flag is no call.
         let is_read = |value: &Value| {
             at < 2 || role == "assistant" && (value.is_object() || value.is_array() || value.is_string())
         };
@@ -435,10 +435,10 @@ fn tool_calls(fields: &mut Map<String, Value>, role: &str, notes: &mut Vec<Note>
     Ok(())
 }
 
-/// A remark about a key that looks like what the assistant thinks, and that no template writes.
+/// A remark about a key that looks like the assistant's reasoning, and that no template writes.
 fn unread_thought(key: &str, value: &Value, fields: &Map<String, Value>) -> Option<Note> {
     let spelled = words(key).join("_");
-    // The details of a reasoning say it once more.
+    // The details of a reasoning repeat it.
     let again = spelled == "reasoning_details" && fields.contains_key(REASONING[0]);
     let holds = !is_empty(value) && matches!(value, Value::String(_) | Value::Array(_) | Value::Object(_));
     (THOUGHTS.contains(&spelled.as_str()) && holds && !again).then(|| {
@@ -449,7 +449,7 @@ fn unread_thought(key: &str, value: &Value, fields: &Map<String, Value>) -> Opti
     })
 }
 
-/// Gives what the assistant thought the names that templates know, as transformers does.
+/// Puts the assistant's reasoning under the keys that templates know, as transformers does.
 fn reasoning(fields: &mut Map<String, Value>) -> Result<(), String> {
     let mut thought: Option<(&str, String)> = None;
     for key in REASONING {
@@ -475,7 +475,7 @@ fn reasoning(fields: &mut Map<String, Value>) -> Result<(), String> {
 
 type Details = Option<Vec<(Range<usize>, f32)>>;
 
-/// The texts of the parts, joined, and which ranges of them are learned where a part says so.
+/// The joined texts of the parts, and their learned ranges where a part has a flag.
 fn join_parts(parts: &[Value], of_assistant: bool, notes: &mut Vec<Note>) -> Result<(String, Details), String> {
     let (mut text, mut details, mut marked) = (String::new(), Vec::new(), false);
     for (at, part) in parts.iter().enumerate() {
@@ -486,7 +486,7 @@ fn join_parts(parts: &[Value], of_assistant: bool, notes: &mut Vec<Note>) -> Res
         let Value::Object(map) = part else { return Err(expected()) };
         match map.get("type") {
             None | Some(Value::Null) => {}
-            // OpenAI's types say whose text it is.
+            // OpenAI's types name the author of the text.
             Some(Value::String(kind)) if ["text", "input_text", "output_text"].contains(&kind.as_str()) => {}
             Some(Value::String(kind)) => {
                 return Err(format!(".content[{at}] has the type {:?}; only text is supported", json::shorten(kind)));

@@ -1,9 +1,9 @@
 //! Data files → tokenized rows with their loss mask → the micro-batches of a run.
 //!
-//! A row is a conversation (of which what the assistant says is supervised), a prompt with its completion, a text, or
-//! token ids with labels. Its format is told by its keys; the rows of one file may differ in it. Any may name a `task`.
-//! Every row of every file is checked before anything is trained on: a wrong one is refused with its file and line.
-//! Rows that are too long or hold nothing to learn are handled as chosen and counted in [`DatasetReport`].
+//! A row is a conversation (whose assistant turns are supervised), a prompt with its completion, a text, or token ids
+//! with labels. Its keys determine its format; the rows of one file may differ in it. Any row may name a `task`. Every
+//! row of every file is checked before anything is trained on: a wrong one is refused with its file and line. Rows that
+//! are too long or hold nothing to learn are handled as chosen and counted in [`DatasetReport`].
 
 mod arrow;
 mod batch;
@@ -83,9 +83,9 @@ pub use row_kind::RowKind;
 pub use row_list::Rows;
 pub use sampler::{Longest, Packing, Schedule, ScheduleOptions, Step, Steps, order};
 pub use stream::TextStream;
-pub use template::{Builtin, ChatTemplate, begin_heap_peak, heap_peak, trim_heap};
+pub use template::{Builtin, ChatTemplate, begin_heap_peak, heap_peak, return_large_pieces, trim_heap};
 pub use token_cache::{TokenCache, TokenizedRows, load_tokenized, recall, remember};
 pub use tokenizer::{AddedToken, ChatTokenizer};
 
-/// The label of a token that is context and not learned.
+/// The label of a token that is only context.
 pub const UNSUPERVISED: i32 = -100;

@@ -33,8 +33,8 @@ const LIST_DEPTH: usize = 3;
 
 /// Calls `each(number, row)` for every row, counted from 1, in order. Errors of `each` end the reading.
 ///
-/// Refuses a file that is cut off or damaged, has no column that a row could be made of, becomes far more than it is,
-/// or is compressed in a way that is not built in (built in are none, Snappy, gzip, LZ4 and Zstandard).
+/// Refuses a file that is cut off or damaged, has no column that a row could be made of, decompresses to far more than
+/// its size, or is compressed in a way that is not built in (built in are none, Snappy, gzip, LZ4 and Zstandard).
 pub(super) fn read_rows(path: &Path, file: File, columns: &Columns, each: EachOf) -> Result<()> {
     let name = path.display();
     let bytes = file.metadata().map_or(0, |metadata| metadata.len());
@@ -59,7 +59,7 @@ pub(super) fn read_rows(path: &Path, file: File, columns: &Columns, each: EachOf
     Ok(())
 }
 
-/// How many rows a file says that it has. None: it is no Parquet file.
+/// Number of rows that a file claims to have. None: it is no Parquet file.
 pub(super) fn claimed_rows(path: &Path, mut file: File) -> Result<Option<u64>> {
     let mut magic = [0; 4];
     let begins = file.read_exact(&mut magic).is_ok() && magic == *b"PAR1";
@@ -75,7 +75,7 @@ pub(super) fn claimed_rows(path: &Path, mut file: File) -> Result<Option<u64>> {
 struct Opened {
     /// Rows with their known columns
     rows: RowIter<'static>,
-    /// How many the file says it has
+    /// Number of rows that the file claims
     expected: i64,
     /// Columns that are not read and hold something
     unread: Vec<String>,
@@ -93,7 +93,7 @@ fn open(path: &Path, mut file: File, columns: &Columns, budget: &Budget) -> Resu
     let known: Vec<_> = schema.get_fields().iter().filter(|field| is_read(field, columns)).cloned().collect();
     let most_values = MAX_VALUES as i64;
     for group in reader.metadata().row_groups() {
-        // A few bytes may stand for as many values as one likes, and for as much text.
+        // A few bytes may decode to any number of values, and any amount of text.
         let read = |column: &&ColumnChunkMetaData| {
             column.column_path().parts().first().is_some_and(|root| known.iter().any(|field| field.name() == root))
         };
@@ -107,15 +107,13 @@ fn open(path: &Path, mut file: File, columns: &Columns, budget: &Budget) -> Resu
         // On the average; and one row may have all of a group's.
         let bytes = group.compressed_size().max(0);
         if values > most_values.saturating_add(bytes.saturating_mul(MAX_VALUES_OF_A_BYTE)) {
-            refuse!("{name}: {bytes} bytes stand for {values} values, more than rows that are meant to be read have");
+            refuse!("{name}: {bytes} bytes decode to {values} values, more than real rows have");
         }
         // Lists of structs, each with keys of its own.
         let nested = |column: &&ColumnChunkMetaData| read(column) && column.column_path().parts().len() > LIST_DEPTH;
         let pieces: i64 = group.columns().iter().filter(nested).map(|column| column.num_values().max(0)).sum();
         if pieces > (MAX_TEXT_VALUES as i64).saturating_add(bytes.saturating_mul(MAX_VALUES_OF_A_BYTE)) {
-            refuse!(
-                "{name}: {bytes} bytes stand for {pieces} values of turns, more than rows that are meant to be read have"
-            );
+            refuse!("{name}: {bytes} bytes decode to {pieces} values of turns, more than real rows have");
         }
         let mut left = budget.clone();
         for column in group.columns().iter().filter(read) {
@@ -150,12 +148,12 @@ fn open(path: &Path, mut file: File, columns: &Columns, budget: &Budget) -> Resu
     Ok(Opened { rows: rows.map_err(|error| damaged(path, &error))?, expected, unread })
 }
 
-/// Known columns, and those that may be flags which are warned of.
+/// True for known columns, and for columns that may be flags, of which a warning is given.
 fn is_read(field: &Type, columns: &Columns) -> bool {
     columns.reads(field.name()) || columns.warns_of(field.name()) && may_be_flags(field)
 }
 
-/// Whether a column is of plain numbers, truth values or texts, or of lists of such.
+/// True if a column is of plain numbers, truth values or texts, or of lists of such.
 fn may_be_flags(field: &Type) -> bool {
     use ConvertedType::{INT_8, INT_16, INT_32, INT_64, LIST, NONE, UINT_8, UINT_16, UINT_32, UINT_64, UTF8};
     use PhysicalType::{BOOLEAN, BYTE_ARRAY, DOUBLE, FLOAT, INT32, INT64};
@@ -204,7 +202,7 @@ fn object(row: &Row, columns: Option<&Columns>, left: &mut usize) -> Result<Valu
             continue;
         }
         if whole && is_of_other_meaning(key) && !is_number(field) {
-            // That it is there is all that matters, and it may be the bytes of an image.
+            // Only its presence matters; it may be the bytes of an image.
             let there = match field {
                 Field::Null => false,
                 Field::ListInternal(list) => list.len() > 0,
@@ -216,7 +214,7 @@ fn object(row: &Row, columns: Option<&Columns>, left: &mut usize) -> Result<Valu
         if let (Some(columns), Field::ListInternal(list)) = (columns, field)
             && columns.warns_of(key)
         {
-            // Its length says enough.
+            // Only its length matters.
             map.insert(key.clone(), if list.len() > 0 { Value::from(vec![THERE]) } else { Value::Null });
             continue;
         }
@@ -230,7 +228,7 @@ fn object(row: &Row, columns: Option<&Columns>, left: &mut usize) -> Result<Valu
     Ok(Value::Object(map))
 }
 
-/// Whether it is a number, a truth value among them, and not a date.
+/// True if it is a number, a truth value among them, and not a date.
 fn is_number(field: &Field) -> bool {
     use Field::{Bool, Byte, Double, Float, Float16, Int, Long, Short, UByte, UInt, ULong, UShort};
     matches!(
@@ -294,7 +292,7 @@ fn value(field: &Field, left: &mut usize) -> Result<Value, String> {
     })
 }
 
-/// A time or a decimal number, which is no value that a row may have.
+/// True for a time or a decimal number, which a row may not have.
 fn is_time(field: &Field) -> bool {
     matches!(
         field,

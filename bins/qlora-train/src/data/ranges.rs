@@ -1,4 +1,4 @@
-//! Rows of an entry of `data` by their numbers, `[from:to]`, and what that comes to for each of its files.
+//! Ranges of rows of an entry of `data`, `[from:to]`, split over its files.
 
 use std::fs::File;
 use std::ops::Range;
@@ -20,8 +20,8 @@ pub fn asked_rows(entry: &Path) -> Result<Option<Slice>> {
     Ok(id.and_then(|id| id.rows))
 }
 
-/// The files with the rows that are meant of each, where `rows` are of all of them, one after the other. Files of which
-/// none are meant are left out. Refused: no row is meant.
+/// The files with the range of rows to use from each, where `rows` counts over all files, one after the other. Files
+/// outside the range are left out. Refused: no row is in the range.
 pub fn cut(entry: &Path, files: Vec<PathBuf>, rows: Slice) -> Result<Vec<(PathBuf, Slice)>> {
     if rows == Slice::ALL {
         return Ok(files.into_iter().map(|file| (file, Slice::ALL)).collect());
@@ -32,7 +32,7 @@ pub fn cut(entry: &Path, files: Vec<PathBuf>, rows: Slice) -> Result<Vec<(PathBu
         None => over(files, rows)?,
     };
     if cut.is_empty() {
-        refuse!("{}: the rows [{rows}] are none, expected some", entry.display());
+        refuse!("{}: the range [{rows}] has no rows, expected some", entry.display());
     }
     Ok(cut)
 }
@@ -42,7 +42,7 @@ fn over(files: Vec<PathBuf>, rows: Slice) -> Result<Vec<(PathBuf, Slice)>> {
     let mut counts = Vec::with_capacity(files.len());
     let mut total = 0_u64;
     for file in &files {
-        // Rows behind the last one that is meant need not be counted.
+        // Rows after the range need not be counted.
         let needed = rows.rows().is_none_or(|range| total < range.end);
         let count = if needed { count_rows(file)? } else { 0 };
         counts.push(total..total.saturating_add(count));
@@ -57,7 +57,7 @@ fn over(files: Vec<PathBuf>, rows: Slice) -> Result<Vec<(PathBuf, Slice)>> {
     Ok(cut.collect())
 }
 
-/// Rows of a file, those that cannot be trained on too: by its own word where it is Parquet, else by reading it.
+/// Rows of a file, those that cannot be trained on too: by its metadata for Parquet, otherwise by reading it.
 fn count_rows(path: &Path) -> Result<u64> {
     // A pipe gives its rows once.
     if path.metadata().is_ok_and(|found| !found.is_file()) {
@@ -79,36 +79,4 @@ fn count_rows(path: &Path) -> Result<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_range_is_of_all_files_together() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = |name: &str, rows: usize| {
-            let path = dir.path().join(name);
-            std::fs::write(&path, "{\"text\": \"x\"}\n".repeat(rows)).unwrap();
-            path
-        };
-        let files = vec![file("a.jsonl", 3), file("b.jsonl", 2), file("c.jsonl", 5)];
-        let of = |rows: &str| {
-            let cut = cut(Path::new("entry"), files.clone(), Slice::parse(rows).unwrap())?;
-            let shown = |(path, rows): (PathBuf, Slice)| format!("{}[{rows}]", path.file_name().unwrap().display());
-            Ok::<String, crate::error::Error>(cut.into_iter().map(shown).collect::<Vec<_>>().join(" "))
-        };
-        assert_eq!(of(":4").unwrap(), "a.jsonl[0:3] b.jsonl[0:1]");
-        assert_eq!(of("4:").unwrap(), "b.jsonl[1:2] c.jsonl[0:5]");
-        assert_eq!(of(":50%").unwrap(), "a.jsonl[0:3] b.jsonl[0:2]");
-        assert_eq!(of("90%:").unwrap(), "c.jsonl[4:5]");
-        assert_eq!(of(":").unwrap(), "a.jsonl[:] b.jsonl[:] c.jsonl[:]");
-        for none in ["10:", "3:3", ":0%"] {
-            assert!(of(none).unwrap_err().to_string().contains("are none"), "{none}");
-        }
-        let no_files = vec![file("d.jsonl", 1), dir.path().to_owned()];
-        let counted = cut(Path::new("e"), no_files, Slice::parse("50%:").unwrap()).unwrap_err().to_string();
-        assert!(counted.contains("is no plain file") && counted.contains("[:1000]"), "{counted}");
-        // A file alone need not be counted: it may be a pipe.
-        let alone = cut(Path::new("e"), vec![PathBuf::from("gone")], Slice::parse("2:9").unwrap()).unwrap();
-        assert_eq!(alone, [(PathBuf::from("gone"), Slice::exactly(&(2..9)))]);
-    }
-}
+mod tests;

@@ -1,16 +1,16 @@
-//! Finds what the assistant says in a rendered conversation.
+//! Finds the assistant's answers in a rendered conversation.
 //!
-//! Where a template marks it (`{% generation %}`), the marks are taken. Else the conversation is rendered twice, as it
-//! is and with a placeholder in every answer: what is equal around the placeholders is what the template writes, and
-//! its habits (see `habits`) tell which of that opens an answer and which closes it. Both cost two renderings however
-//! many turns there are.
+//! If a template marks them (`{% generation %}`), the marks are used. Otherwise the conversation is rendered twice, as
+//! it is and with a placeholder in every answer: the equal text around the placeholders is the template's own, and its
+//! habits (see `habits`) show which part of that opens an answer and which closes it. Both ways cost two renderings
+//! however many turns there are.
 //!
-//! A template that writes a turn otherwise by what is said in it does not line up with the placeholders. Such turns
-//! are told from the others by halves, and found one by one: what lies between "all turns before, and the prompt to
-//! answer" and "all turns up to the answer" is the answer. Where earlier turns are rendered otherwise than the last
-//! one, so that a rendered prefix is no prefix of the whole, the turn is found by rendering the whole with two other
-//! contents in its place: what the two share on the left is everything before the content, what they share on the right
-//! everything behind it. What all of that may cost is counted.
+//! A template that writes a turn differently depending on its content does not line up with the placeholders. Such
+//! turns are isolated by bisection and located one by one: the answer is the text between the rendering of "all turns
+//! before, and the prompt for an answer" and that of "all turns up to the answer". If earlier turns are rendered
+//! differently from the last one, so that a rendered prefix is no prefix of the whole, the whole is rendered with two
+//! other contents in the turn: their common beginning is everything before the content, and their common end everything
+//! behind it. The cost of all renderings is limited.
 //!
 //! An answer ends with the token that ends the turn. White space behind that token is not learned: generation stops at
 //! the token.
@@ -28,10 +28,10 @@ use super::tools::Leaf;
 
 /// Contents that differ in their first and in their last character.
 pub(super) const PROBES: [&str; 2] = ["Alpha probe of onE", "Beta probe of twO"];
-/// What all renderings of a conversation may cost, in instructions of the template and requests for memory: ten times
-/// the longest one.
+/// Maximum cost of all renderings of a conversation, in instructions of the template and requests for memory: ten times
+/// that of the longest rendering.
 const MAX_COST: u64 = 50_000_000;
-/// Bytes that are searched in the time of an instruction.
+/// Bytes that are searched in the time of one instruction.
 const SEARCHED_AT_ONCE: u64 = 256;
 /// Answers that are found one by one without a search for those that line up.
 const FEW: usize = 16;
@@ -44,7 +44,7 @@ pub(super) struct Rendered<'a> {
     pub messages: &'a [Message],
     pub turns: Vec<Value>,
     pub text: String,
-    /// What was spent of [`MAX_COST`]
+    /// Cost so far, of [`MAX_COST`]
     pub spent: Cell<u64>,
 }
 
@@ -79,7 +79,7 @@ impl Rendered<'_> {
         Ok(answers)
     }
 
-    /// The answers by the template's own marks. None: it has none, or they do not tell which turn is which.
+    /// The answers by the template's own marks. None: it has none, or they do not match the turns.
     fn marked(&self) -> Result<Option<Vec<Answer>>, String> {
         if !self.template.has_marks() {
             return Ok(None);
@@ -123,15 +123,15 @@ impl Rendered<'_> {
         match spent <= MAX_COST {
             true => Ok(()),
             false => Err(format!(
-                "the chat template writes turns by what is said in them, and {} turns are too many to find one by one; \
+                "the chat template writes turns differently by content, and {} turns are too many to find one by one; \
                  split the conversation",
                 self.messages.len()
             )),
         }
     }
 
-    /// Where the contents of these turns stand in the text, those that line up with placeholders. Where not all do, the
-    /// others are looked for in halves: a few turns that are written otherwise cost a few renderings each.
+    /// Ranges of the contents of these turns in the text, for those that line up with placeholders. If not all do, the
+    /// others are found by bisection: a few turns that are written differently cost a few renderings each.
     fn places(&self, supervised: &[usize]) -> Vec<Option<Range<usize>>> {
         if let Some(places) = self.contents(supervised) {
             return places.into_iter().map(Some).collect();
@@ -139,7 +139,7 @@ impl Rendered<'_> {
         if supervised.len() <= FEW {
             return vec![None; supervised.len()];
         }
-        // Most turns that are written otherwise show it.
+        // Most turns that are written differently have a visible mark.
         let (marked, plain): (Vec<usize>, Vec<usize>) = supervised.iter().partition(|&&at| {
             let message = &self.messages[at];
             let said = message.content.as_deref().unwrap_or_default();
@@ -148,7 +148,7 @@ impl Rendered<'_> {
         let mut found: Vec<(usize, Range<usize>)> = Vec::new();
         for part in [plain, marked] {
             let mut halves = vec![&part[..]];
-            // So many renderings find a dozen turns among all.
+            // Enough renderings to isolate about a dozen turns.
             let mut tries = 16 + 8 * part.len().max(1).ilog2();
             while let Some(half) = halves.pop() {
                 if half.is_empty() || tries == 0 {
@@ -171,8 +171,8 @@ impl Rendered<'_> {
         supervised.iter().map(take).collect()
     }
 
-    /// Where the contents of these turns stand in the text, if the template writes them as they are or trimmed and
-    /// nothing else depends on them.
+    /// Ranges of the contents of these turns in the text, if the template writes them unchanged or trimmed and nothing
+    /// else depends on them.
     fn contents(&self, supervised: &[usize]) -> Option<Vec<Range<usize>>> {
         let mut turns = self.turns.clone();
         let placeholder = |at: usize| format!("Placeholder{at}oF");
@@ -195,7 +195,7 @@ impl Rendered<'_> {
         ways.into_iter().find_map(|way| self.line_up(&pieces, contents.iter().map(|content| way(content))))
     }
 
-    /// Where the contents stand, if the text is the pieces with the contents between them.
+    /// Ranges of the contents, if the text is the pieces with the contents between them.
     fn line_up<'c>(&self, pieces: &[&str], contents: impl Iterator<Item = &'c str>) -> Option<Vec<Range<usize>>> {
         let (mut at, mut places) = (0, Vec::with_capacity(pieces.len()));
         for (piece, content) in pieces.iter().zip(contents) {
@@ -224,7 +224,8 @@ impl Rendered<'_> {
             let closed = if last { self.closing_of_turn(habits) } else { closing.len() };
             return Some(start..content.end + closed);
         }
-        // A template may write more behind the last turn, by what else the row has. Nothing of that is the turn's.
+        // A template may write more after the last turn, depending on the rest of the row. That text is not part of the
+        // turn.
         let end = self.ends(habits).find(|end| last && behind.starts_with(*end))?;
         Some(start..content.end + end.len())
     }
@@ -239,8 +240,8 @@ impl Rendered<'_> {
         habits.closing_of_turn(|text| self.tokenizer.ends_with_added_token(text))
     }
 
-    /// The end of the last turn, which begins at `start`: behind what it says, the first of the texts that end turns. A
-    /// turn that says nothing that is found ends as the text does.
+    /// The end of the last turn, which begins at `start`: the first text after its content that ends turns. If its
+    /// content is not found, the turn ends with the text.
     fn end_of_last(&self, start: usize) -> usize {
         let (text, Some(habits)) = (&self.text, self.tokenizer.habits(self.template)) else { return self.text.len() };
         let is_plain = text.ends_with(&habits.closing);
@@ -249,7 +250,7 @@ impl Rendered<'_> {
         let content = message.content.as_deref().unwrap_or_default().trim();
         let answer = content.rsplit_once(THINK[1]).map_or(content, |(_, answer)| answer.trim());
         let mut said = [content, answer].into_iter().filter(|said| !said.is_empty());
-        // What is thought may hold what is said.
+        // The reasoning may contain the content.
         let thought = message.reasoning().map(str::trim).filter(|thought| !thought.is_empty());
         let behind = thought.and_then(|thought| rest.find(thought).map(|at| at + thought.len())).unwrap_or(0);
         let found = said.find_map(|said| rest[behind..].find(said).map(|at| behind + at + said.len()));
@@ -315,13 +316,13 @@ impl Rendered<'_> {
         self.render(&others, false)
     }
 
-    /// Where the turn's content begins and ends in the whole conversation.
+    /// Beginning and end of the turn's content in the whole conversation.
     fn probe(&self, at: usize) -> Result<(usize, usize), String> {
         let (one, two) = (self.render_with(at, PROBES[0])?, self.render_with(at, PROBES[1])?);
         let start = one.bytes().zip(two.bytes()).take_while(|(a, b)| a == b).count();
         let behind = one.bytes().rev().zip(two.bytes().rev()).take_while(|(a, b)| a == b).count();
         let mut following = &one[one.len() - behind..];
-        // Without a content, what parts it from a call is not written.
+        // Without a content, the separator before a call is not written.
         if self.only_calls(at) {
             following = following.trim_start();
         }
@@ -344,14 +345,14 @@ impl Rendered<'_> {
         Ok((start, self.text.len() - following.len()))
     }
 
-    /// Whether the turn calls tools and says nothing else.
+    /// True if the turn calls tools and says nothing else.
     fn only_calls(&self, at: usize) -> bool {
         let message = &self.messages[at];
         message.content.as_deref().unwrap_or_default().is_empty() && !message.calls().is_empty()
     }
 
-    /// How much of what follows the content still belongs to the turn: what the template writes behind it when it is
-    /// the last turn, as far as that is what stands in the whole conversation too.
+    /// Bytes after the content that still belong to the turn: the text that the template writes after it as the last
+    /// turn, as far as the whole conversation has the same text there.
     fn tail(&self, at: usize, content_end: usize) -> Result<usize, String> {
         let mut turns = self.turns[..=at].to_vec();
         turns[at] = self.messages[at].with_content(PROBES[0]).to_jinja();
@@ -368,7 +369,7 @@ impl Rendered<'_> {
         if let Some(end) = self.tokenizer.end_of_last_added_token(&tail[..shared]) {
             return Ok(end);
         }
-        // Or by another token than the others, or by none.
+        // The last turn may also be closed by another token than the others, or by none.
         let inner = self.tokenizer.habits(self.template).map_or("", |habits| habits.inner.as_str());
         Ok(if following.starts_with(inner) { inner.len() } else { 0 })
     }
@@ -384,7 +385,7 @@ impl Rendered<'_> {
     }
 }
 
-/// Where the answer begins whose content begins at `content`, behind the text `before`.
+/// Beginning of the answer whose content begins at `content`, after the text `before`.
 fn opened(habits: &Habits, before: &str, content: usize) -> Option<usize> {
     if let Some(lead) = &habits.lead
         && before.strip_suffix(lead.as_str()).is_some_and(|before| before.ends_with(&habits.asked))
@@ -393,7 +394,7 @@ fn opened(habits: &Habits, before: &str, content: usize) -> Option<usize> {
     }
     match &habits.opening {
         Some(opening) if before.ends_with(opening.as_str()) => Some(content),
-        // What the template writes between the header and the content is learned as well: generation writes it too.
+        // Text of the template between the header and the content is learned as well: generation writes it too.
         Some(opening) if !opening.trim().is_empty() => {
             before.rfind(opening.as_str()).map(|at| content - before.len() + at + opening.len())
         }

@@ -1,12 +1,12 @@
-//! Rows that are tokenized once: a start with the same data, tokenizer, template and settings takes them from a file.
+//! A cache of tokenized rows: a run with the same data, tokenizer, template and settings reads them from a file.
 //!
 //! The setting `tokenized_cache` names a directory for such files; without it nothing is written. Every start reads all
-//! bytes of the data and compares their SHA-256: sizes and times of files would be faster and may lie, and a run is the
-//! same run only on the same bytes. That of a large file is kept beside the rows, under the hash of its blocks, which
-//! all processors compute together. A file that is damaged, or of another tokenizer, is told and made anew. It holds
-//! what was said of the rows too, so that a later start says the same; rows that were refused are in no file, so that
-//! they are refused again. Where there is no room for a file the run is refused: without it the rows might not have
-//! room in memory either.
+//! bytes of the data and compares their SHA-256: sizes and times of files would be faster but can be wrong, and a run
+//! is the same run only on the same bytes. The hash of a large file is kept beside the rows, under the hash of its
+//! blocks, which all processors compute together. A cache file that is damaged, or of another tokenizer, gives a note
+//! and is made anew. It also holds the remarks about the rows, so that a later start prints the same; rows that were
+//! refused are in no file, so that they are refused again. If there is no room for the file the run is refused: the
+//! rows might not fit in memory either.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,31 +31,31 @@ use crate::files::units::format_bytes;
 use crate::refuse;
 use crate::report::{count, detail};
 
-/// Bytes of a data file from which on its hash is kept: that of a smaller one is computed in a moment.
+/// Size of a data file in bytes from which its hash is kept: a smaller one is hashed in a moment.
 const LARGE: u64 = 64 << 20;
 /// Characters of a key in the name of a file.
 const NAME: usize = 32;
-/// Far above a key and a hash.
+/// Limit far above the size of a key and a hash.
 const MAX_NOTE_BYTES: u64 = 4 << 10;
 
 /// A directory for tokenized rows.
 #[derive(Clone, Debug)]
 pub struct TokenCache {
     pub dir: PathBuf,
-    /// Where the tokenizer is opened from, if it is
+    /// Directory or id that the tokenizer is opened from, if any
     pub of: String,
-    /// Time that chat templates are told
+    /// Time that chat templates get
     pub clock: Option<Timestamp>,
 }
 
-/// Rows, and a line about the file that they are in.
+/// Rows, and a message about the file that they are in.
 #[derive(Clone, Debug)]
 pub struct TokenizedRows {
     pub dataset: Dataset<Rows>,
     pub said: Vec<String>,
 }
 
-/// Facts that a file holds of its rows.
+/// Facts about the rows in a file.
 #[derive(Serialize, Deserialize)]
 struct Made {
     /// [`rows_key`]
@@ -73,8 +73,8 @@ enum Found {
     Unusable(String),
 }
 
-/// Like [`load_once`], with rows that are kept in `cache`, and taken from there if an earlier start kept them. `known`
-/// are rows that count as having been there, for `deduplicate`. Failed: there is no room for the rows.
+/// [`load_once`] with rows that are kept in `cache`, and read from there if an earlier run kept them. `known` are rows
+/// that count as seen already, for `deduplicate`. Failed: there is no room for the rows.
 pub fn load_tokenized(
     paths: &[PathBuf],
     open: &OpenTokenizer,
@@ -89,7 +89,7 @@ pub fn load_tokenized(
             Some(rows) => DataOptions { known_rows: Arc::new(rows.identities()?), ..options },
         })
     };
-    // Rows that are known by more than a file of theirs have no key.
+    // Known rows that are not in a file have no key.
     let is_keyed = options.known_rows.is_empty() && known.is_none_or(|known| known.digest().is_some());
     let pipe = paths.iter().find(|path| !path.is_file());
     let (Some(cache), None) = (cache.filter(|_| is_keyed), pipe) else {
@@ -146,12 +146,12 @@ pub fn load_tokenized(
 /// SHA-256s (hex) of data files.
 struct Hashed {
     hashes: Vec<String>,
-    /// Hashes of the blocks of large files, and the hash of the whole, where nothing was kept under them
+    /// Hashes of the blocks of large files, each with the hash of the whole file, that are not kept yet
     to_keep: Vec<(String, String)>,
 }
 
 impl Hashed {
-    /// Hashes files; those of at least `large` bytes by what an earlier start kept in `dir`.
+    /// Hashes files; those of at least `large` bytes with the help of the hashes that an earlier run kept in `dir`.
     fn of(paths: &[PathBuf], dir: &Path, large: u64) -> Result<Self> {
         let is_kept = dir.is_dir();
         let of = |path: &PathBuf| -> Result<(String, Option<String>)> {
@@ -168,7 +168,7 @@ impl Hashed {
         Ok(Self { hashes: all.into_iter().map(|(hash, _)| hash).collect(), to_keep })
     }
 
-    /// Keeps what the next start would compute again.
+    /// Keeps the hashes that the next run would compute again.
     fn keep(&self, dir: &Path) {
         for (blocks, hash) in &self.to_keep {
             if let Err(error) = remember(dir, &hash_by(blocks), hash) {
@@ -192,8 +192,8 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    /// The file as it is there. `own` gives the key of this run's tokenizer, and is asked where the rows needed one.
-    /// Refused: that tokenizer cannot be opened; memory has no room for what is known of each row.
+    /// Looks for the file. `own` gives the key of this run's tokenizer, and is called if the rows needed one. Refused:
+    /// that tokenizer cannot be opened; memory has no room for the heads of the rows.
     fn find(&self, own: &dyn Fn() -> Result<Option<String>>, options: &DataOptions) -> Result<Found> {
         let unusable = |why: &str| Ok(Found::Unusable(why.to_owned()));
         let DataOptions { max_length, vocab_size, memory, .. } = *options;
@@ -202,7 +202,7 @@ impl Files<'_> {
             Ok(None) => return Ok(Found::Nothing),
             Err(Unusable::Because(why)) => return Ok(Found::Unusable(why)),
             Err(Unusable::TooMany(rows)) => refuse!(
-                "{}: what is to be known of {} takes more than the {} of memory that may be used: give fewer (max_samples), \
+                "{}: the index of {} takes more than the {} of memory that may be used: give fewer (max_samples), \
                  or raise host_memory if more is free",
                 self.path.display(),
                 count(rows, "row"),
@@ -269,7 +269,7 @@ impl Kept {
     }
 }
 
-/// The hash that [`remember`] kept under a key; none where there is none, or what is there is damaged.
+/// The hash that [`remember`] kept under a key; none if there is none, or it is damaged.
 pub fn recall(dir: &Path, key: &str) -> Option<String> {
     let bytes = read_bounded(&dir.join(Kept::name(key)), MAX_NOTE_BYTES).ok()?;
     let kept: Kept = serde_json::from_slice(&bytes).ok()?;
@@ -305,7 +305,7 @@ mod tests {
             let second = hashed();
             assert_eq!((&second.hashes[..], second.to_keep.len()), (&expected(&bytes)[..], 0));
         }
-        // What is kept under the blocks is what counts, and damage of it is nothing kept.
+        // The hash that is kept under the blocks is used; a damaged one counts as missing.
         remember(&kept, &hash_by(&block_hash(&large).unwrap()), "kept").unwrap();
         assert_eq!(hashed().hashes[1], "kept");
         for entry in std::fs::read_dir(&kept).unwrap() {

@@ -44,7 +44,7 @@ const MAX_CONFIG_BYTES: u64 = 64 << 20;
 pub struct AddedToken {
     pub id: u32,
     pub text: String,
-    /// Whether it is no text but a mark, which decoding leaves out.
+    /// It is a special token, which decoding leaves out.
     pub special: bool,
 }
 
@@ -67,7 +67,7 @@ pub struct ChatTokenizer {
     /// The template is not the model's own.
     chosen: bool,
     builtin: Option<Builtin>,
-    /// The built-in template that keeps what the template in use cuts.
+    /// The built-in template that keeps text that the template in use cuts.
     training: Option<Builtin>,
     /// The tokenizer itself puts a BOS before plain text.
     begins_with_bos: bool,
@@ -79,8 +79,8 @@ impl ChatTokenizer {
     /// Reads `tokenizer.json`, `tokenizer_config.json` and the chat template of a Hugging Face directory.
     ///
     /// `chat_template` is the setting of that name: `chatml`, `alpaca` or a file, or one of these after
-    /// `tokenizer_default_fallback_` for a model without a template. It wins over the model's own template; which
-    /// one is used is told by [`template_origin`](Self::template_origin), to be printed. Of the model's own,
+    /// `tokenizer_default_fallback_` for a model without a template. It wins over the model's own template;
+    /// [`template_origin`](Self::template_origin) names the one in use, to be printed. Among the model's own,
     /// `chat_template.jinja` wins over the one in the config, as in transformers.
     pub fn open(dir: &Path, chat_template: Option<&str>) -> Result<Self> {
         match chat_template {
@@ -91,14 +91,14 @@ impl ChatTokenizer {
                 if own.template.is_some() { Ok(own) } else { Self::open(dir, Some(fallback)) }
             }
             Some(setting) => {
-                // What a template by name is made of depends on the vocabulary.
+                // The text of a named template depends on the vocabulary.
                 let named = Templates { default: None, tool_use: None, origin: setting.to_owned() };
                 Self::open_with(dir, Some(named))
             }
         }
     }
 
-    /// `templates` in place of the model's own; without a source, what their origin names.
+    /// `templates` in place of the model's own; without a source, the one that their origin names.
     fn open_with(dir: &Path, templates: Option<Templates>) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         if !path.is_file() {
@@ -209,7 +209,7 @@ impl ChatTokenizer {
         self.eos_token_id
     }
 
-    /// Whether rows begin with a BOS: the tokenizer puts one before plain text.
+    /// True if rows begin with a BOS: the tokenizer puts one before plain text.
     pub fn begins_with_bos(&self) -> bool {
         self.begins_with_bos
     }
@@ -229,7 +229,7 @@ impl ChatTokenizer {
         self.template.as_ref()
     }
 
-    /// Where the chat template comes from, in words.
+    /// Origin of the chat template, in words.
     pub fn template_origin(&self) -> &str {
         &self.template_origin
     }
@@ -239,12 +239,12 @@ impl ChatTokenizer {
         Some(hex(Sha256::digest(self.template.as_ref()?.source())))
     }
 
-    /// The template's source, where it is not the model's own: what has to be kept beside what is trained.
+    /// The template's source, if it is not the model's own: it must be kept beside the adapter.
     pub fn chosen_template(&self) -> Option<&str> {
         self.template.as_ref().filter(|_| self.chosen).map(ChatTemplate::source)
     }
 
-    /// Whether the template was chosen by the setting.
+    /// True if the template was chosen by the setting.
     pub fn template_is_chosen(&self) -> bool {
         self.chosen
     }
@@ -265,7 +265,7 @@ impl ChatTokenizer {
         Ok(default.map(|source| (origin, hex(Sha256::digest(source)))))
     }
 
-    /// Whether a template writes the date, so that the text depends on when it is rendered.
+    /// True if a template writes the date, so that the text depends on when it is rendered.
     pub fn uses_date(&self) -> bool {
         [&self.template, &self.tool_template].into_iter().flatten().any(ChatTemplate::uses_date)
     }
@@ -288,8 +288,8 @@ impl ChatTokenizer {
         self.tool_template.as_ref().map(|template| hex(Sha256::digest(template.source())))
     }
 
-    /// Sets what `strftime_now` tells templates that write the date (the time of `open` in UTC unless set), so that a
-    /// resumed run renders the same rows. See [`ChatTemplate::uses_date`].
+    /// Sets the time of `strftime_now` for templates that write the date (the time of `open` in UTC unless set), so
+    /// that a resumed run renders the same rows. See [`ChatTemplate::uses_date`].
     pub fn set_now(&mut self, now: Zoned) -> Result<()> {
         for template in [&mut self.template, &mut self.tool_template].into_iter().flatten() {
             let compiled = ChatTemplate::compile(template.source(), self.special.clone(), now.clone());
@@ -298,7 +298,7 @@ impl ChatTokenizer {
         Ok(())
     }
 
-    /// Puts another template in the place of the model's own, for the fuzz targets.
+    /// Replaces the model's own template, for the fuzz targets.
     pub(super) fn set_template(&mut self, source: &str) -> Result<()> {
         let compiled = ChatTemplate::compile(source, self.special.clone(), now());
         self.template = Some(compiled.usage_context(|| self.template_origin.clone())?);
@@ -385,7 +385,7 @@ impl ChatTokenizer {
         tokens
     }
 
-    /// The text of a conversation up to where the assistant answers. Errors: no template, or what it says.
+    /// The text of a conversation up to the beginning of an answer. Errors: no template, or the template's own error.
     pub fn prompt(&self, messages: &[Message]) -> Result<String> {
         self.render(messages, true)
     }
@@ -409,12 +409,12 @@ impl ChatTokenizer {
         template.habits(&OwnTokens { all: &self.added, ends: &self.ends, bos })
     }
 
-    /// The training template (a value of `chat_template`) that keeps what the model's own template cuts.
+    /// The training template (a value of `chat_template`) that keeps text that the model's own template cuts.
     pub(super) fn training_template(&self) -> Option<&'static str> {
         self.training.map(Builtin::name)
     }
 
-    /// Why a template renders nothing any more, whatever the conversation.
+    /// The reason why a template renders nothing any more, whatever the conversation.
     pub(super) fn given_up(&self) -> Option<&str> {
         [&self.template, &self.tool_template].into_iter().flatten().find_map(ChatTemplate::given_up)
     }
@@ -426,13 +426,13 @@ impl ChatTokenizer {
         )
     }
 
-    /// Whether the text ends with a token of its own, like an end-of-turn or end-of-text mark.
+    /// True if the text ends with a token of its own, like an end-of-turn or end-of-text mark.
     pub(super) fn ends_with_added_token(&self, text: &str) -> bool {
         self.added.iter().any(|token| text.ends_with(token.as_str()))
     }
 
-    /// Whether the text ends with a token that ends a text or a turn: the EOS, one that the template closes turns with,
-    /// or one that models are known to stop at. A template that is not understood may close turns with any added token.
+    /// True if the text ends with a token that ends a text or a turn: the EOS, one that the template closes turns with,
+    /// or one that models are known to stop at. A template with unknown habits may close turns with any added token.
     pub(super) fn ends_turn(&self, template: Option<&ChatTemplate>, text: &str) -> bool {
         let last = |text: &str| {
             self.added.iter().filter(|token| text.ends_with(token.as_str())).max_by_key(|token| token.len())
@@ -452,7 +452,7 @@ impl ChatTokenizer {
         self.added.iter().filter_map(|token| self.tokenizer.token_to_id(token)).collect()
     }
 
-    /// Ids of the tokens that end a turn under the chat template; none where it cannot be told.
+    /// Ids of the tokens that end a turn under the chat template; none if that is not known.
     pub fn turn_end_ids(&self) -> Vec<u32> {
         let Some(template) = &self.template else { return Vec::new() };
         let Some(habits) = self.habits(template) else { return self.end_of_example().into_iter().collect() };
@@ -463,7 +463,7 @@ impl ChatTokenizer {
         ids.into_iter().flatten().collect()
     }
 
-    /// What is to be said of the chat template before conversations are rendered by it.
+    /// A warning about the chat template, for before conversations are rendered by it.
     pub fn template_warning(&self) -> Option<String> {
         let differs = self.habits(self.template.as_ref()?)?.prompt_differs()?;
         Some(match self.training_template() {
@@ -472,8 +472,8 @@ impl ChatTokenizer {
         })
     }
 
-    /// Marks that a chosen template writes and that are no tokens of the tokenizer, which reads them letter by letter.
-    /// Zephyr's are plain text by design.
+    /// Marks of a chosen template that are no tokens of the tokenizer, which then reads them letter by letter. Zephyr's
+    /// are plain text by design.
     pub fn foreign_marks(&self) -> Vec<String> {
         static MARK: LazyLock<Regex> = LazyLock::new(|| {
             Regex::new(r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>\s]{1,40}｜>|<(?:start|end)_of_turn>")
@@ -492,13 +492,13 @@ impl ChatTokenizer {
         marks
     }
 
-    /// Where the last added token inside the text ends.
+    /// End of the last added token inside the text.
     pub(super) fn end_of_last_added_token(&self, text: &str) -> Option<usize> {
         self.added.iter().filter_map(|token| text.rfind(token.as_str()).map(|at| at + token.len())).max()
     }
 }
 
-/// In UTC: where a machine stands changes no row.
+/// The time in UTC: the time zone of a machine changes no row.
 fn now() -> Zoned {
     Timestamp::now().to_zoned(TimeZone::UTC)
 }
@@ -539,19 +539,22 @@ fn read_template(path: &Path) -> Result<String> {
     String::from_utf8(bytes).usage_context(|| format!("{}: cannot read", path.display()))
 }
 
-/// A tokenizer whose own library cannot work with it.
+/// The error for a tokenizer that its own library cannot work with.
 fn panicked(path: &Path) -> Error {
     Error::Refused(format!("{}: the tokenizer is broken (its library fails on it); get the file again", path.display()))
 }
 
 /// Reads `tokenizer.json`, with the tokens of the files beside it that it lacks. Padding and truncation saved in it
-/// never change rows: they are ours to do. Refused: an added token that does not have the id which its file gives it.
-/// The library numbers added tokens by itself, one behind the other.
+/// never change rows. Refused: an added token that does not have the id which its file gives it. The library numbers
+/// added tokens by itself, one behind the other.
 fn read_tokenizer(path: &Path, beside: &side_files::AddedTokens) -> Result<Tokenizer> {
     let Some(bytes) = read_at_most(path, MAX_TOKENIZER_BYTES)? else {
         refuse!("{}: more than the {} MiB that a tokenizer has at most", path.display(), MAX_TOKENIZER_BYTES >> 20);
     };
     let parse = |bytes: &[u8]| -> Result<Tokenizer> {
+        if let Err(why) = growth::check_added(bytes) {
+            refuse!("{}: {why}", path.display());
+        }
         let tokenizer = guarded(|| Tokenizer::from_bytes(bytes)).ok_or_else(|| panicked(path))?;
         tokenizer.usage_context(|| format!("{}: not a tokenizer", path.display()))
     };
@@ -571,7 +574,7 @@ fn read_tokenizer(path: &Path, beside: &side_files::AddedTokens) -> Result<Token
     Ok(tokenizer)
 }
 
-/// What the tokenizer itself puts before plain text, if it puts anything there. None: it panicked.
+/// The token that the tokenizer itself puts before plain text, if any. None: it panicked.
 fn first_of_plain_text(tokenizer: &Tokenizer) -> Option<Option<u32>> {
     guarded(|| {
         let with = tokenizer.encode_fast("a", true).ok()?;
@@ -602,7 +605,7 @@ struct Templates {
     default: Option<String>,
     /// For conversations with tools, where it is another one.
     tool_use: Option<String>,
-    /// Where the default one comes from, in words.
+    /// Origin of the default one, in words.
     origin: String,
 }
 

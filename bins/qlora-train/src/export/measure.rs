@@ -1,5 +1,5 @@
-//! Measurements of what merging changes: the loss on rows, and how far the next tokens are from those of the model that
-//! was trained.
+//! Measurements of the effect of merging: the loss on rows, and the divergence of the next tokens from those of the
+//! trained model.
 
 use std::rc::Rc;
 
@@ -29,7 +29,7 @@ pub struct Measured {
     pub kl: f64,
 }
 
-/// The models that merging is about, the one that was trained first.
+/// The models that are compared, the trained one first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measurements {
     pub models: Vec<Measured>,
@@ -51,7 +51,7 @@ mod name {
 /// Weights of a model that is measured.
 #[derive(Clone, Copy)]
 enum Weights {
-    /// Those of the base, stored or quantized, with the adapter beside them or without.
+    /// The base's weights, stored or quantized, with the adapter beside them or without.
     Attached(bool),
     /// With the adapter in them.
     Merged(MergeBase),
@@ -74,7 +74,7 @@ impl Measurements {
         let width = self.models.iter().map(|measured| measured.name.len()).max().unwrap_or(0);
         let line = |(at, Measured { name, loss, kl }): (usize, &Measured)| match at {
             0 => format!("{name:width$}  loss {loss:.4}, as it was trained"),
-            _ => format!("{name:width$}  loss {loss:.4}, KL {kl:.5} from what was trained"),
+            _ => format!("{name:width$}  loss {loss:.4}, KL {kl:.5} from the trained model"),
         };
         let head = format!("on {} supervised tokens:", self.tokens);
         std::iter::once(head).chain(self.models.iter().enumerate().map(line)).collect()
@@ -85,25 +85,24 @@ impl Measurements {
         json!({"tokens": self.tokens, "models": self.models.iter().map(model).collect::<Vec<_>>()})
     }
 
-    /// What is to be said of quantizing the merged model again: rounding to 16 levels may undo what the adapter
-    /// changed.
+    /// A warning about quantizing the merged model again: rounding to 16 levels may undo what the adapter changed.
     pub fn warning(&self) -> Option<String> {
         let quantized = self.of(name::QUANTIZED)?;
         let base = self.of(name::BASE_NF4).or_else(|| self.of(name::BASE))?;
         (quantized.kl > base.kl / 2.0).then(|| {
             format!(
                 "quantizing the merged model to NF4 again loses much of what the adapter changed: its next tokens are {:.5} \
-                 nats from what was trained, those of the base {:.5}; serve it in 16 bits, or the adapter on its base",
+                 nats from the trained model, those of the base {:.5}; serve it in 16 bits, or the adapter on its base",
                 quantized.kl, base.kl
             )
         })
     }
 }
 
-/// Measures the models that merging `parts` into the checkpoint is about, one after the other, on as many rows as their
-/// probabilities have room for. `adapters` says how the same are put on the base. `base` is what is merged into,
-/// `trained` what the adapters were trained on (`None`: 16 bits). `settings` are those of the model, its device and its
-/// memory.
+/// Measures base, adapters and the merged models, one after the other, on as many rows as their probabilities have room
+/// for. `adapters` are the same adapters as `parts`, for use on the base. `base`: the weights that are merged into;
+/// `trained`: the weights that the adapters were trained on (`None`: 16 bits). `settings` are those of the model, its
+/// device and its memory.
 pub fn measure(
     settings: &Settings,
     checkpoint: &Checkpoint,
@@ -189,7 +188,7 @@ struct Probabilities<'a> {
     adapters: Adapters,
     rewrite: Option<&'a mut dyn Rewrite>,
     rows: &'a [Row],
-    /// Those of the model that was trained; `None`: this one.
+    /// The probabilities of the trained model; `None`: this is the trained model.
     reference: Option<Rc<Vec<Vec<f32>>>>,
     device: &'a Device,
 }
@@ -277,6 +276,9 @@ mod tests {
         };
         assert_eq!(of(0.1).warning(), None);
         assert!(of(0.3).warning().unwrap().contains("0.30000 nats"));
-        assert_eq!(of(0.1).lines()[3], "merged, quantized to NF4 again  loss 1.0000, KL 0.10000 from what was trained");
+        assert_eq!(
+            of(0.1).lines()[3],
+            "merged, quantized to NF4 again  loss 1.0000, KL 0.10000 from the trained model"
+        );
     }
 }

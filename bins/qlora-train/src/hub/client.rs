@@ -1,5 +1,5 @@
-//! Requests to the hub: the token for the hub alone, redirects one by one, waits and answers that are bounded, and
-//! answers that say what to do.
+//! Requests to the hub: the token goes to the hub alone, redirects are followed one by one, waits and answers are
+//! bounded, and errors say what to do.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
@@ -16,12 +16,12 @@ use super::listing::{Listing, MAX_LISTING_BYTES, is_commit};
 use crate::error::{Error, Result};
 use crate::report::{duration, status};
 
-/// Requests at most where the hub is busy, or a connection is cut.
+/// Maximum number of requests while the hub is busy, or connections are cut.
 pub(super) const TRIES: u32 = 5;
-/// Longer than this nobody waits for one request.
+/// Longest wait before one request.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 pub(super) const MAX_REDIRECTS: usize = 5;
-/// Characters of a sentence of the hub's
+/// Maximum characters of a message from the hub
 pub(super) const MAX_SAID: usize = 200;
 
 /// A model or data set, and the revision that is asked for.
@@ -38,10 +38,10 @@ impl fmt::Display for Subject {
     }
 }
 
-/// Why a request came to nothing.
+/// The reason why a request failed.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// The connection failed; another may not.
+    /// The connection failed; a new one may work.
     Broken(String),
     Final(Error),
 }
@@ -66,18 +66,18 @@ pub(super) struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Body,
-    /// Name and size by the hub, whoever sends the file
+    /// Name and size according to the hub, whichever server sends the file
     pub blob: Option<BlobName>,
     pub size: Option<u64>,
 }
 
-/// A line of the headers. None: there is none, or it is no text.
+/// The value of a header. None: there is none, or it is no text.
 pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 impl Answer {
-    /// Bytes of the body, where they are said.
+    /// Length of the body, if the headers give it.
     pub fn length(&self) -> Option<u64> {
         header(&self.headers, "content-length")?.trim().parse().ok()
     }
@@ -103,14 +103,14 @@ impl Client {
         Self::with_patience(environment, environment.timeout()?)
     }
 
-    /// A client that gives a connection up when nothing moves on it for so long.
+    /// A client that gives a connection up when nothing moves on it for `patience`.
     pub fn with_patience(environment: &Environment, patience: Duration) -> Result<Self> {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             // They are followed here, so that the token goes nowhere else.
             .max_redirects(0)
             .user_agent(concat!("qlora-train/", env!("CARGO_PKG_VERSION")))
-            // Every wait is bounded, however long the whole takes: a download of hours is none of minutes without a
+            // Every wait is bounded, however long the whole takes: a download may take hours, but not minutes without a
             // byte.
             .timeout_connect(Some(patience))
             .timeout_per_read(Some(patience))
@@ -128,7 +128,7 @@ impl Client {
         }
     }
 
-    /// Where the files of a revision are listed.
+    /// Address of the list of a revision's files.
     pub fn listing_address(&self, subject: &Subject) -> Result<Address, Fault> {
         let (api, revision) = (subject.kind.api(), escaped(&subject.revision, ""));
         self.address(&format!("api/{api}/{}/revision/{revision}?blobs=true", subject.name))
@@ -158,7 +158,7 @@ impl Client {
         Ok(listing)
     }
 
-    /// Where a file of a commit is.
+    /// Address of a file of a commit.
     pub fn file_address(&self, subject: &Subject, commit: &str, file: &str) -> Result<Address, Fault> {
         self.address(&format!("{}{}/resolve/{commit}/{}", subject.kind.route(), subject.name, escaped(file, "/")))
     }
@@ -168,7 +168,7 @@ impl Client {
         Address::parse(&text).ok_or_else(|| Fault::Final(Error::Failed(format!("{text}: is no address"))))
     }
 
-    /// Asks for a file, or for what is behind its first bytes. A hub that is busy is asked again.
+    /// Requests a file, or the rest of it after its first bytes. A busy hub is asked again.
     pub fn get(&self, address: &Address, from: Option<u64>, subject: &Subject) -> Result<Answer, Fault> {
         let answer = self.ask(address, from, subject)?;
         match answer.status {
@@ -177,7 +177,7 @@ impl Client {
         }
     }
 
-    /// Like [`get`](Self::get), with whatever a hub answers that is not busy any more.
+    /// [`get`](Self::get) that returns any answer of a hub that is not busy, also an error.
     pub fn ask(&self, address: &Address, from: Option<u64>, subject: &Subject) -> Result<Answer, Fault> {
         let mut tries = 1;
         loop {
@@ -217,7 +217,7 @@ impl Client {
                 return Ok(answer);
             };
             let Some(next) = at.join(location) else {
-                return Err(lost(format!("{} redirects to what is no address of the web", at.host())));
+                return Err(lost(format!("{} redirects to something that is no web address", at.host())));
             };
             if at.is_encrypted() && !next.is_encrypted() {
                 return Err(lost(format!("{} redirects to {} without encryption", at.host(), next.host())));
@@ -262,7 +262,7 @@ impl Client {
         Error::Refused(text)
     }
 
-    /// Why a request failed.
+    /// The reason why a request failed, in words.
     pub fn failure(&self, error: &ureq::Error) -> String {
         match error {
             ureq::Error::Timeout(ureq::Timeout::PerWrite) => {
@@ -275,7 +275,7 @@ impl Client {
         }
     }
 
-    /// Why a connection ended.
+    /// The reason why a connection ended.
     pub fn cause(&self, error: &io::Error) -> String {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>()) {
             Some(ureq::Error::Io(_)) | None if error.kind() == ErrorKind::UnexpectedEof => {
@@ -287,13 +287,13 @@ impl Client {
     }
 }
 
-/// Whether an answer says to ask again.
+/// True if an HTTP status means that the request may be repeated.
 pub(super) fn is_busy(status: u16) -> bool {
     matches!(status, 429 | 500..=599)
 }
 
-/// Waits until a busy hub may be asked again: as long as it asks for, else longer each time. Failed: it asks for more
-/// than anybody waits.
+/// Waits until a busy hub may be asked again: as long as it asks for, or longer each time. Failed: it asks for a longer
+/// wait than the limit.
 pub(super) fn wait_to_ask_again(what: &str, status: u16, headers: &HeaderMap, tries: u32) -> Result<(), Fault> {
     let wait = asked_wait(headers).unwrap_or(pause(tries));
     if wait > MAX_WAIT {
@@ -311,7 +311,9 @@ fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
     header(headers, "retry-after")?.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// A wait that doubles from half a second on.
+/// A wait that doubles from half a second on, and from a twentieth of that in a build for tests, whose hubs are on this
+/// machine.
 pub(super) fn pause(tries: u32) -> Duration {
-    Duration::from_millis(500) * 2_u32.saturating_pow(tries.saturating_sub(1)).min(16)
+    let first = if cfg!(feature = "failpoints") { 25 } else { 500 };
+    Duration::from_millis(first) * 2_u32.saturating_pow(tries.saturating_sub(1)).min(16)
 }

@@ -1,4 +1,4 @@
-//! A data set of the hub: the files of the part that is meant.
+//! A data set of the hub: the files of the requested part.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -18,16 +18,16 @@ use crate::refuse;
 use crate::report::{status, warning};
 
 const CARD: &str = "README.md";
-/// Where the hub keeps what it made of a data set itself.
+/// Branch with the hub's own conversion of a data set.
 const CONVERTED: &str = "refs/convert/parquet";
-/// How such files are called that are not of all rows.
+/// Prefix of converted files that do not have all rows.
 const PARTIAL: &str = "partial-";
 
 /// Files of rows in the cache.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DataSetFiles {
     pub training: Vec<PathBuf>,
-    /// Rows to validate on that go with them, where no part was asked for by name
+    /// Validation rows that belong to them, if no part was requested by name
     pub validation: Vec<PathBuf>,
 }
 
@@ -45,7 +45,7 @@ pub fn find_data_set(environment: &Environment, asked: &DataSetId) -> Result<Dat
     if let Some(revision) = &asked.id.revision {
         refuse!("{} at {revision} (JSON Lines, JSON, Parquet, Arrow, CSV)", what());
     }
-    status!("{}; looking for those that the hub made of it", what());
+    status!("{}; looking for the hub's own conversion", what());
     let converted = HubId { name: name.clone(), revision: Some(CONVERTED.to_owned()) };
     let files = of_revision(environment, &converted, part, true);
     match files.map_err(|error| error.usage_hint(|| format!("{}, which would have been taken first", what())))? {
@@ -67,7 +67,7 @@ fn of_revision(
         Some(listing) => (listing, true),
         None if store.is_offline() => {
             warning!(
-                "{}: nobody says whether the cache has all files of {}; those that are there are used",
+                "{}: it is not known whether the cache has all files of {}; those that are there are used",
                 id.name,
                 short(&found.commit)
             );
@@ -98,7 +98,7 @@ fn of_revision(
             id.name
         );
     }
-    // Who names files may have some of them.
+    // If files are requested by name, some may be missing.
     if !part.is_some_and(is_file_pattern) {
         check_shards(&store, &listing, training.iter().chain(validation))?;
     }
@@ -113,7 +113,7 @@ fn of_revision(
     Ok(Some(DataSetFiles { training: paths(training), validation: paths(validation) }))
 }
 
-/// The files that lie in the cache, where nobody says which there should be.
+/// The files in the cache, if there is no listing of those that should be.
 fn as_found(store: &Store, commit: &str) -> Result<Listing> {
     match store.folder_with(commit) {
         Some(folder) => folder.found(commit),
@@ -142,13 +142,13 @@ fn read_card(store: &Store, path: &Path) -> Result<Option<Vec<Config>>> {
         Ok(configs) => Ok(configs),
         Err(why) => {
             let name = store.name();
-            warning!("{name}: its {CARD} cannot be read ({why}); its files are told by their names alone");
+            warning!("{name}: its {CARD} cannot be read ({why}); its files are sorted by their names alone");
             Ok(None)
         }
     }
 }
 
-/// Refuses a split of which the names say that there are more files.
+/// Refuses a split whose file names show that files are missing.
 fn check_shards<'a>(store: &Store, listing: &Listing, files: impl Iterator<Item = &'a String>) -> Result<()> {
     let mut found: BTreeMap<(String, usize), BTreeSet<&str>> = BTreeMap::new();
     for file in files {

@@ -1,5 +1,5 @@
-//! One file of the hub into the cache: written under another name, from where an earlier download ended, and put in
-//! place when its size and hash are right.
+//! Download of one file into the cache: it is written under another name, continues an earlier download, and is put in
+//! place once its size and hash are right.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -18,13 +18,13 @@ use crate::files::units::format_bytes;
 use crate::report::{status, warning};
 
 const BUFFER_BYTES: usize = 1 << 20;
-/// How often the file of a lock may be removed by others while it is taken.
+/// Number of times that others may remove a lock file while it is being locked.
 const MAX_LOCKS: usize = 100;
-/// A connection that brought less than this was none.
+/// A connection that delivered fewer bytes counts as failed.
 const PROGRESS_BYTES: u64 = 1 << 20;
 
-/// Downloads a file of a commit and puts it into the snapshot. `progress` is told of every byte, also of those that an
-/// earlier download left, and of those that are thrown away again.
+/// Downloads a file of a commit and puts it into the snapshot. `progress` gets every byte, also those of an earlier
+/// download, and bytes that are discarded again, as a negative number.
 pub(super) fn download(
     client: &Client,
     subject: &Subject,
@@ -53,7 +53,7 @@ pub(super) fn download(
     folder.link(commit, &file.name, &blob)
 }
 
-/// Whether a blob is there, with the bytes that its name says: whoever wrote it may have been cut off.
+/// True if a blob is there and its bytes match its name: its writer may have been cut off.
 fn holds(whole: &Path, blob: &BlobName, size: u64, name: &str) -> bool {
     if !std::fs::metadata(whole).is_ok_and(|found| found.is_file() && found.len() == size) {
         return false;
@@ -77,8 +77,8 @@ fn holds(whole: &Path, blob: &BlobName, size: u64, name: &str) -> bool {
     is_right
 }
 
-/// Hash and size of a file: as the listing has them, else as the hub says where the file is asked for. Refused: a hub
-/// that says neither, so that nothing could be checked.
+/// Hash and size of a file: from the listing, or from the hub's answer to a request for the file. Refused: a hub that
+/// gives neither, so that nothing could be checked.
 fn identify(client: &Client, subject: &Subject, address: &Address, file: &listing::File) -> Result<(BlobName, u64)> {
     if let (Some(blob), Some(size)) = (&file.blob, file.size) {
         return Ok((blob.clone(), size));
@@ -120,8 +120,8 @@ fn lock(folder: &Folder, blob: &BlobName, name: &str) -> Result<File> {
     Err(Error::Failed(format!("{}: is removed again and again while a download is to lock it", path.display())))
 }
 
-/// Whether a file still has its name: other clients remove a lock when they are done, and who locks it then locks it
-/// alone.
+/// True if a file still has its name: other clients remove a lock file when they are done, and a lock on a removed file
+/// protects nothing.
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let own = file.metadata()?;
     match std::fs::metadata(path) {
@@ -170,7 +170,7 @@ impl<'a> Part<'a> {
         format!("{}: cannot be written", self.path.display())
     }
 
-    /// Hashes what is there; more than the file has is thrown away.
+    /// Hashes the bytes that are there; bytes beyond the file's size are discarded.
     fn read_earlier(&mut self) -> Result<()> {
         let what = self.cannot_write();
         let found = self.file.metadata().context(|| what.clone())?;
@@ -196,7 +196,7 @@ impl<'a> Part<'a> {
         Ok(())
     }
 
-    /// Begins with an empty file. Returns how many bytes were thrown away.
+    /// Starts over with an empty file. Returns the number of discarded bytes.
     fn restart(&mut self) -> Result<u64> {
         let what = self.cannot_write();
         self.file.set_len(0).context(|| what.clone())?;
@@ -205,7 +205,7 @@ impl<'a> Part<'a> {
         Ok(std::mem::take(&mut self.have))
     }
 
-    /// Downloads what is missing, over as many connections as it takes, and checks the whole.
+    /// Downloads the missing bytes, over as many connections as it takes, and checks the whole.
     fn fill(
         &mut self,
         client: &Client,
@@ -218,9 +218,9 @@ impl<'a> Part<'a> {
             let before = self.have;
             match self.append(client, subject, address, progress) {
                 Ok(()) if self.is_right() => return Ok(()),
-                // Other bytes may have been there than this file's.
+                // The earlier bytes may not have been this file's.
                 Ok(()) if self.earlier > 0 => {
-                    status!("{}: what an earlier download left is not of this file; beginning anew", self.name);
+                    status!("{}: the rest of an earlier download belongs to another file; starting over", self.name);
                     let thrown = self.restart()?;
                     progress(-(thrown as i64));
                 }
@@ -230,7 +230,7 @@ impl<'a> Part<'a> {
                     failures = if self.have >= before + PROGRESS_BYTES { 1 } else { failures + 1 };
                     if failures == TRIES {
                         return Err(Error::Failed(format!(
-                            "{}: {why}; {} of {} are kept, and the next start goes on there",
+                            "{}: {why}; {} of {} are kept, and the next start resumes there",
                             self.name,
                             format_bytes(self.have),
                             format_bytes(self.size)
@@ -243,7 +243,7 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// One connection: appends what it brings.
+    /// One connection: appends its bytes.
     fn append(
         &mut self,
         client: &Client,
@@ -306,14 +306,14 @@ impl<'a> Part<'a> {
         ))
     }
 
-    /// Whether the bytes have the hash that names them.
+    /// True if the bytes have the hash that names them.
     fn is_right(&mut self) -> bool {
         let hasher = std::mem::replace(&mut self.hasher, Hasher::new(self.blob, self.size));
         hasher.finish() == *self.blob
     }
 
     fn wrong(&self) -> Error {
-        // Bytes that are wrong once would be wrong for ever.
+        // Wrong bytes would stay wrong in every later attempt.
         let removed = std::fs::remove_file(&self.path);
         let kept = if removed.is_err() { format!(" (remove {})", self.path.display()) } else { String::new() };
         Error::Failed(format!(

@@ -9,19 +9,20 @@ use crate::error::{Context, Result};
 use crate::lora::LoraSpec;
 use crate::model::{Llama, ModelSpec, Prompts};
 use crate::refuse;
-use crate::report::{Bars, status, warning};
+use crate::report::{Bars, detail, status, warning};
 use crate::session::model_spec::{check_quantization, of_settings, quantization, recipe};
 use crate::session::plan::{self, MemoryPlan, PlannedJob, StoredAs};
 use crate::session::planner;
+use crate::session::predicted::unpinned_note;
 use crate::session::{Budget, CheckpointSource, Device};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Job of a model: what is computed with it.
+/// Job of a model: the computation that it is loaded for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InferenceJob {
     Loss,
-    /// Answers of at most so many tokens to prompts of these lengths.
+    /// Answers of a maximum length to prompts of these lengths.
     Text {
         prompts: Vec<usize>,
         max_new_tokens: usize,
@@ -31,16 +32,16 @@ pub enum InferenceJob {
 pub struct InferenceModel<B: Backend> {
     pub backend: B,
     pub model: Llama<B>,
-    /// Those that are put on the base one after the other
+    /// The adapters that are used on the base one after the other
     adapters: Vec<(PathBuf, Adapter)>,
     seed: u64,
 }
 
 impl<B: Backend> InferenceModel<B> {
     /// Loads the base with the first of `adapters`, or with all that are used together, for batches of `tokens` and
-    /// rows of `positions` tokens. An adapter that was trained on another base is refused, each before anything is
-    /// computed; what cannot be told for sure is printed as a warning. Refused too: adapters that hold more than plain
-    /// LoRA, where several are used together.
+    /// rows of `positions` tokens. An adapter that was trained on another base is refused, before anything is computed;
+    /// a doubtful case is printed as a warning. Refused too: adapters that hold more than plain LoRA, where several are
+    /// used together.
     pub fn load(
         settings: &Settings,
         checkpoint: &Checkpoint,
@@ -55,8 +56,8 @@ impl<B: Backend> InferenceModel<B> {
         Self::load_held(settings, checkpoint, adapters, None, Some(held), job, tokens, positions, device, build)
     }
 
-    /// Like [`load`](Self::load), with weights that `rewrite` changes on their way, and without a word of how they are
-    /// held.
+    /// [`load`](Self::load) with weights that `rewrite` changes while loading, and without warnings about their
+    /// quantization.
     pub fn load_rewritten(
         settings: &Settings,
         checkpoint: &Checkpoint,
@@ -71,7 +72,7 @@ impl<B: Backend> InferenceModel<B> {
         Self::load_held(settings, checkpoint, adapters, rewrite, None, job, tokens, positions, device, build)
     }
 
-    /// Warns of an adapter that was trained on a base held otherwise than `held`.
+    /// Warns of an adapter that was trained on a base in another quantization than `held`.
     fn load_held(
         settings: &Settings,
         checkpoint: &Checkpoint,
@@ -105,7 +106,7 @@ impl<B: Backend> InferenceModel<B> {
         checkpoint.arch().check_positions(positions)?;
         let budget = device.budget(settings)?;
         for (path, adapter) in &adapters {
-            // Shapes can be judged before the base is read; its fingerprint only after.
+            // Shapes can be checked before the base is read; its fingerprint only after.
             let fits = adapter.check_shapes(checkpoint.arch(), checkpoint.base_name());
             fits.context(|| path.display().to_string())?;
         }
@@ -128,7 +129,7 @@ impl<B: Backend> InferenceModel<B> {
                 trainable: false,
                 states: StateFormat::F32,
                 activations: Vec::new(),
-                states_on_host: false,
+                optimizer_on_host: Default::default(),
                 residency: Vec::new(),
                 token_tile: None,
                 tokens,
@@ -142,9 +143,14 @@ impl<B: Backend> InferenceModel<B> {
             true => &|name| StoredAs { dtype: checkpoint.dense_type(name), held: None },
             false => &plan::stored_in(checkpoint),
         };
-        // An adapter may bring an output layer of its own.
-        let strictest = specs.iter().find(|spec| !spec.head_may_wait()).unwrap_or(&specs[0]);
-        let residencies = planner::residencies(device, strictest, planner::Levers::of(settings), stored)?;
+        let levers = planner::Levers::of(settings);
+        let levers = if rewritten { levers.without_files(device)? } else { levers };
+        // Some adapters have an output layer or magnitudes of their own: only what serves each of them is a place.
+        let mut residencies = planner::residencies(device, &specs[0], levers, stored)?;
+        for spec in &specs[1..] {
+            let own = planner::residencies(device, spec, levers, stored)?;
+            residencies.retain(|place| own.contains(place));
+        }
         let mut first = specs[0].clone();
         let plan = planner::first_that_fits(&mut first, &residencies, |first| {
             specs.iter_mut().for_each(|spec| spec.residency.clone_from(&first.residency));
@@ -156,7 +162,7 @@ impl<B: Backend> InferenceModel<B> {
         };
         plan::refuse_unless_it_fits(&plan, tokens, advice)?;
         let spec = specs.swap_remove(0);
-        for note in [spec.weights_note(), spec.head_note()].into_iter().flatten() {
+        for note in [spec.weights_note(), spec.head_note(), unpinned_note(&plan)].into_iter().flatten() {
             status!("{note}");
         }
 
@@ -167,11 +173,12 @@ impl<B: Backend> InferenceModel<B> {
             Together::Sum => CheckpointSource::with_adapter(checkpoint, sum.as_ref(), settings.seed)?,
             Together::ByRow => CheckpointSource::with_adapters_of_rows(checkpoint, each(), settings.seed)?,
         };
-        let mut source = source.rewritten(rewrite);
+        let mut source = source.rewritten(rewrite).hashing_ahead()?;
         let (mut bar, bytes) = (Bars::new("loading", spec.arch.num_layers as u64), checkpoint.stored_bytes());
         let mut progress = |layer| bar.set_read(layer as u64, bytes);
         let model = Llama::build(&mut backend, &mut source, spec, &mut progress)?;
         bar.finish();
+        detail!("{}", source.loading_note());
         let fingerprint = source.finish()?;
         for (path, adapter) in &adapters {
             let (arch, name) = (checkpoint.arch(), checkpoint.base_name());
@@ -189,12 +196,12 @@ impl<B: Backend> InferenceModel<B> {
     pub fn activate_adapter(&mut self, checkpoint: &Checkpoint, index: usize) -> Result<()> {
         let (_, adapter) = &self.adapters[index];
         let mut source = CheckpointSource::with_adapter(checkpoint, Some(adapter), self.seed)?;
-        // Buffers of the last adapter's rank go.
+        // Frees the buffers of the last adapter's rank.
         self.backend.trim();
         self.model.replace_lora(&mut self.backend, &mut source, adapter.lora_spec()?)
     }
 
-    /// Takes the adapter off: what is left is the base alone.
+    /// Removes the adapter, which leaves the base alone.
     pub fn remove_adapter(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let mut source = CheckpointSource::new(checkpoint, BTreeMap::new(), self.seed);
         self.backend.trim();
@@ -202,7 +209,7 @@ impl<B: Backend> InferenceModel<B> {
     }
 }
 
-/// Refuses adapters that hold more than plain LoRA, where several are there at once.
+/// Refuses adapters that hold more than plain LoRA, if several are used at once.
 fn check_plain(adapters: &[(PathBuf, Adapter)]) -> Result<()> {
     for (path, adapter) in adapters {
         if let Some(what) = adapter.lora_spec()?.beside_plain_lora() {
@@ -247,7 +254,7 @@ fn plan(
     if !device.is_cpu() {
         return of(&specs[0], &adapters);
     }
-    // The host's memory is taken and given back by each.
+    // Each takes and frees the host's memory in turn.
     let mut plans = specs.iter().zip(&adapters).map(|(spec, adapter)| of(spec, std::slice::from_ref(adapter)));
     let first = plans.next().expect("there is an adapter, or the base alone")?;
     plans.try_fold(first, |most, plan| plan.map(|plan| if plan.run_bytes > most.run_bytes { plan } else { most }))

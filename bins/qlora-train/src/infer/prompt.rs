@@ -1,4 +1,4 @@
-//! Form in which a prompt is asked, and its tokens.
+//! Form of a prompt, and its tokens.
 
 use crate::config::PromptCompletion;
 use crate::data::{ChatTokenizer, Message};
@@ -9,7 +9,7 @@ use crate::refuse;
 pub enum Form {
     /// A user turn, by the chat template
     Chat,
-    /// Text of the prompt of a row that is read without the template
+    /// Text as the prompt of a row, without the template
     Text,
     /// The text's own tokens
     Raw,
@@ -25,7 +25,7 @@ impl Form {
         }
     }
 
-    /// Token ids of a prompt. Refused: one of which no token is made.
+    /// Token ids of a prompt. Refused: a prompt without tokens.
     pub fn encode(self, prompt: &str, system: Option<&str>, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
         let ids = match self {
             Self::Raw => tokenizer.encode(prompt)?,
@@ -41,7 +41,7 @@ impl Form {
             }
         };
         if ids.is_empty() {
-            refuse!("no token was made of the prompt {prompt:?}");
+            refuse!("the prompt {prompt:?} has no tokens");
         }
         Ok(ids)
     }

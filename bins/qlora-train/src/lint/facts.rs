@@ -8,8 +8,8 @@ pub struct Facts {
     /// Tokens of a row that the base was made for
     pub positions: usize,
     pub is_nf4: bool,
-    /// Rank and alpha of the adapters, each pair once
-    pub terms: Vec<(usize, f64)>,
+    /// Rank, alpha and scale of the adapters, each once
+    pub terms: Vec<(usize, f64, f64)>,
     pub use_rslora: bool,
     /// Peak learning rates
     pub learning_rate_a: f64,
@@ -40,7 +40,7 @@ pub struct DataFacts {
     pub packs: Option<usize>,
     pub steps_per_epoch: u64,
     pub total_steps: u64,
-    /// Whether `max_steps` says how many.
+    /// `max_steps` sets the number of steps.
     pub steps_are_given: bool,
     /// Marks of a chosen chat template that are no tokens of the tokenizer
     pub foreign_marks: Vec<String>,
@@ -59,7 +59,7 @@ pub struct History<'a> {
 pub struct ModuleGradients {
     /// Steps done, this one included
     pub step: u64,
-    /// Whether the learning rate still rises: while B is small, so are the gradients of A.
+    /// The learning rate still rises: while B is small, so are the gradients of A.
     pub is_warming_up: bool,
     /// Module, norm of A's gradient, norm of B's
     pub modules: Vec<(String, f64, f64)>,

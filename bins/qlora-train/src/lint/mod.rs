@@ -1,7 +1,7 @@
-//! Lints: what in a run is known to go wrong, warned of before the first step and while it trains.
+//! Lints: warnings of known mistakes in a run, before the first step and during training.
 //!
-//! A lint is a row of [`LINTS`]: its name, what it warns of, what helps, and its check. The setting `allow` turns it
-//! off by its name. None of them changes a run.
+//! A lint is a row of [`LINTS`]: its name, its subject, its advice, and its check. The setting `allow` turns it off by
+//! its name. None of them changes a run.
 
 mod before;
 mod during;
@@ -9,7 +9,7 @@ mod facts;
 
 pub use facts::{DataFacts, Facts, History, ModuleGradients};
 
-/// What a lint looks at; the check returns what it found, without the cure.
+/// The input of a lint; the check returns its finding, without the cure.
 #[derive(Clone, Copy)]
 pub enum Check {
     /// The settings, model and rows of a run
@@ -23,9 +23,9 @@ pub enum Check {
 /// A row of [`LINTS`].
 pub struct Lint {
     pub name: &'static str,
-    /// What it warns of, for the list of all lints
+    /// Its subject, for the list of all lints
     pub about: &'static str,
-    /// What helps, after a semicolon
+    /// Advice, which follows a semicolon
     pub cure: &'static str,
     pub check: Check,
 }
@@ -47,7 +47,7 @@ impl std::fmt::Display for Finding {
 pub const LINTS: &[Lint] = &[
     Lint {
         name: "few_steps",
-        about: "fewer than 50 optimizer steps, where `max_steps` does not ask for so few",
+        about: "fewer than 50 optimizer steps, unless `max_steps` asks for as few",
         cure: "give more rows, num_train_epochs, or a smaller max_length",
         check: Check::Facts(before::few_steps),
     },
@@ -72,7 +72,7 @@ pub const LINTS: &[Lint] = &[
     Lint {
         name: "rank_for_rows",
         about: "a rank above 16 for fewer than 1,000 rows",
-        cure: "lora_r of 8 or 16 is enough for so few and learns them by heart less soon",
+        cure: "lora_r of 8 or 16 is enough for so few rows and memorizes them later",
         check: Check::Facts(before::rank_for_rows),
     },
     Lint {
@@ -108,7 +108,7 @@ pub const LINTS: &[Lint] = &[
     },
     Lint {
         name: "foreign_template",
-        about: "a chosen chat template whose marks the tokenizer has not as tokens: it belongs to another model",
+        about: "a chosen chat template whose marks are no tokens of the tokenizer: it belongs to another model",
         cure: "leave chat_template out where the model has its own, or choose one whose marks it knows",
         check: Check::Facts(before::foreign_template),
     },
@@ -127,7 +127,7 @@ pub const LINTS: &[Lint] = &[
     Lint {
         name: "validation_overlap",
         about: "validation rows that are trained on too",
-        cure: "their loss says how well they are learned by heart: `deduplicate: true` leaves them out",
+        cure: "their loss only measures how well they are memorized: `deduplicate: true` leaves them out",
         check: Check::Facts(before::validation_overlap),
     },
     Lint {
@@ -146,7 +146,7 @@ pub const LINTS: &[Lint] = &[
     Lint {
         name: "validation_rises",
         about: "two evaluations in a row above the lowest validation loss, by more than 1%",
-        cure: "what is learned since is learned by heart: `load_best_model_at_end: true`, fewer num_train_epochs, more \
+        cure: "since then the run memorizes its rows: `load_best_model_at_end: true`, fewer num_train_epochs, more \
                rows, or a smaller lora_r",
         check: Check::History(during::validation_rises),
     },
@@ -165,7 +165,7 @@ pub const LINTS: &[Lint] = &[
     },
 ];
 
-/// Whether `name` is that of a lint.
+/// True if `name` is that of a lint.
 pub fn is_lint(name: &str) -> bool {
     LINTS.iter().any(|lint| lint.name == name)
 }

@@ -1,12 +1,12 @@
 use super::*;
 
-/// A run of which nothing is to be said.
+/// A run without warnings.
 fn good() -> Facts {
     Facts {
         parameters: 8_000_000_000,
         positions: 8192,
         is_nf4: true,
-        terms: vec![(16, 32.0)],
+        terms: vec![(16, 32.0, 2.0)],
         use_rslora: false,
         learning_rate_a: 2e-4,
         learning_rate_b: 2e-4,
@@ -49,15 +49,23 @@ fn bad() -> Vec<(&'static str, Facts, &'static str)> {
         ("learning_rate", with(|f| f.learning_rate_a = 2e-5), "2e-5 is low"),
         ("learning_rate", with(|f| (f.learning_rate_a, f.learning_rate_b) = (2e-3, 2e-3)), "2e-3 is high"),
         ("learning_rate", with(|f| f.learning_rate_b = 3e-2), "3e-2 for B is high"),
-        ("alpha", with(|f| f.terms = vec![(16, 4.0)]), "alpha / r of 0.25, which is small"),
-        ("alpha", with(|f| f.terms = vec![(16, 320.0)]), "alpha / r of 20.00, which is large"),
-        ("alpha", with(|f| (f.use_rslora, f.terms) = (true, vec![(16, 100.0)])), "alpha / √r of 25.00, which is large"),
-        ("alpha", with(|f| f.terms = vec![(16, 32.0), (256, 32.0)]), "at lora_r 256 in some linear layers gives"),
+        ("alpha", with(|f| f.terms = vec![(16, 4.0, 0.25)]), "alpha / r of 0.25, which is small"),
+        ("alpha", with(|f| f.terms = vec![(16, 320.0, 20.0)]), "alpha / r of 20.00, which is large"),
+        (
+            "alpha",
+            with(|f| (f.use_rslora, f.terms) = (true, vec![(16, 100.0, 25.0)])),
+            "alpha / √r of 25.00, which is large",
+        ),
+        (
+            "alpha",
+            with(|f| f.terms = vec![(16, 32.0, 2.0), (256, 32.0, 0.125)]),
+            "at lora_r 256 in some linear layers gives",
+        ),
         ("attention_only", with(|f| f.targets = vec!["q_proj".into(), "v_proj".into()]), "(q_proj, v_proj)"),
         ("attention_only", with(|f| f.targets = vec!["qkv_proj".into()]), "(qkv_proj)"),
         (
             "rank_for_rows",
-            with(|f| (f.terms, f.data.as_mut().unwrap().rows) = (vec![(8, 8.0), (64, 64.0)], 999)),
+            with(|f| (f.terms, f.data.as_mut().unwrap().rows) = (vec![(8, 8.0, 1.0), (64, 64.0, 1.0)], 999)),
             "lora_r 64 is much for 999 rows",
         ),
         ("adapter_capacity", with_data(|d| d.supervised_tokens = 90_000_000), "90,000,000 tokens"),
@@ -106,7 +114,7 @@ fn what_was_asked_for_and_what_is_not_known_is_not_warned_of() {
     assert_eq!(before(&with_data(|d| (d.steps_per_epoch, d.total_steps) = (1, 60)), &[]), []);
     // The model alone, without adapters.
     assert_eq!(before(&with(|f| (f.targets, f.terms, f.lora_parameters) = (Vec::new(), Vec::new(), 0)), &[]), []);
-    assert_eq!(before(&with(|f| (f.use_rslora, f.terms) = (true, vec![(16, 32.0)])), &[]), []);
+    assert_eq!(before(&with(|f| (f.use_rslora, f.terms) = (true, vec![(16, 32.0, 8.0)])), &[]), []);
 }
 
 /// Losses of steps from 1 on.

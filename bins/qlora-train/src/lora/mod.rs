@@ -1,5 +1,5 @@
-//! Trainable tensors as data: which linear layers have a low-rank term, of what kind, rank and scale, and which modules
-//! are trained whole beside them, or in the rows of some tokens. The model, the memory plan, the exported adapter, a
+//! Trainable tensors as data: the low-rank terms of linear layers with kind, rank and scale, and the modules that are
+//! trained in full beside them, or in the rows of some tokens. The model, the memory plan, the exported adapter, a
 //! resumed run and the model card follow from one [`LoraSpec`].
 
 pub mod adalora;
@@ -22,9 +22,9 @@ pub struct LoraSpec {
     pub rslora: bool,
     /// Dropout on the low-rank path's input, [0, 1)
     pub dropout: f64,
-    /// What the terms begin with.
+    /// Initial values of the terms.
     pub init: InitLora,
-    /// AdaLoRA: terms have a factor for each rank, B · diag(E) · A, and ranks are cut. None: they stay.
+    /// AdaLoRA: terms have a factor for each rank, B · diag(E) · A, and ranks are pruned. None: ranks stay.
     pub adalora: Option<AdaLora>,
     /// Modules that are trained whole (`modules_to_save`): embedding, output layer, norms. Where the output layer is
     /// the embedding, both are named.
@@ -34,7 +34,7 @@ pub struct LoraSpec {
     pub tokens: BTreeMap<String, Vec<u32>>,
     /// Embedding and output layer have values of their own, although they are one tensor in the base.
     pub untied: bool,
-    /// Adapters of which each row takes one, by number; the terms then have the largest rank of each module. Empty: one
+    /// Adapters of which each row uses one, by number; the terms then have the largest rank of each module. Empty: one
     /// adapter for all rows
     pub by_row: Vec<LoraSpec>,
 }
@@ -47,7 +47,7 @@ pub struct LoraTerm {
     pub alpha: f64,
 }
 
-/// What a term computes.
+/// The formula of a term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoraKind {
     /// y += scale · (x · Aᵀ) · Bᵀ
@@ -76,8 +76,8 @@ impl LoraSpec {
         Self { terms, dropout, ..Self::default() }
     }
 
-    /// The terms of the adapter that is written: on a base that was changed, twice the ranks hold the terms of now and,
-    /// with the other sign, those of the start. The scales stay, but for that of AdaLoRA, whose terms become plain.
+    /// The terms of the written adapter. If training changed the base, they have twice the rank: the present terms, and
+    /// the initial ones with the opposite sign. Scales stay the same except for AdaLoRA, whose terms become plain LoRA.
     pub fn exported(&self) -> Self {
         let mut exported = Self { init: InitLora::Random, adalora: None, ..self.clone() };
         if self.init.changes_base() {
@@ -87,12 +87,13 @@ impl LoraSpec {
         exported
     }
 
-    /// Whether terms have magnitudes of their own.
+    /// True if terms have magnitudes of their own.
     pub fn is_dora(&self) -> bool {
         self.terms.values().any(|term| term.kind == LoraKind::Dora)
     }
 
-    /// Adapters of which each row takes one. They are plain LoRA: what is trained whole would be that of all rows.
+    /// Adapters of which each row uses one. They are plain LoRA: modules that are trained in full would apply to all
+    /// rows.
     pub fn of_rows(by_row: Vec<Self>) -> Self {
         let mut terms: BTreeMap<String, LoraTerm> = BTreeMap::new();
         for (module, term) in by_row.iter().flat_map(|adapter| &adapter.terms) {
@@ -102,12 +103,12 @@ impl LoraSpec {
         Self { terms, by_row, ..Self::default() }
     }
 
-    /// The scale of a module's term in each adapter of which rows take one; 0 where it has none.
+    /// The scale of a module's term in each of the adapters that rows choose from; 0 where it has none.
     pub fn scales_of_rows(&self, module: &str) -> Vec<f32> {
         self.by_row.iter().map(|adapter| adapter.of(module).map_or(0.0, |(_, scale)| scale)).collect()
     }
 
-    /// Name of something that it holds beside plain LoRA; none: nothing.
+    /// Name of a part that is more than plain LoRA; none: there is no such part.
     pub fn beside_plain_lora(&self) -> Option<&'static str> {
         if self.is_dora() {
             return Some("DoRA magnitudes");
@@ -119,7 +120,7 @@ impl LoraSpec {
         }
     }
 
-    /// Whether all terms have one rank and one alpha.
+    /// True if all terms have one rank and one alpha.
     pub fn is_uniform(&self) -> bool {
         let mut terms = self.terms.values();
         let first = terms.next();
@@ -152,17 +153,26 @@ impl LoraSpec {
         terms.flatten().chain(whole.map(|(_, shape)| shape.iter().product())).chain(rows)
     }
 
-    /// Bytes of importance, by which ranks are cut: two numbers for each value of A, B and E.
+    /// Elements of those trainable tensors that operations read in f32: DoRA's m, and the weights of norms.
+    pub fn lengths_in_f32<'a>(&'a self, arch: &'a Arch) -> impl Iterator<Item = usize> + 'a {
+        let with_magnitude = self.terms.iter().filter(|(_, term)| term.kind == LoraKind::Dora);
+        let magnitudes = with_magnitude.filter_map(move |(module, _)| Some(arch.find(module)?.1.shape(arch).0));
+        let is_norm = move |(module, shape): &(String, Vec<usize>)| self.whole.contains(module) && shape.len() == 1;
+        let norms = arch.other_modules().into_iter().filter(is_norm);
+        magnitudes.chain(norms.map(|(_, shape)| shape[0]))
+    }
+
+    /// Bytes of importance, by which ranks are pruned: two numbers for each value of A, B and E.
     pub fn importance_bytes(&self, arch: &Arch) -> u64 {
         8 * self.cut_lengths(arch).sum::<u64>()
     }
 
-    /// Bytes of the host's memory that cutting ranks takes: importance, and values and gradients of one term at a time.
+    /// Bytes of host memory for pruning ranks: importance, and values and gradients of one term at a time.
     pub fn rank_bytes(&self, arch: &Arch) -> u64 {
         self.importance_bytes(arch) + 16 * self.cut_lengths(arch).max().unwrap_or(0)
     }
 
-    /// Values of A, B and E of each term whose ranks are cut.
+    /// Values of A, B and E of each term whose ranks are pruned.
     fn cut_lengths(&self, arch: &Arch) -> impl Iterator<Item = u64> {
         let terms = self.terms.iter().filter(|_| self.adalora.is_some());
         terms.filter_map(|(module, term)| {
@@ -171,12 +181,12 @@ impl LoraSpec {
         })
     }
 
-    /// Whether a module is the output layer and one tensor with the embedding.
+    /// True if a module is the output layer and one tensor with the embedding.
     pub fn shares_embedding(&self, arch: &Arch, module: &str) -> bool {
         arch.tie_word_embeddings && !self.untied && module == arch.names.head_module()
     }
 
-    /// Whether what embeds tokens, or the norm that reads it, is trained: gradients are needed down to there.
+    /// True if the embedding, or the norm that reads it, is trained: gradients are needed down to there.
     pub fn trains_input(&self, arch: &Arch) -> bool {
         let norm = arch.names.attention_norms.input.map(|norm| arch.layer_tensor(0, norm));
         let of_norm = norm.as_deref().and_then(|norm| norm.strip_suffix(".weight"));
@@ -187,104 +197,4 @@ impl LoraSpec {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::synthetic::tiny_arch;
-
-    #[test]
-    fn the_scale_is_alpha_over_r_or_over_its_root() {
-        assert_eq!(LoraSpec::scale(32.0, 16, false), 2.0);
-        assert_eq!(LoraSpec::scale(32.0, 16, true), 8.0);
-        let mut spec = LoraSpec::uniform(&tiny_arch(), &[Projection::Q], 8, 4.0, 0.0);
-        assert_eq!(spec.of("model.layers.1.self_attn.q_proj"), Some((8, 0.5)));
-        assert_eq!(spec.of("model.layers.1.self_attn.k_proj"), None);
-        spec.rslora = true;
-        assert_eq!(spec.of("model.layers.1.self_attn.q_proj"), Some((8, (4.0 / 8f64.sqrt()) as f32)));
-    }
-
-    #[test]
-    fn what_is_exported_of_a_changed_base_has_twice_the_rank_and_the_scale() {
-        for rslora in [false, true] {
-            let init = InitLora::Olora;
-            let spec = LoraSpec { init, rslora, ..LoraSpec::uniform(&tiny_arch(), &[Projection::Q], 8, 4.0, 0.0) };
-            let (exported, module) = (spec.exported(), "model.layers.1.self_attn.q_proj");
-            let ((r, scale), (own, expected)) = (exported.of(module).unwrap(), spec.of(module).unwrap());
-            assert_eq!((r, own), (16, 8));
-            assert!((scale / expected - 1.0).abs() < 1e-6, "{scale} {expected}");
-            assert_eq!(exported.exported(), exported);
-        }
-    }
-
-    #[test]
-    fn the_scale_of_adalora_is_exported_as_that_of_lora() {
-        let settings = AdaLora {
-            target_r: 2,
-            tinit: 0,
-            tfinal: 0,
-            delta_t: 1,
-            beta1: 0.85,
-            beta2: 0.85,
-            orth_reg_weight: 0.5,
-            total_steps: None,
-        };
-        let spec = LoraSpec::uniform(&tiny_arch(), &[Projection::Q], 12, 24.0, 0.0);
-        let spec = LoraSpec { adalora: Some(settings), ..spec };
-        let module = "model.layers.1.self_attn.q_proj";
-        assert_eq!(spec.of(module), Some((12, (24.0 / (12.0 + 1e-5)) as f32)));
-        assert_eq!(spec.exported().of(module), Some((12, 2.0)));
-        assert!((AdaLora::scale_over_lora(12) * 2.0 - AdaLora::scale(24.0, 12)).abs() < 1e-15);
-        let len = 12 * (64 + 64 + 1);
-        assert_eq!(spec.rank_bytes(&tiny_arch()), 8 * 2 * len + 16 * len);
-        assert_eq!((spec.importance_bytes(&tiny_arch()), spec.exported().rank_bytes(&tiny_arch())), (16 * len, 0));
-        assert_eq!(spec.lengths(&tiny_arch()).take(3).collect::<Vec<_>>(), [12 * 64, 64 * 12, 12]);
-    }
-
-    #[test]
-    fn adapters_of_rows_have_the_largest_rank_of_each_module_and_their_own_scales() {
-        let arch = tiny_arch();
-        let of = |projections: &[Projection], r, alpha| LoraSpec::uniform(&arch, projections, r, alpha, 0.1);
-        let rows = LoraSpec::of_rows(vec![of(&[Projection::Q], 8, 4.0), of(&[Projection::Q, Projection::Up], 2, 6.0)]);
-        let [q, up] = [Projection::Q, Projection::Up].map(|projection| arch.module(1, projection));
-        assert_eq!((rows.of(&q), rows.of(&up)), (Some((8, 1.0)), Some((2, 1.0))));
-        assert_eq!((rows.scales_of_rows(&q), rows.scales_of_rows(&up)), (vec![0.5, 3.0], vec![0.0, 3.0]));
-        assert_eq!((rows.dropout, rows.terms.len(), rows.beside_plain_lora()), (0.0, 2 * arch.num_layers, None));
-        let mut other = of(&[Projection::Q], 8, 4.0);
-        other.tokens = [("model.embed_tokens".to_owned(), vec![3])].into();
-        assert!(other.beside_plain_lora().unwrap().contains("trainable_token_indices"));
-    }
-
-    #[test]
-    fn lengths_are_those_of_a_and_b() {
-        let arch = tiny_arch();
-        let spec = LoraSpec::uniform(&arch, &[Projection::Down], 3, 1.0, 0.0);
-        let terms = [3 * 128, 64 * 3].repeat(2);
-        assert_eq!(spec.lengths(&arch).collect::<Vec<_>>(), terms);
-        let whole = ["lm_head", "model.embed_tokens", "model.norm"].map(str::to_owned).into();
-        let spec = LoraSpec { whole, ..spec };
-        let table = arch.vocab_size * 64;
-        assert_eq!(spec.lengths(&arch).collect::<Vec<_>>()[4..], [table, 64, table]);
-        let tied = Arch { tie_word_embeddings: true, ..arch };
-        assert_eq!(spec.lengths(&tied).collect::<Vec<_>>()[4..], [table, 64]);
-        let untied = LoraSpec { untied: true, ..spec };
-        assert_eq!(untied.lengths(&tied).count(), 4 + 3);
-        let tokens = [("model.embed_tokens".to_owned(), vec![3, 5, 9])].into();
-        let rows = LoraSpec { tokens, ..LoraSpec::default() };
-        assert_eq!(rows.lengths(&tied).collect::<Vec<_>>(), [3 * 64]);
-        assert!(rows.trains_input(&tied));
-    }
-
-    #[test]
-    fn gradients_go_down_to_what_is_trained() {
-        let arch = tiny_arch();
-        for (module, expected) in [
-            ("model.embed_tokens", true),
-            ("model.layers.0.input_layernorm", true),
-            ("model.layers.0.post_attention_layernorm", false),
-            ("model.layers.1.input_layernorm", false),
-            ("lm_head", false),
-        ] {
-            let spec = LoraSpec { whole: [module.to_owned()].into(), ..LoraSpec::default() };
-            assert_eq!(spec.trains_input(&arch), expected, "{module}");
-        }
-    }
-}
+mod tests;

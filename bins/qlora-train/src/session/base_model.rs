@@ -2,6 +2,8 @@
 
 use super::Device;
 use super::chat_template::open_tokenizer;
+use super::plan::{StoredAs, stored_in};
+use super::quantized_cache::{Outlook, QuantizedCache};
 use crate::adapter::{ADAPTER_CONFIG, is_adapter, lora_settings, recorded_base, recorded_setting, recorded_settings};
 use crate::base::{Checkpoint, resolve_description_by, resolve_model_by};
 use crate::config::{PromptCompletion, Resume, Settings};
@@ -14,7 +16,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 use std::cell::OnceCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Above this many parameters the CPU is only used when it is asked for.
 const CPU_PARAMETERS: u64 = 3_000_000_000;
@@ -27,10 +29,12 @@ pub struct Loaded {
     adapters: Vec<PathBuf>,
     /// Special tokens that the settings name, by the names of `tokenizer_config.json`.
     special_tokens: [(&'static str, Option<String>); 2],
-    /// Time that the chat template is told, where it is not that of the opening
+    /// Time for the chat template, where it is not that of the opening
     clock: Option<Timestamp>,
     /// Processes of this machine that read the same at the same time, this one among them
     processes_here: usize,
+    /// Cache that keeps the weights in NF4 before they are read
+    cache: Option<QuantizedCache>,
     tokenizer: OnceCell<ChatTokenizer>,
 }
 
@@ -41,12 +45,12 @@ impl Loaded {
         Self::open_by(settings, &Environment::read())
     }
 
-    /// Like [`open`](Self::open), by the caches, the hub and the recorded commits of `environment`.
+    /// Opens as [`open`](Self::open) does, with the caches, the hub and the recorded commits of `environment`.
     pub fn open_by(settings: &Settings, environment: &Environment) -> Result<Self> {
         Self::open_with(settings, settings.init_adapter.as_slice(), environment)
     }
 
-    /// Like [`open`](Self::open), with the chat template that these adapters were trained with.
+    /// Opens as [`open`](Self::open) does, with the chat template that these adapters were trained with.
     pub fn open_for(settings: &Settings, adapters: &[PathBuf]) -> Result<Self> {
         Self::open_with(settings, adapters, &Environment::read())
     }
@@ -61,25 +65,73 @@ impl Loaded {
         let special_tokens = [("eos_token", settings.eos_token.clone()), ("bos_token", settings.bos_token.clone())];
         let chat_template = settings.chat_template.clone();
         let (adapters, tokenizer) = (adapters.to_vec(), OnceCell::new());
-        Ok(Self { checkpoint, chat_template, adapters, special_tokens, clock: None, processes_here: 1, tokenizer })
+        let (clock, processes_here, cache) = (None, 1, None);
+        Ok(Self { checkpoint, chat_template, adapters, special_tokens, clock, processes_here, cache, tokenizer })
     }
 
-    /// Sets the time that the chat template is told, if it asks. Before the tokenizer is opened.
+    /// Takes the weights that `quantized_cache` keeps, where it is set and has them. Where it has not,
+    /// [`keep_quantized`](Self::keep_quantized) is to be called before weights are read. Refused: it cannot have them,
+    /// for want of room or because nothing can be written there.
+    pub fn find_quantized(&mut self, settings: &Settings) -> Result<()> {
+        let Some(mut cache) = QuantizedCache::of(settings, &self.checkpoint) else { return Ok(()) };
+        if let Some(kept) = cache.find(&self.checkpoint)? {
+            return self.checkpoint.take_weights_of(kept);
+        }
+        cache.check_place(&self.checkpoint)?;
+        self.cache = Some(cache);
+        Ok(())
+    }
+
+    /// Quantizes the base into `quantized_cache`, where it was not found there, and takes the weights from there.
+    pub fn keep_quantized(&mut self) -> Result<()> {
+        let Some(mut cache) = self.cache.take() else { return Ok(()) };
+        let kept = cache.make(&self.checkpoint)?;
+        self.checkpoint.take_weights_of(kept)
+    }
+
+    /// Bytes that [`keep_quantized`](Self::keep_quantized) will take of the file system of `output`.
+    pub fn bytes_to_keep(&self, output: &Path) -> Result<u64> {
+        self.cache.as_ref().map_or(Ok(0), |cache| cache.needed_beside(output, &self.checkpoint))
+    }
+
+    /// Takes the weights from `quantized_cache`, where it is set, and keeps them there first where need be.
+    pub fn use_quantized(&mut self, settings: &Settings) -> Result<()> {
+        self.find_quantized(settings)?;
+        self.keep_quantized()
+    }
+
+    /// The state of `quantized_cache` as a run would find it, where it is set. Nothing is written, and few values are
+    /// read.
+    pub fn foresee_quantized(&mut self, settings: &Settings) -> Result<Option<Outlook>> {
+        self.cache = QuantizedCache::of(settings, &self.checkpoint);
+        self.cache.as_ref().map(|cache| cache.outlook(&self.checkpoint)).transpose()
+    }
+
+    /// Storage of the weights that will be read: in NF4 where the cache keeps them so.
+    pub fn stored(&self) -> impl Fn(&str) -> StoredAs {
+        let own = stored_in(&self.checkpoint);
+        move |name| match &self.cache {
+            Some(cache) => cache.stored(self.checkpoint.arch(), name, own(name)),
+            None => own(name),
+        }
+    }
+
+    /// Sets the time for the chat template, before the tokenizer is opened.
     pub fn set_clock(&mut self, clock: Timestamp) {
         self.clock = Some(clock);
     }
 
-    /// Time that the chat template is told; none: that of the opening.
+    /// Time for the chat template; none: that of the opening.
     pub fn clock(&self) -> Option<Timestamp> {
         self.clock
     }
 
-    /// Sets how many processes of this machine share its memory.
+    /// Sets the number of processes of this machine that share its memory.
     pub fn set_processes_here(&mut self, processes: usize) {
         self.processes_here = processes;
     }
 
-    /// How many processes of this machine share its memory, this one among them.
+    /// Processes of this machine that share its memory, this one among them.
     pub fn processes_here(&self) -> usize {
         self.processes_here
     }
@@ -189,8 +241,8 @@ fn follow_terms(settings: &mut Settings) -> Result<()> {
     Ok(())
 }
 
-/// Whether the run that is gone on with, or asked about again, began with the same adapter and has for terms that are
-/// not given what these settings have: it began before the adapter's were taken.
+/// True if the run that is continued, or asked about again, began with the same adapter and has these settings' values
+/// for terms that are not given: it began before the adapter's were taken.
 fn began_without(settings: &Settings, own: &[(&str, Value)]) -> bool {
     let run = match &settings.resume_from_checkpoint {
         Resume::From(dir) => Some(dir),
@@ -204,7 +256,7 @@ fn began_without(settings: &Settings, own: &[(&str, Value)]) -> bool {
 }
 
 /// Takes the form in which the adapter that the run begins with read texts under prompt and completion. One that is
-/// chosen wins, and is told.
+/// chosen wins, which is printed.
 fn follow_form(settings: &mut Settings) -> Result<()> {
     let Some(adapter) = settings.init_adapter.as_deref() else { return Ok(()) };
     let Some(form) = recorded_setting(adapter, "prompt_completion") else { return Ok(()) };

@@ -2,6 +2,8 @@
 
 use super::host::{host_budget, own_bytes, share};
 use super::linear::{FUSED, Linear};
+use super::transfer_bandwidth::TransferBandwidth;
+use super::wsl;
 use crate::arch::Arch;
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, Isa, Precision};
@@ -13,8 +15,8 @@ use crate::data::{heap_peak, trim_heap};
 use crate::error::{Context, Error, Result};
 use crate::model::ModelSpec;
 use crate::report::{count, status};
-use qlora_kernels::device::{self, KERNELS, Kernels, MemInfo, Nccl, SharedPinned, TransferBandwidth};
-use std::cell::RefCell;
+use qlora_kernels::device::{self, KERNELS, Kernels, MemInfo, Nccl, SharedPinned};
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::path::Path;
 use std::rc::Rc;
@@ -41,12 +43,18 @@ pub struct Gpu {
     /// The copy of weights that it has with other processes, for the backend that is built next
     copy: Rc<RefCell<Option<SharedWeights>>>,
     linear: Linear,
+    /// The backend that is built next launches passes as graphs
+    graphs: Rc<Cell<bool>>,
+    /// Bytes of host memory that it pins at most, if that is known
+    pinned_limit: Option<u64>,
 }
 
 impl Gpu {
     fn open(ordinal: usize) -> Result<Self> {
         let device = Some(Rc::new(device::Device::open_at(ordinal)?));
-        Ok(Self { ordinal, device, sums: Rc::default(), copy: Rc::default(), linear: Linear::default() })
+        let (linear, graphs) = (Linear::default(), Rc::default());
+        let (sums, copy, pinned_limit) = (Rc::default(), Rc::default(), wsl::pinned_limit());
+        Ok(Self { ordinal, device, sums, copy, linear, graphs, pinned_limit })
     }
 
     fn device(&self) -> Result<Rc<device::Device>> {
@@ -59,7 +67,7 @@ impl Gpu {
         let shape = spec.run_shape();
         match shape.adapters_by_row {
             true => shape,
-            false => RunShape { linear: self.linear.rows(), ..shape },
+            false => RunShape { linear: self.linear.rows(), graphs: shape.training && self.graphs.get(), ..shape },
         }
     }
 }
@@ -103,9 +111,13 @@ impl Budget {
     /// Code of cuBLASLt that its first products did not load.
     const LIBRARY_LATER: u64 = 64 << 20;
 
-    /// Memory that a process on the CPU takes later beside what is planned: stacks of its threads, buffers of files,
-    /// the allocator's rounding.
+    /// Name of what is in use on a GPU that was asked.
+    const ON_GPU: &str = "CUDA context, and what else is on the GPU";
+
+    /// Memory that a process on the CPU takes later beside what is planned: buffers of files, the allocator's rounding.
     const LATER_ON_HOST: u64 = 8 << 20;
+    /// Stack that a worker thread comes to use: a product in f32 has bands of 32 and 12 KiB on it.
+    const STACK: u64 = 64 << 10;
     /// Bytes in use are counted in these steps, so that two processes of one run plan the same.
     const STEP: u64 = 4 << 20;
 
@@ -114,8 +126,9 @@ impl Budget {
         let while_reading = own_bytes();
         trim_heap();
         let own = own_bytes();
+        let stacks = rayon::current_num_threads() as u64 * Self::STACK;
         // Pieces of pages that are in use in part differ from one process to the next, by the order of threads.
-        let in_use = (own + own / 64 + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
+        let in_use = (own + own / 64 + Self::LATER_ON_HOST + stacks).next_multiple_of(Self::STEP);
         let most = most_while_reading();
         // Freed pieces between those in use: up to a fourth of a small heap, an eighth of a large one.
         let freed = (most / 4).min(most / 8 + Self::LATER_ON_HOST / 2);
@@ -127,8 +140,13 @@ impl Budget {
     fn of_gpu(memory: MemInfo, limit: Option<u64>, host_limit: u64) -> Self {
         let in_use = (memory.total - memory.free).saturating_add(Self::LATER);
         let limit = limit.map_or(memory.total, |limit| limit.min(memory.total));
-        let in_use_name = "CUDA context, and what else is on the GPU";
-        Self { limit, in_use, in_use_name, read_bytes: 0, host_limit, sharers: 1 }
+        Self { limit, in_use, in_use_name: Self::ON_GPU, read_bytes: 0, host_limit, sharers: 1 }
+    }
+
+    /// Bytes of a GPU that other processes have at least, as far as it can be told from those of this one's context.
+    pub fn of_others(&self) -> Option<u64> {
+        let own = Self::CONTEXT + Self::LATER + Self::LIBRARY;
+        self.in_use.checked_sub(own).filter(|&bytes| self.in_use_name == Self::ON_GPU && bytes > Self::LATER)
     }
 
     /// The part of one of several processes: those of its machine share the host's memory, of which each has at most
@@ -137,7 +155,7 @@ impl Budget {
         bytes.map_or(self, |bytes| self.part(share(given, on_this_machine), on_host, bytes))
     }
 
-    /// Like [`shared`](Self::shared), of a plan: what was `given` to each process may be of another machine.
+    /// The part of [`shared`](Self::shared) in a plan: the memory `given` to each process may be of another machine.
     pub fn shared_in_plan(self, on_a_machine: usize, given: Option<u64>, on_host: bool, bytes: Option<u64>) -> Self {
         let limit = || given.unwrap_or_else(|| share(None, on_a_machine));
         bytes.map_or(self, |bytes| self.part(limit(), on_host, bytes))
@@ -196,8 +214,8 @@ fn ensure_bf16(settings: &Settings) -> Result<()> {
 }
 
 impl Device {
-    /// The device that the settings name; without a name a GPU if there is one that this build can use, else the CPU.
-    /// Says which. Refused: a GPU that cannot be used.
+    /// The device that the settings name; without a name a GPU if there is one that this build can use, otherwise the
+    /// CPU. Says which. Refused: a GPU that cannot be used.
     pub fn choose(settings: &Settings) -> Result<Self> {
         match settings.device {
             Some(config::Device::Cpu) => Self::cpu(settings, ""),
@@ -226,6 +244,12 @@ impl Device {
             crate::refuse!(
                 "`linear`: found {}, expected auto: it names kernels of a GPU, and this run works on the CPU{why}",
                 settings.linear.name()
+            );
+        }
+        if settings.cuda_graphs == config::CudaGraphs::On {
+            crate::refuse!(
+                "`cuda_graphs`: found on, expected auto or off: graphs are of a GPU's launches, and this run works on \
+                 the CPU{why}"
             );
         }
         let arithmetic = match precision {
@@ -292,7 +316,8 @@ impl Device {
                 if linear.may_dequantize() {
                     status!("linear layers: {linear}");
                 }
-                Ok(Self::Cuda(Gpu { linear, ..gpu }))
+                let pinned_limit = settings.pinned_memory.map(|bytes| bytes.0).or(gpu.pinned_limit);
+                Ok(Self::Cuda(Gpu { linear, pinned_limit, ..gpu }))
             }
             device => Ok(device),
         }
@@ -353,6 +378,7 @@ impl Device {
                 let build = |spec: &ModelSpec, bytes| -> Result<Cuda> {
                     let shape = gpu.run_shape(spec);
                     let cuda = Cuda::on_device(gpu.device()?, shape, &spec.arch, bytes)?;
+                    let cuda = cuda.pinning_at_most(gpu.pinned_limit);
                     Ok(cuda.adding_up(gpu.sums.take()).sharing(gpu.copy.take()))
                 };
                 job.run(build)
@@ -396,10 +422,26 @@ impl Device {
         }
     }
 
+    /// Makes the backend that is built next launch the passes of a step as graphs, or not.
+    pub fn use_graphs(&self, are_on: bool) {
+        if let Self::Cuda(gpu) = self {
+            gpu.graphs.set(are_on);
+        }
+    }
+
     /// GPU of this number for a plan, which needs none.
     pub fn unopened(ordinal: usize) -> Self {
-        let linear = Linear::default();
-        Self::Cuda(Gpu { ordinal, device: None, sums: Rc::default(), copy: Rc::default(), linear })
+        let (linear, graphs) = (Linear::default(), Rc::default());
+        let (sums, copy, pinned_limit) = (Rc::default(), Rc::default(), None);
+        Self::Cuda(Gpu { ordinal, device: None, sums, copy, linear, graphs, pinned_limit })
+    }
+
+    /// Bytes of host memory that it pins at most; none: no such limit is known.
+    pub fn pinned_limit(&self) -> Option<u64> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Cuda(gpu) => gpu.pinned_limit,
+        }
     }
 
     /// Arithmetic of the CPU; none of a GPU.
@@ -508,7 +550,7 @@ impl Device {
     }
 
     /// The device of a plan. With the size of its memory given, a GPU need not be there; `gpu` is its name, if one was
-    /// given. Without a name it is the GPU that is here, as for a run, if that has so much memory.
+    /// given. Without a name it is the GPU that is here, as for a run, if that has as much memory.
     pub fn choose_for_plan(settings: &Settings, gpu: Option<&str>) -> Result<Self> {
         let (ordinal, limit) = match (settings.device, settings.device_memory) {
             (Some(config::Device::Cuda(ordinal)), Some(limit)) => (ordinal, limit.0),
@@ -526,11 +568,13 @@ impl Device {
             status!("device_memory: the GPU here has less, so that the plan is for another one");
         }
         let linear = Linear::of_plan(gpu, ordinal, settings.linear);
-        Ok(Self::Cuda(Gpu { ordinal, device: None, sums: Rc::default(), copy: Rc::default(), linear }))
+        let (sums, copy, graphs) = (Rc::default(), Rc::default(), Rc::default());
+        let pinned_limit = settings.pinned_memory.map(|bytes| bytes.0);
+        Ok(Self::Cuda(Gpu { ordinal, device: None, sums, copy, linear, graphs, pinned_limit }))
     }
 }
 
-/// Arithmetic of the CPU: what the settings ask for, else bf16 where the processor has instructions for it. Refused:
+/// Arithmetic of the CPU: that of the settings, otherwise bf16 where the processor has instructions for it. Refused:
 /// bf16 on a processor without them.
 fn precision(settings: &Settings) -> Result<Precision> {
     match (settings.compute, Isa::detect()) {
@@ -543,67 +587,4 @@ fn precision(settings: &Settings) -> Result<Precision> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Sums over processes may be made in the host's memory, whatever the steps work on. Processes that make them
-    /// elsewhere share the memory of a machine too.
-    #[test]
-    fn the_bytes_of_sums_are_in_the_budget_of_every_device() {
-        let alone =
-            Budget { limit: 5000, in_use: 100, in_use_name: "all", read_bytes: 200, host_limit: 4000, sharers: 1 };
-        for on_host in [true, false] {
-            assert_eq!(alone.shared(1, Some(1000), on_host, None), alone);
-            let shared = alone.shared(2, Some(1000), on_host, Some(300));
-            let found = (shared.limit, shared.in_use, shared.host_limit);
-            assert_eq!(found, if on_host { (1000, 400, 4000) } else { (5000, 100, 700) });
-        }
-        assert_eq!(alone.shared(2, Some(1000), false, Some(2000)).host_limit, 0);
-        assert_eq!(alone.shared(2, Some(1000), false, Some(0)).host_limit, 1000);
-        // More than any machine has, of another one.
-        let planned = |on_host| alone.shared_in_plan(2, Some(1 << 60), on_host, Some(300));
-        assert_eq!((planned(true).limit, planned(true).in_use), (1 << 60, 400));
-        assert_eq!((planned(false).limit, planned(false).host_limit), (5000, (1 << 60) - 300));
-        assert_eq!(alone.shared_in_plan(2, Some(1 << 60), true, None), alone);
-        let parts = [1, 2].map(|processes| alone.shared_in_plan(processes, None, true, Some(300)).limit as f64);
-        assert!((0.3..0.7).contains(&(parts[1] / parts[0])), "{parts:?}");
-    }
-
-    #[test]
-    fn a_gpu_is_refused_by_a_build_without_kernels_for_one() {
-        let error = ensure_kernels(Kernels::Absent).unwrap_err().to_string();
-        for words in ["`device: cuda`", "no CUDA support", "rebuild it with `cargo build", "`--device cpu`"] {
-            assert!(error.contains(words), "{error}");
-        }
-        for kernels in [Kernels::Cuda, Kernels::Emulated] {
-            assert!(ensure_kernels(kernels).is_ok());
-        }
-    }
-
-    /// The allocator keeps what lies below a piece in use, unless it is asked.
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    #[test]
-    fn memory_that_was_given_back_is_in_no_budget() {
-        let pieces = |count: usize| std::hint::black_box((0..count).map(|_| vec![1_u8; 1000]).collect::<Vec<_>>());
-        let (below, above) = (pieces(64 << 10), pieces(1 << 10));
-        let before = Budget::of_host(u64::MAX).in_use;
-        drop(below);
-        let after = Budget::of_host(u64::MAX).in_use;
-        assert!(after + (48 << 20) < before, "{before} {after} {}", above.len());
-    }
-
-    #[test]
-    fn a_second_budget_is_not_charged_with_what_was_taken_after_the_first() {
-        let first = Budget::of_host(u64::MAX);
-        let most = most_while_reading();
-        // Taken, and never touched.
-        let bytes = usize::try_from(heap_peak()).unwrap() + (256 << 20);
-        let taken = std::hint::black_box(vec![0_u8; bytes]);
-        assert!(taken.len() == bytes && heap_peak() > most + (128 << 20));
-        drop(taken);
-        assert_eq!(most_while_reading(), most);
-        // Other memory of this process may have grown in the meantime.
-        let own = own_bytes().next_multiple_of(Budget::STEP) + Budget::STEP;
-        assert!(Budget::of_host(u64::MAX).read_bytes <= first.read_bytes.max(own));
-    }
-}
+mod tests;

@@ -4,6 +4,7 @@ use super::{Loaded, TrainingData};
 use crate::config::{Quantization, Settings};
 use crate::data::{ChatTokenizer, Rows};
 use crate::lint::{DataFacts, Facts};
+use crate::lora::{LoraSpec, LoraTerm};
 use crate::model::ModelSpec;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
@@ -20,13 +21,14 @@ fn repeated(training: &Rows, validation: &Rows) -> (usize, usize) {
     (training.len() - known.len(), overlap)
 }
 
-/// What there is to know of a run before its first step.
+/// Facts of a run before its first step.
 pub fn facts(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, data: &TrainingData) -> Facts {
     let arch = loaded.checkpoint.arch();
     let (learning_rate_a, learning_rate_b) = settings.learning_rates_for(loaded.parameters());
     let name = |module: &str| Some((arch.find(module)?.1, module.rsplit('.').next()?.to_owned()));
     let targets: BTreeSet<_> = spec.lora.terms.keys().filter_map(|module| name(module)).collect();
-    let mut terms: Vec<(usize, f64)> = spec.lora.terms.values().map(|term| (term.r, term.alpha)).collect();
+    let term = |term: &LoraTerm| (term.r, term.alpha, LoraSpec::scale(term.alpha, term.r, spec.lora.rslora));
+    let mut terms: Vec<(usize, f64, f64)> = spec.lora.terms.values().map(term).collect();
     terms.sort_by(|one, other| one.0.cmp(&other.0).then(one.1.total_cmp(&other.1)));
     terms.dedup();
     let is_nf4 = loaded.checkpoint.quantization().is_some() || settings.quantization == Quantization::Nf4;

@@ -14,8 +14,22 @@ use fancy_regex::Regex;
 use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Refuses, where the checkpoint holds NF4, 16-bit weights and terms that begin with these.
+/// Refuses, where a cache is to hold the base in NF4, 16-bit weights and terms that begin with these.
+pub fn check_cache(settings: &Settings) -> Result<()> {
+    let needs_16_bits = match (settings.quantization, settings.init_lora_weights) {
+        (config::Quantization::Off, _) => Some("`quantization: none`".to_owned()),
+        (_, init) if init.changes_base() => Some(format!("`init_lora_weights: {}`", init.name())),
+        _ => None,
+    };
+    if let (Some(_), Some(other)) = (&settings.quantized_cache, needs_16_bits) {
+        refuse!("`quantized_cache` keeps the base in NF4, and {other} needs it in 16 bits: leave one of them out");
+    }
+    Ok(())
+}
+
+/// Refuses, where the checkpoint holds NF4 or a cache is to hold it so, 16-bit weights and terms that begin with these.
 pub fn check_quantization(settings: &Settings, checkpoint: &Checkpoint) -> Result<()> {
+    check_cache(settings)?;
     if settings.quantization == config::Quantization::Off && checkpoint.quantization().is_some() {
         refuse!(
             "`quantization`: found none, but the weights of {} are already quantized ({}); expected nf4, or the original \
@@ -285,7 +299,7 @@ pub fn model_spec_of(
         trainable: true,
         states,
         activations: Vec::new(),
-        states_on_host: false,
+        optimizer_on_host: Default::default(),
         residency: Vec::new(),
         token_tile: None,
         tokens,
@@ -304,7 +318,7 @@ pub fn of_steps(mut spec: ModelSpec, steps: u64) -> Result<ModelSpec> {
     Ok(spec)
 }
 
-/// Quantization of the frozen linear weights: as a quantized checkpoint stores them, else as the settings say.
+/// Quantization of the frozen linear weights: as a quantized checkpoint stores them, otherwise as the settings say.
 pub fn quantization(settings: &Settings, checkpoint: &Checkpoint) -> Quantization {
     of_settings(&effective_settings(settings, checkpoint))
 }

@@ -1,13 +1,18 @@
 //! The values of a model: the frozen base from a checkpoint, the low-rank terms from an adapter or freshly drawn.
 
+use super::host;
+use super::loading::LoadTimes;
 use super::plan::stored_in;
 use crate::adapter::{Adapter, LoraPair, TokenRows, WholeModule};
 use crate::arch::Arch;
 use crate::backend::Quantization;
-use crate::base::{BaseFingerprint, Checkpoint, Fingerprint, Nf4OnDisk, Rewrite};
+use crate::base::{
+    BaseFingerprint, Checkpoint, DigestsAhead, Fingerprint, Nf4OnDisk, Rewrite, RowsOnDisk, TensorDigest,
+};
 use crate::comm::Communicator;
 use crate::config::InitLora;
-use crate::error::Result;
+use crate::data::{return_large_pieces, trim_heap};
+use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, TensorData, WeightSource};
 use crate::lora::adalora;
 use crate::lora::start::{self, Factors};
@@ -15,6 +20,7 @@ use crate::lora::{LoraSpec, ParamId, ParamKind};
 use crate::model::Source;
 use qlora_kernels::rng::Stream;
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 /// Keeps the streams of initial values apart from those of shuffling.
 const INIT_DOMAIN: u64 = 1 << 32;
@@ -61,6 +67,9 @@ impl Starts {
 pub struct CheckpointSource<'a, 'w> {
     checkpoint: &'a Checkpoint,
     fingerprint: Fingerprint,
+    /// Threads that hash tensors before they are read, if there are any
+    ahead: Option<DigestsAhead>,
+    times: LoadTimes,
     adapter: BTreeMap<String, LoraPair<'a>>,
     /// Weights of whole modules that an adapter holds, by module
     whole: BTreeMap<String, WholeModule<'a>>,
@@ -68,14 +77,16 @@ pub struct CheckpointSource<'a, 'w> {
     by_row: Vec<BTreeMap<String, LoraPair<'a>>>,
     /// Rows of single tokens that an adapter holds, by module
     tokens: BTreeMap<String, TokenRows>,
-    /// What changes the tensors on their way, if anything does.
+    /// A rewrite of the tensors as they are read, if there is one.
     rewrite: Option<&'w mut dyn Rewrite>,
     /// Processes that wait for each other when they have read all, if they do
     others: Option<&'w mut dyn Communicator>,
     /// Terms that begin with directions of the weights, if these do
     starts: Option<Starts>,
-    /// Whether new terms are those of AdaLoRA
+    /// New terms are those of AdaLoRA
     adalora: bool,
+    /// The output layer or the embedding stays in its file
+    has_table_on_disk: bool,
     /// Frobenius norms of linear weights by module, where they are asked for
     norms: Option<BTreeMap<String, f64>>,
     seed: u64,
@@ -87,7 +98,24 @@ impl<'a, 'w> CheckpointSource<'a, 'w> {
         let fingerprint = Fingerprint::new(checkpoint);
         let (whole, tokens, rewrite, starts, norms) = (BTreeMap::new(), BTreeMap::new(), None, None, None);
         let (by_row, adalora, others) = (Vec::new(), false, None);
-        Self { checkpoint, fingerprint, adapter, whole, by_row, tokens, rewrite, others, starts, adalora, norms, seed }
+        let (ahead, times) = (None, LoadTimes::default());
+        Self {
+            checkpoint,
+            fingerprint,
+            ahead,
+            times,
+            adapter,
+            whole,
+            by_row,
+            tokens,
+            rewrite,
+            others,
+            starts,
+            adalora,
+            has_table_on_disk: false,
+            norms,
+            seed,
+        }
     }
 
     /// With the terms, the whole modules and the rows of single tokens of an adapter, or new ones.
@@ -112,6 +140,14 @@ impl<'a, 'w> CheckpointSource<'a, 'w> {
         Self { rewrite, ..self }
     }
 
+    /// With threads that hash the base's tensors ahead of the reading, all of which are then to be read. They are as
+    /// far ahead as a fourth of what is free now holds.
+    pub fn hashing_ahead(self) -> Result<Self> {
+        let room = || host::free_bytes() / 4;
+        let ahead = DigestsAhead::begin(self.checkpoint, rayon::current_num_threads(), room)?;
+        Ok(Self { ahead: Some(ahead), ..self })
+    }
+
     /// With other processes, which use weights when all have read them.
     pub fn waiting_for(self, others: &'w mut dyn Communicator) -> Self {
         Self { others: Some(others), ..self }
@@ -128,7 +164,7 @@ impl<'a, 'w> CheckpointSource<'a, 'w> {
         Self { starts, adalora: lora.adalora.is_some(), ..self }
     }
 
-    /// What the terms began with that the base was changed by; empty where it was not.
+    /// The first values of terms that the base was changed by; empty where it was not.
     pub fn take_starts(&mut self) -> BTreeMap<String, Factors> {
         self.starts.take().map(|starts| starts.made).unwrap_or_default()
     }
@@ -138,9 +174,44 @@ impl<'a, 'w> CheckpointSource<'a, 'w> {
         self.norms.take().unwrap_or_default()
     }
 
+    /// Note for users on the time that reading the base took, once that is done.
+    pub fn loading_note(&self) -> String {
+        self.times.note(self.checkpoint.stored_bytes(), self.ahead.as_ref())
+    }
+
     /// The base's fingerprint, once the model has read every tensor.
     pub fn finish(self) -> Result<BaseFingerprint> {
+        self.ahead.map_or(Ok(()), DigestsAhead::finish)?;
+        // Threads read pieces, which their heaps would keep beside all that is planned.
+        trim_heap();
+        if self.has_table_on_disk {
+            return_large_pieces();
+        }
         self.fingerprint.finish()
+    }
+
+    /// True if a thread has hashed the tensor: its digest is then part of the fingerprint.
+    fn is_hashed(&mut self, name: &str) -> Result<bool> {
+        let Some(ahead) = &self.ahead else { return Ok(false) };
+        let Some(digest) = self.times.waiting(|| ahead.take(name)) else { return Ok(false) };
+        self.fingerprint.add(digest?)?;
+        Ok(true)
+    }
+
+    /// The result of `read` for a tensor that is hashed already; otherwise that of `hash`, which also gives its digest.
+    fn read_hashed<T>(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&Checkpoint) -> Result<T>,
+        hash: impl FnOnce(&Checkpoint) -> Result<(T, TensorDigest)>,
+    ) -> Result<T> {
+        let checkpoint = self.checkpoint;
+        if self.is_hashed(name)? {
+            return self.times.reading(|| read(checkpoint));
+        }
+        let (read, digest) = self.times.reading(|| hash(checkpoint))?;
+        self.fingerprint.add(digest)?;
+        Ok(read)
     }
 }
 
@@ -153,8 +224,8 @@ impl Source for CheckpointSource<'_, '_> {
     }
 
     fn read(&mut self, name: &str) -> Result<HostTensor> {
-        let (tensor, digest) = self.checkpoint.read_with_digest(name)?;
-        self.fingerprint.add(digest)?;
+        let (read, hash) = (|of: &Checkpoint| of.read(name), |of: &Checkpoint| of.read_with_digest(name));
+        let tensor = self.read_hashed(name, read, hash)?;
         self.checkpoint.check_finite(name, &tensor)?;
         match &mut self.rewrite {
             Some(rewrite) => rewrite.tensor(name, tensor, self.checkpoint.dense_type(name)),
@@ -189,8 +260,8 @@ impl Source for CheckpointSource<'_, '_> {
         if self.rewrite.is_some() {
             return self.read(name).map(WeightSource::Tensor);
         }
-        let (weight, digest) = self.checkpoint.read_weight_with_digest(name)?;
-        self.fingerprint.add(digest)?;
+        let hash = |of: &Checkpoint| of.read_weight_with_digest(name);
+        let weight = self.read_hashed(name, |of: &Checkpoint| of.read_weight(name), hash)?;
         // The scales of NF4 were checked when its parts were put together.
         if let WeightSource::Tensor(tensor) = &weight {
             self.checkpoint.check_finite(name, tensor)?;
@@ -208,22 +279,32 @@ impl Source for CheckpointSource<'_, '_> {
         }
     }
 
-    /// What changes a weight needs all of it; any other comes in pieces.
+    /// Reads a weight in pieces; one that is rewritten, or begins a term, comes whole.
     fn read_in_pieces(&mut self, name: &str, take: &mut dyn FnMut(WeightSource) -> Result<()>) -> Result<()> {
         if self.rewrite.is_some() || self.starts.is_some() || self.checkpoint.is_nf4(name) {
             return take(self.read_weight(name)?);
         }
         let (checkpoint, is_measured) = (self.checkpoint, self.norms.is_some());
         let (mut first, mut squares) = (0, Vec::new());
-        let digest = checkpoint.read_pieces_with_digest(name, &mut |piece| {
-            checkpoint.check_piece(name, first, &piece)?;
-            first += piece.elements();
-            if is_measured {
-                squares.extend(piece.squares());
+        let is_hashed = self.is_hashed(name)?;
+        let digest = self.times.reading_pieces(|elsewhere| {
+            let take = &mut |piece: HostTensor| {
+                let start = Instant::now();
+                checkpoint.check_piece(name, first, &piece)?;
+                first += piece.elements();
+                if is_measured {
+                    squares.extend(piece.squares());
+                }
+                let taken = take(WeightSource::Tensor(piece));
+                *elsewhere += start.elapsed();
+                taken
+            };
+            match is_hashed {
+                true => checkpoint.read_pieces(name, take).map(|()| None),
+                false => checkpoint.read_pieces_with_digest(name, take).map(Some),
             }
-            take(WeightSource::Tensor(piece))
         })?;
-        self.fingerprint.add(digest)?;
+        digest.map_or(Ok(()), |digest| self.fingerprint.add(digest))?;
         if let (Some(norms), Some(module)) = (&mut self.norms, name.strip_suffix(".weight")) {
             norms.insert(module.to_owned(), squares.into_iter().sum::<f64>().sqrt());
         }
@@ -232,10 +313,36 @@ impl Source for CheckpointSource<'_, '_> {
 
     /// Read once, for the fingerprint, a piece at a time: what is freed of a whole weight would stay in the heap.
     fn on_disk(&mut self, name: &str) -> Result<Nf4OnDisk> {
-        self.fingerprint.add(self.checkpoint.check_weight_with_digest(name)?)?;
+        let check = |of: &Checkpoint| of.check_weight(name);
+        let hash = |of: &Checkpoint| of.check_weight_with_digest(name).map(|digest| ((), digest));
+        self.read_hashed(name, check, hash)?;
         let on_disk = self.checkpoint.on_disk(name)?;
         on_disk.forget_pages();
         Ok(on_disk)
+    }
+
+    /// Read once, for the fingerprint and for values that are not finite, a piece at a time.
+    fn rows_on_disk(&mut self, name: &str) -> Result<RowsOnDisk> {
+        if self.rewrite.is_some() {
+            return Err(Error::Failed(format!("{name}: is changed on its way, and is in no file as it is used")));
+        }
+        let (checkpoint, mut first) = (self.checkpoint, 0);
+        let mut check = |piece: HostTensor| -> Result<()> {
+            checkpoint.check_piece(name, first, &piece)?;
+            first += piece.elements();
+            Ok(())
+        };
+        match self.is_hashed(name)? {
+            true => checkpoint.read_pieces(name, &mut check)?,
+            false => {
+                let digest = checkpoint.read_pieces_with_digest(name, &mut check)?;
+                self.fingerprint.add(digest)?;
+            }
+        }
+        self.has_table_on_disk = true;
+        let rows = checkpoint.rows_on_disk(name)?;
+        rows.forget_pages(0..rows.rows());
+        Ok(rows)
     }
 
     fn all_read(&mut self) -> Result<()> {
@@ -308,40 +415,4 @@ fn stream_of(arch: &Arch, seed: u64, domain: u64, id: &ParamId) -> Stream {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::synthetic::tiny_arch;
-
-    #[test]
-    fn adapters_lie_one_after_the_other_padded_with_zeros() {
-        let pair = |a, b, r| LoraPair { a, b, r, k_in: 2, n_out: 2, alpha: 1.0, scale: 1.0, magnitude: None };
-        let large = pair(&[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0], 2);
-        let small = pair(&[9.0, 10.0], &[11.0, 12.0], 1);
-        let adapters =
-            [BTreeMap::from([("m".to_owned(), small)]), BTreeMap::new(), BTreeMap::from([("m".to_owned(), large)])];
-        let of = |id: ParamId| one_after_the_other(&adapters, &id, 12, 2);
-        assert_eq!(of(ParamId::a("m")), [9.0, 10.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0]);
-        assert_eq!(of(ParamId::b("m")), [11.0, 0.0, 12.0, 0.0, 0.0, 0.0, 0.0, 0.0, 5.0, 6.0, 7.0, 8.0]);
-    }
-
-    #[test]
-    fn weights_too_large_for_their_directions_are_named() {
-        let arch = tiny_arch();
-        let targets: Vec<_> = arch.names.all().collect();
-        let [(name, [n, k])] = [targets[0]].map(|target| (arch.module(0, target), target.shape(&arch).into()));
-        for (init, size, refused) in [
-            (InitLora::Pissa, 1e13, true),
-            (InitLora::Olora, f32::NAN, true),
-            (InitLora::PissaIterations(2), 1.0, false),
-            (InitLora::Random, 1e13, false),
-        ] {
-            let lora = LoraSpec { init, ..LoraSpec::uniform(&arch, &targets, 2, 4.0, 0.0) };
-            let mut starts = Starts { lora, made: BTreeMap::new() };
-            let values = (0..n * k).map(|i| size * (i as f32 * 0.37).sin()).collect();
-            let tensor = HostTensor::from_f32(vec![n, k], values, StoredType::F32);
-            let found = starts.residual(&arch, 1, &format!("{name}.weight"), tensor);
-            let message = found.err().map(|error| error.to_string()).unwrap_or_default();
-            assert_eq!(message.contains(&format!("{name}.weight: found a value of")), refused, "{init:?}: {message}");
-        }
-    }
-}
+mod tests;

@@ -13,21 +13,23 @@ use crate::session::Loaded;
 use crate::session::disk::{self, DiskPlan};
 use crate::session::model_spec::recipe;
 use crate::session::plan::MemoryPlan;
-use crate::session::predicted::states_note;
+use crate::session::predicted::{states_note, unpinned_note};
 use std::path::Path;
 
-/// Prints the size of a checkpoint and the free space. Refused: no room for one.
+/// Prints the size of a checkpoint and the free space, less `taken_bytes`, which files beside the output take. Refused:
+/// no room for one.
 pub(super) fn check_disk(
     settings: &Settings,
     loaded: &Loaded,
     spec: &ModelSpec,
     schedule: &Schedule,
     output: &Path,
+    taken_bytes: u64,
 ) -> Result<()> {
     let existing = checkpoints::list(output)?.len() as u64;
     let (steps, per_epoch) = (schedule.total_steps(), schedule.steps_per_epoch());
     let plan = DiskPlan::new(settings, spec, loaded.checkpoint.dir(), steps, per_epoch, existing);
-    let Some(free) = disk::free_bytes(output) else { return Ok(()) };
+    let Some(free) = disk::free_bytes(output).map(|free| free.saturating_sub(taken_bytes)) else { return Ok(()) };
     let warning = plan.check(free, output)?;
     status!("disk: {} a checkpoint, {} free", format_bytes(plan.checkpoint_bytes), format_bytes(free));
     if let Some(warning) = warning {
@@ -126,14 +128,15 @@ pub(super) fn print_run(
     let notes: String = notes.iter().flatten().map(|note| format!("; {note}")).collect();
     status!("{}: {planned} planned, {limit} may be used{activations}{notes}", plan.place());
     if !plan.on_host.is_empty() {
-        let (pinned, limit) = (format_bytes(plan.host_bytes()), format_bytes(plan.host_limit));
-        let of_ranks = if spec.lora.adalora.is_some() { " or taken to cut ranks" } else { "" };
-        status!("host memory: {pinned} pinned for the GPU{of_ranks}, {limit} may be used");
+        let (all, pinned) = (plan.host_bytes(), plan.pinned_bytes());
+        let of_it = if pinned < all { format!("{} of it ", format_bytes(pinned)) } else { String::new() };
+        let (all, limit) = (format_bytes(all), format_bytes(plan.host_limit));
+        status!("host memory: {all} planned beside the GPU, {of_it}pinned; {limit} may be used");
     }
-    if let Some(note) = plan.sharing_note() {
+    for note in plan.sharing_note().into_iter().chain(unpinned_note(plan)) {
         status!("{note}");
     }
-    for buffer in plan.buffers.iter().chain(&plan.on_host) {
+    for buffer in plan.buffers.iter().chain(&plan.on_host).chain(&plan.on_disk) {
         detail!("{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
     }
 }

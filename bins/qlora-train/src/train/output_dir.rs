@@ -30,28 +30,6 @@ pub enum Found {
     Finished(RunSummary),
 }
 
-/// Refuses a place where no run can write, and the root of the file system, among whose files no run belongs. Nothing
-/// is written.
-pub fn check_writable(dir: &Path, setting: &str) -> Result<()> {
-    // The directory itself, or the nearest one above that is there already.
-    let Some(existing) = dir.ancestors().map(or_here).find(|path| path.symlink_metadata().is_ok()) else {
-        refuse!("{}: found no directory above it, expected one that it can be made in ({setting})", dir.display());
-    };
-    if !existing.is_dir() {
-        refuse!(
-            "{}: found something that is not a directory, expected one ({setting}): choose another",
-            existing.display()
-        );
-    }
-    if dir.canonicalize().is_ok_and(|whole| whole.parent().is_none()) {
-        refuse!("{}: is the root of the file system ({setting}): choose a directory for this run alone", dir.display());
-    }
-    // A file without a name: it never appears in the directory.
-    tempfile::tempfile_in(existing)
-        .usage_context(|| format!("{}: cannot be written ({setting}): choose another", existing.display()))?;
-    Ok(())
-}
-
 /// Looks at where a run may write: a directory that is empty or new, or holds the same run. Nothing is written.
 /// Refused: anything else. `longer`: the same run with other `num_train_epochs` or `max_steps` is there to go on with.
 pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result<Found> {
@@ -193,7 +171,7 @@ fn remove_events(dir: &Dir) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether `dir` holds a run, of whatever settings.
+/// True if `dir` holds a run, of any settings.
 pub fn holds_run(dir: &Path) -> bool {
     dir.join(RUN_FILE).is_file()
 }
@@ -213,12 +191,7 @@ pub fn check_recorded_base(dir: &Path, fingerprint: &str) -> Result<()> {
     Ok(())
 }
 
-/// "" stands for the working directory.
-fn or_here(path: &Path) -> &Path {
-    if path.as_os_str().is_empty() { Path::new(".") } else { path }
-}
-
-/// What the run in this directory computes in, as [`Device::arithmetic`](crate::session::Device::arithmetic) told it;
+/// Arithmetic of the run in this directory, as [`Device::arithmetic`](crate::session::Device::arithmetic) named it;
 /// none where there is no run.
 pub fn recorded_arithmetic(dir: &Path) -> Result<Option<Option<String>>> {
     let run = read_run(dir)?;

@@ -1,6 +1,6 @@
-//! A communicator over a library of message passing. Ranks tell each other by short notes that they have come to an
-//! operation, so that one that is missing, ends or does something else has a name; then the library moves what they
-//! give. It only moves it: sums are taken here, in the order of the ranks, and are the bits of the sums over TCP.
+//! A communicator over a message-passing library. Ranks announce each operation by short notes, so that a rank that is
+//! missing, ends or does something else can be named; then the library moves the data. It does nothing else: sums are
+//! computed here, in the order of the ranks, and have the same bits as the sums over TCP.
 
 use super::Communicator;
 use super::failure::Failure;
@@ -15,23 +15,22 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
-/// Looks at what has come before a rank that waits leaves its processor to others
+/// Polls before a waiting rank yields its processor to others
 const LOOKS: u32 = 1000;
-/// Between two looks from then on
+/// Pause between two polls from then on
 const PAUSE: Duration = Duration::from_micros(200);
-/// Time in which the others have to hear that one of them is lost
+/// Time in which the others must hear that one of them is lost
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Numbers or bytes of one operation, which such libraries count in 32 bits
 const MOST: usize = i32::MAX as usize;
 /// Characters of the reason for which a run ends
 const REASON: usize = 1000;
 
-/// Bytes of the notes to a rank that may lie there unread, with what a library adds to them: at most three that say
-/// that this one has come, and its last.
+/// Bytes of the unread notes to a rank, with a library's overhead: at most three announcements and the last note.
 pub(super) const UNREAD: usize = 16 << 10;
 
-/// Message passing as a library offers it. Notes are handed over; all else are operations of all ranks, which return
-/// when this one has what it is given.
+/// Message passing as a library offers it. Notes are posted without waiting; everything else is a collective operation,
+/// which returns when this rank has its result.
 pub(super) trait Transport: Send {
     fn rank(&self) -> usize;
 
@@ -56,14 +55,14 @@ pub(super) trait Transport: Send {
     fn broadcast(&mut self, bytes: &mut [u8]);
 }
 
-/// Word of a rank that it has come to an operation.
+/// Announcement of a rank that it has reached an operation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Come {
     /// Number of the operation
     number: u64,
     /// Subject of the operation
     what: String,
-    /// Numbers or bytes that it gives
+    /// Numbers or bytes that it contributes
     length: usize,
     totals: usize,
 }
@@ -71,13 +70,13 @@ struct Come {
 #[derive(Serialize, Deserialize)]
 enum Note {
     Come(Come),
-    /// Why the run ends for the rank, which posts no more
+    /// The reason why the run ends for the rank, which posts no more notes
     Last(Failure),
 }
 
-/// Notes that have come, by rank.
+/// Notes that have arrived, by rank.
 struct Notes {
-    /// Those that were not asked for yet
+    /// Announcements that were not taken yet
     come: Vec<VecDeque<Come>>,
     /// The last one
     last: Vec<Option<Failure>>,
@@ -85,7 +84,7 @@ struct Notes {
 
 /// One of several processes, over a library.
 pub(super) struct Meeting<T: Transport> {
-    /// Dropped before the watchdog, which sees to it that the library ends.
+    /// Dropped before the watchdog, which makes sure that the library ends.
     transport: T,
     /// By rank, once all have said who they are
     peers: Vec<Peer>,
@@ -96,11 +95,11 @@ pub(super) struct Meeting<T: Transport> {
     /// Operations so far: the same on all ranks
     number: u64,
     notes: RefCell<Notes>,
-    /// Whether a thread may add up while the backward pass goes on
+    /// True if a thread may add up while the backward pass goes on
     overlaps: bool,
-    /// Why the run ends, by the first reason that this rank has or hears of
+    /// The first reason why the run ends, of this rank or another
     failure: OnceCell<Failure>,
-    /// Whether a rank is not to be expected any more
+    /// A rank is gone and will not come back
     is_lost: bool,
     watchdog: Watchdog,
 }
@@ -123,7 +122,7 @@ impl<T: Transport> Meeting<T> {
         }
     }
 
-    /// Tells all ranks who each of them is. Refused: they do not run the same program.
+    /// Exchanges the identities of all ranks. Refused: they do not run the same program.
     pub fn introduce(&mut self, own: &Peer, build: &str) -> Result<()> {
         let what = || "an introduction".to_owned();
         let said = serde_json::to_vec(&(build, own)).context(what)?;
@@ -179,7 +178,7 @@ impl<T: Transport> Meeting<T> {
         }
     }
 
-    /// Those of the ranks that have not come to the next operation, and why one of them will not.
+    /// The ranks that have not reached the next operation, and the reason why one of them will not.
     fn missing(&self, ranks: &[usize]) -> (Vec<usize>, Option<Failure>) {
         self.look();
         let notes = self.notes.borrow();
@@ -194,7 +193,7 @@ impl<T: Transport> Meeting<T> {
         Err(self.failure.get_or_init(|| failure).error())
     }
 
-    /// Comes to the next operation, and waits until all ranks have. Returns what each says of it. Failed: one has
+    /// Announces the next operation, and waits until all ranks have. Returns the announcement of each. Failed: one has
     /// ended, is at another operation, or did not come in time.
     fn meet(&mut self, what: &str, length: usize, totals: usize) -> Result<Vec<Come>> {
         self.number += 1;
@@ -250,11 +249,12 @@ impl<T: Transport> Meeting<T> {
         self.fail(Failure::new(missing[0], text))
     }
 
-    /// Lets the library move what all ranks give, who are there; it does not say for whom it waits.
+    /// Lets the library move the data once all ranks are there; the library itself would not say which rank it waits
+    /// for.
     fn moved<R>(&mut self, what: &str, work: impl FnOnce(&mut T) -> R) -> R {
         let patience = self.stall + self.stall / 2;
         let text = format!(
-            "all ranks came to each other ({what}), and what they gave did not arrive within {} s: one of them is \
+            "all ranks came to each other ({what}), and their data did not arrive within {} s: one of them is \
              stopped, or the network is cut (QLORA_STALL_SECONDS waits longer)",
             patience.as_secs_f64()
         );
@@ -264,8 +264,8 @@ impl<T: Transport> Meeting<T> {
         done
     }
 
-    /// Leaves the others: after a good end when all are there, else when all have heard why, so that nothing is left
-    /// unread, which some libraries take for a fault.
+    /// Leaves the others: after success when all have arrived, after an error when all have heard the reason, so that
+    /// no note is left unread, which some libraries treat as a fault.
     pub fn leave(mut self, error: Option<&Error>) -> Result<()> {
         let own = self.transport.rank();
         let ended = match error {
@@ -282,7 +282,7 @@ impl<T: Transport> Meeting<T> {
         ended
     }
 
-    /// Tells the others why the run ends, and waits until they are at their end as well.
+    /// Sends the others the reason why the run ends, and waits until they end as well.
     fn part(&mut self, failure: &Failure) {
         let message = failure.message.chars().take(REASON).collect();
         self.post(&Note::Last(Failure { message, ..failure.clone() }));
@@ -302,7 +302,7 @@ impl<T: Transport> Meeting<T> {
     }
 }
 
-/// The library waits for all ranks when it ends; after a panic for none.
+/// The library waits for all ranks when it ends, but for none after a panic.
 impl<T: Transport> Drop for Meeting<T> {
     fn drop(&mut self) {
         let own = self.transport.rank();

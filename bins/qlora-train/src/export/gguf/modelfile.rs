@@ -1,7 +1,7 @@
 //! Ollama's Modelfile beside a GGUF file: the chat template in Go's language, and the texts that end an answer.
 //!
-//! Ollama does not read Jinja. A template that writes each turn by its role alone, whatever stands around it, is told
-//! by a few renderings and written as a loop over the turns; one that does not is left out, and it is said.
+//! Ollama does not read Jinja. A template that writes each turn by its role alone, whatever the turns around it, is
+//! recognized by a few renderings and written as a loop over the turns; any other is left out, with a note.
 
 use crate::data::{ChatTokenizer, Message};
 
@@ -14,7 +14,7 @@ const NEXT: &str = "Delta probe 4r";
 /// A chat template: turns by role and content, and whether to open an answer. `None`: it does not take them.
 type Render<'a> = dyn Fn(&[(&str, &str)], bool) -> Option<String> + 'a;
 
-/// What stands around a turn's content.
+/// The texts before and after a turn's content.
 #[derive(Clone, Debug, PartialEq)]
 struct Around(String, String);
 
@@ -34,7 +34,7 @@ struct Turns {
 }
 
 impl Turns {
-    /// `None`: what the template writes of a turn depends on more than its role.
+    /// `None`: the text of a turn depends on more than its role.
     fn of(render: &Render, bos: Option<&str>) -> Option<Self> {
         let around = |text: &str, content: &str| {
             let (before, after) = text.split_once(content)?;
@@ -98,7 +98,7 @@ impl Turns {
         text + &self.opening
     }
 
-    /// In Go's language, as Ollama runs it. Without the lead where Ollama writes it (`adds_bos`).
+    /// The Go template for Ollama, without the lead if Ollama writes it itself (`adds_bos`).
     fn to_go(&self, adds_bos: bool) -> String {
         let turn = |Around(open, close): &Around| format!("{}{{{{ .Content }}}}{}", literal(open), literal(close));
         let mut go = if adds_bos { String::new() } else { literal(&self.lead) };
@@ -118,7 +118,7 @@ impl Turns {
     }
 }
 
-/// Text of a Go template. What opens an action in Go is written as an action that writes it.
+/// Text of a Go template. The marks that open an action in Go are written by an action.
 fn literal(text: &str) -> String {
     text.replace("{{", "{{ \"{{\" }}")
 }
@@ -155,7 +155,7 @@ pub(super) fn modelfile(tokenizer: &ChatTokenizer, from: &str, adapter: Option<&
     };
     match &template {
         Some(go) => text += &format!("TEMPLATE \"\"\"{go}\"\"\"\n"),
-        None if note.is_some() => text += "# No TEMPLATE: this chat template cannot be said in Ollama's language.\n",
+        None if note.is_some() => text += "# No TEMPLATE: Ollama's templates cannot express this chat template.\n",
         None => {}
     }
     for stop in stops.iter().filter(|stop| !stop.contains(['"', '\n', '\\'])) {
@@ -165,44 +165,4 @@ pub(super) fn modelfile(tokenizer: &ChatTokenizer, from: &str, adapter: Option<&
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Each turn by its role, with a system message where there is none.
-    fn chatml(turns: &[(&str, &str)], open: bool) -> Option<String> {
-        let system = if turns[0].0 == "system" { "" } else { "<s>system\nBe {{ kind }}<e>\n" };
-        let turn = |(role, content): &(&str, &str)| format!("<s>{role}\n{content}<e>\n");
-        let opening = if open { "<s>assistant\n" } else { "" };
-        Some(format!("<bos>{system}{}{opening}", turns.iter().map(turn).collect::<String>()))
-    }
-
-    #[test]
-    fn a_template_of_turns_is_written_in_go() {
-        let turns = Turns::of(&chatml, Some("<bos>")).unwrap();
-        assert_eq!(turns.default_system, "<s>system\nBe {{ kind }}<e>\n");
-        assert_eq!(
-            turns.to_go(true),
-            "{{ if not .System }}<s>system\nBe {{ \"{{\" }} kind }}<e>\n{{ end }}{{ range .Messages }}\
-             {{ if eq .Role \"user\" }}<s>user\n{{ .Content }}<e>\n{{ else if eq .Role \"assistant\" }}<s>assistant\n\
-             {{ .Content }}<e>\n{{ else if eq .Role \"system\" }}<s>system\n{{ .Content }}<e>\n{{ end }}{{ end }}\
-             <s>assistant\n"
-        );
-        assert!(turns.to_go(false).starts_with("<bos>{{ if not .System }}"));
-    }
-
-    #[test]
-    fn a_template_that_looks_around_is_not() {
-        let last_only = |turns: &[(&str, &str)], open: bool| {
-            let end = turns.len() - 1;
-            let turn = |(at, (role, content)): (usize, &(&str, &str))| {
-                let thought = if at == end && *role == "assistant" { "<think></think>" } else { "" };
-                format!("<s>{role}\n{thought}{content}<e>\n")
-            };
-            let opening = if open { "<s>assistant\n" } else { "" };
-            Some(format!("{}{opening}", turns.iter().enumerate().map(turn).collect::<String>()))
-        };
-        assert_eq!(Turns::of(&last_only, None), None);
-        let no_system = |turns: &[(&str, &str)], open: bool| chatml(turns, open).filter(|_| turns[0].0 != "system");
-        assert_eq!(Turns::of(&no_system, None).unwrap().system, None);
-    }
-}
+mod tests;
