@@ -65,7 +65,7 @@ fn hashes_tell_what_is_in_use_and_what_was_given() {
         allocator.forget_given();
     }
     assert_eq!((states.pop(), all.pop()), (Some(state), Some(given)));
-    // The same offset from the other end leaves the free middle elsewhere.
+    // An offset that was taken from the other end leaves the free middle elsewhere.
     let mut one = OffsetAllocator::new(512);
     let by_end = [MemoryEnd::Low, MemoryEnd::High].map(|end| {
         let offset = one.alloc_at(end, "a", 512).unwrap();

@@ -326,6 +326,9 @@ impl Source for CheckpointSource<'_, '_> {
         if self.rewrite.is_some() {
             return Err(Error::Failed(format!("{name}: is changed on its way, and is in no file as it is used")));
         }
+        // The heaps of threads that read pieces would keep them, and trimming does not reach the ends of these heaps.
+        self.has_table_on_disk = true;
+        return_large_pieces();
         let (checkpoint, mut first) = (self.checkpoint, 0);
         let mut check = |piece: HostTensor| -> Result<()> {
             checkpoint.check_piece(name, first, &piece)?;
@@ -339,7 +342,6 @@ impl Source for CheckpointSource<'_, '_> {
                 self.fingerprint.add(digest)?;
             }
         }
-        self.has_table_on_disk = true;
         let rows = checkpoint.rows_on_disk(name)?;
         rows.forget_pages(0..rows.rows());
         Ok(rows)
