@@ -95,6 +95,8 @@ pub struct CheckpointSource<'a, 'w> {
 impl<'a, 'w> CheckpointSource<'a, 'w> {
     /// Low-rank terms that `adapter` does not hold are drawn: A Kaiming-uniform with a = √5, B zero.
     pub fn new(checkpoint: &'a Checkpoint, adapter: BTreeMap<String, LoraPair<'a>>, seed: u64) -> Self {
+        // The heaps of threads that read pieces would keep them, and trimming does not reach the ends of these heaps.
+        return_large_pieces();
         let fingerprint = Fingerprint::new(checkpoint);
         let (whole, tokens, rewrite, starts, norms) = (BTreeMap::new(), BTreeMap::new(), None, None, None);
         let (by_row, adalora, others) = (Vec::new(), false, None);
@@ -326,9 +328,7 @@ impl Source for CheckpointSource<'_, '_> {
         if self.rewrite.is_some() {
             return Err(Error::Failed(format!("{name}: is changed on its way, and is in no file as it is used")));
         }
-        // The heaps of threads that read pieces would keep them, and trimming does not reach the ends of these heaps.
         self.has_table_on_disk = true;
-        return_large_pieces();
         let (checkpoint, mut first) = (self.checkpoint, 0);
         let mut check = |piece: HostTensor| -> Result<()> {
             checkpoint.check_piece(name, first, &piece)?;
