@@ -65,9 +65,9 @@ fn build_cuda() -> compile::Result<()> {
     println!("cargo:rustc-env=QLORA_KERNELS_ARCHS={archs}");
     archive(&compiler, &sources(Path::new(""), "cuda", "cu"), "cuda", "qlora_kernels_cuda")?;
     // One kernel per PTX instruction. Nothing of it is linked where nothing calls it.
-    let twins: Vec<_> = kernels_of_tests().into_iter().filter(|path| path.ends_with("twins.cu")).collect();
-    if !twins.is_empty() {
-        archive(&compiler, &twins, "cuda", "qlora_kernels_twins")?;
+    let parity: Vec<_> = kernels_of_tests().into_iter().filter(|path| path.ends_with("ptx_parity.cu")).collect();
+    if !parity.is_empty() {
+        archive(&compiler, &parity, "cuda", "qlora_kernels_ptx_parity")?;
     }
     let runtime = compile::cudart_dir(&nvcc, &env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default())?;
     println!("cargo:rustc-link-search=native={}", runtime.display());

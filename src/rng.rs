@@ -68,7 +68,7 @@ impl Dropout {
 
 /// A stream of numbers for host-side work (initialization, shuffling): Philox under a running counter.
 #[derive(Clone, Debug)]
-pub struct Stream {
+pub struct RngStream {
     key: [u32; 2],
     domain: [u32; 2],
     block: u64,
@@ -76,7 +76,7 @@ pub struct Stream {
     used: usize,
 }
 
-impl Stream {
+impl RngStream {
     /// Streams of different `domain`s never overlap.
     pub fn new(seed: u64, domain: u64) -> Self {
         Self {

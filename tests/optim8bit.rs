@@ -5,7 +5,7 @@ use qlora_kernels::nf4::dynamic_code;
 use qlora_kernels::optim::AdamW;
 use qlora_kernels::optim8bit::{BLOCK_SIZE, Quantizer, adamw_blockwise};
 use qlora_kernels::reference::adamw;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 
 fn quantizers() -> [(&'static Quantizer, bool); 2] {
     [(Quantizer::signed(), true), (Quantizer::unsigned(), false)]
@@ -73,7 +73,7 @@ proptest! {
     /// of a value is f32 rounding of an update with the dequantized moments.
     #[test]
     fn an_update_is_the_references_between_two_quantizations(seed in any::<u64>(), n in 1usize..900, step in 1u64..9) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let mut random = |scale: f32| -> Vec<f32> { (0..n).map(|_| (stream.uniform() - 0.5) * scale).collect() };
         let (gradient, mut value, past) = (random(2.0), random(0.1), random(1.0));
         let blocks = n.div_ceil(BLOCK_SIZE);
@@ -108,7 +108,7 @@ proptest! {
     #[test]
     fn blocks_are_updated_as_on_their_own(seed in any::<u64>(), blocks in 2usize..5, tail in 0usize..200) {
         let n = blocks * BLOCK_SIZE + tail;
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let gradient: Vec<f32> = (0..n).map(|_| stream.uniform() - 0.5).collect();
         let run = |parts: &[std::ops::Range<usize>]| {
             let mut value = vec![0.25; n];

@@ -8,7 +8,7 @@ use lab::differences::{ErrorOf, absolute, added, check_gradient, largest, magnit
 use proptest::prelude::*;
 use qlora_kernels::reference::magnitude as with_magnitudes;
 use qlora_kernels::reference::*;
-use qlora_kernels::rng::{Dropout, Stream};
+use qlora_kernels::rng::{Dropout, RngStream};
 use qlora_kernels::rope::{RopeScaling, RopeTable};
 use qlora_kernels::shape::{AttentionShape, GateActivation};
 
@@ -70,7 +70,7 @@ proptest! {
         scale in prop::sample::select(vec![0.5, 2.0, 1.0 / 3.0]),
         seed in any::<u64>(),
     ) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let layer = Layer {
             n, k, r, scale,
             w: values(stream, n * k, 1.0),
@@ -103,7 +103,7 @@ proptest! {
     /// dX of a frozen layer alone.
     #[test]
     fn linear_without_lora((m, n, k) in (1usize..6, 1usize..9, 1usize..12), seed in any::<u64>()) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let (x, w) = (values(stream, m * k, 2.0), values(stream, n * k, 1.0));
         let (dy, dx0) = (values(stream, m * n, 1.0), values(stream, m * k, 1.0));
         let mut dx = dx0.clone();
@@ -125,7 +125,7 @@ proptest! {
         eps in prop::sample::select(vec![1e-6, 1e-5, 1e-2]),
         seed in any::<u64>(),
     ) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let mut x = values(stream, m * h, 4.0);
         // Rows near zero have no useful radius: one element of each is kept off it.
         x.iter_mut().step_by(h).for_each(|x| *x += if *x < 0.0 { -1.0 } else { 1.0 });
@@ -155,7 +155,7 @@ proptest! {
     ) {
         let shape = AttentionShape { heads: kv_heads * per_kv, kv_heads, head_dim: d, soft_cap: None };
         let [q_width, k_width] = if whole { [shape.out(), kv_heads * d] } else { [d; 2] };
-        let (stream, len, eps) = (&mut Stream::new(seed, 0), m * shape.qkv(), 1e-2);
+        let (stream, len, eps) = (&mut RngStream::new(seed, 0), m * shape.qkv(), 1e-2);
         let (x, dy) = (values(stream, len, 4.0), values(stream, len, 1.0));
         let (q, k) = (values(stream, q_width, 2.0), values(stream, k_width, 2.0));
         let (dq0, dk0) = (values(stream, q_width, 1.0), values(stream, k_width, 1.0));
@@ -188,7 +188,7 @@ proptest! {
         biased in any::<bool>(),
         seed in any::<u64>(),
     ) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let (z, dy, magnitudes) = (values(stream, m * n, 2.0), values(stream, m * n, 1.0), values(stream, n, 2.0));
         let norms: Vec<f64> = values(stream, n, 1.0).iter().map(|x| 1.0 + x.abs()).collect();
         let bias = biased.then(|| values(stream, n, 1.0));
@@ -216,7 +216,7 @@ proptest! {
     ) {
         let shape = AttentionShape { heads: kv_heads * per_kv, kv_heads, head_dim: d, soft_cap: None };
         let [q_width, k_width] = if whole { [shape.out(), kv_heads * d] } else { [d; 2] };
-        let (stream, len) = (&mut Stream::new(seed, 0), m * shape.qkv());
+        let (stream, len) = (&mut RngStream::new(seed, 0), m * shape.qkv());
         let mut x = values(stream, len, 4.0);
         x.iter_mut().step_by(d).for_each(|x| *x += if *x < 0.0 { -1.0 } else { 1.0 });
         let (q, k) = (values(stream, q_width, 2.0), values(stream, k_width, 2.0));
@@ -243,7 +243,7 @@ proptest! {
         kept in 0usize..4,
         seed in any::<u64>(),
     ) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let d = 2 * half + kept;
         let row = heads * d + tail;
         let positions: Vec<u32> = (0..m).map(|_| stream.below(40)).collect();
@@ -272,7 +272,7 @@ proptest! {
         soft_cap in prop::option::of(prop::sample::select(vec![1.0f32, 2.0, 50.0])),
         seed in any::<u64>(),
     ) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim: d, soft_cap };
         let boundaries = boundaries(&lengths);
         let m = *boundaries.last().unwrap() as usize;
@@ -305,7 +305,7 @@ proptest! {
     #[test]
     fn swiglu_gate_and_up((m, i) in (1usize..5, 1usize..8), gelu in any::<bool>(), seed in any::<u64>()) {
         let activation = if gelu { GateActivation::GeluTanh } else { GateActivation::Silu };
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let limit = 6.0;
         let (gate_up, dout) = (values(stream, m * 2 * i, limit), values(stream, m * i, 1.0));
         let mut gradient = gate_up.clone();
@@ -333,7 +333,7 @@ proptest! {
         soft_cap in prop::option::of(prop::sample::select(vec![1.0f32, 2.0, 30.0])),
         seed in any::<u64>(),
     ) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let limit = 1.0;
         let (x, w) = (values(stream, m * h, 2.0), values(stream, vocab * h, limit));
         let targets: Vec<i32> = (0..m)
@@ -367,7 +367,7 @@ proptest! {
         soft_cap in prop::option::of(prop::sample::select(vec![1.0f32, 2.0, 30.0])),
         seed in any::<u64>(),
     ) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let limit = 1.0;
         let (x, w) = (values(stream, m * h, limit), values(stream, vocab * h, 2.0));
         let targets: Vec<i32> = (0..m)
@@ -391,7 +391,7 @@ proptest! {
     /// Rows of the table are copied times a scale, so that the output is linear in it.
     #[test]
     fn embedding_rows((m, h, vocab) in (1usize..9, 1usize..5, 1usize..6), seed in any::<u64>()) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let (table, dout) = (values(stream, vocab * h, 2.0), values(stream, m * h, 1.0));
         let ids: Vec<u32> = (0..m).map(|_| stream.below(vocab as u32)).collect();
         let (scale, dtable0) = (1.5, values(stream, vocab * h, 1.0));
@@ -408,7 +408,7 @@ proptest! {
     /// Rows that take the place of some of the table: linear in them, and tokens of other ids do not see them.
     #[test]
     fn some_rows_of_an_embedding((m, h, vocab) in (1usize..9, 1usize..5, 2usize..7), seed in any::<u64>()) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let (table, dout) = (values(stream, vocab * h, 2.0), values(stream, m * h, 1.0));
         let ids: Vec<u32> = (0..m).map(|_| stream.below(vocab as u32)).collect();
         let rows: Vec<u32> = (0..vocab as u32).filter(|row| *row == 1 || stream.below(2) == 0).collect();

@@ -4,7 +4,7 @@ use lab::differences::values;
 use proptest::prelude::*;
 use qlora_kernels::optim::AdamW;
 use qlora_kernels::reference::*;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use qlora_kernels::rope::{RopeScaling, RopeTable};
 use qlora_kernels::shape::{AttentionShape, GateActivation};
 
@@ -140,7 +140,7 @@ proptest! {
         (m, heads, half) in (1usize..5, 1usize..4, 1usize..5),
         seed in any::<u64>(),
     ) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let row = heads * 2 * half;
         let positions: Vec<u32> = (0..m).map(|_| stream.below(1000)).collect();
         let table = RopeTable::new(2 * half, 500_000.0, RopeScaling::Default, 1000);
@@ -162,7 +162,7 @@ proptest! {
         (a, b, shift) in (0u32..50, 0u32..50, 0u32..50),
         seed in any::<u64>(),
     ) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let table = RopeTable::new(2 * half, 10_000.0, RopeScaling::Default, 100);
         let qk = values(stream, 4 * half, 2.0);
         let score = |positions: [u32; 2]| {
@@ -184,7 +184,7 @@ proptest! {
         window in prop::option::of(1usize..8),
         seed in any::<u64>(),
     ) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim: d, soft_cap: None };
         let m: usize = lengths.iter().sum();
         let (qkv, dout) = (values(stream, m * shape.qkv(), 3.0), values(stream, m * shape.out(), 1.0));
@@ -216,7 +216,7 @@ proptest! {
         window in prop::option::of(1usize..8),
         seed in any::<u64>(),
     ) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let heads = kv_heads * group;
         let shape = AttentionShape { heads, kv_heads, head_dim: d, soft_cap: None };
         let (q, k, v) = (
@@ -251,7 +251,7 @@ proptest! {
         (m, n, k, r) in (1usize..6, 1usize..9, 1usize..12, 1usize..5),
         seed in any::<u64>(),
     ) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let (x, w, bias) = (values(stream, m * k, 2.0), values(stream, n * k, 1.0), values(stream, n, 1.0));
         let (a, b) = (values(stream, r * k, 1.0), values(stream, n * r, 1.0));
         let lora = LoraTerm { a: &a, b: &b, r, scale: 0.75 };
@@ -268,7 +268,7 @@ proptest! {
     /// eps is added to the mean square, under the root.
     #[test]
     fn rms_norm_and_swiglu_are_their_formulas(h in 1usize..10, eps in 1e-6f64..1.0, seed in any::<u64>()) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let (x, weight) = (values(stream, h, 4.0), values(stream, h, 2.0));
         let mut y = vec![f64::NAN; h];
         rms_norm(&x, &weight, eps, &mut y);
@@ -291,7 +291,7 @@ proptest! {
         (m, vocab) in (1usize..5, 1usize..20),
         seed in any::<u64>(),
     ) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let (x, row) = (values(stream, m * 3, 2.0), values(stream, 3, 2.0));
         let targets: Vec<i32> = (0..m).map(|_| stream.below(vocab as u32) as i32).collect();
         let loss = linear_cross_entropy(&x, &row.repeat(vocab), &targets, None, 1.0 / m as f64, None, None, 3);
@@ -306,7 +306,7 @@ proptest! {
         (beta1, beta2) in prop::sample::select(vec![(0.9, 0.999), (0.9, 0.95), (0.5, 0.99)]),
         updates in 1u64..12,
     ) {
-        let stream = &mut Stream::new(seed, 0);
+        let stream = &mut RngStream::new(seed, 0);
         let epsilon = 1e-8;
         let mut values_now = values(stream, 3, 1.0);
         let (mut first, mut second) = (vec![0.0; 3], vec![0.0; 3]);

@@ -56,7 +56,7 @@ fn measure(bench: &mut Bench<'_>, m: usize) -> Result<()> {
         let mut buffers = short.upload(&bench.device, &inputs).map_err(text)?;
         bench.verify(&short, &inputs, &mut buffers)?;
     }
-    let mut stream = rng::Stream::new(70, 12);
+    let mut stream = rng::RngStream::new(70, 12);
     let mut numbers = |len: usize, size: f32| -> Vec<bf16> {
         (0..len).map(|_| bf16::from_f32((stream.uniform() * 2.0 - 1.0) * size)).collect()
     };

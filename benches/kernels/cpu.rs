@@ -3,7 +3,7 @@
 use criterion::{Criterion, Throughput};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::reference;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use std::hint::black_box;
 
 pub fn run(mut criterion: Criterion, quick: bool) {
@@ -11,7 +11,7 @@ pub fn run(mut criterion: Criterion, quick: bool) {
         "NOT A GPU: these are the CPU's quantize, dequantize and reference code; they say nothing about the kernels."
     );
     let (n, k) = if quick { (1024, 1024) } else { (1024, 8192) };
-    let mut stream = Stream::new(1, 1);
+    let mut stream = RngStream::new(1, 1);
     let mut values = |len: usize| -> Vec<f32> { (0..len).map(|_| stream.uniform() * 2.0 - 1.0).collect() };
     let weight = values(n * k);
     let options = Nf4Options::default();

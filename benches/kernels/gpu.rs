@@ -23,7 +23,7 @@ use std::time::Instant;
 /// The operations that are judged against the copy bandwidth. A new one is one line.
 fn operations(bench: &mut Bench<'_>) {
     let (n, k) = if bench.options.quick { (4096, 8192) } else { (8192, 8192) };
-    let mut stream = rng::Stream::new(1, 1);
+    let mut stream = rng::RngStream::new(1, 1);
     let options = Nf4Options::default();
     for layout in [Layout::RowMajor, Layout::Transposed] {
         let note = if layout == Layout::Transposed { ", transposed absmax" } else { "" };

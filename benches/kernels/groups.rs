@@ -37,20 +37,8 @@ const QUICK_TOKENS_OF_DX: [usize; 3] = [1024, 2048, 4096];
 const R: usize = 16;
 
 fn linear(m: usize, k: usize, n: &[usize], r: usize, dense: bool) -> Linear {
-    Linear {
-        m,
-        k,
-        pad_x: 0,
-        block_size: 64,
-        dense,
-        transposed: true,
-        double_quant: true,
-        values: Values::RandomCodes,
-        given_s: true,
-        adapters: 0,
-        parts: n.iter().map(|&n| Part { n, r, bias: false, pad: 0 }).collect(),
-        seed: 70,
-    }
+    let parts = n.iter().map(|&n| Part { n, r, bias: false, pad: 0 }).collect();
+    Linear { dense, values: Values::RandomCodes, given_s: true, seed: 70, ..Linear::new(m, k, parts) }
 }
 
 /// The weights of all segments in one of bf16, and one LoRA pair.

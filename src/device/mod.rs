@@ -27,8 +27,6 @@ mod staging;
 mod stream;
 mod view;
 
-#[cfg(kernels = "absent")]
-mod absent;
 #[cfg(kernels = "emulated")]
 mod capture;
 #[cfg(kernels = "cuda")]
@@ -37,14 +35,16 @@ mod cuda;
 mod emulated;
 #[cfg(kernels = "emulated")]
 mod queues;
+#[cfg(kernels = "absent")]
+mod stub;
 
 /// The driver that this build calls.
-#[cfg(kernels = "absent")]
-use absent::Absent as Implementation;
 #[cfg(kernels = "cuda")]
 use cuda::Gpu as Implementation;
 #[cfg(kernels = "emulated")]
 use emulated::Emulated as Implementation;
+#[cfg(kernels = "absent")]
+use stub::Stub as Implementation;
 
 pub use alloc::{MemoryEnd, OffsetAllocator, PeakUsage};
 pub use arena::Arena;

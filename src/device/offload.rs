@@ -68,7 +68,7 @@ impl<T: Element> OffloadSlot<T> {
     }
 
     /// The elements that the slot holds, zeros at first. The host waits for the last copy.
-    pub fn held(&self) -> Result<&[T]> {
+    pub fn values(&self) -> Result<&[T]> {
         self.staging.wait()?;
         Ok(self.staging.memory.first(self.staging.memory.len()))
     }

@@ -1,5 +1,5 @@
 // Small kernels for the tests of the emulation: one right, and the same with one bug each, which must be seen.
-#include "common/ptx.cuh"
+#include "common/rows.cuh"
 
 namespace {
 
@@ -100,6 +100,21 @@ __global__ void matrix(uint32_t *out, bool swizzled) {
 // A load of 8 bytes from an address that is a multiple of 4.
 __global__ void misaligned(const float *in, float *out) { out[0] = load_as<float2>(in + 1).x; }
 
+// An mma that nothing waits for (how = 0), that a barrier comes before the wait for (how = 1), or that half of a warp
+// issues from another place (how = 2).
+__global__ void product(float *out, int how) {
+    float sums[4] = {};
+    uint32_t a[4] = {}, b[2] = {};
+    if (how == 2 && threadIdx.x % 32 < 16) {
+        mma_m16n8k16(sums, a, b);
+    } else {
+        mma_m16n8k16(sums, a, b);
+    }
+    if (how == 1) __syncthreads();
+    if (how != 0) mma_wait();
+    out[threadIdx.x] = sums[0];
+}
+
 // Ballot of odd lanes, and every shuffle, of the lane's number: [32, 5].
 __global__ void lanes(uint32_t *out) {
     uint32_t lane = threadIdx.x, *row = out + lane * 5;
@@ -108,6 +123,15 @@ __global__ void lanes(uint32_t *out) {
     row[2] = __shfl_xor_sync(~0u, lane, 5);
     row[3] = __shfl_up_sync(~0u, lane, 3);
     row[4] = __shfl_down_sync(~0u, lane, 3);
+}
+
+// Sums over 32 lanes, and over 8, each beside what the shuffles of its tree give: [kThreads, 4].
+__global__ void trees(const float *in, float *out) {
+    float x = 1.0f / (in[threadIdx.x] + 1.0f), y = 3.0f * x, over_32 = x, over_8 = y, *row = out + threadIdx.x * 4;
+    for (int half = 16; half > 0; half /= 2) over_32 += __shfl_xor_sync(~0u, over_32, half);
+    for (int half = 4; half > 0; half /= 2) over_8 += __shfl_xor_sync(~0u, over_8, half);
+    row[0] = lane_sum(x), row[1] = over_32;
+    row[2] = lane_sums(x, y, 8).y, row[3] = over_8;
 }
 
 // Every thread of every block adds one.
@@ -137,6 +161,10 @@ enum Fault {
     Matrix,
     MatrixSwizzled,
     Misaligned,
+    MmaNoWait,
+    MmaAtBarrier,
+    MmaApart,
+    Trees,
 };
 
 // in and out have 4 * 128 elements.
@@ -162,6 +190,10 @@ extern "C" int seeded_run(int which, const float *in, float *out) {
     case Matrix: return launch(matrix, one, dim3(32), 32 * 128, nullptr, reinterpret_cast<uint32_t *>(out), false);
     case MatrixSwizzled:
         return launch(matrix, one, dim3(32), 32 * 128, nullptr, reinterpret_cast<uint32_t *>(out), true);
+    case MmaNoWait:
+    case MmaAtBarrier:
+    case MmaApart: return launch(product, one, threads, 0, nullptr, out, which - MmaNoWait);
+    case Trees: return launch(trees, one, threads, 0, nullptr, in, out);
     case Misaligned: return launch(misaligned, one, dim3(32), 0, nullptr, in, out);
     default: return QK_ERROR_NOT_BUILT;
     }

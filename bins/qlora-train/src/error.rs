@@ -100,7 +100,7 @@ impl Error {
 
 /// `Err(Error::Refused(format!(…)))`
 #[macro_export]
-macro_rules! refuse {
+macro_rules! bail_usage {
     ($($arg:tt)*) => { return Err($crate::error::Error::Refused(format!($($arg)*))) };
 }
 

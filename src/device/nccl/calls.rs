@@ -26,7 +26,7 @@ pub trait Others {
 }
 
 /// NCCL, as far as it is used. A communicator is a non-blocking one: what is asked of it may be on its way when a call
-/// returns, and [`is_settled`](Self::is_settled) tells.
+/// returns, and [`is_call_done`](Self::is_call_done) tells.
 pub(super) trait Calls: Sized {
     /// An error where the library is missing, or lacks a call.
     fn load() -> Result<Self>;
@@ -45,13 +45,13 @@ pub(super) trait Calls: Sized {
     /// # Safety
     ///
     /// `init_rank` gave the communicator, which is neither aborted nor destroyed.
-    unsafe fn is_settled(&self, comm: Handle) -> Result<bool>;
+    unsafe fn is_call_done(&self, comm: Handle) -> Result<bool>;
 
     /// Queues the sums over all ranks of some arrays, each in place, as one group of calls.
     ///
     /// # Safety
     ///
-    /// - The communicator is one that [`is_settled`](Self::is_settled) allows.
+    /// - The communicator is one that [`is_call_done`](Self::is_call_done) allows.
     /// - Each array is memory of the device with as many elements, which stays allocated, and is used by nothing else,
     ///   until the work on `stream`, a stream of the communicator's device, is done or aborted.
     unsafe fn all_reduce(&self, comm: Handle, arrays: &[(*mut f32, usize)], stream: *mut c_void) -> Result<()>;
@@ -65,7 +65,7 @@ pub(super) trait Calls: Sized {
     ///
     /// # Safety
     ///
-    /// The communicator is one that [`is_settled`](Self::is_settled) allows, and is not used afterwards.
+    /// The communicator is one that [`is_call_done`](Self::is_call_done) allows, and is not used afterwards.
     unsafe fn abort(&self, comm: Handle);
 
     /// Ends a communicator on which nothing is queued.

@@ -57,7 +57,7 @@ impl Nccl {
         let comm = Some(calls.init_rank(id, rank, world_size)?);
         let (computed, summed) = (Event::new(&driver)?, Event::new(&driver)?);
         let mut own = Self { calls, driver, comm, held: Vec::new(), computed, summed };
-        own.settle("joining the other GPUs", others)?;
+        own.wait_call("joining the other GPUs", others)?;
         own.begin(vec![device.upload(&vec![1.0f32; FIRST_SUM])?], others)?;
         let sums = device.download(&own.finish(others)?[0])?;
         match sums.iter().find(|&&sum| sum != world_size as f32) {
@@ -73,7 +73,7 @@ impl Nccl {
         self.held.extend(arrays);
         let mut begun = self.queue(first);
         if begun.is_ok() {
-            begun = self.settle("a sum of gradients", others);
+            begun = self.wait_call("a sum of gradients", others);
         }
         if begun.is_ok() {
             begun = self.calls.run(others, false);
@@ -112,10 +112,10 @@ impl Nccl {
     }
 
     /// Waits until the last call has been carried out: sums are queued then, and their work goes on.
-    fn settle(&mut self, what: &str, others: &mut dyn Others) -> Result<()> {
+    fn wait_call(&mut self, what: &str, others: &mut dyn Others) -> Result<()> {
         let comm = self.communicator()?;
         // SAFETY: `self` made the communicator and has not ended it.
-        until(what, others, |_| unsafe { self.calls.is_settled(comm) })
+        until(what, others, |_| unsafe { self.calls.is_call_done(comm) })
     }
 
     fn wait(&mut self, others: &mut dyn Others) -> Result<()> {
@@ -124,8 +124,8 @@ impl Nccl {
         self.calls.run(others, true)?;
         self.summed.record(Queue::Sums)?;
         until("a sum of gradients", others, |_| {
-            // SAFETY: as in `settle`. A sum that fails is reported here; the device would go on.
-            unsafe { self.calls.is_settled(comm) }?;
+            // SAFETY: as in `wait_call`. A sum that fails is reported here; the device would go on.
+            unsafe { self.calls.is_call_done(comm) }?;
             self.summed.is_done()
         })?;
         self.summed.precedes(Queue::Compute)

@@ -166,7 +166,7 @@ impl Calls for Library {
         Ok(comm)
     }
 
-    unsafe fn is_settled(&self, comm: Handle) -> Result<bool> {
+    unsafe fn is_call_done(&self, comm: Handle) -> Result<bool> {
         let mut found = SUCCESS;
         // SAFETY: the caller's promise; writes one integer.
         let status = unsafe { (self.0.comm_get_async_error)(comm, &mut found) };
@@ -202,7 +202,7 @@ impl Calls for Library {
         // SAFETY: the caller's promise. A rank that is gone must not keep this one: what does not end is aborted.
         unsafe {
             let mut is_ended = [SUCCESS, IN_PROGRESS].contains(&(self.0.comm_finalize)(comm));
-            while is_ended && !matches!(self.is_settled(comm), Ok(true)) {
+            while is_ended && !matches!(self.is_call_done(comm), Ok(true)) {
                 is_ended = begun.elapsed() < LAST_CALLS;
                 std::thread::sleep(Duration::from_millis(1));
             }

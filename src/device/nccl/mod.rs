@@ -7,8 +7,6 @@
 //! A GPU's sums are the library's (feature `cuda`). In the emulation a stand-in takes its place, which lets the ranks
 //! add up in the host's memory, so that everything around the calls is tested without a GPU.
 
-#[cfg(kernels = "absent")]
-mod absent;
 mod calls;
 mod group;
 #[cfg(kernels = "cuda")]
@@ -16,14 +14,16 @@ mod library;
 mod poll;
 #[cfg(kernels = "emulated")]
 mod stand_in;
+#[cfg(kernels = "absent")]
+mod stub;
 
 /// The calls that this build makes.
-#[cfg(kernels = "absent")]
-use absent::Absent as Api;
 #[cfg(kernels = "cuda")]
 use library::Library as Api;
 #[cfg(kernels = "emulated")]
 use stand_in::StandIn as Api;
+#[cfg(kernels = "absent")]
+use stub::Stub as Api;
 
 pub use calls::Others;
 pub use group::Nccl;

@@ -79,7 +79,7 @@ impl Calls for StandIn {
         Ok(NonNull::<c_void>::dangling().as_ptr())
     }
 
-    unsafe fn is_settled(&self, _comm: Handle) -> Result<bool> {
+    unsafe fn is_call_done(&self, _comm: Handle) -> Result<bool> {
         Ok(!self.is_under_way.replace(false))
     }
 

@@ -2,8 +2,6 @@
 //! ([`super::dispatch`]). [`CublasLt::open`] says so, without a panic, where the library or a GPU is missing. In the
 //! emulation a product on the host stands in its place.
 
-#[cfg(kernels = "absent")]
-mod absent;
 #[cfg(not(kernels = "absent"))]
 mod gemm;
 #[cfg(kernels = "emulated")]
@@ -12,15 +10,17 @@ mod host;
 mod layers;
 #[cfg(kernels = "cuda")]
 mod library;
-
 #[cfg(kernels = "absent")]
-pub use absent::CublasLt;
+mod stub;
+
 #[cfg(not(kernels = "absent"))]
 pub use gemm::Gemm;
 #[cfg(kernels = "emulated")]
 pub use host::CublasLt;
 #[cfg(kernels = "cuda")]
 pub use library::CublasLt;
+#[cfg(kernels = "absent")]
+pub use stub::CublasLt;
 
 /// Bytes of a workspace of the library's own, as NVIDIA recommends for Hopper.
 pub const WORKSPACE_BYTES: usize = 32 << 20;

@@ -214,7 +214,7 @@ fn a_buffer_that_is_taken_back_is_used_again_after_its_copy() {
         (0..copies_before).for_each(|_| staging.upload(&[1], &mut other).unwrap());
         let mut slots: Vec<OffloadSlot<u32>> = (0..4).map(|_| OffloadSlot::new(&device, 9).unwrap()).collect();
         for (slot, first) in slots.iter_mut().zip(0..) {
-            assert_eq!(slot.held().unwrap(), [0; 9]);
+            assert_eq!(slot.values().unwrap(), [0; 9]);
             slot.set(2, &[first; 7]).unwrap();
         }
         let mut buffer = device.zeros::<u32>(9).unwrap();
@@ -227,7 +227,7 @@ fn a_buffer_that_is_taken_back_is_used_again_after_its_copy() {
             buffer = slot.take_offloaded().unwrap();
         }
         for (slot, first) in slots.iter().zip(0..) {
-            assert_eq!(slot.held().unwrap(), [first + 10; 9], "{copies_before}");
+            assert_eq!(slot.values().unwrap(), [first + 10; 9], "{copies_before}");
         }
     }
 }

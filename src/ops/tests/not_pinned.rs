@@ -42,7 +42,7 @@ fn copied(device: &Device, kind: HostMemory) -> Vec<Vec<f32>> {
         found.push(device.download(&other).unwrap());
         drop(other);
         for slot in &mut slots {
-            found.push(slot.held().unwrap().to_vec());
+            found.push(slot.values().unwrap().to_vec());
             slot.prefetch(arena.alloc("value", LEN).unwrap()).unwrap();
             let buffer = slot.wait_prefetch().unwrap();
             found.push(device.download(&buffer).unwrap());

@@ -1,9 +1,9 @@
 //! Several adapters on one random model, of which each document takes its own.
 
 use crate::model::Memory;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use qlora_train::arch::{Arch, Projection};
-use qlora_train::backend::{Backend, Batch, Quantization, StateFormat};
+use qlora_train::backend::{Backend, Batch, Quantization};
 use qlora_train::base::synthetic::Synthetic;
 use qlora_train::data::{MicroBatch, Row};
 use qlora_train::error::Result;
@@ -38,21 +38,7 @@ impl Adapters {
             Some(Ok(index)) => self.specs[index].clone(),
             Some(Err(_)) => LoraSpec::default(),
         };
-        ModelSpec {
-            lora,
-            arch: self.arch.clone(),
-            quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
-            trainable: false,
-            states: StateFormat::F32,
-            activations: Vec::new(),
-            optimizer_on_host: Default::default(),
-            residency: Vec::new(),
-            token_tile: None,
-            tokens,
-            positions: tokens,
-            prompts: Default::default(),
-            seed: 11,
-        }
+        ModelSpec { seed: 11, ..ModelSpec::new(lora, self.arch.clone(), Quantization::NF4, tokens) }
     }
 
     /// A or B of an adapter, row-major; both differ from zero.
@@ -62,7 +48,7 @@ impl Adapters {
         let (n, k) = projection.shape(&self.arch);
         let len = term.r * if id.kind() == ParamKind::LoraB { n } else { k };
         let domain = 1 + (layer * 64 + projection.number() * 2 + id.kind() as usize) as u64;
-        let mut stream = Stream::new(self.seeds[adapter], domain);
+        let mut stream = RngStream::new(self.seeds[adapter], domain);
         Some((term.r, (0..len).map(|_| 0.4 * (stream.uniform() - 0.5)).collect()))
     }
 
@@ -78,7 +64,7 @@ impl Adapters {
 
 /// Documents of random tokens, all of them learned.
 pub fn documents(lengths: &[usize], vocab: usize, seed: u64) -> Vec<Row> {
-    let mut stream = Stream::new(seed, 1 << 42);
+    let mut stream = RngStream::new(seed, 1 << 42);
     let mut row = |&length: &usize| {
         let input_ids: Vec<u32> = (0..length).map(|_| stream.below(vocab as u32)).collect();
         let labels = input_ids.iter().map(|&id| id as i32).collect();

@@ -4,6 +4,7 @@
 pub mod adapters;
 pub mod assert_refused;
 pub mod fixture;
+mod fuzz_files;
 pub mod fuzz_outside;
 pub mod fuzz_records;
 pub mod fuzz_targets;

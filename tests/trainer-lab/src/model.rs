@@ -2,7 +2,7 @@
 
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::reference::{self, LoraTerm};
-use qlora_kernels::rng::{Dropout, Stream};
+use qlora_kernels::rng::{Dropout, RngStream};
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::AttentionShape;
 use qlora_train::arch::{Input, NormWeight, Projection, QkNorm};
@@ -48,7 +48,7 @@ impl Source for Memory {
     fn lora(&mut self, id: &ParamId, len: usize, _columns: usize) -> Result<Vec<f32>> {
         let (layer, projection) = self.synthetic.config.find(id.module()).unwrap();
         let domain = 1 + (layer * 16 + projection.number() * 2 + id.kind() as usize) as u64;
-        let mut stream = Stream::new(self.seed, domain);
+        let mut stream = RngStream::new(self.seed, domain);
         let values: Vec<f32> = (0..len).map(|_| 0.4 * (stream.uniform() - 0.5)).collect();
         self.lora.insert(id.clone(), values.clone());
         Ok(values)
@@ -225,7 +225,7 @@ pub struct Documents {
 impl Documents {
     /// Documents of the given lengths; the last token of each, and every fifth one, is not supervised.
     pub fn random(lengths: &[usize], vocab: usize, seed: u64) -> Self {
-        let mut stream = Stream::new(seed, 1 << 40);
+        let mut stream = RngStream::new(seed, 1 << 40);
         let input_ids: Vec<u32> = (0..lengths.iter().sum()).map(|_| stream.below(vocab as u32)).collect();
         let positions = lengths.iter().flat_map(|&len| 0..len as u32).collect();
         let mut boundaries = vec![0u32];
@@ -243,7 +243,7 @@ impl Documents {
 
     /// With random weights of its tokens: of either sign, a third of them 0.
     pub fn weighted(mut self, seed: u64) -> Self {
-        let mut stream = Stream::new(seed, 1 << 41);
+        let mut stream = RngStream::new(seed, 1 << 41);
         let mut weight = || if stream.below(3) == 0 { 0.0 } else { 3.0 * stream.uniform() - 0.5 };
         self.weights = Some(self.targets.iter().map(|_| weight()).collect());
         self

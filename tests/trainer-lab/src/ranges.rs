@@ -2,7 +2,7 @@
 
 use crate::model::Documents;
 use qlora_kernels::device::MemoryEnd;
-use qlora_kernels::rng::{Dropout, Stream};
+use qlora_kernels::rng::{Dropout, RngStream};
 use qlora_kernels::rope::{RopeScaling, RopeTable};
 use qlora_kernels::shape::AttentionShape;
 use qlora_train::arch::{Activation, Arch, Projection};
@@ -32,25 +32,12 @@ pub fn spec() -> ModelSpec {
         vocab_size: VOCAB,
         ..tiny_arch()
     };
-    ModelSpec {
-        lora: LoraSpec::uniform(&config, &Projection::ALL, 8, 8.0, 0.25),
-        arch: config,
-        quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
-        trainable: true,
-        states: StateFormat::F32,
-        activations: Vec::new(),
-        optimizer_on_host: Default::default(),
-        residency: Vec::new(),
-        token_tile: None,
-        tokens: 800,
-        positions: 400,
-        prompts: Default::default(),
-        seed: 1,
-    }
+    let lora = LoraSpec::uniform(&config, &Projection::ALL, 8, 8.0, 0.25);
+    ModelSpec { trainable: true, positions: 400, seed: 1, ..ModelSpec::new(lora, config, Quantization::NF4, 800) }
 }
 
 fn random(seed: u64, len: usize) -> Vec<f32> {
-    let mut stream = Stream::new(seed, 1 << 41);
+    let mut stream = RngStream::new(seed, 1 << 41);
     (0..len).map(|_| stream.uniform() - 0.5).collect()
 }
 
@@ -81,7 +68,7 @@ fn bits<B: Backend>(b: &mut B, buffer: &B::Buffer) -> Vec<u32> {
 
 /// Two linear layers of one input, one of them with a bias and both with a low-rank term.
 fn group<B: Backend>(b: &mut B) -> LinearGroup<B> {
-    let quantization = Quantization::Nf4 { block_size: 64, double_quant: true };
+    let quantization = Quantization::NF4;
     let mut segment = |seed: u64, n: usize, r: usize, bias: bool| {
         let read = &mut || Ok(WeightSource::Tensor(tensor(seed, n, HIDDEN)));
         let weight = b.weight("weight", n, HIDDEN, quantization, StoredType::Bf16, read).unwrap();

@@ -110,14 +110,14 @@ fn check_bundle(workspace: &Workspace) -> Result<String> {
     let built = run(workspace, &QUICK)?;
     let dir = workspace.target.join("gpu-bundle");
     let mut command = Command::new(dir.join("run"));
-    command.args(["--quick", "--stages", "twins", "--output"]).arg(workspace.target.join("gpu-bundle-output"));
+    command.args(["--quick", "--stages", "parity", "--output"]).arg(workspace.target.join("gpu-bundle-output"));
     let output = command.output().context("cannot run the bundle")?;
     check_old_driver(workspace, &dir.join("bin/qlora-train"))?;
     check_calibration(&dir.join("bin").join(CALIBRATE))?;
     let text = String::from_utf8_lossy(&output.stdout);
     print!("{text}{}", String::from_utf8_lossy(&output.stderr));
     match output.status.code() {
-        Some(0) => Ok(format!("{built}; on this GPU its PTX twins pass")),
+        Some(0) => Ok(format!("{built}; on this GPU its PTX parity passes")),
         Some(NO_GPU) => {
             ensure!(text.starts_with("No GPU or no driver was found"), "`run` ends with {NO_GPU} without saying why");
             Ok(format!("{built}; without a GPU it says so"))

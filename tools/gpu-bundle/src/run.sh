@@ -7,7 +7,7 @@ usage: ./run [--output DIR] [--quick] [--stages LIST] [--limit STAGE=SECONDS]...
              [--model DIR]
   --output DIR     where logs, the summary and the records go (default: ./output)
   --quick          fewer shapes in the benches, fewer cases in the suite, fewer steps
-  --stages LIST    of calibrate,doctor,twins,contraction,suite,training,steps,levers,graphs,caps,loading,bench,long,
+  --stages LIST    of calibrate,doctor,parity,contraction,suite,training,steps,levers,graphs,caps,loading,bench,long,
                    stepcheck,memcheck,racecheck,nccl (default: all, in this order: what tells most comes first)
   --limit S=N      stage S is stopped after N seconds
   --total N        after N seconds in all the stage that runs is stopped, and no other begins (default: 1500); a machine
@@ -19,10 +19,10 @@ END
 }
 
 here=$(cd "$(dirname "$0")" && pwd) || exit 2
-all=calibrate,doctor,twins,contraction,suite,training,steps,levers,graphs,caps,loading,bench,long
+all=calibrate,doctor,parity,contraction,suite,training,steps,levers,graphs,caps,loading,bench,long
 all=$all,stepcheck,memcheck,racecheck,nccl
 output=./output stages=$all quick= filter= model= total=1500
-limit_calibrate=60 limit_doctor=60 limit_twins=60 limit_contraction=60 limit_suite=240 limit_training=240 limit_steps=240
+limit_calibrate=60 limit_doctor=60 limit_parity=60 limit_contraction=60 limit_suite=240 limit_training=240 limit_steps=240
 limit_levers=180 limit_caps=540 limit_loading=180 limit_bench=420 limit_long=540 limit_stepcheck=180 limit_memcheck=240
 limit_racecheck=240 limit_nccl=60 limit_curve=540 limit_graphs=120
 
@@ -170,7 +170,7 @@ for stage in $(echo "$stages" | tr , ' '); do
     # First on a card that nothing has warmed yet: cycles of single instructions, for `cargo xtask predict --calibrate`.
     calibrate) run_stage calibrate "$here/bin/calibrate" --record "$output/records/calibration" ;;
     doctor) run_stage doctor "$here/bin/qlora-train" doctor ;;
-    twins) run_stage twins "$here/bin/suite" twins:: --nocapture ;;
+    parity) run_stage parity "$here/bin/suite" ptx_parity:: --nocapture ;;
     # Before the rest of the suite: what the emulation cannot show.
     contraction) run_stage contraction "$here/bin/suite" long_contraction:: --nocapture ;;
     suite)

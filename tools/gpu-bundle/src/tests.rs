@@ -49,7 +49,7 @@ fn all_stages_run_in_order_and_pass() {
         "abc",
         "calibrate",
         "doctor",
-        "twins",
+        "parity",
         "contraction",
         "passed   suite",
         "passed   training",
@@ -76,14 +76,14 @@ fn all_stages_run_in_order_and_pass() {
 
 #[test]
 fn a_failing_stage_stops_no_other_and_the_run_fails() {
-    let suite = "case $1 in twins::) echo wrong twin; exit 101;; long*) echo fine;; *) sleep 20;; esac";
+    let suite = "case $1 in ptx_parity::) echo wrong lane; exit 101;; long*) echo fine;; *) sleep 20;; esac";
     let sanitizer = "[ \"$2\" = racecheck ] && { echo ========= RACECHECK SUMMARY: 1 hazard; exit 86; }; echo \"cases $PROPTEST_CASES\"";
     let programs =
         [("suite", suite), ("compute-sanitizer", sanitizer), ("bench", "echo facts"), ("qlora-train", TRAINER_SAYS)];
     let (status, text, summary) = run_with(&bundle(&programs), &["--limit", "suite=1"]);
     assert_eq!(status, 1, "{text}");
     for expected in [
-        "FAILED   twins (0 s, exit status 101): wrong twin",
+        "FAILED   parity (0 s, exit status 101): wrong lane",
         "FAILED   suite: stopped after 1 s",
         "FAILED   racecheck",
         "1 hazard",
@@ -302,7 +302,7 @@ fn a_model_adds_a_stage_that_trains_it() {
     let bundle = bundle(&[("training", "echo \"$* of $QLORA_CURVE_MODEL\""), ("bench", "echo facts")]);
     fs::create_dir(bundle.path().join("model")).unwrap();
     fs::write(bundle.path().join("model/config.json"), "{}").unwrap();
-    let (status, text, summary) = run_with(&bundle, &["--stages", "twins", "--model", "model"]);
+    let (status, text, summary) = run_with(&bundle, &["--stages", "parity", "--model", "model"]);
     assert_eq!(status, 0, "{text}");
     assert!(summary.contains("passed   curve") && summary.contains("--ignored curve:: --nocapture of /"), "{summary}");
     let (status, text, _) = run_with(&bundle, &["--stages", "curve"]);
@@ -325,7 +325,7 @@ fn nccl_has_a_stage_of_its_own() {
 fn only_the_stages_that_are_asked_for_run() {
     let bundle = bundle(&[("suite", "exit 1"), ("bench", "echo \"rows of $*\"")]);
     let (status, _, summary) = run_with(&bundle, &["--stages", "bench,training", "--filter", "M 512"]);
-    assert!(status == 0 && !summary.contains("twins"), "{summary}");
+    assert!(status == 0 && !summary.contains("parity"), "{summary}");
     assert!(summary.contains("M 512"), "{summary}");
 }
 
@@ -342,10 +342,10 @@ fn without_a_gpu_it_says_so_and_has_a_status_of_its_own() {
 fn wrong_usage_is_told_before_anything_runs() {
     let bundle = bundle(&[("bench", "echo facts")]);
     for (arguments, expected) in [
-        (["--stages", "twin"].as_slice(), "no stage is named twin"),
+        (["--stages", "parit"].as_slice(), "no stage is named parit"),
         (&["--limit", "suite"], "expected STAGE=SECONDS"),
         (&["--limit", "x=3"], "no stage is named x"),
-        (&["--limit", "twins,suite=3"], "no stage is named twins,suite"),
+        (&["--limit", "parity,suite=3"], "no stage is named parity,suite"),
         (&["--total", "soon"], "expected seconds"),
         (&["--fast"], "unknown argument --fast"),
         (&["--output"], "needs a value"),

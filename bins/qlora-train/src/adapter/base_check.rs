@@ -2,11 +2,11 @@
 
 use super::config::last_part;
 use super::module_pattern::layer_of;
-use super::{Adapter, Recipe, metadata};
+use super::{Adapter, BaseQuantization, metadata};
 use crate::arch::Arch;
+use crate::bail_usage;
 use crate::base::{BaseFingerprint, BaseName};
 use crate::error::{Error, Result};
-use crate::refuse;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -23,7 +23,7 @@ impl Adapter {
                 }
                 None => (arch.names.short_names(), module.clone()),
             };
-            refuse!(
+            bail_usage!(
                 "adapter: found {name}, expected {expected}: it was made for {own_base}, not for {}",
                 base_name.name
             );
@@ -33,7 +33,7 @@ impl Adapter {
             let name = arch.names.short(projection);
             let (n_out, k_in) = projection.shape(arch);
             if (pair.n_out, pair.k_in) != (n_out, k_in) {
-                refuse!(
+                bail_usage!(
                     "adapter: {name} of layer {layer}: found out x in = {} x {}, expected {n_out} x {k_in}: it was made \
                      for {own_base}, not for {}",
                     pair.n_out,
@@ -45,7 +45,7 @@ impl Adapter {
         let others: BTreeMap<String, Vec<usize>> = arch.other_modules().into_iter().collect();
         for (module, own) in self.whole_modules()? {
             let Some(shape) = others.get(&module) else {
-                refuse!(
+                bail_usage!(
                     "adapter: `modules_to_save`: found the whole weight of {module}, which {} does not have; expected \
                      weights of embedding, output layer or norms: it was made for {own_base}",
                     base_name.name
@@ -58,7 +58,7 @@ impl Adapter {
                     }
                     _ => "",
                 };
-                refuse!(
+                bail_usage!(
                     "adapter: {module}: found shape {:?}, expected {shape:?}: it was made for {own_base}, not for {}{more}",
                     own.shape,
                     base_name.name
@@ -94,7 +94,7 @@ impl Adapter {
                     false => format!("it was trained on other weights ({own_base}) than those of {here}"),
                 };
                 if !allow_other_base {
-                    refuse!(
+                    bail_usage!(
                         "adapter: metadata `{}`: found {found}, expected {}: {what}; load the base that it was trained \
                          on, or give --allow-other-base: what it computes then differs from what it learned{}",
                         metadata::BASE_FINGERPRINT,
@@ -142,18 +142,18 @@ impl Adapter {
     /// and what that changes. None: it is held in the same way, the adapter does not say, or `base`, where it is known,
     /// has other weights in 16 bits. [`check_base`](Self::check_base) warns of those: they may be NF4 weights,
     /// dequantized.
-    pub fn check_recipe(&self, base: Option<&BaseFingerprint>, held: &Recipe) -> Option<String> {
+    pub fn check_base_quantization(&self, base: Option<&BaseFingerprint>, held: &BaseQuantization) -> Option<String> {
         // A damaged record is reported where it is used.
-        let trained = self.recipe("").ok().flatten().filter(|trained| trained != held)?;
+        let trained = self.base_quantization("").ok().flatten().filter(|trained| trained != held)?;
         let is_other = |base: &BaseFingerprint| self.base_fingerprint().is_some_and(|own| own != base.whole);
         let changed = match (&trained, held) {
-            (_, Recipe::None {}) if base.is_some_and(is_other) => return None,
-            (_, Recipe::None {}) => "it learned with rounded weights, and these are not rounded",
-            (Recipe::None {}, _) => "it learned with weights that are not rounded, and these are",
+            (_, BaseQuantization::None {}) if base.is_some_and(is_other) => return None,
+            (_, BaseQuantization::None {}) => "it learned with rounded weights, and these are not rounded",
+            (BaseQuantization::None {}, _) => "it learned with weights that are not rounded, and these are",
             _ => "these weights are rounded otherwise",
         };
-        let held_as = |recipe: &Recipe| match recipe {
-            Recipe::None {} => "in 16 bits".to_owned(),
+        let held_as = |base: &BaseQuantization| match base {
+            BaseQuantization::None {} => "in 16 bits".to_owned(),
             nf4 => format!("quantized as {nf4}"),
         };
         let (trained, held) = (held_as(&trained), held_as(held));

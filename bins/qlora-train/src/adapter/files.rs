@@ -12,6 +12,7 @@ use super::fold::multiply_b;
 use super::kind::{ADAPTER_CONFIG, ADAPTER_MODEL, check_adapter};
 use super::{Adapter, AdapterConfig};
 use crate::arch::Wrapper;
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::files::atomic::{AtomicFiles, SUMS, find_change};
 use crate::files::dir::Kind;
@@ -19,7 +20,6 @@ use crate::files::json::read_object;
 use crate::files::regular;
 use crate::files::safetensors::{TensorFile, write_header};
 use crate::lora::{ParamId, ParamKind};
-use crate::refuse;
 
 const PEFT_PREFIX: &str = "base_model.model.";
 
@@ -138,7 +138,7 @@ impl Adapter {
         if !regular::is_there(&model_path)? {
             let pickle = dir.join("adapter_model.bin").exists();
             let hint = if pickle { ": adapter_model.bin is a pickle, save the adapter again with PEFT" } else { "" };
-            refuse!("{}: found no such file, expected the adapter's tensors{hint}", model_path.display());
+            bail_usage!("{}: found no such file, expected the adapter's tensors{hint}", model_path.display());
         }
         check_unchanged(dir)?;
         let mut config = AdapterConfig::from_json(&config_path, &read_object(&config_path)?)?;
@@ -149,7 +149,7 @@ impl Adapter {
         for (name, info) in &file.tensors {
             let values = (info.shape.clone(), file.read_f32(name, info, |_| ())?);
             if tensors.insert(canonical_key(name), values).is_some() {
-                refuse!(
+                bail_usage!(
                     "{}: tensor `{name}`: found another of the same linear under another prefix",
                     model_path.display()
                 );
@@ -168,7 +168,7 @@ impl Adapter {
 pub(crate) fn check_unchanged(dir: &Path) -> Result<()> {
     match find_change(dir, ADAPTER_MODEL)? {
         None => Ok(()),
-        Some(damage) => refuse!(
+        Some(damage) => bail_usage!(
             "{damage}; take another copy of the adapter, or train it anew; if the change is meant, remove {}",
             dir.join(SUMS).display()
         ),

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::base_quantization::BaseQuantization;
 use super::config::AdapterConfig;
 use super::metadata;
-use super::recipe::Recipe;
 use crate::base::{BaseFingerprint, BaseName};
 use crate::error::Result;
 use crate::lora::ParamId;
@@ -43,9 +43,9 @@ impl Adapter {
 
     /// The quantization of the base that the adapter was trained on; `None` for an adapter of another program. `source`
     /// is what errors call the adapter.
-    pub fn recipe(&self, source: &str) -> Result<Option<Recipe>> {
+    pub fn base_quantization(&self, source: &str) -> Result<Option<BaseQuantization>> {
         let text = self.metadata.get(metadata::QUANTIZATION);
-        text.map(|text| Recipe::from_metadata(source, text)).transpose()
+        text.map(|text| BaseQuantization::from_metadata(source, text)).transpose()
     }
 }
 
@@ -54,7 +54,7 @@ impl Adapter {
 pub struct Provenance {
     pub base: BaseName,
     pub base_fingerprint: BaseFingerprint,
-    pub quantization: Recipe,
+    pub quantization: BaseQuantization,
     /// SHA-256 (hex) of the chat template's text, where one was used.
     pub chat_template_sha256: Option<String>,
 }

@@ -1,9 +1,9 @@
 //! Directories that hold an adapter of PEFT, and what stands in their place.
 
+use crate::bail_usage;
 use crate::error::Result;
 use crate::files::json::read_bounded;
 use crate::files::regular;
-use crate::refuse;
 use serde_json::Value;
 use std::path::Path;
 
@@ -16,18 +16,18 @@ const MAX_CONFIG_BYTES: u64 = 16 << 20;
 pub fn check_adapter(dir: &Path) -> Result<()> {
     let shown = dir.display();
     if !dir.is_dir() {
-        refuse!("{shown}: found no such directory, expected that of an adapter ({ADAPTER_CONFIG} and its tensors)");
+        bail_usage!("{shown}: found no such directory, expected that of an adapter ({ADAPTER_CONFIG} and its tensors)");
     }
     if regular::is_there(&dir.join(ADAPTER_CONFIG))? {
         if ["fine_tune_type", "lora_parameters"].iter().any(|key| holds_key(&dir.join(ADAPTER_CONFIG), key)) {
-            refuse!("{shown}: is an adapter of mlx-lm, expected one of PEFT: convert it first ({MLX})");
+            bail_usage!("{shown}: is an adapter of mlx-lm, expected one of PEFT: convert it first ({MLX})");
         }
         return Ok(());
     }
     if dir.join("config.json").is_file() {
-        refuse!("{shown}: is a model, not an adapter: give it with --model");
+        bail_usage!("{shown}: is a model, not an adapter: give it with --model");
     }
-    refuse!("{}: found no such file, expected that of a PEFT adapter", dir.join(ADAPTER_CONFIG).display())
+    bail_usage!("{}: found no such file, expected that of a PEFT adapter", dir.join(ADAPTER_CONFIG).display())
 }
 
 /// The difference between mlx-lm's tensors and PEFT's.

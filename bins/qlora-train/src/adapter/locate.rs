@@ -1,10 +1,10 @@
 //! Adapter directories that stand where a model is expected.
 
 use super::kind::{ADAPTER_CONFIG, check_adapter};
+use crate::bail_usage;
 use crate::error::Result;
 use crate::files::json::read_bounded;
 use crate::hub::{HubId, is_hub_name, is_rather_path};
-use crate::refuse;
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -66,13 +66,16 @@ pub fn recorded_base(adapter: &Path, revision: Option<&str>) -> Result<String> {
     let is_there = |base: &String| Path::new(base).exists() || (HubId::parse(base).is_some() && !is_rather_path(base));
     match recorded.clone().find(is_there).or_else(|| recorded.next()) {
         Some(base) if is_there(&base) => Ok(at_recorded_revision(adapter, base, revision)),
-        Some(base) => refuse!(
+        Some(base) => bail_usage!(
             "{}: records the base {base:?}, and there is no such directory{}; give it with --model",
             adapter.display(),
             if Path::new(&base).is_absolute() { "" } else { " below the working directory" }
         ),
         None => {
-            refuse!("{}: found no record of the base that it was trained on; give it with --model", adapter.display())
+            bail_usage!(
+                "{}: found no record of the base that it was trained on; give it with --model",
+                adapter.display()
+            )
         }
     }
 }

@@ -5,6 +5,7 @@
 //! fingerprint, so that it cannot be put on another model unnoticed.
 
 mod base_check;
+mod base_quantization;
 mod card;
 mod config;
 pub(crate) mod engines;
@@ -18,12 +19,12 @@ pub mod metadata;
 mod module_pattern;
 mod pairs;
 mod publish;
-mod recipe;
 mod token_indices;
 mod token_rows;
 mod uniform;
 mod weighted_sum;
 
+pub use base_quantization::BaseQuantization;
 pub(crate) use card::{CURVE, TrainedFile, Training};
 pub use config::{AdapterConfig, TargetModules};
 pub(crate) use files::{CARD, TOKENIZER_FILES, add_tokenizer_files, check_unchanged, served_key};
@@ -35,6 +36,5 @@ pub use lora_settings::lora_settings;
 pub(crate) use module_pattern::Patterns;
 pub use pairs::{LoraPair, WholeModule};
 pub use publish::{Publication, publication};
-pub use recipe::Recipe;
 pub use token_indices::{read_tokens, tokens_of_adapter};
 pub use token_rows::TokenRows;

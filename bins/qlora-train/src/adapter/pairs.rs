@@ -8,9 +8,9 @@ use super::kind::MLX;
 use super::module_pattern::{Patterns, is_match, layer_of};
 use super::{Adapter, AdapterConfig, TargetModules};
 use crate::arch::LLAMA_NAMES;
+use crate::bail_usage;
 use crate::error::{Error, Result};
 use crate::lora::{LoraKind, LoraSpec, LoraTerm, ParamId, ParamKind};
-use crate::refuse;
 
 /// One linear's adapter: `y += scale · (x · Aᵀ) · Bᵀ`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,16 +52,16 @@ impl Adapter {
             let Some(id) = self.whole_id(key) else { continue };
             let what = || format!("adapter: tensor `{key}`");
             if !(1..=2).contains(&shape.len()) || shape.iter().product::<usize>() != values.len() || values.is_empty() {
-                refuse!("{}: found {} values in shape {shape:?}, expected those of a weight", what(), values.len());
+                bail_usage!("{}: found {} values in shape {shape:?}, expected those of a weight", what(), values.len());
             }
             if let Some(at) = values.iter().position(|x| !x.is_finite()) {
-                refuse!("{}: found {} at element {at}, expected finite numbers", what(), values[at]);
+                bail_usage!("{}: found {} at element {at}, expected finite numbers", what(), values[at]);
             }
             modules.insert(id.module().to_owned(), WholeModule { shape, values });
         }
         let names = &self.config.modules_to_save;
         if let Some(name) = names.iter().find(|name| !modules.keys().any(|module| module.ends_with(*name))) {
-            refuse!(
+            bail_usage!(
                 "adapter: `modules_to_save` of the adapter config: found {name}, expected only modules with tensors"
             );
         }
@@ -98,13 +98,13 @@ impl Adapter {
     pub(super) fn pairs(&self, source: &str) -> Result<BTreeMap<String, LoraPair<'_>>> {
         let config = &self.config;
         if !(0.0..1.0).contains(&config.lora_dropout) {
-            refuse!(
+            bail_usage!(
                 "{source}: `lora_dropout` of the adapter config: found {}, expected a number from 0 to below 1",
                 config.lora_dropout
             );
         }
         if self.tensors.is_empty() {
-            refuse!("{source}: found no tensors, expected the lora_A and lora_B of at least one linear");
+            bail_usage!("{source}: found no tensors, expected the lora_A and lora_B of at least one linear");
         }
         let wrong =
             |what: &str, error: String| Error::Refused(format!("{source}: `{what}` of the adapter config: {error}"));
@@ -116,7 +116,7 @@ impl Adapter {
         let is_other = |key: &str| self.whole_id(key).is_some() || self.is_token_rows(key);
         for key in self.tensors.keys().filter(|key| !is_other(key)) {
             let Some(id) = ParamId::from_peft_key(key).filter(is_linear) else {
-                refuse!("{source}: tensor `{key}`: {}", why_not(key))
+                bail_usage!("{source}: tensor `{key}`: {}", why_not(key))
             };
             if !pairs.contains_key(id.module()) {
                 let module = id.module();
@@ -136,24 +136,26 @@ impl Adapter {
         let (b_shape, b) = self.matrix(source, &b_key, &a_key)?;
         let ([r, k_in], [n_out, b_r]) = (a_shape, b_shape);
         if b_r != r {
-            refuse!(
+            bail_usage!(
                 "{source}: tensor `{b_key}`: found shape {b_shape:?}, expected [n_out, {r}] as lora_A has rank {r}"
             );
         }
         let config = &self.config;
         if r != expected {
-            refuse!("{source}: tensor `{a_key}`: found rank {r}, expected {expected} as the adapter config says");
+            bail_usage!("{source}: tensor `{a_key}`: found rank {r}, expected {expected} as the adapter config says");
         }
         let excluded = |error| Error::Refused(format!("{source}: `exclude_modules` of the adapter config: {error}"));
         if !config.targets(module).map_err(excluded)? {
-            refuse!(
+            bail_usage!(
                 "{source}: tensor `{a_key}`: found an adapter of a linear that `target_modules`, `exclude_modules` or \
                  `layers_to_transform` of the adapter config leaves out, expected only those that they name"
             );
         }
         let scale = LoraSpec::scale(alpha, r, config.use_rslora) as f32;
         if !scale.is_finite() {
-            refuse!("{source}: `lora_alpha` of the adapter config: found a scale of {scale}, expected a finite one");
+            bail_usage!(
+                "{source}: `lora_alpha` of the adapter config: found a scale of {scale}, expected a finite one"
+            );
         }
         let magnitude = self.magnitude(source, module, n_out)?;
         Ok(LoraPair { a, b, r, k_in, n_out, alpha, scale, magnitude })
@@ -165,21 +167,26 @@ impl Adapter {
         match (self.tensors.get(&key), self.config.use_dora) {
             (None, false) => Ok(None),
             (None, true) => {
-                refuse!("{source}: found no tensor `{key}`, expected one as `use_dora` of the adapter config is true")
+                bail_usage!(
+                    "{source}: found no tensor `{key}`, expected one as `use_dora` of the adapter config is true"
+                )
             }
             (Some(_), false) => {
-                refuse!(
+                bail_usage!(
                     "{source}: tensor `{key}`: found a DoRA magnitude, expected none as `use_dora` of the adapter config is false"
                 )
             }
             (Some((shape, values)), true) => {
                 if shape[..] != [n_out] || values.len() != n_out {
-                    refuse!(
+                    bail_usage!(
                         "{source}: tensor `{key}`: found shape {shape:?}, expected [{n_out}] as lora_B has so many rows"
                     );
                 }
                 if let Some(at) = values.iter().position(|x| !x.is_finite()) {
-                    refuse!("{source}: tensor `{key}`: found {} at element {at}, expected finite numbers", values[at]);
+                    bail_usage!(
+                        "{source}: tensor `{key}`: found {} at element {at}, expected finite numbers",
+                        values[at]
+                    );
                 }
                 Ok(Some(values))
             }
@@ -188,16 +195,19 @@ impl Adapter {
 
     fn matrix(&self, source: &str, key: &str, partner: &str) -> Result<([usize; 2], &[f32])> {
         let Some((shape, values)) = self.tensors.get(key) else {
-            refuse!("{source}: tensor `{partner}`: found it without `{key}`, expected both");
+            bail_usage!("{source}: tensor `{partner}`: found it without `{key}`, expected both");
         };
         let Ok([rows, columns]) = <[usize; 2]>::try_from(&shape[..]) else {
-            refuse!("{source}: tensor `{key}`: found shape {shape:?}, expected two dimensions");
+            bail_usage!("{source}: tensor `{key}`: found shape {shape:?}, expected two dimensions");
         };
         if rows.checked_mul(columns) != Some(values.len()) || values.is_empty() {
-            refuse!("{source}: tensor `{key}`: found {} values for shape {shape:?}, expected one each", values.len());
+            bail_usage!(
+                "{source}: tensor `{key}`: found {} values for shape {shape:?}, expected one each",
+                values.len()
+            );
         }
         if let Some(i) = values.iter().position(|x| !x.is_finite()) {
-            refuse!(
+            bail_usage!(
                 "{source}: tensor `{key}`: found {} at row {}, column {}, expected finite numbers",
                 values[i],
                 i / columns,

@@ -8,12 +8,12 @@ use super::card::CURVE;
 use super::files::{CARD, TOKENIZER_FILES};
 use super::kind::{ADAPTER_CONFIG, ADAPTER_MODEL, check_adapter};
 use super::locate::{MAX_RECORD_BYTES, RUN_FILE};
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::files::atomic::{MAX_SUMS_BYTES, SUMS, find_damage, parse_sums};
 use crate::files::dir::{Dir, Kind};
 use crate::files::json::read_bounded;
 use crate::hub::{LocalFile, has_fields, is_hub_name};
-use crate::refuse;
 
 /// An adapter, ready to be sent.
 pub struct Publication {
@@ -34,7 +34,7 @@ pub fn publication(dir: &Path) -> Result<Publication> {
     check_adapter(dir)?;
     check_finished(dir)?;
     if let Some(damage) = find_damage(dir, &[ADAPTER_CONFIG, ADAPTER_MODEL], &[CARD, CURVE])? {
-        refuse!(
+        bail_usage!(
             "{damage}: only an adapter that is whole is sent; train it anew, or if another program wrote or changed \
              it, use `hf upload`"
         );
@@ -53,7 +53,7 @@ pub fn publication(dir: &Path) -> Result<Publication> {
             // A file that somebody put there is not the adapter's.
             Some(_) if !may_be_edited && !summed.iter().any(|(_, summed)| *summed == name) => continue,
             Some(Kind::File) => {}
-            Some(_) => refuse!(
+            Some(_) => bail_usage!(
                 "{}: found a link or something else that is no file; only files of the directory itself are sent: put \
                  the file in its place",
                 path.display()
@@ -62,7 +62,7 @@ pub fn publication(dir: &Path) -> Result<Publication> {
         let file = open.open_file(name).usage_context(what)?;
         let file = LocalFile::open(name, file, path.display().to_string())?;
         if !may_be_edited && !summed.contains(&(file.sha256(), name)) {
-            refuse!("{}: was written to while it was read; push it again when it is done", path.display());
+            bail_usage!("{}: was written to while it was read; push it again when it is done", path.display());
         }
         publication.files.push(file);
     }
@@ -89,7 +89,7 @@ fn check_finished(dir: &Path) -> Result<()> {
     let what = || format!("{}: cannot be read as the record of a run", path.display());
     let run: Value = serde_json::from_slice(&read_bounded(&path, MAX_RECORD_BYTES)?).usage_context(what)?;
     if run.get("finished").is_none_or(Value::is_null) {
-        refuse!(
+        bail_usage!(
             "{}: the run there is not finished: go on with it (`--resume-from-checkpoint`), or push one of its \
              checkpoints",
             dir.display()
@@ -112,7 +112,7 @@ fn check_card(dir: &Path, publication: &mut Publication) -> Result<()> {
         Ok(false) => publication
             .warnings
             .push(format!("{}: has no fields (YAML between lines of ---) that name the base", path.display())),
-        Err(why) => refuse!("{}: its fields (YAML between lines of ---) cannot be read: {why}", path.display()),
+        Err(why) => bail_usage!("{}: its fields (YAML between lines of ---) cannot be read: {why}", path.display()),
     }
     Ok(())
 }

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use super::in_memory::Adapter;
 use super::token_indices::{KEY, tables};
 use crate::arch::Arch;
+use crate::bail_usage;
 use crate::error::Result;
 use crate::lora::{ParamId, ParamKind};
-use crate::refuse;
 
 /// The rows that an adapter holds of embedding or output layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,14 +35,14 @@ impl Adapter {
                 if module == head && named.get(embedding) == Some(tokens) {
                     continue;
                 }
-                refuse!(
+                bail_usage!(
                     "adapter: found no tensor `{key}`, expected one as `{KEY}` of the adapter config names {module}"
                 )
             };
             let columns = shape.last().copied().unwrap_or(0);
             let length = tokens.len().checked_mul(columns);
             if shape[..] != [tokens.len(), columns] || length != Some(values.len()) || values.is_empty() {
-                refuse!(
+                bail_usage!(
                     "adapter: tensor `{key}`: found {} values in shape {shape:?}, expected {} rows as `{KEY}` of the \
                      adapter config names so many tokens",
                     values.len(),
@@ -50,10 +50,10 @@ impl Adapter {
                 );
             }
             if let Some(at) = values.iter().position(|x| !x.is_finite()) {
-                refuse!("adapter: tensor `{key}`: found {} at element {at}, expected finite numbers", values[at]);
+                bail_usage!("adapter: tensor `{key}`: found {} at element {at}, expected finite numbers", values[at]);
             }
             if self.tensors.contains_key(&ParamId::whole(module.as_str()).peft_key()) {
-                refuse!(
+                bail_usage!(
                     "adapter: found {module} whole (`modules_to_save`) and single rows of it (`{KEY}`), expected one"
                 );
             }
@@ -80,7 +80,7 @@ impl Adapter {
             && self.config.trainable_token_indices.contains_key(head)
             && !all.contains_key(head)
         {
-            refuse!(
+            bail_usage!(
                 "adapter: found no tensor `{}`, expected one as `{KEY}` of the adapter config names {head}, which is a tensor \
                  of its own in {name}",
                 ParamId::tokens(head).peft_key()
@@ -88,20 +88,20 @@ impl Adapter {
         }
         for (module, rows) in all {
             if arch.tie_word_embeddings && module == head {
-                refuse!(
+                bail_usage!(
                     "adapter: `{KEY}`: found rows of {module} that are not those of the embedding, with which it is one \
                      tensor in {name}; expected rows of embed_tokens alone"
                 );
             }
             if rows.columns != arch.hidden_size {
-                refuse!(
+                bail_usage!(
                     "adapter: rows of {module}: found {} values each, expected {}: it was made for {own_base}, not for {name}",
                     rows.columns,
                     arch.hidden_size
                 );
             }
             if let Some(token) = rows.tokens.iter().find(|&&token| token as usize >= arch.vocab_size) {
-                refuse!(
+                bail_usage!(
                     "adapter: `{KEY}`: found token {token}, expected tokens below {}, the vocabulary of {name}: it was made \
                      for {own_base}, or the vocabulary was resized, which is not supported; merge the adapter with PEFT",
                     arch.vocab_size

@@ -2,9 +2,9 @@
 //! `add_weighted_adapter` calls it `cat`.
 
 use super::{Adapter, AdapterConfig, LoraPair, TargetModules};
+use crate::bail_usage;
 use crate::error::Result;
 use crate::lora::{LoraSpec, ParamId};
-use crate::refuse;
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
 
@@ -19,14 +19,14 @@ impl Adapter {
         for (adapter, weight) in parts {
             config = config.or(Some(&adapter.config));
             if let Some(what) = adapter.lora_spec()?.beside_plain_lora() {
-                refuse!("an adapter holds {what}, expected plain LoRA in a weighted sum");
+                bail_usage!("an adapter holds {what}, expected plain LoRA in a weighted sum");
             }
             for (module, pair) in adapter.lora_pairs()? {
                 let factor = weight * LoraSpec::scale(pair.alpha, pair.r, adapter.config.use_rslora);
                 modules.entry(module).or_default().push((pair, factor));
             }
         }
-        let Some(config) = config else { refuse!("found no adapter, expected at least one in a weighted sum") };
+        let Some(config) = config else { bail_usage!("found no adapter, expected at least one in a weighted sum") };
         let rank = |pairs: &Vec<(LoraPair, f64)>| pairs.iter().map(|(pair, _)| pair.r).sum::<usize>();
         let r = modules.values().map(rank).max().unwrap_or(1);
         let config = AdapterConfig {
@@ -48,7 +48,7 @@ impl Adapter {
             for (pair, factor) in pairs {
                 if (pair.k_in, pair.n_out) != (k_in, n_out) {
                     let (n, k) = (pair.n_out, pair.k_in);
-                    refuse!("{module}: found adapters of [{n_out}, {k_in}] and of [{n}, {k}], expected one shape");
+                    bail_usage!("{module}: found adapters of [{n_out}, {k_in}] and of [{n}, {k}], expected one shape");
                 }
                 a.extend_from_slice(pair.a);
                 for (to, from) in b.chunks_exact_mut(r).zip(pair.b.chunks_exact(pair.r)) {

@@ -1,9 +1,9 @@
 //! An architecture: what a model computes and how large it is, as data.
 
 use super::{Activation, Input, Multipliers, Projection, Rope, TensorNames, Wrapper};
+use crate::bail_usage;
 use crate::error::Result;
 use crate::files::json::Keys;
-use crate::refuse;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
@@ -137,7 +137,7 @@ impl Arch {
     pub fn check_positions(&self, longest: usize) -> Result<()> {
         let most = self.max_position_embeddings;
         match self.family.beyond_positions.filter(|_| longest > most) {
-            Some(key) => refuse!(
+            Some(key) => bail_usage!(
                 "rows reach {longest} tokens, expected at most {most}, the trained context: what a {} model does beyond it \
                  (`{key}`) is not computed here; set `max_length` to {most}, and `too_long` to what happens to longer rows",
                 self.family.model_type
@@ -196,7 +196,7 @@ impl Arch {
             ),
         ];
         if let Some((_, what)) = lacking.iter().find(|(lacking, _)| *lacking) {
-            refuse!("{source}: a model of type {:?} with {what} is not supported yet", self.family.model_type);
+            bail_usage!("{source}: a model of type {:?} with {what} is not supported yet", self.family.model_type);
         }
         Ok(())
     }

@@ -7,9 +7,9 @@ use super::{
     Activation, Arch, Family, LayerArch, LayerKeys, Multipliers, Norm, NormWeight, Projection, QkNorm, Rope,
     RopeScaling, TensorNames,
 };
+use crate::bail_usage;
 use crate::error::Result;
 use crate::files::json::{Keys, shortest};
-use crate::refuse;
 use std::collections::BTreeSet;
 
 /// Kernels index the rows and columns of a matrix with 32 bits.
@@ -148,7 +148,7 @@ pub(super) fn check(arch: &Arch, keys: &Keys) -> Result<()> {
         if let RopeScaling::LongRope { short_factor, long_factor, .. } = &rope.scaling {
             for (name, factors) in [("short_factor", short_factor), ("long_factor", long_factor)] {
                 if factors.len() != rotated / 2 {
-                    refuse!(
+                    bail_usage!(
                         "{}: key `{name}`: found {} numbers, expected {}, one for every two elements of a head that are \
                          rotated",
                         keys.source,
@@ -167,7 +167,7 @@ pub(super) fn check(arch: &Arch, keys: &Keys) -> Result<()> {
         return Err(keys.wrong("rms_norm_eps", "a number above 0 that f32 can hold"));
     }
     if arch.num_heads.checked_mul(arch.head_dim).is_none_or(|n| n > MAX_DIMENSION) {
-        refuse!(
+        bail_usage!(
             "{}: keys `num_attention_heads` and `head_dim`: found {} x {}, expected a product of at most {MAX_DIMENSION}",
             keys.source,
             arch.num_heads,
@@ -176,7 +176,7 @@ pub(super) fn check(arch: &Arch, keys: &Keys) -> Result<()> {
     }
     let bytes = arch.num_parameters().and_then(|n| n.checked_mul(4));
     if bytes.is_none_or(|bytes| bytes > i64::MAX as u64) {
-        refuse!(
+        bail_usage!(
             "{}: the sizes give more parameters than can be addressed; expected those of a real model",
             keys.source
         );

@@ -18,7 +18,7 @@ pub(super) static FAMILY: Family = Family {
     write: config::write_windows,
 };
 
-const DEFAULTS: Defaults = Defaults {
+pub(super) const DEFAULTS: Defaults = Defaults {
     vocab_size: 151_936,
     hidden_size: 4096,
     intermediate_size: 22_016,

@@ -1,10 +1,10 @@
 //! Qwen3: Llama with an RMSNorm of each head of q and k before the rotation; biases on all projections of attention, or
 //! none.
 //!
-//! A key that is absent has the default of transformers' `Qwen3Config`.
+//! A key that is absent has the default of transformers' `Qwen3Config`, which is `Qwen2Config`'s but for the heads.
 
 use super::config::{self, Defaults, note_attention_dropout, only_false, only_silu};
-use super::{Arch, Family, LLAMA_NAMES, LayerKeys, Projection, QkNorm};
+use super::{Arch, Family, LLAMA_NAMES, LayerKeys, Projection, QkNorm, qwen2};
 use crate::error::Result;
 use crate::files::json::Keys;
 
@@ -22,21 +22,7 @@ pub(super) static FAMILY: Family = Family {
     },
 };
 
-const DEFAULTS: Defaults = Defaults {
-    vocab_size: 151_936,
-    hidden_size: 4096,
-    intermediate_size: 22_016,
-    num_layers: 32,
-    num_heads: 32,
-    num_kv_heads: Some(32),
-    head_dim: Some(128),
-    max_position_embeddings: 32_768,
-    rms_norm_eps: 1e-6,
-    rope_theta: 10_000.0,
-    tie_word_embeddings: false,
-    bos_token_id: None,
-    eos_token_id: None,
-};
+const DEFAULTS: Defaults = Defaults { head_dim: Some(128), ..qwen2::DEFAULTS };
 
 fn read(keys: &Keys) -> Result<Arch> {
     note_attention_dropout(keys)?;

@@ -4,9 +4,9 @@
 pub use qlora_kernels::rope::RopeScaling;
 use serde_json::{Map, Value, json};
 
+use crate::bail_usage;
 use crate::error::Result;
 use crate::files::json::{Keys, shortest};
-use crate::refuse;
 
 /// Every key that some rope type of transformers reads. A key outside this list is an error; one that is in it but is
 /// not read by the type at hand only warns, as it does there.
@@ -84,7 +84,7 @@ impl Rope {
     ) -> Result<Self> {
         let (v4, v5) = (config.object("rope_scaling")?, config.object("rope_parameters")?);
         let nested = match (v4, v5) {
-            (Some(v4), Some(v5)) if v4.map != v5.map => refuse!(
+            (Some(v4), Some(v5)) if v4.map != v5.map => bail_usage!(
                 "{}: keys `rope_scaling` and `rope_parameters` contradict each other; expected one of them: remove \
                  the one that does not belong to this model",
                 config.source
@@ -239,18 +239,15 @@ fn scaling_from_keys(config: &Keys, nested: &Keys, max_position_embeddings: usiz
         return Err(nested.wrong("type", &format!("{new:?}, as `rope_type` says")));
     }
     let key = if new.is_some() { "rope_type" } else { "type" };
-    let positive = |key: &str| match nested.number(key)? {
-        Some(x) if x > 0.0 => Ok(x),
-        _ => Err(nested.wrong(key, "a number above 0")),
-    };
+    let needed = |key: &str| positive(nested, key)?.ok_or_else(|| nested.wrong(key, "a number above 0"));
     let (scaling, used): (RopeScaling, &[&str]) = match new.or(old).unwrap_or("default") {
         "default" => (RopeScaling::Default, &[]),
-        "linear" => (RopeScaling::Linear { factor: positive("factor")? }, &["factor"]),
+        "linear" => (RopeScaling::Linear { factor: needed("factor")? }, &["factor"]),
         "llama3" => {
             let scaling = RopeScaling::Llama3 {
-                factor: positive("factor")?,
-                low_freq_factor: positive("low_freq_factor")?,
-                high_freq_factor: positive("high_freq_factor")?,
+                factor: needed("factor")?,
+                low_freq_factor: needed("low_freq_factor")?,
+                high_freq_factor: needed("high_freq_factor")?,
                 original_max_position_embeddings: original_context(config, nested, max_position_embeddings)?,
             };
             check_llama3(&scaling, nested)?;
@@ -300,15 +297,20 @@ const YARN_KEYS: [&str; 8] = [
     "truncate",
 ];
 
+/// A number above 0, where there is one.
+fn positive(keys: &Keys, key: &str) -> Result<Option<f64>> {
+    match keys.number(key)? {
+        Some(x) if x > 0.0 => Ok(Some(x)),
+        Some(_) => Err(keys.wrong(key, "a number above 0")),
+        None => Ok(None),
+    }
+}
+
 fn yarn(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Result<RopeScaling> {
     let original = original_context(config, nested, max_position_embeddings)?;
-    let positive = |key: &str| match nested.number(key)? {
-        Some(x) if x > 0.0 => Ok(Some(x)),
-        Some(_) => Err(nested.wrong(key, "a number above 0")),
-        None => Ok(None),
-    };
-    let factor = positive("factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);
-    let (beta_fast, beta_slow) = (positive("beta_fast")?.unwrap_or(32.0), positive("beta_slow")?.unwrap_or(1.0));
+    let factor = positive(nested, "factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);
+    let (beta_fast, beta_slow) =
+        (positive(nested, "beta_fast")?.unwrap_or(32.0), positive(nested, "beta_slow")?.unwrap_or(1.0));
     if nested.number(ATTENTION_FACTOR)?.is_some_and(|factor| factor != 1.0) {
         let expected = "1, or no such key: vLLM and llama.cpp multiply by it and transformers does not, so that the model \
                         would be another one there; `attention_factor` is the key that says it";
@@ -320,11 +322,12 @@ fn yarn(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Result<
     // transformers takes 0 for none.
     let optional = |key: &str| Ok::<_, crate::error::Error>(nested.number(key)?.filter(|&x| x != 0.0));
     let growth = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-    let attention_factor = match (positive("attention_factor")?, optional("mscale")?, optional("mscale_all_dim")?) {
-        (Some(given), _, _) => given,
-        (None, Some(mscale), Some(all)) => growth(mscale) / growth(all),
-        (None, _, _) => growth(1.0),
-    };
+    let attention_factor =
+        match (positive(nested, "attention_factor")?, optional("mscale")?, optional("mscale_all_dim")?) {
+            (Some(given), _, _) => given,
+            (None, Some(mscale), Some(all)) => growth(mscale) / growth(all),
+            (None, _, _) => growth(1.0),
+        };
     if !(attention_factor > 0.0 && attention_factor.is_finite()) {
         return Err(
             nested.wrong("mscale", &format!("one that scales attention by a number above 0, not {attention_factor}"))
@@ -353,13 +356,8 @@ fn longrope(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Res
         factors.ok_or_else(|| nested.wrong(key, expected))
     };
     let original = original_context(config, nested, max_position_embeddings)?;
-    let positive = |key: &str| match nested.number(key)? {
-        Some(x) if x > 0.0 => Ok(Some(x)),
-        Some(_) => Err(nested.wrong(key, "a number above 0")),
-        None => Ok(None),
-    };
-    let factor = positive("factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);
-    let attention_factor = match positive("attention_factor")? {
+    let factor = positive(nested, "factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);
+    let attention_factor = match positive(nested, "attention_factor")? {
         Some(given) => given,
         None if factor <= 1.0 => 1.0,
         // The logarithm of one trained position is 0.

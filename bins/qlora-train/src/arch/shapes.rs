@@ -1,8 +1,8 @@
 //! Models by name, of which only the shape is known here.
 
 use super::Arch;
+use crate::bail_usage;
 use crate::error::Result;
-use crate::refuse;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -180,7 +180,7 @@ pub fn shape(name: &str) -> Result<Arch> {
         Some(shape) => shape.arch(),
         None if Path::new(name).is_file() => Arch::from_file(Path::new(name)),
         None if Path::new(name).join("config.json").is_file() => Arch::from_file(&Path::new(name).join("config.json")),
-        None => refuse!(
+        None => bail_usage!(
             "--shape: found {name:?}, expected {}, a model's directory or the path of a config.json",
             names().collect::<Vec<_>>().join(", ")
         ),

@@ -1,8 +1,8 @@
 //! The batch that operations work on.
 
+use crate::bail_usage;
 use crate::data::MicroBatch;
 use crate::error::{Error, Result};
-use crate::refuse;
 use std::ops::Range;
 
 /// One micro-batch: documents laid end to end, without padding. Attention does not cross `boundaries`.
@@ -83,10 +83,10 @@ impl Batch<'_> {
             "document boundaries must run from 0 to {tokens}"
         );
         if let Some(position) = self.positions.iter().find(|&&p| p as usize >= positions) {
-            refuse!("a row reaches position {position}, but the run was planned for rows of {positions} tokens");
+            bail_usage!("a row reaches position {position}, but the run was planned for rows of {positions} tokens");
         }
         if let Some(token) = weights.iter().position(|weight| !weight.is_finite()) {
-            refuse!("token {token} of a batch has a weight of {}, expected a finite number", weights[token]);
+            bail_usage!("token {token} of a batch has a weight of {}, expected a finite number", weights[token]);
         }
         Ok(CheckedBatch { input_ids: self.input_ids.to_vec(), ..self.without_ids() })
     }

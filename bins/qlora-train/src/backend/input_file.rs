@@ -104,7 +104,7 @@ impl<V: Values> InputFile<V> {
     }
 
     /// The place may be given to other values.
-    pub fn give_back(&mut self, place: u64) {
+    pub fn free(&mut self, place: u64) {
         self.free.push(place);
     }
 

@@ -127,7 +127,7 @@ pub trait Backend: Compute + Sized {
     }
 
     /// The operations that follow belong to this part of the step.
-    fn enter(&mut self, scope: Scope) {
+    fn enter_scope(&mut self, scope: Scope) {
         self.trace().scope = scope;
     }
 

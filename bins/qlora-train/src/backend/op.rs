@@ -5,8 +5,8 @@
 //! and T = scale·dY·B are the low-rank projections of an input and of a gradient.
 
 use super::{BufferShape, CheckedBatch, LinearGroup, MaybeTrained, OpWork, Operands, TableShape};
+use crate::bail_usage;
 use crate::error::Result;
-use crate::refuse;
 use qlora_kernels::rng::Dropout;
 use qlora_kernels::shape::{AttentionShape, GateActivation};
 use std::ops::Range;
@@ -420,7 +420,7 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             _ => return Ok(()),
         };
         match id {
-            Some(id) => refuse!("token id {id} is outside the vocabulary of {vocab}"),
+            Some(id) => bail_usage!("token id {id} is outside the vocabulary of {vocab}"),
             None => Ok(()),
         }
     }

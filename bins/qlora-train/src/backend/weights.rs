@@ -1,10 +1,10 @@
 //! Frozen weights, loaded once.
 
 use super::{DiskTraffic, LinearGroup, Operands, StateFormat};
+use crate::bail_usage;
 use crate::base::{Nf4OnDisk, RowsOnDisk};
 use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, TensorData, WeightSource};
-use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::rope::RopeTable;
 
@@ -17,6 +17,11 @@ pub enum Quantization {
     },
     /// 16-bit weights as they are in the checkpoint.
     None,
+}
+
+impl Quantization {
+    /// Blocks of 64, whose absmax are quantized as well
+    pub const NF4: Self = Self::Nf4 { block_size: 64, double_quant: true };
 }
 
 /// Place of a frozen weight while it is not computed with. A device that shares the host's memory has one place only.
@@ -224,6 +229,6 @@ pub(super) fn quantize(name: &str, n: usize, k: usize, tensor: &HostTensor, opti
     };
     match quantized {
         Ok(matrix) => Ok(matrix),
-        Err(cause) => refuse!("{name}: {cause}"),
+        Err(cause) => bail_usage!("{name}: {cause}"),
     }
 }

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::bail_usage;
 use crate::error::Result;
 use crate::files::home::expand_home;
 use crate::files::json::read_object;
 use crate::hub::{Environment, HubId, Need, find_model, is_hub_name, is_rather_path};
-use crate::refuse;
 
 const CACHE_PREFIX: &str = "models--";
 
@@ -85,21 +85,21 @@ fn resolve_in(arg: &str, revision: Option<&str>, environment: &Environment, need
     let arg = path.display();
     if path.is_dir() {
         if let Some(revision) = revision {
-            refuse!("{arg}: found a directory with revision {revision:?}, expected a revision only for a hub id");
+            bail_usage!("{arg}: found a directory with revision {revision:?}, expected a revision only for a hub id");
         }
         return Ok(path);
     }
     if path.symlink_metadata().is_ok() {
         let found = if path.exists() { "a file" } else { "a link to nothing" };
-        refuse!(
+        bail_usage!(
             "{arg}: found {found}, expected the directory of a model in Hugging Face format, or a hub id (org/name)"
         );
     }
     let Some(id) = path.to_str().and_then(HubId::parse) else {
-        refuse!("{arg}: found no such directory, expected the directory of a model, or a hub id (org/name)");
+        bail_usage!("{arg}: found no such directory, expected the directory of a model, or a hub id (org/name)");
     };
     if revision.is_none() && path.to_str().is_some_and(is_rather_path) {
-        refuse!(
+        bail_usage!(
             "{arg}: found no such directory in one that is there; for the model of this name on the hub write \
              {arg}@main"
         );

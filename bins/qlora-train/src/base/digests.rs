@@ -6,7 +6,7 @@
 //! a time. Each thread holds one piece of [`SCAN_BYTES`].
 
 use super::fingerprint::{TensorDigest, digest_of};
-use super::{Checkpoint, Entry};
+use super::{Checkpoint, StoredTensor};
 use crate::error::{Context, Error, Result};
 use crate::files::safetensors::{SCAN_BYTES, TensorFile};
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ pub struct DigestsAhead {
 
 struct Tensor {
     name: String,
-    entry: Entry,
+    entry: StoredTensor,
     bytes: u64,
 }
 

@@ -32,11 +32,11 @@ use sha2::{Digest, Sha256};
 
 use super::Nf4Entry;
 use super::quantized::OriginalBase;
-use super::{Checkpoint, Entry};
+use super::{Checkpoint, StoredTensor};
+use crate::bail_usage;
 use crate::error::{Context, Error, Result};
 use crate::files::safetensors::TensorFile;
 use crate::files::tensor::{HostTensor, PIECE, WeightSource};
-use crate::refuse;
 
 const HEAD: &str = "qlora base fingerprint 1\n";
 /// Pieces of a weight that wait to be taken.
@@ -149,7 +149,7 @@ impl Fingerprint {
         let (found, unquantized) = (hex(&whole.finalize()), hex(&unquantized.finalize()));
         let Some(original) = self.original else { return Ok(BaseFingerprint { whole: found, unquantized }) };
         if found != original.quantized_fingerprint {
-            refuse!(
+            bail_usage!(
                 "{}: found tensors with the fingerprint {found}, expected {} as its files record: they were changed \
                  after the model was quantized; {}",
                 self.checkpoint,
@@ -180,13 +180,13 @@ impl Checkpoint {
     /// [`read_weight`](Self::read_weight) and digest in one pass over the file.
     pub fn read_weight_with_digest(&self, name: &str) -> Result<(WeightSource, TensorDigest)> {
         match self.find(name)? {
-            Entry::Dense(file, info) => {
+            StoredTensor::Dense(file, info) => {
                 let mut hasher = Sha256::new();
                 let tensor = self.files[*file].read(name, info, |bytes| hasher.update(bytes))?;
                 let digest = TensorDigest::new(name, info.dtype, &info.shape, hasher);
                 Ok((WeightSource::Tensor(tensor), digest))
             }
-            Entry::Nf4(entry) => {
+            StoredTensor::Nf4(entry) => {
                 let (matrix, digest) = entry.hashed(name, |seen| entry.read(name, &self.files, None, seen))?;
                 Ok((WeightSource::Nf4(matrix), digest))
             }
@@ -200,7 +200,7 @@ impl Checkpoint {
         name: &str,
         take: &mut dyn FnMut(HostTensor) -> Result<()>,
     ) -> Result<TensorDigest> {
-        let Entry::Dense(file, info) = self.find(name)? else {
+        let StoredTensor::Dense(file, info) = self.find(name)? else {
             let (tensor, digest) = self.read_with_digest(name)?;
             take(tensor)?;
             return Ok(digest);
@@ -232,14 +232,14 @@ impl Checkpoint {
     /// The digest of a weight that is stored in NF4, without keeping it. Refused: as reading it.
     pub fn check_weight_with_digest(&self, name: &str) -> Result<TensorDigest> {
         match self.find(name)? {
-            Entry::Dense(..) => self.digest(name),
-            Entry::Nf4(entry) => Ok(entry.hashed(name, |seen| entry.check(name, &self.files, seen))?.1),
+            StoredTensor::Dense(..) => self.digest(name),
+            StoredTensor::Nf4(entry) => Ok(entry.hashed(name, |seen| entry.check(name, &self.files, seen))?.1),
         }
     }
 
     /// [`read_f32`](Self::read_f32) and digest (of the bytes as stored) in one pass over the file.
     pub fn read_f32_with_digest(&self, name: &str) -> Result<(Vec<f32>, TensorDigest)> {
-        let Entry::Dense(file, info) = self.find(name)? else {
+        let StoredTensor::Dense(file, info) = self.find(name)? else {
             let (weight, digest) = self.read_weight_with_digest(name)?;
             return Ok((weight.into_tensor().into_f32(), digest));
         };
@@ -259,7 +259,7 @@ impl Checkpoint {
 pub(super) fn digest_of(
     files: &[TensorFile],
     name: &str,
-    entry: &Entry,
+    entry: &StoredTensor,
     go_on: &dyn Fn() -> Result<()>,
 ) -> Result<TensorDigest> {
     let scan = |name: &str, file: usize, info: &TensorInfo| -> Result<Sha256> {
@@ -271,8 +271,10 @@ pub(super) fn digest_of(
         Ok(hasher)
     };
     match entry {
-        Entry::Dense(file, info) => Ok(TensorDigest::new(name, info.dtype, &info.shape, scan(name, *file, info)?)),
-        Entry::Nf4(entry) => {
+        StoredTensor::Dense(file, info) => {
+            Ok(TensorDigest::new(name, info.dtype, &info.shape, scan(name, *file, info)?))
+        }
+        StoredTensor::Nf4(entry) => {
             let mut parts = Vec::with_capacity(entry.parts.len());
             for (&part, (file, info)) in &entry.parts {
                 let hasher = scan(&format!("{name}{part}"), *file, info)?;

@@ -1,10 +1,10 @@
 //! A model whose weights are read from a copy in NF4 that is kept elsewhere, and a key for a model's files that needs
 //! few of its values.
 
-use super::{Checkpoint, Entry};
+use super::{Checkpoint, StoredTensor};
+use crate::bail_usage;
 use crate::error::Result;
 use crate::files::hash::hex;
-use crate::refuse;
 use sha2::{Digest, Sha256};
 use std::time::SystemTime;
 
@@ -23,7 +23,7 @@ impl Checkpoint {
             is_settled &= state.is_settled(now);
         }
         for (name, entry) in &self.tensors {
-            let Entry::Dense(file, info) = entry else { continue };
+            let StoredTensor::Dense(file, info) = entry else { continue };
             hash.update(format!("{name} {file} {:?} {:?} {:?}\n", info.dtype, info.shape, info.data_offsets));
         }
         self.sample(&mut hash)?;
@@ -33,7 +33,7 @@ impl Checkpoint {
     /// Hashes the values in the middle of each tensor in 16 or 32 bits.
     fn sample(&self, hash: &mut Sha256) -> Result<()> {
         for (name, entry) in &self.tensors {
-            let Entry::Dense(file, info) = entry else { continue };
+            let StoredTensor::Dense(file, info) = entry else { continue };
             let (file, len) = (&self.files[*file], info.shape.iter().product::<usize>());
             let part = file.part(name, info, len / 2..len.min(len / 2 + SAMPLED))?;
             file.scan(name, &part, |bytes| hash.update(bytes))?;
@@ -46,7 +46,7 @@ impl Checkpoint {
     pub fn take_weights_of(&mut self, copy: Checkpoint) -> Result<()> {
         let is_alike = self.names().eq(copy.names()) && self.names().all(|name| self.shape(name) == copy.shape(name));
         if !is_alike {
-            refuse!("{}: found tensors of another model than {}", copy.dir.display(), self.dir.display());
+            bail_usage!("{}: found tensors of another model than {}", copy.dir.display(), self.dir.display());
         }
         let Checkpoint { dir, files, tensors, quantization, original, .. } = copy;
         (self.files, self.tensors, self.weights_dir) = (files, tensors, Some(dir));

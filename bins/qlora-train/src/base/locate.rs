@@ -5,9 +5,9 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::files::json::{UniqueMap, read_bounded};
-use crate::refuse;
 
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
@@ -33,12 +33,12 @@ pub(super) fn locate(dir: &Path) -> Result<Files> {
         return read_index(&index);
     }
     let Some(other) = other_weights(dir) else {
-        refuse!("{}: found no weights, expected {SINGLE}, or {INDEX} and its shards", dir.display());
+        bail_usage!("{}: found no weights, expected {SINGLE}, or {INDEX} and its shards", dir.display());
     };
     if other.ends_with(".safetensors") {
-        refuse!("{}: found {other} without {INDEX}, expected {SINGLE}, or {INDEX} and its shards", dir.display());
+        bail_usage!("{}: found {other} without {INDEX}, expected {SINGLE}, or {INDEX} and its shards", dir.display());
     }
-    refuse!(
+    bail_usage!(
         "{}: found only {other}, expected {SINGLE} or {INDEX}: convert the weights to safetensors (transformers: \
          `AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)`)",
         dir.display()
@@ -81,18 +81,20 @@ fn read_index(path: &Path) -> Result<Files> {
     let Index { weight_map: UniqueMap(entries) } = serde_json::from_slice(&bytes)
         .usage_context(|| format!("{shown}: not an index of shards (an object with `weight_map`: tensor → file)"))?;
     if entries.is_empty() {
-        refuse!("{shown}: key `weight_map`: found no tensors, expected those of a model");
+        bail_usage!("{shown}: key `weight_map`: found no tensors, expected those of a model");
     }
     for (tensor, file) in &entries {
         let inside = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
         if file.is_empty() || file.contains('\0') || !inside {
-            refuse!(
+            bail_usage!(
                 "{shown}: key `weight_map`, tensor `{tensor}`: found file {file:?}, expected a file inside the directory \
                  of the index"
             );
         }
         if Path::new(file).extension().is_none_or(|extension| extension != "safetensors") {
-            refuse!("{shown}: key `weight_map`, tensor `{tensor}`: found file {file:?}, expected a .safetensors file");
+            bail_usage!(
+                "{shown}: key `weight_map`, tensor `{tensor}`: found file {file:?}, expected a .safetensors file"
+            );
         }
     }
     let names: BTreeSet<&str> = entries.iter().map(|(_, file)| file.as_str()).collect();

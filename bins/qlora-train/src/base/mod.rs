@@ -8,6 +8,7 @@
 mod base_name;
 mod digests;
 mod fingerprint;
+pub mod fuzzing;
 mod kept;
 mod locate;
 mod open;
@@ -25,10 +26,10 @@ use qlora_kernels::nf4::Nf4Options;
 use safetensors::tensor::TensorInfo;
 
 use crate::arch::Arch;
+use crate::bail_usage;
 use crate::error::Result;
 use crate::files::safetensors::TensorFile;
 use crate::files::tensor::{HostTensor, StoredType, WeightSource};
-use crate::refuse;
 use quantized::Nf4Entry;
 
 pub use base_name::{BaseName, resolve_description, resolve_description_by, resolve_model, resolve_model_by};
@@ -48,7 +49,7 @@ pub struct Checkpoint {
     base_name: BaseName,
     files: Arc<Vec<TensorFile>>,
     /// The expected tensors and nothing else.
-    tensors: BTreeMap<String, Entry>,
+    tensors: BTreeMap<String, StoredTensor>,
     notes: Vec<String>,
     /// Quantization of its linear weights, where they are quantized.
     quantization: Option<Nf4Options>,
@@ -60,12 +61,12 @@ pub struct Checkpoint {
 
 /// Place of a tensor: position in `files`, header entry.
 #[derive(Clone)]
-enum Entry {
+enum StoredTensor {
     Dense(usize, TensorInfo),
     Nf4(Arc<Nf4Entry>),
 }
 
-impl Entry {
+impl StoredTensor {
     fn stored_bytes(&self) -> u64 {
         let bytes = |info: &TensorInfo| (info.data_offsets.1 - info.data_offsets.0) as u64;
         match self {
@@ -101,16 +102,16 @@ impl Checkpoint {
 
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|entry| match entry {
-            Entry::Dense(_, info) => &info.shape[..],
-            Entry::Nf4(entry) => &entry.shape,
+            StoredTensor::Dense(_, info) => &info.shape[..],
+            StoredTensor::Nf4(entry) => &entry.shape,
         })
     }
 
     /// The type that [`read`](Self::read) gives: f32 for a weight that is stored in NF4.
     pub fn stored_type(&self, name: &str) -> Option<StoredType> {
         self.tensors.get(name).and_then(|entry| match entry {
-            Entry::Dense(_, info) => StoredType::from_dtype(info.dtype),
-            Entry::Nf4(_) => Some(StoredType::F32),
+            StoredTensor::Dense(_, info) => StoredType::from_dtype(info.dtype),
+            StoredTensor::Nf4(_) => Some(StoredType::F32),
         })
     }
 
@@ -122,7 +123,7 @@ impl Checkpoint {
 
     /// True if a tensor is stored in NF4.
     pub fn is_nf4(&self, name: &str) -> bool {
-        matches!(self.tensors.get(name), Some(Entry::Nf4(_)))
+        matches!(self.tensors.get(name), Some(StoredTensor::Nf4(_)))
     }
 
     /// The linear modules of a quantized checkpoint that are stored as they were (`llm_int8_skip_modules`).
@@ -141,14 +142,14 @@ impl Checkpoint {
     /// The file that stores a tensor, for messages.
     pub fn file_of(&self, name: &str) -> Option<&Path> {
         self.tensors.get(name).map(|entry| match entry {
-            Entry::Dense(file, _) => self.files[*file].path(),
-            Entry::Nf4(entry) => self.files[entry.parts[""].0].path(),
+            StoredTensor::Dense(file, _) => self.files[*file].path(),
+            StoredTensor::Nf4(entry) => self.files[entry.parts[""].0].path(),
         })
     }
 
     /// Bytes of all tensors as stored.
     pub fn stored_bytes(&self) -> u64 {
-        self.tensors.values().map(Entry::stored_bytes).sum()
+        self.tensors.values().map(StoredTensor::stored_bytes).sum()
     }
 
     /// Reads one tensor as stored, or dequantized to f32 where it is stored in NF4. A name that is not in
@@ -162,24 +163,24 @@ impl Checkpoint {
     /// Reads one tensor as stored, in NF4 too.
     pub fn read_weight(&self, name: &str) -> Result<WeightSource> {
         match self.find(name)? {
-            Entry::Dense(file, info) => Ok(WeightSource::Tensor(self.files[*file].read(name, info, |_| ())?)),
-            Entry::Nf4(entry) => Ok(WeightSource::Nf4(entry.read(name, &self.files, None, |_, _| ())?)),
+            StoredTensor::Dense(file, info) => Ok(WeightSource::Tensor(self.files[*file].read(name, info, |_| ())?)),
+            StoredTensor::Nf4(entry) => Ok(WeightSource::Nf4(entry.read(name, &self.files, None, |_, _| ())?)),
         }
     }
 
     /// Refuses a weight in NF4 that [`read_weight`](Self::read_weight) refuses, without reading its codes.
     pub fn check_weight(&self, name: &str) -> Result<()> {
         match self.find(name)? {
-            Entry::Dense(..) => Ok(()),
-            Entry::Nf4(entry) => entry.check_scales(name, &self.files),
+            StoredTensor::Dense(..) => Ok(()),
+            StoredTensor::Nf4(entry) => entry.check_scales(name, &self.files),
         }
     }
 
     /// A weight that stays in its file, to be read again and again. A tensor that is not stored in NF4 is refused.
     pub fn on_disk(&self, name: &str) -> Result<Nf4OnDisk> {
         match self.find(name)? {
-            Entry::Nf4(entry) => Ok(Nf4OnDisk::new(name, self.files.clone(), entry.clone())),
-            Entry::Dense(file, info) => refuse!(
+            StoredTensor::Nf4(entry) => Ok(Nf4OnDisk::new(name, self.files.clone(), entry.clone())),
+            StoredTensor::Dense(file, info) => bail_usage!(
                 "{}: tensor `{name}`: found {}, expected NF4: only such weights can stay on disk",
                 self.files[*file].path().display(),
                 info.dtype
@@ -190,14 +191,14 @@ impl Checkpoint {
     /// Reads one tensor widened to f32; beside the result only 1 MiB of it is in memory, or the NF4 weight.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         match self.find(name)? {
-            Entry::Dense(file, info) => self.files[*file].read_f32(name, info, |_| ()),
-            Entry::Nf4(entry) => Ok(entry.read(name, &self.files, None, |_, _| ())?.dequantize()),
+            StoredTensor::Dense(file, info) => self.files[*file].read_f32(name, info, |_| ()),
+            StoredTensor::Nf4(entry) => Ok(entry.read(name, &self.files, None, |_, _| ())?.dequantize()),
         }
     }
 
     /// Rows of a matrix that is stored in 16 or 32 bits, widened to f32; `None` where it is stored in NF4.
     pub fn read_rows_f32(&self, name: &str, rows: &[u32]) -> Result<Option<Vec<Vec<f32>>>> {
-        let Entry::Dense(file, info) = self.find(name)? else { return Ok(None) };
+        let StoredTensor::Dense(file, info) = self.find(name)? else { return Ok(None) };
         let columns = info.shape.last().copied().unwrap_or(1);
         let row = |&row: &u32| {
             let from = row as usize * columns;
@@ -209,7 +210,7 @@ impl Checkpoint {
     /// Elements `range` of a tensor that is stored in 16 or 32 bits, in row-major order, widened to f32; `None` where
     /// it is stored in NF4.
     pub fn read_range_f32(&self, name: &str, range: Range<usize>) -> Result<Option<Vec<f32>>> {
-        let Entry::Dense(file, info) = self.find(name)? else { return Ok(None) };
+        let StoredTensor::Dense(file, info) = self.find(name)? else { return Ok(None) };
         self.files[*file].read_range_f32(name, info, range).map(Some)
     }
 
@@ -223,7 +224,7 @@ impl Checkpoint {
         let Some((index, value)) = piece.find_not_finite() else { return Ok(()) };
         let columns = self.shape(name).and_then(|shape| shape.last().copied()).unwrap_or(1).max(1);
         let index = first + index;
-        refuse!(
+        bail_usage!(
             "{}: tensor `{name}`: found {value} at row {}, column {}, expected finite numbers: the file is damaged or \
              the model diverged when it was made; get it again",
             self.file_of(name).unwrap_or(&self.dir).display(),
@@ -232,10 +233,10 @@ impl Checkpoint {
         )
     }
 
-    fn find(&self, name: &str) -> Result<&Entry> {
+    fn find(&self, name: &str) -> Result<&StoredTensor> {
         let Some(entry) = self.tensors.get(name) else {
             let (dir, family) = (self.dir.display(), self.arch.family.architecture);
-            refuse!("{dir}: found no tensor `{name}`, expected one of a {family}");
+            bail_usage!("{dir}: found no tensor `{name}`, expected one of a {family}");
         };
         Ok(entry)
     }

@@ -1,6 +1,6 @@
 //! A tensor in pieces that threads read ahead of whoever takes them.
 
-use super::{Checkpoint, Entry};
+use super::{Checkpoint, StoredTensor};
 use crate::error::{Context, Error, Result};
 use crate::files::tensor::{HostTensor, PIECE, WeightSource};
 use std::sync::mpsc::sync_channel;
@@ -14,7 +14,7 @@ impl Checkpoint {
     /// [`read`](Self::read) in pieces of [`PIECE`] elements, of which the last may have fewer: `take` gets them in
     /// order. An error of it ends the reading.
     pub fn read_pieces(&self, name: &str, take: &mut dyn FnMut(HostTensor) -> Result<()>) -> Result<()> {
-        let Entry::Dense(file, info) = self.find(name)? else {
+        let StoredTensor::Dense(file, info) = self.find(name)? else {
             return take(self.read_weight(name).map(WeightSource::into_tensor)?);
         };
         let (file, len) = (&self.files[*file], info.shape.iter().product::<usize>());

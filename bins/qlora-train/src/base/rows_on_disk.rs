@@ -1,10 +1,10 @@
 //! A matrix in 16 or 32 bits that stays in its file.
 
-use super::{Checkpoint, Entry};
+use super::{Checkpoint, StoredTensor};
+use crate::bail_usage;
 use crate::error::{Error, Result};
 use crate::files::safetensors::TensorFile;
 use crate::files::tensor::{HostTensor, TensorData};
-use crate::refuse;
 use safetensors::tensor::TensorInfo;
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ impl Checkpoint {
     /// A matrix that stays in its file, to be read again and again. A tensor that is stored in NF4 is refused.
     pub fn rows_on_disk(&self, name: &str) -> Result<RowsOnDisk> {
         match self.find(name)? {
-            Entry::Dense(file, info) => Ok(RowsOnDisk {
+            StoredTensor::Dense(file, info) => Ok(RowsOnDisk {
                 name: name.to_owned(),
                 files: self.files.clone(),
                 file: *file,
                 columns: info.shape.last().copied().unwrap_or(1),
                 info: info.clone(),
             }),
-            Entry::Nf4(entry) => refuse!(
+            StoredTensor::Nf4(entry) => bail_usage!(
                 "{}: tensor `{name}`: found NF4, expected BF16, F16 or F32: only such a matrix is read row by row",
                 self.files[entry.parts[""].0].path().display()
             ),

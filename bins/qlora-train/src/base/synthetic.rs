@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -64,7 +64,7 @@ impl Synthetic {
         // The name picks the stream; its digest spreads the names over all 64 bits.
         let digest: [u8; 32] = Sha256::digest(name).into();
         let domain = digest[..8].iter().fold(0u64, |bits, &byte| bits << 8 | u64::from(byte));
-        let mut stream = Stream::new(self.seed, domain);
+        let mut stream = RngStream::new(self.seed, domain);
         let (center, radius) = if name.contains("norm") { (1.0, 0.1) } else { (0.0, 0.02 * 3f32.sqrt()) };
         let n = shape.iter().product();
         let values = (0..n).map(|_| center + radius * (2.0 * stream.uniform() - 1.0)).collect();

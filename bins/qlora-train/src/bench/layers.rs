@@ -3,10 +3,10 @@
 use super::{Measured, RowShape, Work, measure, step_flops};
 use crate::arch::Arch;
 use crate::backend::OPTIMIZER;
+use crate::bail_usage;
 use crate::config::{Checkpointing, InitLora, LayerNumbers, Pattern, Settings, TokenTile, WeightResidency};
 use crate::error::{Error, Result};
 use crate::model::{Activations, ModelSpec};
-use crate::refuse;
 use crate::report::{count, status};
 use crate::session::Device;
 
@@ -139,7 +139,7 @@ pub fn measure_layers(
     let [few, more] = MEASURED.map(|layers| layers.min(arch.num_layers));
     let part = (ways.len() * (few + more)) as f64 / arch.num_layers.max(1) as f64;
     let Some(sample) = affordable(arch, samples, part).or(samples.last()) else {
-        refuse!("--measure: found no micro-batch that could be measured");
+        bail_usage!("--measure: found no micro-batch that could be measured");
     };
     status!("measuring steps of {} and of {more} here", count(few as u64, "layer"));
     let of_way =

@@ -19,11 +19,11 @@ use crate::report::{Bars, status};
 use crate::session::graphs;
 use crate::session::host::set_threads;
 use crate::session::model_spec::{model_spec_of, of_settings};
-use crate::session::plan::{self, MemoryPlan, StoredAs};
+use crate::session::plan::{self, MemoryPlan, TensorStorage};
 use crate::session::planner;
 use crate::session::scratch;
 use crate::session::{Device, DeviceJob, TransferBandwidth};
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -147,8 +147,8 @@ impl Shape {
 }
 
 /// Stored type of the tensors of a model with random weights.
-pub fn stored_in_16_bits(_name: &str) -> StoredAs {
-    StoredAs { dtype: StoredType::Bf16, held: None }
+pub fn stored_in_16_bits(_name: &str) -> TensorStorage {
+    TensorStorage { dtype: StoredType::Bf16, resident_as: None }
 }
 
 /// Refused: steps that do not fit in memory.
@@ -167,7 +167,7 @@ pub fn measure(settings: &Settings, device: Device, work: Work, advice: &str) ->
     let (mut spec, budget) = (work.spec(settings)?, device.budget(settings)?);
     let levers = planner::Levers::of(settings).without_files(&device)?;
     let mut plan = planner::choose(&device, &mut spec, levers, &stored_in_16_bits, budget)?;
-    let graphs = graphs::settle(settings, &device, &spec, 1, &mut plan)?;
+    let graphs = graphs::choose(settings, &device, &spec, 1, &mut plan)?;
     plan::refuse_unless_it_fits(&plan, work.tokens(), advice)?;
     // There is no output directory: what goes to disk goes to the working directory.
     let here = Path::new(".");
@@ -176,7 +176,7 @@ pub fn measure(settings: &Settings, device: Device, work: Work, advice: &str) ->
     }
     graphs.note.iter().for_each(|note| status!("{note}"));
     device.use_graphs(graphs.is_on);
-    device.clone().run(Prepared {
+    device.clone().run(TrainingBench {
         untimed: 1 + usize::from(graphs.is_on),
         scratch_dir: scratch::dir(settings, here),
         device,
@@ -187,7 +187,7 @@ pub fn measure(settings: &Settings, device: Device, work: Work, advice: &str) ->
     })
 }
 
-struct Prepared {
+struct TrainingBench {
     untimed: usize,
     scratch_dir: PathBuf,
     device: Device,
@@ -207,7 +207,7 @@ const HYPER: Hyperparameters = Hyperparameters {
     ..Hyperparameters::NONE
 };
 
-impl DeviceJob for Prepared {
+impl DeviceJob for TrainingBench {
     type Output = Measured;
 
     fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Measured> {
@@ -286,7 +286,7 @@ struct Tokens {
 impl Tokens {
     /// `place`: number of the batch, which selects its tokens.
     fn new(arch: &Arch, rows: &[RowShape], seed: u64, place: u64) -> Self {
-        let mut stream = Stream::new(seed, place);
+        let mut stream = RngStream::new(seed, place);
         let vocab = arch.vocab_size as u32;
         let (mut input_ids, mut positions, mut boundaries, mut targets) = (Vec::new(), Vec::new(), vec![0], Vec::new());
         for &RowShape { length, learned } in rows {

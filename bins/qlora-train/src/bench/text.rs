@@ -16,7 +16,7 @@ use crate::session::model_spec::{model_spec_of, of_settings};
 use crate::session::plan::{self, MemoryPlan, PlannedJob};
 use crate::session::{Device, DeviceJob};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use std::time::Instant;
 
 /// Tokens whose operations are timed one by one, after those of the answers.
@@ -94,10 +94,10 @@ pub fn bench(settings: &Settings, text: Text) -> Result<MeasuredText> {
     plan::refuse_unless_it_fits(&plan, text.tokens(), "Lower --seq, --batch or --generate")?;
     // Before the model takes memory.
     let read_bandwidth = device.is_cpu().then(read_bandwidth);
-    device.run(Prepared { text, spec, plan, read_bandwidth, seed: settings.seed })
+    device.run(TextBench { text, spec, plan, read_bandwidth, seed: settings.seed })
 }
 
-struct Prepared {
+struct TextBench {
     text: Text,
     spec: ModelSpec,
     plan: MemoryPlan,
@@ -105,7 +105,7 @@ struct Prepared {
     seed: u64,
 }
 
-impl DeviceJob for Prepared {
+impl DeviceJob for TextBench {
     type Output = MeasuredText;
 
     fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<MeasuredText> {
@@ -118,7 +118,7 @@ impl DeviceJob for Prepared {
         bar.finish();
         drop(source);
 
-        let mut stream = Stream::new(seed, 1);
+        let mut stream = RngStream::new(seed, 1);
         let vocab = text.arch.vocab_size as u32;
         let mut prompts = |count: usize, len: usize| -> Vec<Vec<u32>> {
             (0..count).map(|_| (0..len).map(|_| stream.below(vocab)).collect()).collect()
@@ -168,7 +168,7 @@ mod tests {
         // 6,979,321,856 parameters of the layers' linears and 128,256 x 4096 of the output layer.
         let (layers, head) = (6_979_321_856u64, 2 * 128_256 * 4096u64);
         assert_eq!(text.weight_bytes(Quantization::None), 2 * layers + head);
-        let nf4 = Quantization::Nf4 { block_size: 64, double_quant: true };
+        let nf4 = Quantization::NF4;
         let per_parameter = (text.weight_bytes(nf4) - head) as f64 / layers as f64;
         // Half a byte, one byte for 64 of them, and four for 256 of those.
         assert!((per_parameter - (0.5 + 1.0 / 64.0 + 4.0 / 16_384.0)).abs() < 1e-4, "{per_parameter}");

@@ -10,7 +10,7 @@ use crate::model::Source;
 use crate::session::weights::initial_lora;
 use half::bf16;
 use qlora_kernels::nf4::{Absmax, NESTED_BLOCK_SIZE, dynamic_map_signed};
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub struct RandomSource {
 
 impl RandomSource {
     pub fn new(arch: &Arch, quantization: Quantization, seed: u64) -> Self {
-        let mut stream = Stream::new(seed, 0);
+        let mut stream = RngStream::new(seed, 0);
         let bytes = (0..DRAWN / 4).flat_map(|_| stream.next_u32().to_le_bytes()).collect();
         let spread = 0.02 * 3f32.sqrt();
         let values = (0..DRAWN).map(|_| bf16::from_f32(spread * (2.0 * stream.uniform() - 1.0))).collect();

@@ -5,12 +5,12 @@ use super::datasheet::peak_flops;
 use super::world::World;
 use crate::arch::shapes::shape;
 use crate::backend::OpTime;
+use crate::bail_usage;
 use crate::bench::text::{MeasuredText, Text, bench as bench_text};
 use crate::bench::{Measured, Shape, bench, stored_in_16_bits};
 use crate::config::{Purpose, Settings};
 use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
-use crate::refuse;
 use crate::report::{count, printable, thousands};
 use crate::session::planner::Levers;
 use crate::session::predicted::step_seconds;
@@ -126,7 +126,7 @@ impl BenchArgs {
         let Shape { config: arch, seq: prompt, batch: prompts, .. } = self.shape()?;
         let most = arch.max_position_embeddings - prompt;
         if !(2..=most).contains(&answer) {
-            refuse!(
+            bail_usage!(
                 "--generate: found {answer}, expected a number of tokens from 2 to {most}, after the prompt's {prompt}"
             );
         }
@@ -138,11 +138,11 @@ impl BenchArgs {
         let most = config.max_position_embeddings;
         let seq = self.seq.unwrap_or_else(|| most.saturating_sub(self.generate.unwrap_or(0)).clamp(2, 2048));
         if !(2..=most).contains(&seq) {
-            refuse!("--seq: found {seq}, expected a number of tokens from 2 to {most}");
+            bail_usage!("--seq: found {seq}, expected a number of tokens from 2 to {most}");
         }
         for (name, value, least) in [("--batch", self.batch, 1), ("--steps", self.steps, 0)] {
             if !(least..=65_536).contains(&value) {
-                refuse!("{name}: found {value}, expected a number from {least} to 65536");
+                bail_usage!("{name}: found {value}, expected a number from {least} to 65536");
             }
         }
         Ok(Shape { config, seq, batch: self.batch, steps: self.steps })
@@ -267,7 +267,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
             "kernels": kernels,
             "linear": linear,
             "operations": plan.work,
-            "levers": super::plan::settled(spec),
+            "levers": super::plan::chosen_levers(spec),
             "gpu": gpu,
             "driver": driver(),
             "shape": args.shape,

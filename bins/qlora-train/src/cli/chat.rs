@@ -4,6 +4,7 @@ use super::answer::Answer;
 use super::model_args::{Chosen, ModelArgs};
 use super::sampling_args::SamplingArgs;
 use crate::backend::Backend;
+use crate::bail_usage;
 use crate::config::Settings;
 use crate::data::{ChatTokenizer, Message, TextStream};
 use crate::error::{Context, Error, Result};
@@ -11,7 +12,6 @@ use crate::infer::stop::{Stop, StopWatch};
 use crate::infer::{Adapters, InferenceJob, InferenceModel, Together};
 use crate::model::ModelSpec;
 use crate::model::generate::generate;
-use crate::refuse;
 use crate::report::{PrintableOut, status, warning};
 use crate::session::chat_template::open_tokenizer;
 use crate::session::host::set_threads;
@@ -44,7 +44,7 @@ const HELP: &str = "/reset forgets the conversation, /quit ends";
 pub fn run(args: &ChatArgs, to_program: bool) -> Result<Answer> {
     let Chosen { settings, adapters } = args.model.choose()?;
     if let (Together::OneByOne, [_, second, ..]) = (adapters.together(), &adapters.dirs[..]) {
-        refuse!(
+        bail_usage!(
             "--adapter: found {} too, expected one at most: chat with one at a time, or with their sum, which weights \
              ask for: --adapter DIR:0.5",
             second.display()
@@ -63,11 +63,11 @@ pub fn run(args: &ChatArgs, to_program: bool) -> Result<Answer> {
     let positions = checkpoint.arch().max_position_embeddings;
     let context = args.context.map_or(CONTEXT.min(positions), |context| context as usize);
     if context > positions {
-        refuse!("--context: found {context}, expected at most the {positions} positions of the model");
+        bail_usage!("--context: found {context}, expected at most the {positions} positions of the model");
     }
     let max_new_tokens = args.max_new_tokens as usize;
     if max_new_tokens >= context {
-        refuse!("--max-new-tokens: found {max_new_tokens}, expected fewer than the {context} tokens of --context");
+        bail_usage!("--max-new-tokens: found {max_new_tokens}, expected fewer than the {context} tokens of --context");
     }
     let stop = Stop::of_model(checkpoint.dir(), checkpoint.arch(), &tokenizer, true)?;
     let stop = stop.or_before(&args.sampling.stop);

@@ -2,7 +2,7 @@
 
 use super::answer::Answer;
 use super::cpu_only::CpuOnly;
-use super::model_args::recorded_recipe;
+use super::model_args::recorded_quantization;
 use crate::adapter::recorded_base;
 use crate::arch::Arch;
 use crate::base::{Checkpoint, resolve_description, resolve_model};
@@ -121,7 +121,7 @@ fn logits(args: &CheckArgs, model: &str) -> Result<LogitChange> {
     ];
     let mut given: Vec<(String, String)> =
         texts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
-    given.extend(recorded_recipe(std::slice::from_ref(&args.adapter))?);
+    given.extend(recorded_quantization(std::slice::from_ref(&args.adapter))?);
     let settings = Settings::load(None, &given)?;
     settings.validate(Purpose::Plan)?;
     set_threads(settings.threads)?;

@@ -1,8 +1,8 @@
 //! `--device` of the commands that use no GPU.
 
+use crate::bail_usage;
 use crate::config::{Device, Settings};
 use crate::error::Result;
-use crate::refuse;
 use clap::Args;
 
 #[derive(Args)]
@@ -24,7 +24,9 @@ pub(super) fn check_cpu_only(device: Option<&str>, what: &str) -> Result<()> {
     let Some(device) = device else { return Ok(()) };
     let given = [("device".to_owned(), device.to_owned())];
     if let Some(Device::Cuda(_)) = Settings::load(None, &given)?.device {
-        refuse!("`--device`: found `{device}`, but {what} works on the CPU only: give cpu or auto, or leave it out");
+        bail_usage!(
+            "`--device`: found `{device}`, but {what} works on the CPU only: give cpu or auto, or leave it out"
+        );
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 use super::answer::Answer;
 use crate::backend::cpu::Isa;
+use crate::bail_usage;
 use crate::comm::agreement::{Difference, agree};
 use crate::comm::launch::Launch;
 use crate::comm::measure::sum_seconds;
@@ -11,7 +12,6 @@ use crate::config::{Device, Settings, SettingsArgs};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::hub::hub_cache;
-use crate::refuse;
 use crate::report::{count, printable, set_rank};
 use crate::session::disk::free_bytes;
 use crate::session::host::{host_budget, set_threads, threads_of_each};
@@ -41,9 +41,9 @@ impl Asked {
             [] => 0,
             [(_, number)] if device.is_empty() => match number.parse::<usize>() {
                 Ok(number) => number,
-                Err(_) => refuse!("--gpu: found {number:?}, expected the number of a GPU, from 0"),
+                Err(_) => bail_usage!("--gpu: found {number:?}, expected the number of a GPU, from 0"),
             },
-            _ => refuse!("--gpu and --device name the GPU to look at: give one of them, once"),
+            _ => bail_usage!("--gpu and --device name the GPU to look at: give one of them, once"),
         };
         if is_run {
             let run = SettingsArgs { file: args.file.clone(), overrides };
@@ -57,7 +57,7 @@ impl Asked {
         if let Some((_, given)) = device.last() {
             ordinal = match device_named(given)? {
                 Some(Device::Cuda(ordinal)) => ordinal,
-                _ => refuse!("--device: found {given:?}, expected cuda or cuda:N"),
+                _ => bail_usage!("--device: found {given:?}, expected cuda or cuda:N"),
             };
         }
         Ok(Self { ordinal, run: None })

@@ -4,6 +4,7 @@ use super::answer::Answer;
 use super::eval_answers::{self, AnswersArgs};
 use super::model_args::{Chosen, ModelArgs};
 use crate::backend::Backend;
+use crate::bail_usage;
 use crate::comm::{Communicator, SingleProcess};
 use crate::config::{Settings, TooLong, ValSet};
 use crate::data::{self, DataOptions, Rows};
@@ -12,7 +13,6 @@ use crate::infer::by_row::evaluate_by_row;
 use crate::infer::evaluate::{Evaluation, Part, evaluate};
 use crate::infer::{Adapters, InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
-use crate::refuse;
 use crate::report::{Bars, printable, status_lines};
 use crate::session::host::set_threads;
 use crate::session::training_data::{
@@ -93,7 +93,9 @@ impl EvalArgs {
             (settings.val_data, settings.val_set_size) = (Vec::new(), ValSet::Off);
         }
         if settings.data.is_empty() && settings.val_data.is_empty() {
-            refuse!("`data` is missing: give the rows, `data: rows.jsonl` in the settings file or `--data rows.jsonl`");
+            bail_usage!(
+                "`data` is missing: give the rows, `data: rows.jsonl` in the settings file or `--data rows.jsonl`"
+            );
         }
         find_files(&mut settings)?;
         // All given rows are evaluated, whatever else their folder holds.
@@ -162,9 +164,9 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     }
     status_lines!(dataset.report.lines());
     // Those that the run of the settings file held back.
-    let held_back = settings.val_set_size != ValSet::Off;
+    let held_out = settings.val_set_size != ValSet::Off;
     let rows = Rows::from(dataset.rows);
-    let rows = if held_back { split(&settings, rows)?.1 } else { rows };
+    let rows = if held_out { split(&settings, rows)?.1 } else { rows };
     if by_adapter {
         (0..rows.len()).try_for_each(|row| adapters.number(rows.task(row)).map(drop))?;
     }

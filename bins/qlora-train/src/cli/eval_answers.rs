@@ -2,6 +2,7 @@
 
 use super::answer::Answer;
 use crate::backend::Backend;
+use crate::bail_usage;
 use crate::config::Settings;
 use crate::data::{ChatTokenizer, Rows};
 use crate::error::{Context, Result};
@@ -10,7 +11,6 @@ use crate::infer::stop::{Stop, StopWatch};
 use crate::infer::{Adapters, InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::model::generate::{Sampling, generate_by_row};
-use crate::refuse;
 use crate::report::{Bars, count, printable, status};
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
@@ -78,7 +78,7 @@ pub fn run(
         }
     }
     if questions.is_empty() {
-        refuse!(
+        bail_usage!(
             "no row has an answer with something before it: --answers needs conversations, or prompts with completions"
         );
     }
@@ -89,7 +89,7 @@ pub fn run(
     if let Some(pattern) = &pattern
         && !questions.iter().any(|question| pattern.is_match(&question.reference))
     {
-        refuse!("--match {:?}: found in no answer of the rows, expected it in some", pattern.as_str());
+        bail_usage!("--match {:?}: found in no answer of the rows, expected it in some", pattern.as_str());
     }
     let number = |question: &Question| adapters.number(question.task.as_deref());
     let numbers: Vec<i32> = match adapters.is_by_row() {
@@ -100,7 +100,7 @@ pub fn run(
     let longest = questions.iter().map(|question| question.prompt.len()).max().unwrap_or(0) + max_new_tokens;
     let positions = loaded.checkpoint.arch().max_position_embeddings;
     if longest > positions {
-        refuse!(
+        bail_usage!(
             "a prompt and --max-new-tokens together reach {longest} tokens, the model has {positions} positions: lower \
              --max-new-tokens, or --max-length with --too-long drop"
         );

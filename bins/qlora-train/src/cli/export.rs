@@ -5,11 +5,11 @@ use super::cpu_only::CpuOnly;
 use super::merge::{BaseWeights, merge_base};
 use crate::adapter::engines::not_plain;
 use crate::adapter::{Adapter, recorded_base};
+use crate::bail_usage;
 use crate::base::{Checkpoint, resolve_model};
 use crate::error::{Error, Result};
 use crate::export::{Exported, GgufType, Part, ToMerge, export_adapter, export_model, export_uniform};
 use crate::files::units::format_bytes;
-use crate::refuse;
 use crate::report::{Bars, printable, status, warning};
 use crate::session::Interruption;
 use crate::session::chat_template::{open_tokenizer, warn_of_templates};
@@ -145,7 +145,7 @@ fn gguf(args: &GgufArgs) -> Result<Answer> {
             status!("base: {base}, as {} records", adapter.display());
             base
         }
-        (None, None) => refuse!("give the base with --model, or an adapter with --adapter"),
+        (None, None) => bail_usage!("give the base with --model, or an adapter with --adapter"),
     };
     let checkpoint = Checkpoint::open(&resolve_model(&model, args.revision.as_deref())?)?;
     for note in checkpoint.notes() {

@@ -4,11 +4,11 @@ use super::datasheet::peak_flops;
 use super::run_size::RunSize;
 use super::world::World;
 use crate::backend::OpWork;
+use crate::bail_usage;
 use crate::bench::layers::{StepTime, measure_layers};
 use crate::config::{Settings, gpu_named};
 use crate::error::Result;
 use crate::model::ModelSpec;
-use crate::refuse;
 use crate::report::{count, duration, status, thousands};
 use crate::session::Device;
 use crate::session::plan::MemoryPlan;
@@ -138,7 +138,7 @@ impl Forecast {
         let gpu = gpu.and_then(gpu_named).map(|(name, _)| name).filter(|_| !device.is_cpu());
         let speed_is_known = gpu.is_some() || (measure && device.is_cpu());
         if measure && !device.is_cpu() {
-            refuse!("--measure measures this CPU, and the plan is for a GPU: leave it out, or give `--device cpu`");
+            bail_usage!("--measure measures this CPU, and the plan is for a GPU: leave it out, or give `--device cpu`");
         }
         let on_disk = [
             (spec.is_streamed(), "weights", "--weights resident"),
@@ -146,21 +146,21 @@ impl Forecast {
             (plan.fits() && plan.disk_bytes() > 0, "layers' inputs", "--gradient-checkpointing true"),
         ];
         if let Some((_, what, give)) = on_disk.into_iter().find(|(is_so, ..)| measure && *is_so) {
-            refuse!(
+            bail_usage!(
                 "--measure measures layers that are in memory, and {what} of this run are on disk: leave it out, or \
                  give `{give}`"
             );
         }
         if let Some(name) = gpu.filter(|name| Speed::of_gpu(name, spec, plan).is_none()) {
             if price.is_some() {
-                refuse!("--price-per-hour: {}", unknown_speed(name));
+                bail_usage!("--price-per-hour: {}", unknown_speed(name));
             }
             status!("{}", unknown_speed(name));
             return Ok(None);
         }
         let Some(size) = planned.size.clone().filter(|_| speed_is_known) else {
             return match (price.is_some() || measure).then(|| missing(speed_is_known, device.is_cpu())) {
-                Some(missing) => refuse!("{missing}"),
+                Some(missing) => bail_usage!("{missing}"),
                 None => Ok(None),
             };
         };

@@ -4,6 +4,7 @@ use super::answer::Answer;
 use super::model_args::{Chosen, ModelArgs};
 use super::sampling_args::SamplingArgs;
 use crate::backend::Backend;
+use crate::bail_usage;
 use crate::config::{PromptCompletion, Settings};
 use crate::data::{ChatTokenizer, TextStream};
 use crate::error::{Context, Result};
@@ -13,7 +14,6 @@ use crate::infer::stop::{Stop, StopWatch};
 use crate::infer::{Adapters, InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::model::generate::generate_by_row;
-use crate::refuse;
 use crate::report::{Bars, PrintableOut, count, printable, status, warning};
 use crate::session::chat_template::open_tokenizer;
 use crate::session::host::set_threads;
@@ -64,7 +64,7 @@ struct Prompt {
 /// The prompts of the command line, where - is standard input without its last line break, and those of the file.
 fn prompts(args: &GenerateArgs) -> Result<Vec<Prompt>> {
     if args.prompt.iter().filter(|prompt| *prompt == "-").count() > 1 {
-        refuse!("--prompt: found - twice, expected it once: standard input is one prompt");
+        bail_usage!("--prompt: found - twice, expected it once: standard input is one prompt");
     }
     let read = |prompt: &String| -> Result<Prompt> {
         let text = match prompt.as_str() {
@@ -98,12 +98,12 @@ fn prompts_of(path: &Path) -> Result<Vec<Prompt>> {
             true => {
                 let row: Value = serde_json::from_str(line).usage_context(|| format!("{shown}, line {}", at + 1))?;
                 let Some(prompt) = row.get("prompt").and_then(Value::as_str) else {
-                    refuse!("{shown}, line {}: found no text under `prompt`, expected one", at + 1)
+                    bail_usage!("{shown}, line {}: found no text under `prompt`, expected one", at + 1)
                 };
                 let adapter = match row.get("adapter") {
                     None | Some(Value::Null) => None,
                     Some(Value::String(name)) => Some(name.trim().to_owned()).filter(|name| !name.is_empty()),
-                    Some(other) => refuse!(
+                    Some(other) => bail_usage!(
                         "{shown}, line {}: `adapter`: found {other:.80}, expected the name of an adapter",
                         at + 1
                     ),
@@ -113,7 +113,7 @@ fn prompts_of(path: &Path) -> Result<Vec<Prompt>> {
         });
     }
     if prompts.is_empty() {
-        refuse!("{shown}: found no prompt, expected one a line");
+        bail_usage!("{shown}: found no prompt, expected one a line");
     }
     Ok(prompts)
 }
@@ -130,7 +130,7 @@ impl GenerateArgs {
             PromptCompletion::Auto | PromptCompletion::Chat => Form::Chat,
         };
         if form == Form::Text && self.system.is_some() {
-            refuse!(
+            bail_usage!(
                 "--system: prompts are asked as they stand, without the chat template that would write it; \
                  --prompt-completion chat asks through the template"
             );
@@ -182,7 +182,7 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + max_new_tokens;
     let limit = checkpoint.arch().max_position_embeddings;
     if longest > limit {
-        refuse!(
+        bail_usage!(
             "prompt and --max-new-tokens together reach {longest} tokens, the model has {limit} positions: shorten the \
              prompt or lower --max-new-tokens"
         );

@@ -1,9 +1,9 @@
 //! `qlora-train init`
 
 use super::answer::Answer;
+use crate::bail_usage;
 use crate::config::commented_yaml;
 use crate::error::{Context, Result};
-use crate::refuse;
 use crate::report::printable;
 use clap::Args;
 use serde_json::json;
@@ -26,7 +26,7 @@ pub fn run(args: &InitArgs) -> Result<Answer> {
     match std::fs::File::create_new(path) {
         Ok(mut file) => file.write_all(text.as_bytes()).context(|| format!("{shown}: cannot be written"))?,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            refuse!("{shown}: is there already; choose another name, or remove it")
+            bail_usage!("{shown}: is there already; choose another name, or remove it")
         }
         Err(error) => return Err(error).usage_context(|| format!("{shown}: cannot be written")),
     }

@@ -1,8 +1,8 @@
 //! `qlora-train man`
 
 use super::answer::Answer;
+use crate::bail_usage;
 use crate::error::{Context, Result};
-use crate::refuse;
 use crate::report::{count, printable};
 use clap::{Args, Command};
 use clap_mangen::Man;
@@ -33,7 +33,7 @@ pub fn run(args: &ManArgs, mut program: Command) -> Result<Answer> {
                 let names: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
                 let expected = if names.is_empty() { "no more words".to_owned() } else { names.join(", ") };
                 let name_of = command.get_bin_name().unwrap_or("qlora-train");
-                refuse!("`{name_of}` has no command {name:?}; expected {expected}")
+                bail_usage!("`{name_of}` has no command {name:?}; expected {expected}")
             }
         };
     }

@@ -4,6 +4,7 @@ use super::answer::Answer;
 use super::cpu_only::check_cpu_only;
 use super::model_args::recorded_form;
 use crate::adapter::{Adapter, recorded_base};
+use crate::bail_usage;
 use crate::base::{Checkpoint, resolve_model};
 use crate::config::{Purpose, Settings};
 use crate::data;
@@ -14,7 +15,6 @@ use crate::export::{
 };
 use crate::files::units::{format_bytes, parse_bytes};
 use crate::infer::Adapters;
-use crate::refuse;
 use crate::report::{Bars, count, printable, status, status_lines, warning};
 use crate::session::chat_template::warn_of_templates;
 use crate::session::host::{host_budget, set_threads};
@@ -82,7 +82,7 @@ pub(super) enum BaseWeights {
 /// ones of a checkpoint in NF4.
 pub(super) fn merge_base(chosen: Option<BaseWeights>, checkpoint: &Checkpoint, parts: &[Part]) -> Result<MergeBase> {
     Ok(match (chosen, checkpoint.quantization()) {
-        (Some(BaseWeights::Bf16), Some(_)) => refuse!(
+        (Some(BaseWeights::Bf16), Some(_)) => bail_usage!(
             "--base bf16: {} is in NF4: give the 16-bit model that it was made from with --model, or --base nf4",
             checkpoint.dir().display()
         ),
@@ -97,12 +97,12 @@ pub fn run(args: &MergeArgs) -> Result<Answer> {
         check_cpu_only(args.device.as_deref(), "`merge` without `--data`")?;
     }
     let Some(max_shard_bytes) = parse_bytes(&args.max_shard_size) else {
-        refuse!("--max-shard-size: found {:?}, expected a size such as 5GB or 500MiB", args.max_shard_size);
+        bail_usage!("--max-shard-size: found {:?}, expected a size such as 5GB or 500MiB", args.max_shard_size);
     };
     let host_memory = Settings::load(None, &given([("host_memory", args.host_memory.clone())]))?.host_memory;
     let adapters = Adapters::parse(&args.adapter)?.added_up();
     if adapters.weights().iter().all(|&weight| weight == 0.0) {
-        refuse!(
+        bail_usage!(
             "--adapter: found weights that are all 0, by which the merged model would be the base; expected another"
         );
     }
@@ -160,7 +160,7 @@ fn say_memory(memory: &MergeMemory, count: usize, budget: u64) -> Result<()> {
     let (named, take) = if count == 1 { ("adapter", "takes") } else { ("adapters", "take") };
     status!("memory: {} at most, of which the {named} {take} {adapters}, and {largest} {tensor}", format_bytes(bytes));
     if bytes > budget {
-        refuse!(
+        bail_usage!(
             "merging takes up to {} of memory, {adapters} of it for the {named} and {tensor} for {largest}: found {} \
              that may be used: free memory, or give more with --host-memory",
             format_bytes(bytes),

@@ -1,11 +1,11 @@
 //! Arguments of the commands that only read a model, as settings.
 
-use crate::adapter::{ADAPTER_MODEL, Recipe, is_adapter, metadata, recorded_base, recorded_setting};
+use crate::adapter::{ADAPTER_MODEL, BaseQuantization, is_adapter, metadata, recorded_base, recorded_setting};
+use crate::bail_usage;
 use crate::config::{PromptCompletion, Purpose, Settings, SettingsArgs};
 use crate::error::Result;
 use crate::files::safetensors::TensorFile;
 use crate::infer::Adapters;
-use crate::refuse;
 use crate::report::status;
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -91,7 +91,7 @@ impl ModelArgs {
                 status!("base: {base}, as {} records", adapter.display());
                 base
             }
-            (_, None) => refuse!("give the base with --model, or an adapter with --adapter"),
+            (_, None) => bail_usage!("give the base with --model, or an adapter with --adapter"),
         };
         let values = [
             ("model", Some(&base)),
@@ -114,7 +114,7 @@ impl ModelArgs {
             given.push(("allow_other_base".to_owned(), "true".to_owned()));
         }
         if self.quantization.is_none() {
-            given.extend(recorded_recipe(&adapters.dirs)?);
+            given.extend(recorded_quantization(&adapters.dirs)?);
         }
         let chosen = of_run.is_some_and(|run| run.prompt_completion != PromptCompletion::Auto);
         if self.prompt_completion.is_none() && !chosen {
@@ -151,7 +151,7 @@ pub(super) fn recorded_form(adapters: &[PathBuf]) -> Result<Option<(String, Stri
     for path in adapters {
         let Some(form) = recorded_setting(path, NAME) else { continue };
         match &recorded {
-            Some((first, other)) if *other != form => refuse!(
+            Some((first, other)) if *other != form => bail_usage!(
                 "{}: was trained with `{NAME}: {form}`, {} with `{other}`: choose with --prompt-completion, or use them \
                  one at a time",
                 path.display(),
@@ -164,23 +164,23 @@ pub(super) fn recorded_form(adapters: &[PathBuf]) -> Result<Option<(String, Stri
 }
 
 /// The settings for quantization that the adapters were trained with. Refused: they do not agree.
-pub(super) fn recorded_recipe(adapters: &[PathBuf]) -> Result<Vec<(String, String)>> {
-    let mut recorded: Option<(&PathBuf, Recipe)> = None;
+pub(super) fn recorded_quantization(adapters: &[PathBuf]) -> Result<Vec<(String, String)>> {
+    let mut recorded: Option<(&PathBuf, BaseQuantization)> = None;
     for path in adapters {
         let file = path.join(ADAPTER_MODEL);
         // A damaged adapter is reported when it is loaded.
         let Ok(header) = TensorFile::open(&file) else { continue };
         let Some(text) = header.metadata.get(metadata::QUANTIZATION) else { continue };
-        let recipe = Recipe::from_metadata(&path.display().to_string(), text)?;
+        let quantization = BaseQuantization::from_metadata(&path.display().to_string(), text)?;
         match &recorded {
-            Some((first, other)) if *other != recipe => refuse!(
-                "{}: was trained on a base quantized as {recipe}, {} on one quantized as {other}: choose one with \
+            Some((first, other)) if *other != quantization => bail_usage!(
+                "{}: was trained on a base quantized as {quantization}, {} on one quantized as {other}: choose one with \
                  --quantization, or use them one at a time",
                 path.display(),
                 first.display()
             ),
-            _ => recorded = Some((path, recipe)),
+            _ => recorded = Some((path, quantization)),
         }
     }
-    Ok(recorded.map_or_else(Vec::new, |(_, recipe)| recipe.settings()))
+    Ok(recorded.map_or_else(Vec::new, |(_, quantization)| quantization.settings()))
 }

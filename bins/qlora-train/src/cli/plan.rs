@@ -8,6 +8,7 @@ use crate::adapter::check_adapter;
 use crate::arch::Arch;
 use crate::arch::shapes::shape;
 use crate::backend::{OptimizerOnHost, PlannedBuffer, Quantization};
+use crate::bail_usage;
 use crate::bench::stored_in_16_bits;
 use crate::comm::launch::Launch;
 use crate::config::{
@@ -20,7 +21,6 @@ use crate::files::units::format_bytes;
 use crate::hub::Environment;
 use crate::infer::questions::{Questions, check_positions};
 use crate::model::ModelSpec;
-use crate::refuse;
 use crate::report::{count, set_rank, status, thousands, trainable_line};
 use crate::session::graphs;
 use crate::session::host::{set_threads, threads_of_each};
@@ -28,7 +28,7 @@ use crate::session::host_copy;
 use crate::session::model_spec::{
     check_cache, check_quantization, effective_settings, model_spec, model_spec_of, of_settings, of_steps,
 };
-use crate::session::plan::{MemoryPlan, StoredAs};
+use crate::session::plan::{MemoryPlan, TensorStorage};
 use crate::session::predicted::{states_note, step_seconds, unpinned_note};
 use crate::session::quantized_cache::{Outlook, QuantizedCache};
 use crate::session::training_data::find_files_by;
@@ -68,7 +68,7 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
         Forecast::make(&args.forecast, &Planned { settings, device, spec, plan, gpu: gpu.as_deref(), size, world })
     };
     if let Some(gpu) = gpu.as_deref().filter(|_| settings.device == Some(config::Device::Cpu)) {
-        refuse!(
+        bail_usage!(
             "`gpu`: found `{gpu}`, but `device: cpu` plans a run on the CPU: leave `device` out for a run on that GPU, \
              or `gpu` for one on this CPU"
         );
@@ -102,7 +102,7 @@ pub fn run(args: &PlanArgs) -> Result<Answer> {
             Some(cache) => cache.stored(&arch, name, stored_in_16_bits(name)),
             // `quantize` will store it in NF4, but for embedding and output layer.
             None if settings.weights == WeightResidency::Disk && ![names.embedding, names.head].contains(&name) => {
-                StoredAs { held: Some(of_settings(&settings)), ..stored_in_16_bits(name) }
+                TensorStorage { resident_as: Some(of_settings(&settings)), ..stored_in_16_bits(name) }
             }
             None => stored_in_16_bits(name),
         };
@@ -181,11 +181,11 @@ fn named_shape(settings: &Settings) -> Result<Option<Arch>> {
         return Ok(None);
     }
     match shape(&name) {
-        Ok(_) if !settings.data.is_empty() => refuse!(
+        Ok(_) if !settings.data.is_empty() => bail_usage!(
             "{name}: names a shape, of which there is no tokenizer here to read the rows of `data` with: leave the data \
              out (`max_length` says how long rows are), or give the directory of a model"
         ),
-        Ok(_) if settings.sample_prompts != SamplePrompts::None => refuse!(
+        Ok(_) if settings.sample_prompts != SamplePrompts::None => bail_usage!(
             "{name}: names a shape, of which there is no tokenizer here to read `sample_prompts` with: leave them out, or \
              give the directory of a model"
         ),
@@ -289,7 +289,7 @@ fn count_of_micro_batches(number: usize) -> String {
 }
 
 /// Choices of a plan beside activations.
-pub fn settled(spec: &ModelSpec) -> Map<String, Value> {
+pub fn chosen_levers(spec: &ModelSpec) -> Map<String, Value> {
     let place = |is_on_host: bool| json!(if is_on_host { "host" } else { "resident" });
     let weights = if spec.is_streamed() { json!("disk") } else { place(spec.pinned_layers() > 0) };
     let states = match spec.optimizer_on_host {
@@ -312,7 +312,7 @@ pub fn answer(
     settings: &Settings,
     device: &Device,
     mut spec: ModelSpec,
-    stored: &dyn Fn(&str) -> StoredAs,
+    stored: &dyn Fn(&str) -> TensorStorage,
     rows: usize,
     world: World,
     forecast: &MakeForecast,
@@ -328,7 +328,7 @@ pub fn answer(
     let budget = Budget { sharers, ..budget };
     let levers = planner::Levers::of(settings);
     let mut plan = planner::choose(device, &mut spec, levers, stored, budget)?;
-    let graphs = graphs::settle(settings, device, &spec, world.size, &mut plan)?;
+    let graphs = graphs::choose(settings, device, &spec, world.size, &mut plan)?;
     let asked = advice::Asked { device, spec: &spec, levers, stored, budget, rows };
     let max_length = advice::longest_row(&asked)?;
     let tokens = spec.tokens;
@@ -337,7 +337,7 @@ pub fn answer(
     if !plan.fits() {
         suggestions = advice::suggestions(&asked, max_length)?;
         // Weights that are in NF4 already were tried there.
-        let in_nf4 = |name: &str| matches!(stored(name).held, Some(Quantization::Nf4 { .. }));
+        let in_nf4 = |name: &str| matches!(stored(name).resident_as, Some(Quantization::Nf4 { .. }));
         let mut modules = spec.arch.modules();
         let may_stay = spec.quantization != Quantization::None
             && !(spec.lora.is_dora() || spec.lora.init.changes_base())
@@ -463,7 +463,7 @@ pub fn answer(
         "processes": processes.map(|(_, json)| json),
         "forecast": forecast.map(|forecast| forecast.json()),
     });
-    for (name, value) in settled(&spec) {
+    for (name, value) in chosen_levers(&spec) {
         json[name] = value;
     }
     Ok(Answer { text, json })

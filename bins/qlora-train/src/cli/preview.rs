@@ -2,11 +2,11 @@
 
 use super::answer::Answer;
 use crate::adapter::check_adapter;
+use crate::bail_usage;
 use crate::config::{Purpose, Settings, SettingsArgs};
 use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens, UNSUPERVISED};
 use crate::error::Result;
 use crate::infer::Adapters;
-use crate::refuse;
 use crate::report::{count, printable, printable_lines, status_lines};
 use crate::session::host::set_threads;
 use crate::session::model_spec::lora_spec;
@@ -18,7 +18,7 @@ use crate::session::untrained_tokens::warn_of_untrained_tokens;
 use crate::session::{Loaded, replace_adapter_by_base};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -293,7 +293,7 @@ const GOES_ON: &str = "¬";
 /// The first packs of the first epoch. Refused: packing is off.
 fn packs<'a>(settings: &Settings, dataset: &'a Dataset, most: usize) -> Result<Vec<Vec<&'a Row>>> {
     if !settings.packing {
-        refuse!("--packs shows which rows share a pack, and `packing` is off: leave one of the two out");
+        bail_usage!("--packs shows which rows share a pack, and `packing` is off: leave one of the two out");
     }
     let packs = schedule_options(settings).packs(&dataset.lengths(), &mix(settings, &dataset.rows), 0)?;
     Ok(packs.into_iter().take(most).map(|pack| pack.into_iter().map(|row| &dataset.rows[row]).collect()).collect())
@@ -308,14 +308,14 @@ fn chosen<'a>(args: &PreviewArgs, rows: &'a [Row], seed: u64) -> Result<Vec<&'a 
     if let Some(number) = args.row {
         return match number.checked_sub(1).and_then(|at| rows.get(at)) {
             Some(row) => Ok(vec![row]),
-            None => refuse!("--row: found {number}, expected a number from 1 to {}", rows.len()),
+            None => bail_usage!("--row: found {number}, expected a number from 1 to {}", rows.len()),
         };
     }
     let mut order: Vec<&Row> = rows.iter().collect();
     if args.longest {
         order.sort_by_key(|row| std::cmp::Reverse(row.len()));
     } else if args.random {
-        let mut stream = Stream::new(seed, PREVIEW_DOMAIN);
+        let mut stream = RngStream::new(seed, PREVIEW_DOMAIN);
         for last in (1..order.len()).rev() {
             order.swap(last, stream.below(u32::try_from(last + 1).unwrap_or(u32::MAX)) as usize);
         }

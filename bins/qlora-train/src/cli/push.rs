@@ -2,10 +2,10 @@
 
 use super::answer::Answer;
 use crate::adapter::{Publication, publication};
+use crate::bail_usage;
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::hub::{Environment, FileState, HubId, LocalFile, Pushed, Upload, push};
-use crate::refuse;
 use crate::report::{count, printable, status, warning};
 use clap::Args;
 use serde_json::{Value, json};
@@ -38,12 +38,12 @@ pub struct PushArgs {
 
 pub fn run(args: &PushArgs) -> Result<Answer> {
     let Some(id) = HubId::parse(&args.to) else {
-        refuse!("--to: found {:?}, expected the id of a model on the hub, such as org/name", args.to);
+        bail_usage!("--to: found {:?}, expected the id of a model on the hub, such as org/name", args.to);
     };
     let id = id.at(args.revision.as_deref())?;
     let revision = id.revision.as_deref().unwrap_or("main");
     if args.message.trim().is_empty() || args.message.contains(['\n', '\r']) {
-        refuse!("--message: found {:?}, expected one line", args.message);
+        bail_usage!("--message: found {:?}, expected one line", args.message);
     }
     let Publication { files, left, warnings } = publication(&args.adapter)?;
     warnings.iter().for_each(|text| warning!("{text}"));

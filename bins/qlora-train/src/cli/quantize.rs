@@ -2,10 +2,10 @@
 
 use super::answer::Answer;
 use super::cpu_only::CpuOnly;
+use crate::bail_usage;
 use crate::base::{Checkpoint, QuantizeOptions, Quantized, quantize, resolve_model};
 use crate::error::{Error, Result};
 use crate::files::units::{format_bytes, parse_bytes};
-use crate::refuse;
 use crate::report::{Bars, printable, status};
 use crate::session::Interruption;
 use clap::Args;
@@ -46,11 +46,11 @@ pub struct QuantizeArgs {
 pub fn run(args: &QuantizeArgs) -> Result<Answer> {
     args.device.check("quantize")?;
     let Some(max_shard_bytes) = parse_bytes(&args.max_shard_size) else {
-        refuse!("--max-shard-size: found {:?}, expected a size such as 5GB or 500MiB", args.max_shard_size);
+        bail_usage!("--max-shard-size: found {:?}, expected a size such as 5GB or 500MiB", args.max_shard_size);
     };
     let block_size = args.nf4_block_size;
     if !(32..=4096).contains(&block_size) || !block_size.is_power_of_two() {
-        refuse!("--nf4-block-size: found {block_size}, expected a power of two from 32 to 4096");
+        bail_usage!("--nf4-block-size: found {block_size}, expected a power of two from 32 to 4096");
     }
     let options = QuantizeOptions {
         nf4: Nf4Options { block_size, double_quant: args.double_quant && !args.no_double_quant },

@@ -1,10 +1,10 @@
 //! `qlora-train report`
 
 use super::answer::Answer;
+use crate::bail_usage;
 use crate::error::Result;
 use crate::files::atomic::AtomicFiles;
 use crate::files::json::read_bounded;
-use crate::refuse;
 use crate::report::printable;
 use crate::run_report::{MOST_RUNS, REPORT_FILE, RunData, html, is_report};
 use clap::Args;
@@ -26,7 +26,7 @@ pub struct ReportArgs {
 
 pub fn run(args: &ReportArgs) -> Result<Answer> {
     if args.runs.len() > MOST_RUNS {
-        refuse!("found {} runs, expected at most {MOST_RUNS} side by side", args.runs.len());
+        bail_usage!("found {} runs, expected at most {MOST_RUNS} side by side", args.runs.len());
     }
     let runs = args.runs.iter().map(|dir| RunData::read(dir)).collect::<Result<Vec<_>>>()?;
     let path = match (&args.output, &args.runs[..]) {
@@ -36,11 +36,11 @@ pub fn run(args: &ReportArgs) -> Result<Answer> {
     };
     check_replaceable(&path)?;
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
-        refuse!("{}: found no name of a file, expected one such as report.html (--output)", path.display());
+        bail_usage!("{}: found no name of a file, expected one such as report.html (--output)", path.display());
     };
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !dir.is_dir() {
-        refuse!("{}: found no such directory, expected one (--output)", dir.display());
+        bail_usage!("{}: found no such directory, expected one (--output)", dir.display());
     }
     let mut files = AtomicFiles::new(dir)?;
     files.add(name, |to| to.write_all(html(&runs).as_bytes()))?;
@@ -57,5 +57,5 @@ fn check_replaceable(path: &Path) -> Result<()> {
     if path.is_file() && is_report(&read_bounded(path, MAX_PAGE_BYTES)?) {
         return Ok(());
     }
-    refuse!("{}: is there already and is no report of qlora-train; choose another --output", path.display())
+    bail_usage!("{}: is there already and is no report of qlora-train; choose another --output", path.display())
 }

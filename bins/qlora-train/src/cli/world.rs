@@ -1,8 +1,8 @@
 //! Processes of a planned run: as many as the flags say, or as a launcher started.
 
+use crate::bail_usage;
 use crate::comm::launch::Launch;
 use crate::error::Result;
-use crate::refuse;
 use clap::Args;
 
 #[derive(Args)]
@@ -39,18 +39,20 @@ impl World {
         if let (Some(asked), Some(Launch { launcher, world_size, .. })) = (args.processes, launch)
             && asked != *world_size
         {
-            refuse!(
+            bail_usage!(
                 "--processes: found {asked}, but {launcher} started {world_size} processes: leave it out, or ask without \
                  the launcher"
             );
         }
         if let (None, Some(here), None) = (args.processes, args.processes_per_machine, launch) {
-            refuse!("--processes-per-machine: found {here} without --processes, expected how many there are in all");
+            bail_usage!(
+                "--processes-per-machine: found {here} without --processes, expected how many there are in all"
+            );
         }
         let size = args.processes.or(launch.map(|launch| launch.world_size)).unwrap_or(1);
         let here = args.processes_per_machine.or(launch.and_then(|launch| launch.local_size)).unwrap_or(size);
         if here > size {
-            refuse!("--processes-per-machine: found {here}, expected at most --processes, which is {size}");
+            bail_usage!("--processes-per-machine: found {here}, expected at most --processes, which is {size}");
         }
         Ok(Self { size, here })
     }

@@ -1,8 +1,8 @@
 //! Rank and world size that a launcher of several processes put into the environment, and the address at which they
 //! meet.
 
+use crate::bail_usage;
 use crate::error::Result;
-use crate::refuse;
 
 /// Port at which rank 0 listens where the launcher names none: PyTorch's.
 const PORT: u16 = 29500;
@@ -36,12 +36,12 @@ impl Way {
             "" | "tcp" => Ok(Self::Tcp),
             "mpi" => match MPI {
                 Some(way) => Ok(way),
-                None => refuse!(
+                None => bail_usage!(
                     "environment variable {WAY}: found \"mpi\", but this build has no MPI: rebuild it with `--features \
                      mpi`, or unset {WAY} to let the processes meet over TCP"
                 ),
             },
-            _ => refuse!("environment variable {WAY}: found {found:?}, expected \"tcp\" or \"mpi\""),
+            _ => bail_usage!("environment variable {WAY}: found {found:?}, expected \"tcp\" or \"mpi\""),
         }
     }
 }
@@ -133,17 +133,17 @@ fn detect(variable: Variables) -> Result<Option<Launch>> {
             continue;
         }
         let Some(world_size) = number(&size).filter(|&size| size > 0) else {
-            refuse!("environment variable {size_name}: found {size:?}, expected the number of processes ({name})");
+            bail_usage!("environment variable {size_name}: found {size:?}, expected the number of processes ({name})");
         };
         let rank = match rank {
             None if world_size == 1 => 0,
-            None => refuse!(
+            None => bail_usage!(
                 "environment variable {rank_name}: found none, but {size_name} is {world_size} ({name}): start every \
                  process by the launcher, or unset {size_name} to train in one process"
             ),
             Some(text) => match number(&text).filter(|&rank| rank < world_size) {
                 Some(rank) => rank,
-                None => refuse!(
+                None => bail_usage!(
                     "environment variable {rank_name}: found {text:?}, expected a number below {size_name}, which is \
                      {world_size} ({name})"
                 ),
@@ -171,7 +171,7 @@ fn launched(launcher: &Launcher, rank: usize, world_size: usize, variable: Varia
         let Some(text) = variable(name).filter(|_| !name.is_empty()) else { return Ok(None) };
         match number(&text) {
             Some(number) => Ok(Some(number)),
-            None => refuse!("environment variable {name}: found {text:?}, expected a number ({})", launcher.name),
+            None => bail_usage!("environment variable {name}: found {text:?}, expected a number ({})", launcher.name),
         }
     };
     let way = Way::of(launcher.name, variable)?;
@@ -185,7 +185,7 @@ fn launched(launcher: &Launcher, rank: usize, world_size: usize, variable: Varia
         Some(address) => address,
         None if all_are_here => "127.0.0.1".to_owned(),
         None if way != Way::Tcp => String::new(),
-        None => refuse!(
+        None => bail_usage!(
             "environment variable MASTER_ADDR: found none, expected the host name of rank 0, where the {world_size} \
              processes of {} meet: set it for all of them, with MASTER_PORT for another port than {PORT}{}",
             launcher.name,
@@ -200,7 +200,7 @@ fn launched(launcher: &Launcher, rank: usize, world_size: usize, variable: Varia
         None => PORT,
         Some(text) => match text.parse().ok().filter(|&port| port > 0) {
             Some(port) => port,
-            None => refuse!("environment variable MASTER_PORT: found {text:?}, expected a port from 1 to 65535"),
+            None => bail_usage!("environment variable MASTER_PORT: found {text:?}, expected a port from 1 to 65535"),
         },
     };
     // There torchrun itself listens at that port, for as long as the processes run.

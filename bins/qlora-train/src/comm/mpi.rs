@@ -7,8 +7,8 @@ use super::meeting::{Meeting, Transport, UNREAD};
 use super::rendezvous::{Timeouts, this_process};
 use super::tcp::overlaps_by_environment;
 use super::watchdog::Watchdog;
+use crate::bail_usage;
 use crate::error::{Error, Result};
-use crate::refuse;
 use crate::report::{print_error, status};
 use ::mpi::datatype::{Partition, PartitionMut};
 use ::mpi::environment::{Universe, library_version};
@@ -48,7 +48,7 @@ pub(super) fn join(launch: &Launch, build: &str, timeouts: Timeouts) -> Result<M
     MAY_ABORT.store(threading == Threading::Multiple, Ordering::SeqCst);
     let (own, all) = (universe.world().rank(), universe.world().size());
     if (own, all) != (*rank as Rank, *world_size as Rank) {
-        refuse!(
+        bail_usage!(
             "{} counts this process as rank {own} of {all}, and {launcher} started it as rank {rank} of {world_size}: \
              start it by the `mpirun` of that library, or let the processes meet over TCP (QLORA_COMM=tcp)",
             library()

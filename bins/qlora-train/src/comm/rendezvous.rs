@@ -7,8 +7,8 @@
 use super::launch::Launch;
 use super::link::{Links, Peer};
 use super::wire::{self, Frame, Kind};
+use crate::bail_usage;
 use crate::error::{Context, Error, Result};
-use crate::refuse;
 use crate::report::status;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -51,7 +51,7 @@ impl Timeouts {
             let text = text.to_string_lossy();
             match text.trim().parse::<f64>().ok().filter(|seconds| (0.1..=86400.0).contains(seconds)) {
                 Some(seconds) => Ok(Duration::from_secs_f64(seconds)),
-                None => refuse!("environment variable {name}: found {text:?}, expected seconds from 0.1 to 86400"),
+                None => bail_usage!("environment variable {name}: found {text:?}, expected seconds from 0.1 to 86400"),
             }
         };
         Ok(Self { join: seconds(Self::JOIN)?, silence: seconds(Self::SILENCE)?, stall: seconds(Self::STALL)? })

@@ -7,9 +7,9 @@ use super::launch::Launch;
 use super::link::Links;
 use super::places;
 use super::rendezvous::{Timeouts, join};
+use crate::bail_usage;
 use crate::error::{Error, Result};
 use crate::files::failpoint;
-use crate::refuse;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ fn overlaps(value: Option<&str>) -> Result<bool> {
     match value.map(str::trim) {
         None | Some("" | "on") => Ok(true),
         Some("off") => Ok(false),
-        Some(found) => refuse!("environment variable {OVERLAP}: found {found:?}, expected \"on\" or \"off\""),
+        Some(found) => bail_usage!("environment variable {OVERLAP}: found {found:?}, expected \"on\" or \"off\""),
     }
 }
 

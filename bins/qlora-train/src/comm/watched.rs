@@ -23,7 +23,7 @@ impl<'a> Watched<'a> {
 
     /// The result of the work; if another rank was at fault, that rank's error, because a GPU that loses another one
     /// does not know the reason.
-    pub fn settled<T>(self, result: Result<T>) -> Result<T> {
+    pub fn explain<T>(self, result: Result<T>) -> Result<T> {
         let Self { comm, failed } = self;
         result.map_err(|error| {
             let of_another = failed.or_else(|| {

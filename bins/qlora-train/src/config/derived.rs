@@ -16,8 +16,8 @@ use super::mixing::{OfEach, RowsOfEach};
 use super::table::{Effect, SETTINGS, SettingInfo, Settings};
 use super::types::{Reject, ValSet};
 use super::yaml::Value;
+use crate::bail_usage;
 use crate::error::{Context, Result};
-use crate::refuse;
 
 /// From this many parameters up the default learning rate is halved.
 pub const LARGE_MODEL_PARAMETERS: u64 = 60_000_000_000;
@@ -43,16 +43,16 @@ impl Settings {
             let found = Value::from(&json);
             if let Err(reject) = (info.set)(&mut self.clone(), &found) {
                 match reject {
-                    Reject::Because(sentence) => refuse!("`{}`: {sentence}", info.name),
-                    _ => refuse!("`{}`: found {found}, expected {}", info.name, info.values),
+                    Reject::Because(sentence) => bail_usage!("`{}`: {sentence}", info.name),
+                    _ => bail_usage!("`{}`: found {found}, expected {}", info.name, info.values),
                 }
             }
         }
         if self.warmup_steps.is_some_and(|s| s != 0.0) && self.warmup_ratio != 0.0 {
-            refuse!("`warmup_steps` stands in for `warmup_ratio`: found both, expected one of them");
+            bail_usage!("`warmup_steps` stands in for `warmup_ratio`: found both, expected one of them");
         }
         if self.val_set_size != ValSet::Off && !self.val_data.is_empty() {
-            refuse!("`val_set_size` stands in for `val_data`: found both, expected one of them");
+            bail_usage!("`val_set_size` stands in for `val_data`: found both, expected one of them");
         }
         if purpose == Purpose::Bench {
             return Ok(());
@@ -63,7 +63,7 @@ impl Settings {
         }
         self.check_mixing()?;
         if purpose != Purpose::Plan && self.data.is_empty() {
-            refuse!("`data` is missing: give the training rows, `data: rows.jsonl` in YAML or `--data rows.jsonl`");
+            bail_usage!("`data` is missing: give the training rows, `data: rows.jsonl` in YAML or `--data rows.jsonl`");
         }
         if purpose == Purpose::Train {
             self.output_path()?;
@@ -89,7 +89,7 @@ impl Settings {
         ];
         for (name, numbers) in given.into_iter().filter(|(_, numbers)| *numbers > 0) {
             if numbers != self.data.len() {
-                refuse!(
+                bail_usage!(
                     "`{name}`: found {numbers} numbers for {} entries of `data`, expected one for each",
                     self.data.len()
                 );
@@ -97,18 +97,20 @@ impl Settings {
         }
         let (rows, entries) = (self.val_data_rows.0.len(), self.val_data.len());
         if rows > 0 && rows != entries {
-            refuse!("`val_data_rows`: found {rows} ranges for {entries} entries of `val_data`, expected one for each");
+            bail_usage!(
+                "`val_data_rows`: found {rows} ranges for {entries} entries of `val_data`, expected one for each"
+            );
         }
         let interleaves = self.mix_strategy != MixStrategy::Concat;
         if interleaves && (self.interleave_probs.0.is_empty() || !self.data_weights.0.is_empty() || !self.shuffle) {
-            refuse!(
+            bail_usage!(
                 "`mix_strategy`: found {}, which goes by `interleave_probs` alone, in an order that is drawn: give them, and \
                  neither `data_weights` nor `shuffle: false`",
                 self.mix_strategy.name()
             );
         }
         if !interleaves && !self.interleave_probs.0.is_empty() {
-            refuse!(
+            bail_usage!(
                 "`interleave_probs` needs `mix_strategy: interleave_under` or `interleave_over`; `data_weights` says how often \
                  the rows of a file are trained on"
             );
@@ -152,38 +154,38 @@ impl Settings {
         ];
         let wanted: Vec<&str> = wanted.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
         if let (Some(name), Every::Never) = (wanted.first(), self.eval_steps) {
-            refuse!("`{name}` needs evaluations on the way: give `eval_steps` as well");
+            bail_usage!("`{name}` needs evaluations on the way: give `eval_steps` as well");
         }
         if self.eval_answers > 0 && !self.has_validation() {
-            refuse!("`eval_answers` needs rows to ask: give `val_data` or `val_set_size` as well");
+            bail_usage!("`eval_answers` needs rows to ask: give `val_data` or `val_set_size` as well");
         }
         if self.eval_steps != Every::Never && !self.has_validation() && !self.answers() {
-            refuse!(
+            bail_usage!(
                 "`eval_steps` needs rows to evaluate on: give `val_data` or `val_set_size` as well, or `sample_prompts` \
                  to answer"
             );
         }
         if let (Some(name), false, false) = (wanted.first(), self.has_validation(), metric.is_of_answers()) {
-            refuse!(
+            bail_usage!(
                 "`{name}` goes by the validation loss, which needs rows: give `val_data` or `val_set_size` as well, or a \
                  `metric_for_best_model` of answers"
             );
         }
         if metric.is_of_answers() && !self.answers() {
-            refuse!(
+            bail_usage!(
                 "`metric_for_best_model`: found {}, which needs answers: give `eval_answers`, or `sample_prompts` with \
                  references, as well",
                 metric.name()
             );
         }
         if metric == BestMetric::Match && self.answer_match.is_none() {
-            refuse!("`metric_for_best_model`: found {}, which needs `answer_match` as well", metric.name());
+            bail_usage!("`metric_for_best_model`: found {}, which needs `answer_match` as well", metric.name());
         }
         if self.answer_match.is_some() && !self.answers() {
-            refuse!("`answer_match` needs answers: give `eval_answers` or `sample_prompts` as well");
+            bail_usage!("`answer_match` needs answers: give `eval_answers` or `sample_prompts` as well");
         }
         if self.greater_is_better.is_some_and(|given| given != metric.rises()) {
-            refuse!(
+            bail_usage!(
                 "`greater_is_better`: found {}, expected {} or nothing: of {} {} is better",
                 !metric.rises(),
                 metric.rises(),
@@ -197,14 +199,14 @@ impl Settings {
     pub fn model_path(&self) -> Result<&Path> {
         match &self.model {
             Some(model) if !model.trim().is_empty() => Ok(Path::new(model)),
-            _ => refuse!("`model` is missing: give the base model, `model: PATH` in YAML or `--model PATH`"),
+            _ => bail_usage!("`model` is missing: give the base model, `model: PATH` in YAML or `--model PATH`"),
         }
     }
 
     pub fn output_path(&self) -> Result<&Path> {
         match &self.output_dir {
             Some(dir) => Ok(dir),
-            None => refuse!(
+            None => bail_usage!(
                 "`output_dir` is missing: say where the adapter goes, `output_dir: PATH` in YAML or `--output-dir PATH`"
             ),
         }

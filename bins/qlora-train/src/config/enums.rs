@@ -44,7 +44,7 @@ choices! {
     Quantization {
         Nf4: "nf4",
         /// 16-bit weights: plain LoRA
-        Off: "none"
+        None: "none"
     } not yet { "fp4", "int8", "8bit" }
 
     /// Place of the frozen base weights while they are not used.

@@ -87,7 +87,7 @@ fn take_defaults(tool: &Tool, settings: &mut Settings, is_given: &dyn Fn(&str) -
             continue;
         }
         // It has no meaning where weights are not quantized.
-        if name == "double_quant" && settings.quantization == Quantization::Off {
+        if name == "double_quant" && settings.quantization == Quantization::None {
             continue;
         }
         let given = Given { place: tool.name.to_owned(), value: Value::text(text), line: 0 };

@@ -9,8 +9,8 @@ use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
+use crate::bail_usage;
 use crate::error::{Context, Error, Result};
-use crate::refuse;
 
 /// A settings file is a page of text; a longer one is another file, given by mistake.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -120,7 +120,7 @@ pub fn read_file(path: &Path) -> Result<Document> {
     let file = std::fs::File::open(path).usage_context(what)?;
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).usage_context(what)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
-        refuse!(
+        bail_usage!(
             "{name}: found more than {MAX_FILE_BYTES} bytes, expected a settings file (YAML), which is far shorter"
         );
     }
@@ -128,7 +128,7 @@ pub fn read_file(path: &Path) -> Result<Document> {
         Ok(text) => text,
         Err(e) => {
             let line = 1 + bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
-            refuse!("{name} line {line}: found bytes that are not UTF-8, expected YAML text in UTF-8");
+            bail_usage!("{name} line {line}: found bytes that are not UTF-8, expected YAML text in UTF-8");
         }
     };
     parse(text, &name.to_string())
@@ -156,7 +156,7 @@ pub fn parse(text: &str, name: &str) -> Result<Document> {
     match serde_saphyr::from_str_with_options::<Option<Value>>(text, options) {
         Ok(None | Some(Value::Null)) => Ok(document(Vec::new())),
         Ok(Some(Value::Map(entries))) => Ok(document(entries)),
-        Ok(Some(other)) => refuse!("{name}: found {other} at the top, expected settings as `name: value` lines"),
+        Ok(Some(other)) => bail_usage!("{name}: found {other} at the top, expected settings as `name: value` lines"),
         Err(e) => {
             let line = e.location().map(|l| format!(" line {}", l.line())).unwrap_or_default();
             let cause = e.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter);

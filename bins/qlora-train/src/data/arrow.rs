@@ -25,8 +25,8 @@ use super::guard::guarded;
 use super::keys::{THERE, is_of_other_meaning};
 use super::rows::SUPPORTED;
 use super::unused::list_columns;
+use crate::bail_usage;
 use crate::error::{Context, Error, Result};
-use crate::refuse;
 
 /// The magic at the beginning and the end of a file; a stream has none.
 pub(super) const FILE_MAGIC: &[u8] = b"ARROW1";
@@ -99,7 +99,7 @@ fn check_columns(path: &Path, schema: &Schema, columns: &Columns) -> Result<()> 
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     if !names.iter().any(|name| columns.makes_rows(name)) {
         let shown: Vec<String> = names.iter().take(8).map(|name| format!("`{name}`")).collect();
-        refuse!(
+        bail_usage!(
             "{}: unknown kind of rows: found the columns {}; {SUPPORTED}{}",
             path.display(),
             shown.join(", "),

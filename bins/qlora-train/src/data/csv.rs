@@ -8,8 +8,8 @@ use serde_json::{Map, Number, Value};
 
 use super::each::EachOf;
 use super::weight;
+use crate::bail_usage;
 use crate::error::{Context, Result};
-use crate::refuse;
 use crate::report::status;
 
 /// The delimiter of a file, by its name; the ending of a compressed file stands before `.gz` or `.zst`.
@@ -42,7 +42,7 @@ pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: Eac
     let header = table.headers().usage_context(|| format!("{name}: the header"))?.clone();
     let mut seen = HashSet::new();
     if let Some((at, twice)) = header.iter().map(str::trim).enumerate().find(|(_, key)| !seen.insert(*key)) {
-        refuse!("{name}: the column {twice:?} is there twice (the second time as column {})", at + 1);
+        bail_usage!("{name}: the column {twice:?} is there twice (the second time as column {})", at + 1);
     }
     // Blanks around the name of a column are also around its cells.
     let trimmed: Vec<[bool; 2]> = header.iter().map(|key| [key.starts_with(BLANKS), key.ends_with(BLANKS)]).collect();

@@ -22,14 +22,14 @@ use super::row::Row;
 use super::row_kind::RowKind;
 use super::row_list::{Sink, parts};
 use super::rows;
-use super::split::held_back;
+use super::split::held_out;
 use super::template::Builtin;
 use super::tokenizer::ChatTokenizer;
 use super::unused;
+use crate::bail_usage;
 use crate::config::{BadRow, PromptCompletion, TooLong};
 use crate::error::{Error, Result};
 use crate::files::units::format_bytes;
-use crate::refuse;
 use crate::report::count as count_of;
 
 /// Rows are tokenized in parallel, this many at a time.
@@ -88,10 +88,13 @@ pub(super) fn load_into<'a>(
     options: &DataOptions,
 ) -> Result<(Dataset<Sink>, Option<&'a ChatTokenizer>)> {
     if paths.is_empty() {
-        refuse!("no data file was given");
+        bail_usage!("no data file was given");
     }
     if options.max_length < 2 {
-        refuse!("max_length is {}; expected at least 2, a token and the one to predict after it", options.max_length);
+        bail_usage!(
+            "max_length is {}; expected at least 2, a token and the one to predict after it",
+            options.max_length
+        );
     }
     let mut loader = Loader {
         tokenizer,
@@ -113,10 +116,10 @@ pub(super) fn load_into<'a>(
     report.check_bad_rows()?;
     let files = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     if report.rows_read == 0 {
-        refuse!("{files}: no row found; expected at least one");
+        bail_usage!("{files}: no row found; expected at least one");
     }
     if report.rows_kept == 0 {
-        refuse!("{files}: {}", no_row_is_left(&report));
+        bail_usage!("{files}: {}", no_row_is_left(&report));
     }
     if report.truncated > 0 && options.too_long == TooLong::Proportional {
         report.remarks.push(
@@ -230,7 +233,7 @@ impl<'a> Loader<'a, '_> {
                     let bytes = size(&row);
                     let left = options.memory.saturating_sub(self.held_bytes);
                     if bytes > LONG_BYTES && bytes.saturating_mul(ROW_COPIES) > left {
-                        refuse!(
+                        bail_usage!(
                             "{}: {} {line}: a row of {}, which takes more to be read than is left of the {} of memory that \
                              may be used: split it, or raise host_memory if more is free",
                             path.display(),
@@ -249,7 +252,7 @@ impl<'a> Loader<'a, '_> {
             if full { self.tokenize(path, file) } else { Ok(()) }
         })?;
         if self.report.files[file].rows == 0 && self.report.bad_rows.is_empty() {
-            refuse!("{}: no row found; expected at least one", path.display());
+            bail_usage!("{}: no row found; expected at least one", path.display());
         }
         self.tokenize(path, file)?;
         Ok(hash)
@@ -500,7 +503,7 @@ impl<'a> Loader<'a, '_> {
         report.longest = report.longest.max(row.len());
         self.held_bytes += self.rows.bytes(&row);
         if self.held_bytes > self.options.memory {
-            refuse!(
+            bail_usage!(
                 "{}: {} {}: the {} rows up to here take the {} of memory that may be used: give fewer (max_samples), shorter \
                  ones (max_length), or raise host_memory if more is free",
                 path.display(),
@@ -541,7 +544,7 @@ impl Dataset {
     /// Takes rows at random out for validation: a share of them if below 1 (rounded up), otherwise that many. Both
     /// parts keep the order of the files. The same seed gives the same parts. Returns (training, validation) rows.
     pub fn split(self, val_set_size: f64, seed: u64) -> Result<(Vec<Row>, Vec<Row>)> {
-        let is_validation = held_back(self.rows.len(), val_set_size, seed)?;
+        let is_validation = held_out(self.rows.len(), val_set_size, seed)?;
         Ok(parts(self.rows, &is_validation))
     }
 }

@@ -4,11 +4,11 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::files::home::expand_home;
 use crate::files::json::read_object;
 use crate::hub::{DataSetId, Environment, find_data_set, is_rather_path};
-use crate::refuse;
 
 /// Names that a folder's files of rows end with.
 const ENDINGS: [&str; 11] = [
@@ -55,7 +55,7 @@ impl DataFiles {
         for path in paths {
             let text = path.to_string_lossy();
             if let Some((scheme, _)) = text.split_once("://") {
-                refuse!(
+                bail_usage!(
                     "{text}: an address ({scheme}); rows are read from files only, so that a run can be repeated: download it \
                      first and give its path, or name a data set of the hub by its id (org/name)"
                 );
@@ -65,7 +65,7 @@ impl DataFiles {
             let id = if is_there { None } else { path.to_str().map(DataSetId::parse).transpose()?.flatten() };
             if let Some(id) = id {
                 if is_rather_path(&text) {
-                    refuse!(
+                    bail_usage!(
                         "{text}: found no such file or folder in one that is there; for the data set of this name on \
                          the hub write {text}@main"
                     );
@@ -78,7 +78,7 @@ impl DataFiles {
             } else if !is_there && text.contains(['*', '?', '[']) {
                 found.training.extend(matches(&path)?);
             } else if !is_there && !text.contains(['/', '.']) {
-                refuse!(
+                bail_usage!(
                     "{text}: found no such file; names of LLaMA-Factory's dataset_info.json are read in settings files \
                      written for it, as `dataset`: give the paths of the files, several as a list, or the id of a data \
                      set on the hub (org/name)"
@@ -131,7 +131,7 @@ impl DataFiles {
         }
         let subsets = subsets(dir)?;
         if !subsets.is_empty() {
-            refuse!(
+            bail_usage!(
                 "{}: holds rows for training in directories below it: give one of them ({})",
                 dir.display(),
                 subsets.join(", ")
@@ -139,7 +139,7 @@ impl DataFiles {
         }
         let ending =
             files.first().and_then(|file| file.extension()).map_or("jsonl".into(), |end| end.to_string_lossy());
-        refuse!(
+        bail_usage!(
             "{}: is a directory without files of rows for training (train.jsonl, train-*.parquet …); give the files \
              themselves, or a pattern such as '{}'",
             dir.display(),
@@ -182,15 +182,17 @@ fn tables(dir: &Path, files: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
         files.iter().map(|file| file.get("filename").and_then(Value::as_str)).collect()
     };
     if named("_indices_data_files").is_some_and(|files| !files.is_empty()) {
-        refuse!("{name}: the rows are chosen by a list of numbers; save the table anew, by `flatten_indices()` first");
+        bail_usage!(
+            "{name}: the rows are chosen by a list of numbers; save the table anew, by `flatten_indices()` first"
+        );
     }
     let Some(listed) = named("_data_files").filter(|files| !files.is_empty()) else {
-        refuse!("{name}: expected `_data_files`, a list of {{\"filename\": …}}")
+        bail_usage!("{name}: expected `_data_files`, a list of {{\"filename\": …}}")
     };
     let mut found = Vec::with_capacity(listed.len());
     for file in listed {
         let Some(path) = files.iter().find(|path| path.file_name().is_some_and(|name| name == file)) else {
-            refuse!("{name}: names the file {file:?}, which is not there; copy the folder whole")
+            bail_usage!("{name}: names the file {file:?}, which is not there; copy the folder whole")
         };
         found.push(path.clone());
     }
@@ -245,7 +247,7 @@ fn matches(pattern: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     if files.is_empty() {
-        refuse!("{name}: no file matches this pattern");
+        bail_usage!("{name}: no file matches this pattern");
     }
     Ok(files)
 }

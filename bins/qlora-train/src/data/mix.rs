@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 
 use crate::report::{printable, thousands};
 
@@ -70,7 +70,7 @@ impl Mix {
             let rest = wanted % of_file.len();
             let mut drawn: Vec<usize> = (0..of_file.len()).collect();
             if rest > 0 {
-                Stream::new(seed, MIX_DOMAIN ^ file as u64).shuffle(&mut drawn);
+                RngStream::new(seed, MIX_DOMAIN ^ file as u64).shuffle(&mut drawn);
             }
             drawn.truncate(rest);
             drawn.sort_unstable();

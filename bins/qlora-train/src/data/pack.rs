@@ -3,8 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
+use crate::bail_usage;
 use crate::error::Result;
-use crate::refuse;
 
 /// Rows in the order given, a bin after the other: a row that has no room in the last bin opens the next. Errors: a row
 /// longer than `max_length`.
@@ -26,7 +26,7 @@ pub fn pack_in_order(lengths: &[usize], order: &[usize], max_length: usize) -> R
 
 fn check_length(row: usize, length: usize, max_length: usize) -> Result<()> {
     if length > max_length {
-        refuse!("row {row} has {length} tokens; packing takes rows of at most max_length {max_length}");
+        bail_usage!("row {row} has {length} tokens; packing takes rows of at most max_length {max_length}");
     }
     Ok(())
 }
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn places_are_those_of_a_stable_sort_by_length() {
-        let mut stream = qlora_kernels::rng::Stream::new(5, 1);
+        let mut stream = qlora_kernels::rng::RngStream::new(5, 1);
         for rows in [0, 1, 2, 300] {
             let lengths: Vec<usize> = (0..rows).map(|_| stream.below(20) as usize).collect();
             let mut order: Vec<usize> = (0..rows).collect();

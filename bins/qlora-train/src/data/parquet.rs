@@ -23,8 +23,8 @@ use super::keys::{THERE, is_of_other_meaning};
 use super::parquet_claims;
 use super::rows::{MAX_TEXT_VALUES, SUPPORTED};
 use super::unused::list_columns;
+use crate::bail_usage;
 use crate::error::{Context, Error, Result};
-use crate::refuse;
 
 /// Values beyond those of one row, for each byte of a group of rows.
 const MAX_VALUES_OF_A_BYTE: i64 = 100;
@@ -54,7 +54,7 @@ pub(super) fn read_rows(path: &Path, file: File, columns: &Columns, each: EachOf
         each(number, row)?;
     }
     if i64::try_from(number) != Ok(expected) {
-        refuse!("{name}: found {number} rows, its own header says {expected}; the file is damaged, get it again");
+        bail_usage!("{name}: found {number} rows, its own header says {expected}; the file is damaged, get it again");
     }
     Ok(())
 }
@@ -102,18 +102,18 @@ fn open(path: &Path, mut file: File, columns: &Columns, budget: &Budget) -> Resu
         };
         let values = sum(ColumnChunkMetaData::num_values);
         if values / group.num_rows().max(1) > most_values {
-            refuse!("{name}: rows of {values} values, {}", too_many_values());
+            bail_usage!("{name}: rows of {values} values, {}", too_many_values());
         }
         // On the average; and one row may have all of a group's.
         let bytes = group.compressed_size().max(0);
         if values > most_values.saturating_add(bytes.saturating_mul(MAX_VALUES_OF_A_BYTE)) {
-            refuse!("{name}: {bytes} bytes decode to {values} values, more than real rows have");
+            bail_usage!("{name}: {bytes} bytes decode to {values} values, more than real rows have");
         }
         // Lists of structs, each with keys of its own.
         let nested = |column: &&ColumnChunkMetaData| read(column) && column.column_path().parts().len() > LIST_DEPTH;
         let pieces: i64 = group.columns().iter().filter(nested).map(|column| column.num_values().max(0)).sum();
         if pieces > (MAX_TEXT_VALUES as i64).saturating_add(bytes.saturating_mul(MAX_VALUES_OF_A_BYTE)) {
-            refuse!("{name}: {bytes} bytes decode to {pieces} values of turns, more than real rows have");
+            bail_usage!("{name}: {bytes} bytes decode to {pieces} values of turns, more than real rows have");
         }
         let mut left = budget.clone();
         for column in group.columns().iter().filter(read) {
@@ -128,7 +128,7 @@ fn open(path: &Path, mut file: File, columns: &Columns, budget: &Budget) -> Resu
     let names: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
     if !names.iter().any(|name| columns.makes_rows(name)) {
         let shown: Vec<String> = names.iter().take(8).map(|name| format!("`{name}`")).collect();
-        refuse!(
+        bail_usage!(
             "{name}: unknown kind of rows: found the columns {}; {SUPPORTED}{}",
             shown.join(", "),
             Columns::guess_names(&names)

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use super::columns::Columns;
 use super::parquet;
 use super::reader::read_rows;
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::hub::{DataSetId, Slice};
-use crate::refuse;
 
 /// The rows that stand behind the id of a data set. None: all, or the entry is a path.
 pub fn asked_rows(entry: &Path) -> Result<Option<Slice>> {
@@ -32,7 +32,7 @@ pub fn cut(entry: &Path, files: Vec<PathBuf>, rows: Slice) -> Result<Vec<(PathBu
         None => over(files, rows)?,
     };
     if cut.is_empty() {
-        refuse!("{}: the range [{rows}] has no rows, expected some", entry.display());
+        bail_usage!("{}: the range [{rows}] has no rows, expected some", entry.display());
     }
     Ok(cut)
 }
@@ -61,7 +61,7 @@ fn over(files: Vec<PathBuf>, rows: Slice) -> Result<Vec<(PathBuf, Slice)>> {
 fn count_rows(path: &Path) -> Result<u64> {
     // A pipe gives its rows once.
     if path.metadata().is_ok_and(|found| !found.is_file()) {
-        refuse!(
+        bail_usage!(
             "{}: is no plain file, whose rows cannot be counted first: give them by number, [:1000]",
             path.display()
         );

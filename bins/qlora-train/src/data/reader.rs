@@ -3,7 +3,7 @@
 //!
 //! The first bytes of a file determine its type, not its name: data sets in JSON Lines often end in `.json`. Only CSV
 //! is recognized by its name. JSON Lines are read line by line, a JSON array row by row, Parquet page by page, Arrow
-//! batch by batch; an object that holds all rows ([`super::held_rows`]) is read whole. A file compressed by gzip or
+//! batch by batch; an object that holds all rows ([`super::nested_rows`]) is read whole. A file compressed by gzip or
 //! Zstandard is read as what it holds.
 //!
 //! A file is opened once, and its hash is of what was read.
@@ -19,12 +19,12 @@ use serde_json::Value;
 
 use super::budget::{Counted, Expanded};
 use super::columns::Columns;
-use super::held_rows::{Held, begins_with_list, held_rows};
 use super::json_stream::{Between, JsonStream, Text};
+use super::nested_rows::{Nested, begins_with_list, nested_rows};
 use super::{arrow, csv, json, parquet};
+use crate::bail_usage;
 use crate::error::{Context, Error, Result};
 use crate::files::hash::{HashingReader, hash_of};
-use crate::refuse;
 use crate::report::status;
 
 /// Longer lines are refused, so that a file without line breaks does not fill the memory: parsed, a line of numbers
@@ -73,7 +73,7 @@ pub(super) type Each<'a> = &'a mut dyn FnMut(Unit, usize, Result<Value, String>)
 pub(super) fn read_rows(path: &Path, columns: &Columns, each: Each) -> Result<String> {
     let name = path.display();
     if path.is_dir() {
-        refuse!("{name}: is a directory; give the data file itself ({SUPPORTED})");
+        bail_usage!("{name}: is a directory; give the data file itself ({SUPPORTED})");
     }
     let file = File::open(path).usage_context(|| format!("{name}: cannot open the data file"))?;
     let mut reader = BufReader::with_capacity(1 << 16, HashingReader::new(file));
@@ -110,7 +110,7 @@ fn read_parquet(path: &Path, mut file: File, columns: &Columns, each: Each) -> R
     let cannot = || format!("{name}: cannot read");
     let before = file.metadata().usage_context(cannot)?;
     if !before.is_file() {
-        refuse!("{name}: Parquet from a pipe, which cannot be read from its end; write it to a file first");
+        bail_usage!("{name}: Parquet from a pipe, which cannot be read from its end; write it to a file first");
     }
     let rows = file.try_clone().usage_context(cannot)?;
     parquet::read_rows(path, rows, columns, &mut |number, row| each(Unit::Row, number, row))?;
@@ -118,7 +118,7 @@ fn read_parquet(path: &Path, mut file: File, columns: &Columns, each: Each) -> R
     let hash = hash_of(&file).usage_context(cannot)?;
     let after = file.metadata().usage_context(cannot)?;
     if (before.len(), before.modified().ok()) != (after.len(), after.modified().ok()) {
-        refuse!("{name}: was written to while it was read; begin again when it is whole");
+        bail_usage!("{name}: was written to while it was read; begin again when it is whole");
     }
     Ok(hash)
 }
@@ -134,7 +134,7 @@ fn read_text_rows(path: &Path, mut reader: impl BufRead, columns: &Columns, each
     let name = path.display();
     let head = reader.fill_buf().usage_context(|| format!("{name}: cannot read"))?;
     if let Some(kind) = other_kind(head) {
-        refuse!("{name}: is {kind}; {SUPPORTED}");
+        bail_usage!("{name}: is {kind}; {SUPPORTED}");
     }
     let bom = if head.starts_with(BOM) { BOM.len() } else { 0 };
     let first = head[bom..].iter().find(|byte| !byte.is_ascii_whitespace()).copied();
@@ -186,7 +186,7 @@ fn read_lines(path: &Path, mut reader: impl BufRead, columns: &Columns, each: Ea
             if first && begins_with_list(&bytes) {
                 return read_values(path, bytes.as_slice().chain(reader), line, columns, each);
             }
-            refuse!("{name}: line {line}: longer than {} MiB; expected one row a line", MAX_LINE_BYTES >> 20);
+            bail_usage!("{name}: line {line}: longer than {} MiB; expected one row a line", MAX_LINE_BYTES >> 20);
         }
         let text = match std::str::from_utf8(&bytes) {
             Ok(text) => text.trim(),
@@ -199,13 +199,13 @@ fn read_lines(path: &Path, mut reader: impl BufRead, columns: &Columns, each: Ea
             continue;
         }
         let first = std::mem::take(&mut first);
-        let held = if first && text.starts_with('{') { held_rows(text, columns) } else { Held::Row };
-        if !matches!(held, Held::Row) {
+        let nested = if first && text.starts_with('{') { nested_rows(text, columns) } else { Nested::Row };
+        if !matches!(nested, Nested::Row) {
             let mut rest = JsonStream::new(&mut reader, next);
             let is_alone = rest.peek().usage_context(|| format!("{name}: line {next}: cannot read"))?.is_none();
             next = rest.line();
             if is_alone {
-                return give_held(path, line, text, held, each);
+                return give_nested(path, line, text, nested, each);
             }
         }
         match json::parse(text) {
@@ -229,11 +229,11 @@ fn goes_on(line: &str) -> bool {
 }
 
 /// The rows that one object holds, which begins on a line.
-fn give_held(path: &Path, line: usize, text: &str, held: Held, each: Each) -> Result<()> {
-    match held {
-        Held::Row => give(line, text, each),
-        Held::Several(why) => each(Unit::Line, line, Err(why)),
-        Held::Rows { key, rows, others } => {
+fn give_nested(path: &Path, line: usize, text: &str, nested: Nested, each: Each) -> Result<()> {
+    match nested {
+        Nested::Row => give(line, text, each),
+        Nested::Several(why) => each(Unit::Line, line, Err(why)),
+        Nested::Rows { key, rows, others } => {
             let beside = if others.is_empty() { String::new() } else { format!("; not used beside it: {others}") };
             status!("{}: one object, whose rows are the list under `{key}`{beside}", path.display());
             let begins = rows.as_ptr() as usize - text.as_ptr() as usize;
@@ -251,10 +251,10 @@ fn is_plain_text(line: &str) -> bool {
 fn checked(path: &Path, text: Text, most: usize) -> Result<(usize, Result<String, String>)> {
     let (name, line) = (path.display(), text.line);
     if text.too_long {
-        refuse!("{name}: line {line}: a row of more than {} MiB", most >> 20);
+        bail_usage!("{name}: line {line}: a row of more than {} MiB", most >> 20);
     }
     if text.cut {
-        refuse!("{name}: line {line}: broken JSON: the file ends within what begins here; {SUPPORTED}");
+        bail_usage!("{name}: line {line}: broken JSON: the file ends within what begins here; {SUPPORTED}");
     }
     let text = String::from_utf8(text.bytes)
         .map_err(|error| format!("not UTF-8 (byte {} of the row)", error.utf8_error().valid_up_to() + 1));
@@ -277,7 +277,7 @@ fn read_values(path: &Path, reader: impl BufRead, first: usize, columns: &Column
     while stream.peek().usage_context(cannot)?.is_some() {
         let text = stream.value(Between::Blanks, most).usage_context(cannot)?;
         match checked(path, text, most)? {
-            (line, Ok(text)) => give_held(path, line, &text, held_rows(&text, columns), each)?,
+            (line, Ok(text)) => give_nested(path, line, &text, nested_rows(&text, columns), each)?,
             (line, Err(why)) => each(Unit::Line, line, Err(why))?,
         }
         most = MAX_LINE_BYTES as usize;
@@ -292,7 +292,7 @@ fn read_array(path: &Path, reader: impl BufRead, first: usize, each: Each) -> Re
     let cannot = || format!("{name}: cannot read");
     let mut stream = JsonStream::new(reader, first);
     let broken = |line: usize, what: &str| -> Result<()> {
-        refuse!("{name}: line {line}: broken JSON: {what}; {SUPPORTED}");
+        bail_usage!("{name}: line {line}: broken JSON: {what}; {SUPPORTED}");
     };
     stream.peek().usage_context(cannot)?;
     stream.take(1);

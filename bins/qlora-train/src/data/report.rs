@@ -9,8 +9,8 @@ use super::histogram::Histogram;
 use super::notes::Notes;
 use super::reader::Unit;
 use super::row_kind::RowKind;
+use crate::bail_usage;
 use crate::error::Result;
-use crate::refuse;
 use crate::report::{count, thousands};
 
 /// Rows named one by one in the printed report; more than these are only counted.
@@ -165,7 +165,7 @@ impl DatasetReport {
         if self.skipped <= rows / 10 {
             return Ok(());
         }
-        refuse!(
+        bail_usage!(
             "{} of {rows} rows cannot be trained on, more than the tenth that on_bad_row skips; the first: {}",
             self.skipped,
             self.bad_rows.first().map_or("", String::as_str)

@@ -10,7 +10,7 @@ use super::row::Row;
 use super::row_bytes::row_hash;
 use super::row_file::{RowFile, RowWriter};
 use super::row_head::RowHead;
-use super::split::held_back;
+use super::split::held_out;
 use crate::error::Result;
 
 /// Rows in their order. Lengths, files and tasks are known without reading any.
@@ -145,7 +145,7 @@ impl Rows {
     /// Takes rows at random out for validation: a share of them if below 1 (rounded up), otherwise that many. Both
     /// parts keep their order. The same seed gives the same parts. Returns (training, validation) rows.
     pub fn split(self, val_set_size: f64, seed: u64) -> Result<(Self, Self)> {
-        let is_validation = held_back(self.len(), val_set_size, seed)?;
+        let is_validation = held_out(self.len(), val_set_size, seed)?;
         Ok(match self.0 {
             Kept::InMemory(rows) => {
                 let (training, validation) = parts(rows, &is_validation);

@@ -5,12 +5,12 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 
 use super::mix::Mix;
 use super::pack::{pack, pack_in_order};
+use crate::bail_usage;
 use crate::error::Result;
-use crate::refuse;
 use crate::report::count;
 
 const ORDER_DOMAIN: u64 = 0x4F52_4445_0000_0000;
@@ -21,7 +21,7 @@ const MAX_WALKED_ROWS: usize = 1 << 21;
 /// The rows of an epoch in the order they are trained on, shuffled by seed and epoch (counted from 0).
 pub fn order(rows: usize, epoch: u64, seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..rows).collect();
-    Stream::new(seed, ORDER_DOMAIN ^ epoch).shuffle(&mut order);
+    RngStream::new(seed, ORDER_DOMAIN ^ epoch).shuffle(&mut order);
     order
 }
 
@@ -169,29 +169,29 @@ impl Schedule {
     /// [`new`](Self::new) with epochs of the rows of `mix`.
     pub fn mixed(lengths: Vec<usize>, mix: Mix, options: ScheduleOptions) -> Result<Self> {
         if mix.is_empty() {
-            refuse!("there is no row to train on");
+            bail_usage!("there is no row to train on");
         }
         if u32::try_from(mix.len()).is_err() {
-            refuse!("{} rows in an epoch; at most {} are supported", mix.len(), u32::MAX);
+            bail_usage!("{} rows in an epoch; at most {} are supported", mix.len(), u32::MAX);
         }
         if options.per_device_train_batch_size == 0 {
-            refuse!("per_device_train_batch_size is 0; expected at least 1");
+            bail_usage!("per_device_train_batch_size is 0; expected at least 1");
         }
         if options.gradient_accumulation_steps == 0 {
-            refuse!("gradient_accumulation_steps is 0; expected at least 1");
+            bail_usage!("gradient_accumulation_steps is 0; expected at least 1");
         }
         let longest = if options.packing { options.max_length } else { lengths.iter().copied().max().unwrap_or(0) };
         let all = mix.rows().map(|row| lengths[row]).sum();
         let bound = options.per_device_train_batch_size.saturating_mul(longest).min(all);
         if u32::try_from(bound).is_err() {
-            refuse!("a micro-batch could hold {bound} tokens; lower per_device_train_batch_size or max_length");
+            bail_usage!("a micro-batch could hold {bound} tokens; lower per_device_train_batch_size or max_length");
         }
         let epochs = options.num_train_epochs;
         if options.max_steps.is_none() && !(epochs.is_finite() && epochs > 0.0) {
-            refuse!("num_train_epochs is {epochs}; expected a number above 0");
+            bail_usage!("num_train_epochs is {epochs}; expected a number above 0");
         }
         if options.max_steps == Some(0) {
-            refuse!("max_steps is 0; expected at least 1");
+            bail_usage!("max_steps is 0; expected at least 1");
         }
         let (packs, first, largest_of_first, steps_per_epoch, total_steps) = (None, Arc::default(), 0, 0, 0);
         let schedule = Self { lengths, mix, options, packs, first, largest_of_first, steps_per_epoch, total_steps };

@@ -15,9 +15,9 @@ use tokenizers::AddedToken;
 
 use super::json;
 use super::patterns::Tokenizer;
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::files::json::read_bounded;
-use crate::refuse;
 
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const ADDED_TOKENS: &str = "added_tokens.json";
@@ -55,7 +55,7 @@ pub(super) struct AddedTokens {
 /// tokens, such as those of a chat template, are not read as tokens.
 pub(super) fn added_tokens(dir: &Path, config: &Map<String, Value>) -> Result<AddedTokens> {
     if config.get(SPLIT).and_then(Value::as_bool) == Some(true) {
-        refuse!(
+        bail_usage!(
             "{}: `{SPLIT}` is true: by it the texts of special tokens are split into ordinary tokens, and so are those \
              that the chat template writes, which no model is trained on; set it to false there",
             dir.join("tokenizer_config.json").display()
@@ -68,7 +68,7 @@ pub(super) fn added_tokens(dir: &Path, config: &Map<String, Value>) -> Result<Ad
             let entry = |(id, entry): (&String, &Value)| Some((id.parse().ok()?, decoded(entry)?));
             let tokens: Option<Vec<(u32, AddedToken)>> = entries.iter().map(entry).collect();
             let Some(tokens) = tokens else {
-                refuse!("{}: {DECODER}: expected token ids with {{\"content\": …}}", path.display())
+                bail_usage!("{}: {DECODER}: expected token ids with {{\"content\": …}}", path.display())
             };
             (path, tokens)
         }
@@ -78,7 +78,7 @@ pub(super) fn added_tokens(dir: &Path, config: &Map<String, Value>) -> Result<Ad
             let mut tokens = Vec::new();
             for (token, id) in read(&path)?.unwrap_or_default() {
                 let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else {
-                    refuse!("{}: {token:?} is {}; expected a token id", path.display(), json::describe(&id))
+                    bail_usage!("{}: {token:?} is {}; expected a token id", path.display(), json::describe(&id))
                 };
                 let special = special(&token);
                 tokens.push((id, AddedToken::from(token, special).normalized(!special)));
@@ -106,7 +106,7 @@ fn extra(dir: &Path, config: &Map<String, Value>) -> Result<Vec<AddedToken>> {
     };
     match tokens {
         Some(tokens) => Ok(tokens.into_iter().filter(|token| !token.content.is_empty()).collect()),
-        None => refuse!("{}: {name}: expected a list of tokens, found {}", dir.display(), json::describe(value)),
+        None => bail_usage!("{}: {name}: expected a list of tokens, found {}", dir.display(), json::describe(value)),
     }
 }
 
@@ -173,7 +173,7 @@ impl AddedTokens {
         let name = || path.display().to_string();
         let mut whole: Value = serde_json::from_slice(bytes).usage_context(name)?;
         let Some(Value::Array(listed)) = whole.get_mut("added_tokens") else {
-            refuse!("{}: `added_tokens` is missing; expected a list", path.display())
+            bail_usage!("{}: `added_tokens` is missing; expected a list", path.display())
         };
         for entry in listed.iter_mut() {
             let token = entry.get("content").and_then(Value::as_str).and_then(|content| others.get(content));
@@ -200,7 +200,7 @@ impl AddedTokens {
             let got = tokenizer.token_to_id(content);
             if got != Some(id) {
                 let got = got.map_or("none".to_owned(), |got| got.to_string());
-                refuse!(
+                bail_usage!(
                     "{}: the token {content:?} has the id {id} there, and would be read with the id {got}: the token ids of {} \
                      and the files beside it do not go together, or leave gaps; are all files of the same model?",
                     file.display(),
@@ -251,6 +251,6 @@ fn read(path: &Path) -> Result<Option<Map<String, Value>>> {
     let bytes = read_bounded(path, MAX_BYTES)?;
     match serde_json::from_slice(&bytes).usage_context(|| name.to_string())? {
         Value::Object(map) => Ok(Some(map)),
-        other => refuse!("{name}: expected a JSON object, found {}", json::describe(&other)),
+        other => bail_usage!("{name}: expected a JSON object, found {}", json::describe(&other)),
     }
 }

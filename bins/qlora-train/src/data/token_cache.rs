@@ -23,12 +23,12 @@ use super::row_file::{Bounds, RowFile, RowWriter, Unusable};
 use super::row_head::RowHead;
 use super::row_list::{Rows, Sink};
 use super::token_key::{rows_key, tokenizer_key};
+use crate::bail_usage;
 use crate::error::{Error, Result};
 use crate::files::atomic::AtomicFiles;
 use crate::files::hash::{block_hash, file_and_block_hash, file_hash, hex};
 use crate::files::json::read_bounded;
 use crate::files::units::format_bytes;
-use crate::refuse;
 use crate::report::{count, detail};
 
 /// Size of a data file in bytes from which its hash is kept: a smaller one is hashed in a moment.
@@ -121,7 +121,7 @@ pub fn load_tokenized(
     let writer = Sink::File(Box::new(RowWriter::create(&cache.dir, &name)?));
     let (Dataset { hashes: read, rows, report }, tokenizer) = load_into(writer, paths, None, Some(open), &knowing()?)?;
     if let Some((path, _)) = paths.iter().zip(read.iter().zip(hashes)).find(|(_, (read, hash))| read != hash) {
-        refuse!("{}: was written to while it was read; begin again when it is whole", path.display());
+        bail_usage!("{}: was written to while it was read; begin again when it is whole", path.display());
     }
     let tokenizer = tokenizer.map(|tokenizer| tokenizer_key(tokenizer, cache.clock)).transpose()?;
     if let Sink::File(writer) = rows {
@@ -201,7 +201,7 @@ impl Files<'_> {
             Ok(Some(found)) => found,
             Ok(None) => return Ok(Found::Nothing),
             Err(Unusable::Because(why)) => return Ok(Found::Unusable(why)),
-            Err(Unusable::TooMany(rows)) => refuse!(
+            Err(Unusable::TooMany(rows)) => bail_usage!(
                 "{}: the index of {} takes more than the {} of memory that may be used: give fewer (max_samples), \
                  or raise host_memory if more is free",
                 self.path.display(),

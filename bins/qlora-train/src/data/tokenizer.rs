@@ -23,12 +23,12 @@ use super::messages::{Conversation, Message};
 use super::patterns::{Tokenizer, checked, may_cut};
 use super::side_files;
 use super::template::{Builtin, ChatTemplate, MAX_SOURCE_BYTES, MAX_TEXT_BYTES, Vocabulary};
+use crate::bail_usage;
 use crate::config::FALLBACK_TEMPLATE;
 use crate::error::{Context, Error, Result};
 use crate::files::hash::hex;
 use crate::files::json::read_bounded;
 use crate::files::regular::read_at_most;
-use crate::refuse;
 
 /// The names under which templates know the special tokens, as in `tokenizer_config.json`.
 const SPECIAL_TOKENS: [&str; 7] =
@@ -102,7 +102,7 @@ impl ChatTokenizer {
     fn open_with(dir: &Path, templates: Option<Templates>) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         if !path.is_file() {
-            refuse!(
+            bail_usage!(
                 "{}: not found; expected the model's tokenizer (a `tokenizer.json` file; `tokenizer.model` alone is not supported)",
                 path.display()
             );
@@ -122,7 +122,7 @@ impl ChatTokenizer {
             let Some((_, token)) = special.iter().find(|(key, _)| key == name) else { return Ok(None) };
             match tokenizer.token_to_id(token) {
                 Some(id) => Ok(Some(id)),
-                None => refuse!(
+                None => bail_usage!(
                     "{}: {name} is {token:?}, which is no token of {}; are both files of the same model?",
                     config_path.display(),
                     path.display()
@@ -393,7 +393,7 @@ impl ChatTokenizer {
     /// The text of a conversation, with the beginning of an answer where `open` says so. Errors: as of
     /// [`prompt`](Self::prompt).
     pub fn render(&self, messages: &[Message], open: bool) -> Result<String> {
-        let Some(template) = &self.template else { refuse!("{}", self.no_template()) };
+        let Some(template) = &self.template else { bail_usage!("{}", self.no_template()) };
         let turns: Vec<_> = messages.iter().map(Message::to_jinja).collect();
         template.render(&turns, open).usage_context(|| self.template_origin.clone())
     }
@@ -506,11 +506,11 @@ fn now() -> Zoned {
 fn read_config(path: &Path) -> Result<Map<String, Value>> {
     let name = path.display();
     if !path.is_file() {
-        refuse!("{name}: not found; expected the model's tokenizer settings (bos_token, eos_token, chat_template)");
+        bail_usage!("{name}: not found; expected the model's tokenizer settings (bos_token, eos_token, chat_template)");
     }
     match serde_json::from_slice(&read_bounded(path, MAX_CONFIG_BYTES)?).usage_context(|| name.to_string())? {
         Value::Object(map) => Ok(map),
-        other => refuse!("{name}: expected a JSON object, found {}", json::describe(&other)),
+        other => bail_usage!("{name}: expected a JSON object, found {}", json::describe(&other)),
     }
 }
 
@@ -521,7 +521,7 @@ fn special_token(path: &Path, config: &Map<String, Value>, name: &str) -> Result
         Some(Value::String(token)) => Ok(Some(token.clone())),
         Some(other) => match other.get("content").and_then(Value::as_str) {
             Some(token) => Ok(Some(token.to_owned())),
-            None => refuse!(
+            None => bail_usage!(
                 "{}: {name} is {}; expected a string or an object with `content`",
                 path.display(),
                 json::describe(other)
@@ -534,7 +534,7 @@ fn special_token(path: &Path, config: &Map<String, Value>, name: &str) -> Result
 fn read_template(path: &Path) -> Result<String> {
     let Some(bytes) = read_at_most(path, MAX_SOURCE_BYTES as u64)? else {
         let most = MAX_SOURCE_BYTES >> 10;
-        refuse!("{}: more than the {most} KiB that a chat template may have", path.display());
+        bail_usage!("{}: more than the {most} KiB that a chat template may have", path.display());
     };
     String::from_utf8(bytes).usage_context(|| format!("{}: cannot read", path.display()))
 }
@@ -549,11 +549,11 @@ fn panicked(path: &Path) -> Error {
 /// added tokens by itself, one behind the other.
 fn read_tokenizer(path: &Path, beside: &side_files::AddedTokens) -> Result<Tokenizer> {
     let Some(bytes) = read_at_most(path, MAX_TOKENIZER_BYTES)? else {
-        refuse!("{}: more than the {} MiB that a tokenizer has at most", path.display(), MAX_TOKENIZER_BYTES >> 20);
+        bail_usage!("{}: more than the {} MiB that a tokenizer has at most", path.display(), MAX_TOKENIZER_BYTES >> 20);
     };
     let parse = |bytes: &[u8]| -> Result<Tokenizer> {
         if let Err(why) = growth::check_added(bytes) {
-            refuse!("{}: {why}", path.display());
+            bail_usage!("{}: {why}", path.display());
         }
         let tokenizer = guarded(|| Tokenizer::from_bytes(bytes)).ok_or_else(|| panicked(path))?;
         tokenizer.usage_context(|| format!("{}: not a tokenizer", path.display()))
@@ -567,7 +567,7 @@ fn read_tokenizer(path: &Path, beside: &side_files::AddedTokens) -> Result<Token
         .and_then(|()| tokenizer.get_decoder().map_or(Ok(()), growth::check_decoder))
         .and_then(|()| growth::check_tokens(tokenizer.get_vocab(true).keys()));
     if let Err(why) = checked {
-        refuse!("{}: {why}", path.display());
+        bail_usage!("{}: {why}", path.display());
     }
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).usage_context(|| format!("{}: truncation", path.display()))?;
@@ -592,7 +592,7 @@ fn chosen_template(setting: &str, vocabulary: &Vocabulary) -> Result<(String, St
     }
     let path = Path::new(setting);
     if !path.is_file() {
-        refuse!(
+        bail_usage!(
             "chat_template: {setting:?} is neither a template's name ({}) nor a file; leave it out for the model's own",
             Builtin::offered()
         );
@@ -639,10 +639,10 @@ fn own_templates(dir: &Path, config_path: &Path, config: &Map<String, Value>) ->
             };
             let Some(default) = find("default") else {
                 let names: Vec<String> = named.iter().filter_map(|entry| text(entry, "name")).collect();
-                refuse!("{origin}: expected a template named default, found {names:?}; set `chat_template`")
+                bail_usage!("{origin}: expected a template named default, found {names:?}; set `chat_template`")
             };
             Ok(Templates { default: Some(default), tool_use: find("tool_use"), origin })
         }
-        Some(other) => refuse!("{origin} is {}; expected a string or named templates", json::describe(other)),
+        Some(other) => bail_usage!("{origin} is {}; expected a string or named templates", json::describe(other)),
     }
 }

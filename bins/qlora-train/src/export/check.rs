@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::logits::LogitChange;
 use crate::adapter::engines::{VLLM_RANKS, vllm_rank_flag};
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, Recipe, check_unchanged, read_tokens};
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, BaseQuantization, check_unchanged, read_tokens};
 use crate::arch::{Arch, Wrapper};
 use crate::base::Checkpoint;
 use crate::config::Settings;
@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::files::json::read_object;
 use crate::files::safetensors::TensorFile;
 use crate::lora::{ParamId, ParamKind};
-use crate::session::model_spec::recipe;
+use crate::session::model_spec::base_quantization;
 
 /// A program that serves adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl<'a> Subject<'a> {
         let (config_path, model_path) = (dir.join(ADAPTER_CONFIG), dir.join(ADAPTER_MODEL));
         if !config_path.exists() || !model_path.exists() {
             own?;
-            crate::refuse!("{}: found no adapter, expected {ADAPTER_CONFIG} and {ADAPTER_MODEL}", dir.display());
+            crate::bail_usage!("{}: found no adapter, expected {ADAPTER_CONFIG} and {ADAPTER_MODEL}", dir.display());
         }
         check_unchanged(dir)?;
         let (config, file) = (read_object(&config_path)?, TensorFile::open(&model_path)?);
@@ -113,10 +113,10 @@ impl<'a> Subject<'a> {
         let adapter = self.own.as_ref().ok()?;
         let in_16_bits = !read_object(&self.base_dir.join("config.json")).ok()?.contains_key("quantization_config");
         let held = match in_16_bits {
-            true => Recipe::NONE,
-            false => recipe(&Settings::default(), &Checkpoint::open(self.base_dir).ok()?),
+            true => BaseQuantization::NONE,
+            false => base_quantization(&Settings::default(), &Checkpoint::open(self.base_dir).ok()?),
         };
-        adapter.check_recipe(None, &held)
+        adapter.check_base_quantization(None, &held)
     }
 
     /// Adds the result for the logits of a prompt: if none changes, every engine would serve the base alone.

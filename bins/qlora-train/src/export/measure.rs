@@ -139,7 +139,7 @@ pub fn measure(
     let mut tokens = 0;
     for Model { name, weights, nf4: held } in models {
         let mut settings = settings.clone();
-        settings.quantization = if held { Quantization::Nf4 } else { Quantization::Off };
+        settings.quantization = if held { Quantization::Nf4 } else { Quantization::None };
         (settings.nf4_block_size, settings.double_quant) = (nf4.block_size, nf4.double_quant);
         let mut merging = match weights {
             Weights::Attached(_) => None,

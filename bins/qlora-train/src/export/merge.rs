@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::parts::{Part, check_together, side_files};
-use crate::adapter::{LoraPair, Recipe, TokenRows, WholeModule};
+use crate::adapter::{BaseQuantization, LoraPair, TokenRows, WholeModule};
+use crate::bail_usage;
 use crate::base::{BaseFingerprint, Checkpoint, Rewrite, Written, write_dense};
 use crate::error::{Context, Result};
 use crate::files::tensor::{HostTensor, StoredType, TensorData};
 use crate::files::units::format_bytes;
 use crate::lora::start::add_product;
-use crate::refuse;
 use crate::session::disk::free_bytes;
 use qlora_kernels::nf4::{Nf4Error, Nf4Matrix, Nf4Options};
 use serde_json::{Value, json};
@@ -98,7 +98,7 @@ pub fn merge(
     let mut work = Merging::new(checkpoint, parts, options.base, options.allow_other_base)?;
     let (needed, free) = (checkpoint.dense_bytes() + OVERHEAD, free_bytes(output));
     if let Some(free) = free.filter(|free| *free < needed) {
-        refuse!(
+        bail_usage!(
             "{}: {} are free on its file system, expected {} for the merged model: make room, or choose another output",
             output.display(),
             format_bytes(free),
@@ -158,7 +158,7 @@ impl<'a> Merging<'a> {
             whole.extend(adapter.whole_modules().context(shown)?);
             rows.extend(adapter.token_rows().context(shown)?);
             if arch.tie_word_embeddings && adapter.lora_spec().context(shown)?.untied {
-                refuse!(
+                bail_usage!(
                     "{}: holds an embedding and an output layer that differ, which are one tensor in {}: merge it with \
                      PEFT (`merge_and_unload`), which writes both",
                     part.dir.display(),
@@ -270,15 +270,15 @@ impl Rewrite for Merging<'_> {
     fn check_base(&mut self, fingerprint: &BaseFingerprint) -> Result<()> {
         let (arch, name) = (self.checkpoint.arch(), self.checkpoint.base_name());
         let held = match self.base {
-            MergeBase::Original => Recipe::NONE,
+            MergeBase::Original => BaseQuantization::NONE,
             MergeBase::Nf4(Nf4Options { block_size, double_quant }) => {
-                Recipe::nf4(block_size, double_quant, self.checkpoint.skipped_modules().len())
+                BaseQuantization::nf4(block_size, double_quant, self.checkpoint.skipped_modules().len())
             }
         };
         for part in &self.parts {
             let found = part.adapter.check_base(arch, fingerprint, name, self.allow_other_base);
             let mut found = found.context(|| part.shown())?;
-            found.extend(part.adapter.check_recipe(Some(fingerprint), &held));
+            found.extend(part.adapter.check_base_quantization(Some(fingerprint), &held));
             let named = |text: String| if self.parts.len() > 1 { format!("{}: {text}", part.shown()) } else { text };
             self.warnings.extend(found.into_iter().map(named));
         }

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::adapter::{ADAPTER_MODEL, Adapter, LoraPair, Recipe, TOKENIZER_FILES};
+use crate::adapter::{ADAPTER_MODEL, Adapter, BaseQuantization, LoraPair, TOKENIZER_FILES};
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::files::hash::file_hash;
 use crate::lora::LoraSpec;
-use crate::refuse;
 use qlora_kernels::nf4::Nf4Options;
 use serde_json::{Value, json};
 
@@ -35,7 +35,7 @@ impl<'a> Part<'a> {
         let own = LoraSpec::scale(pair.alpha, pair.r, self.adapter.config.use_rslora);
         let scale = (self.weight * own) as f32;
         if !scale.is_finite() {
-            refuse!(
+            bail_usage!(
                 "{}: {module}: found a scale of {scale} by a weight of {:?}, expected a finite one: give a smaller weight",
                 self.dir.display(),
                 self.weight
@@ -60,7 +60,7 @@ pub(super) fn check_together(parts: &[Part], allow_other_base: bool) -> Result<(
     for part in parts {
         let holds = part.adapter.lora_spec().context(|| part.shown())?.beside_plain_lora();
         if let Some(what) = holds {
-            refuse!(
+            bail_usage!(
                 "{}: holds {what}, expected plain LoRA in an adapter that is merged with a weight or with others: merge \
                  it alone and without one",
                 part.dir.display()
@@ -70,7 +70,7 @@ pub(super) fn check_together(parts: &[Part], allow_other_base: bool) -> Result<(
     let mut recorded = parts.iter().filter_map(|part| Some((part, part.adapter.base_fingerprint()?)));
     let Some((first, expected)) = recorded.next().filter(|_| !allow_other_base) else { return Ok(()) };
     if let Some((other, found)) = recorded.find(|(_, found)| *found != expected) {
-        refuse!(
+        bail_usage!(
             "{}: was trained on another base than {}: found the fingerprint {found}, expected {expected}: merge adapters \
              of one base, or give --allow-other-base: what they compute then differs from what they learned",
             other.dir.display(),
@@ -85,13 +85,15 @@ pub(super) fn check_together(parts: &[Part], allow_other_base: bool) -> Result<(
 pub fn trained_on(parts: &[Part]) -> Result<Option<Nf4Options>> {
     let mut agreed: Option<(&Part, Option<Nf4Options>)> = None;
     for part in parts {
-        let held = match part.adapter.recipe(&part.shown())? {
-            Some(Recipe::Nf4 { block_size, double_quant, .. }) => Some(Nf4Options { block_size, double_quant }),
-            Some(Recipe::None {}) => None,
+        let held = match part.adapter.base_quantization(&part.shown())? {
+            Some(BaseQuantization::Nf4 { block_size, double_quant, .. }) => {
+                Some(Nf4Options { block_size, double_quant })
+            }
+            Some(BaseQuantization::None {}) => None,
             None => continue,
         };
         match agreed {
-            Some((first, other)) if other != held => refuse!(
+            Some((first, other)) if other != held => bail_usage!(
                 "{}: was trained on a base held otherwise than that of {}: there is no one base to compare with or to \
                  dequantize; merge them into the 16-bit weights (`--base bf16`), without `--data`",
                 part.dir.display(),

@@ -11,8 +11,8 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::regular;
+use crate::bail_usage;
 use crate::error::{Context, Error, Result};
-use crate::refuse;
 
 /// Limit far above any real config.json or adapter_config.json.
 pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -21,7 +21,7 @@ pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     match regular::read_at_most(path, limit)? {
         Some(bytes) => Ok(bytes),
-        None => refuse!(
+        None => bail_usage!(
             "{}: found more than {limit} bytes, expected a file of at most that size; is it another file?",
             path.display()
         ),
@@ -33,7 +33,7 @@ pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let bytes = read_bounded(path, MAX_CONFIG_BYTES)?;
     match serde_json::from_slice(&bytes).usage_context(|| format!("{}: not valid JSON", path.display()))? {
         Value::Object(map) => Ok(map),
-        other => refuse!("{}: found {}, expected a JSON object", path.display(), shown(&other)),
+        other => bail_usage!("{}: found {}, expected a JSON object", path.display(), shown(&other)),
     }
 }
 

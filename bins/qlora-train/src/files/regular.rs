@@ -8,8 +8,8 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
+use crate::bail_usage;
 use crate::error::{Context, Result};
-use crate::refuse;
 
 fn name_of(found: FileType) -> &'static str {
     match found {
@@ -35,7 +35,7 @@ pub(crate) fn in_place_of(path: &Path) -> Option<&'static str> {
 /// True if a file is there. Refused: something else is.
 pub(crate) fn is_there(path: &Path) -> Result<bool> {
     if let Some(found) = in_place_of(path) {
-        refuse!("{}: found {found}, expected a file", path.display());
+        bail_usage!("{}: found {found}, expected a file", path.display());
     }
     Ok(path.symlink_metadata().is_ok())
 }

@@ -23,8 +23,8 @@ use super::file_state::FileState;
 use super::json::{UniqueKeys, at_key};
 use super::regular;
 use super::tensor::{Element, HostTensor, StoredType, TensorData};
+use crate::bail_usage;
 use crate::error::{Context, Error, Result};
-use crate::refuse;
 
 /// The limit of the safetensors format.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -99,7 +99,11 @@ impl TensorFile {
     /// The stored type of a tensor of this file, one of the three that weights may have.
     pub fn stored_type(&self, name: &str, info: &TensorInfo) -> Result<StoredType> {
         let Some(stored) = StoredType::from_dtype(info.dtype) else {
-            refuse!("{}: tensor `{name}`: found dtype {}, expected BF16, F16 or F32", self.path.display(), info.dtype);
+            bail_usage!(
+                "{}: tensor `{name}`: found dtype {}, expected BF16, F16 or F32",
+                self.path.display(),
+                info.dtype
+            );
         };
         Ok(stored)
     }
@@ -259,22 +263,24 @@ impl TensorFile {
 
 fn read_header(shown: &impl fmt::Display, file: &File, length: u64) -> Result<Vec<u8>> {
     if length < 8 {
-        refuse!("{shown}: found {length} bytes, expected a safetensors file: download it again");
+        bail_usage!("{shown}: found {length} bytes, expected a safetensors file: download it again");
     }
     let mut prefix = [0u8; 8];
     file.read_exact_at(&mut prefix, 0).usage_context(|| format!("{shown}: cannot be read"))?;
     if &prefix == b"version " {
-        refuse!("{shown}: found a Git LFS pointer, expected a safetensors file: fetch the weights with `git lfs pull`");
+        bail_usage!(
+            "{shown}: found a Git LFS pointer, expected a safetensors file: fetch the weights with `git lfs pull`"
+        );
     }
     let header_bytes = u64::from_le_bytes(prefix);
     if header_bytes > MAX_HEADER_BYTES {
-        refuse!(
+        bail_usage!(
             "{shown}: found a header length of {header_bytes} bytes, expected at most {MAX_HEADER_BYTES}: this is no \
              safetensors file, or a damaged one"
         );
     }
     if header_bytes > length - 8 {
-        refuse!(
+        bail_usage!(
             "{shown}: found {length} bytes in all, expected a header of {header_bytes} bytes and data after it: the \
              file is truncated, download it again"
         );
@@ -293,20 +299,20 @@ fn check_layout(shown: &impl fmt::Display, tensors: &BTreeMap<String, TensorInfo
         let (begin, end) = info.data_offsets;
         let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |n, &d| n.checked_mul(d));
         if end < begin || bits != (end - begin).checked_mul(8) {
-            refuse!(
+            bail_usage!(
                 "{shown}: tensor `{name}`: found data_offsets [{begin}, {end}], expected room for shape {:?} of {}",
                 info.shape,
                 info.dtype
             );
         }
         if begin != expected_begin {
-            refuse!(
+            bail_usage!(
                 "{shown}: tensor `{name}`: found data that begins at {begin}, expected {expected_begin}: the header has \
                  a hole or an overlap"
             );
         }
         if end as u64 > data_bytes {
-            refuse!(
+            bail_usage!(
                 "{shown}: tensor `{name}`: found {data_bytes} bytes of data in the file, expected at least {end}: the \
                  file is truncated, download it again"
             );
@@ -314,7 +320,7 @@ fn check_layout(shown: &impl fmt::Display, tensors: &BTreeMap<String, TensorInfo
         expected_begin = end;
     }
     if expected_begin as u64 != data_bytes {
-        refuse!(
+        bail_usage!(
             "{shown}: found {data_bytes} bytes of data, expected {expected_begin} by the header: the file is damaged, \
              download it again"
         );

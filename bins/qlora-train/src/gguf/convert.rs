@@ -5,8 +5,8 @@ use super::ensure;
 use super::ggml::{to_bf16_bytes, undo_interleaved_rows};
 use super::read::{Gguf, Tensor};
 use super::tokenizer;
+use crate::bail_usage;
 use crate::error::{Context, Error, Result};
-use crate::refuse;
 use safetensors::Dtype;
 use safetensors::tensor::View;
 use serde_json::json;
@@ -138,7 +138,7 @@ pub fn write_model_dir(gguf: &Gguf, base_name: &str, dir: &Path) -> Result<()> {
         views.push((hf_name.as_str(), Bf16View { tensor, rows: *rows }));
     }
     if let Some(unknown) = gguf.tensors.keys().find(|name| !expected.iter().any(|(known, ..)| known == *name)) {
-        refuse!("the tensor {unknown} has no place in a Llama without biases and rope factors");
+        bail_usage!("the tensor {unknown} has no place in a Llama without biases and rope factors");
     }
 
     let vocabulary = tokenizer::Vocabulary::from_gguf(gguf)?;

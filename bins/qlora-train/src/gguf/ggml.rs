@@ -11,8 +11,8 @@
 
 use super::ensure;
 use super::k_quants::{self, SUPER_BLOCK};
+use crate::bail_usage;
 use crate::error::{Error, Result};
-use crate::refuse;
 use half::{bf16, f16};
 
 const BLOCK: usize = 32;
@@ -42,7 +42,7 @@ impl GgmlType {
             13 => Self::Q5K,
             14 => Self::Q6K,
             30 => Self::Bf16,
-            other => refuse!(
+            other => bail_usage!(
                 "ggml type {other} is not supported (expected F32 0, F16 1, Q4_1 3, Q5_0 6, Q8_0 8, Q4_K 12, Q5_K 13, Q6_K \
                  14 or BF16 30)"
             ),

@@ -21,7 +21,7 @@ pub use write::{Entries, Entry, Header, TensorInfo, padding};
 macro_rules! ensure {
     ($condition:expr, $($message:tt)*) => {
         if !$condition {
-            $crate::refuse!($($message)*)
+            $crate::bail_usage!($($message)*)
         }
     };
 }

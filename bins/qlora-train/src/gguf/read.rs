@@ -7,8 +7,8 @@
 
 use super::ensure;
 use super::ggml::GgmlType;
+use crate::bail_usage;
 use crate::error::{Context, Error, Result};
-use crate::refuse;
 use std::collections::BTreeMap;
 
 const VERSION: u32 = 3;
@@ -69,7 +69,7 @@ impl<'a> Gguf<'a> {
         let alignment = match metadata.get("general.alignment") {
             None => DEFAULT_ALIGNMENT,
             Some(Value::Unsigned(value)) if value.is_power_of_two() => *value,
-            Some(other) => refuse!("general.alignment is {other:?} (expected a power of two)"),
+            Some(other) => bail_usage!("general.alignment is {other:?} (expected a power of two)"),
         };
         let data_start = (reader.position as u64).checked_next_multiple_of(alignment);
         let data_start = data_start.ok_or_else(|| Error::Refused("general.alignment overflows".to_owned()))?;
@@ -91,7 +91,7 @@ impl<'a> Gguf<'a> {
     pub fn string(&self, key: &str) -> Result<&str> {
         match self.get(key)? {
             Value::String(text) => Ok(text),
-            other => refuse!("{key} is {} (expected a string)", other.summary()),
+            other => bail_usage!("{key} is {} (expected a string)", other.summary()),
         }
     }
 
@@ -99,7 +99,7 @@ impl<'a> Gguf<'a> {
         match self.get(key)? {
             Value::Unsigned(value) => Ok(*value),
             Value::Signed(value) if *value >= 0 => Ok(*value as u64),
-            other => refuse!("{key} is {} (expected an integer that is not negative)", other.summary()),
+            other => bail_usage!("{key} is {} (expected an integer that is not negative)", other.summary()),
         }
     }
 
@@ -108,17 +108,17 @@ impl<'a> Gguf<'a> {
         let value = match self.get(key)? {
             Value::Float32(value) => value.to_string().parse::<f64>().usage_context(|| key.to_owned())?,
             Value::Float64(value) => *value,
-            other => refuse!("{key} is {} (expected a floating-point number)", other.summary()),
+            other => bail_usage!("{key} is {} (expected a floating-point number)", other.summary()),
         };
         ensure!(value.is_finite() && value > 0.0, "{key} is {value} (expected a positive number)");
         Ok(value)
     }
 
     pub fn strings(&self, key: &str) -> Result<Vec<&str>> {
-        let Value::Array(values) = self.get(key)? else { refuse!("{key} is not an array") };
+        let Value::Array(values) = self.get(key)? else { bail_usage!("{key} is not an array") };
         let as_text = |value: &'_ Value| match value {
             Value::String(_) => Ok(()),
-            other => refuse!("{key} holds {} (expected strings only)", other.summary()),
+            other => bail_usage!("{key} holds {} (expected strings only)", other.summary()),
         };
         values.iter().try_for_each(as_text)?;
         Ok(values
@@ -128,13 +128,13 @@ impl<'a> Gguf<'a> {
     }
 
     pub fn integers(&self, key: &str) -> Result<Vec<i64>> {
-        let Value::Array(values) = self.get(key)? else { refuse!("{key} is not an array") };
+        let Value::Array(values) = self.get(key)? else { bail_usage!("{key} is not an array") };
         values
             .iter()
             .map(|value| match value {
                 Value::Unsigned(value) => i64::try_from(*value).usage_context(|| format!("{key} holds {value}")),
                 Value::Signed(value) => Ok(*value),
-                other => refuse!("{key} holds {} (expected integers only)", other.summary()),
+                other => bail_usage!("{key} holds {} (expected integers only)", other.summary()),
             })
             .collect()
     }
@@ -230,7 +230,7 @@ impl<'a> Reader<'a> {
             7 => match self.array()? {
                 [0] => Value::Bool(false),
                 [1] => Value::Bool(true),
-                [other] => refuse!("a boolean is {other} (expected 0 or 1)"),
+                [other] => bail_usage!("a boolean is {other} (expected 0 or 1)"),
             },
             8 => Value::String(self.string()?),
             9 => {
@@ -245,7 +245,7 @@ impl<'a> Reader<'a> {
             10 => Value::Unsigned(self.u64()?),
             11 => Value::Signed(i64::from_le_bytes(self.array()?)),
             12 => Value::Float64(f64::from_le_bytes(self.array()?)),
-            other => refuse!("unknown metadata type {other} (expected 0 to 12)"),
+            other => bail_usage!("unknown metadata type {other} (expected 0 to 12)"),
         })
     }
 

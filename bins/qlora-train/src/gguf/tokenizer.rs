@@ -2,8 +2,8 @@
 
 use super::ensure;
 use super::read::{Gguf, Value};
+use crate::bail_usage;
 use crate::error::Result;
-use crate::refuse;
 use serde_json::{Map, Value as Json, json};
 use std::collections::HashSet;
 
@@ -49,7 +49,7 @@ impl<'a> Vocabulary<'a> {
         let merges = gguf.strings("tokenizer.ggml.merges")?;
         ensure!(kinds.len() == tokens.len(), "{} tokens, but {} token types", tokens.len(), kinds.len());
         if let Some(kind) = kinds.iter().find(|kind| ![NORMAL, CONTROL, USER_DEFINED].contains(kind)) {
-            refuse!("tokenizer.ggml.token_type holds {kind} (expected 1 normal, 3 control or 4 user-defined)");
+            bail_usage!("tokenizer.ggml.token_type holds {kind} (expected 1 normal, 3 control or 4 user-defined)");
         }
         let known: HashSet<&str> = tokens.iter().copied().collect();
         ensure!(known.len() == tokens.len(), "tokenizer.ggml.tokens holds a token twice");

@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::hash::BlobName;
 use super::listing::{Listing, MAX_LISTING_BYTES, is_commit};
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::files::dir::unique;
 use crate::files::json::read_bounded;
-use crate::refuse;
 
 /// Limit far above the length of a commit's name.
 const MAX_REFERENCE_BYTES: u64 = 4096;
@@ -126,7 +126,10 @@ impl Folder {
         if reference.is_file() {
             let text = String::from_utf8_lossy(&read_bounded(&reference, MAX_REFERENCE_BYTES)?).trim().to_owned();
             if text.is_empty() || !text.chars().all(|c| c.is_ascii_alphanumeric()) {
-                refuse!("{}: found {text:?}, expected the name of a commit: download it again", reference.display());
+                bail_usage!(
+                    "{}: found {text:?}, expected the name of a commit: download it again",
+                    reference.display()
+                );
             }
             return Ok(Some(text));
         }

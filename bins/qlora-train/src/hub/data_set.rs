@@ -12,9 +12,9 @@ use super::infer;
 use super::listing::Listing;
 use super::splits::{Chosen, Splits};
 use super::store::Store;
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::files::json::read_bounded;
-use crate::refuse;
 use crate::report::{status, warning};
 
 const CARD: &str = "README.md";
@@ -43,14 +43,14 @@ pub fn find_data_set(environment: &Environment, asked: &DataSetId) -> Result<Dat
     let name = &asked.id.name;
     let what = || format!("{name}: has no files of rows that are read here");
     if let Some(revision) = &asked.id.revision {
-        refuse!("{} at {revision} (JSON Lines, JSON, Parquet, Arrow, CSV)", what());
+        bail_usage!("{} at {revision} (JSON Lines, JSON, Parquet, Arrow, CSV)", what());
     }
     status!("{}; looking for the hub's own conversion", what());
     let converted = HubId { name: name.clone(), revision: Some(CONVERTED.to_owned()) };
     let files = of_revision(environment, &converted, part, true);
     match files.map_err(|error| error.usage_hint(|| format!("{}, which would have been taken first", what())))? {
         Some(files) => Ok(files),
-        None => refuse!("{}, and the hub made none of it (branch {CONVERTED})", what()),
+        None => bail_usage!("{}, and the hub made none of it (branch {CONVERTED})", what()),
     }
 }
 
@@ -87,11 +87,11 @@ fn of_revision(
     }
     let chosen = match splits.choose(part) {
         Ok(chosen) => chosen,
-        Err(why) => refuse!("{}: {why} (as in {}:NAME)", id.name, id.name),
+        Err(why) => bail_usage!("{}: {why} (as in {}:NAME)", id.name, id.name),
     };
     let Chosen { training, validation } = &chosen;
     if let Some(partial) = training.iter().find(|file| converted && file.contains(PARTIAL)) {
-        refuse!(
+        bail_usage!(
             "{}: the hub made {partial} of its first rows only; download the data set with \
              `hf download --repo-type dataset {}` and give its files",
             id.name,
@@ -105,7 +105,7 @@ fn of_revision(
     let names: Vec<String> = training.iter().chain(validation).cloned().collect();
     let folder = store.ensure(&listing, &names)?;
     if is_certain {
-        store.settle(folder, &listing);
+        store.keep_answer(folder, &listing);
     }
     let snapshot = folder.snapshot(&listing.commit);
     let paths = |names: &[String]| names.iter().map(|name| snapshot.join(name)).collect();
@@ -117,7 +117,7 @@ fn of_revision(
 fn as_found(store: &Store, commit: &str) -> Result<Listing> {
     match store.folder_with(commit) {
         Some(folder) => folder.found(commit),
-        None => refuse!("{}: the cache has no files of commit {}", store.name(), short(commit)),
+        None => bail_usage!("{}: the cache has no files of commit {}", store.name(), short(commit)),
     }
 }
 
@@ -132,7 +132,7 @@ fn by_card(store: &Store, listing: &Listing) -> Result<Splits> {
     };
     match Splits::new(&listing.names(), configs.as_deref()) {
         Ok(splits) => Ok(splits),
-        Err(why) => refuse!("{}: {CARD}: {why}", store.name()),
+        Err(why) => bail_usage!("{}: {CARD}: {why}", store.name()),
     }
 }
 
@@ -157,7 +157,7 @@ fn check_shards<'a>(store: &Store, listing: &Listing, files: impl Iterator<Item 
         }
     }
     match found.iter().find(|((_, expected), files)| files.len() < *expected) {
-        Some(((head, expected), files)) => refuse!(
+        Some(((head, expected), files)) => bail_usage!(
             "{}: found {} of the {expected} files {head}-*-of-* at {}, expected all of them; download it again",
             store.name(),
             files.len(),

@@ -9,9 +9,9 @@ use std::time::Duration;
 use super::address::Address;
 use super::cache::Kind;
 use super::commits::HubCommit;
+use crate::bail_usage;
 use crate::error::Result;
 use crate::files::regular::read_at_most;
-use crate::refuse;
 
 const ENDPOINT: &str = "HF_ENDPOINT";
 pub(super) const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
@@ -33,7 +33,7 @@ impl Token {
     fn of(text: &str, place: &str) -> Result<Option<Self>> {
         let text = text.trim();
         if !text.chars().all(|c| c.is_ascii_graphic()) {
-            refuse!("{place}: found characters that no token has; expected one line, as the hub shows it");
+            bail_usage!("{place}: found characters that no token has; expected one line, as the hub shows it");
         }
         Ok((!text.is_empty()).then(|| Self(text.to_owned())))
     }
@@ -155,11 +155,13 @@ impl Environment {
         match Address::parse(text) {
             Some(address) => Ok(address),
             // A password is not shown.
-            None if text.contains('@') => refuse!(
+            None if text.contains('@') => bail_usage!(
                 "{ENDPOINT}: found an address with a name or a password in it, expected one without, such as \
                  {DEFAULT_ENDPOINT}; the token says who asks"
             ),
-            None => refuse!("{ENDPOINT}: found {text:?}, expected the address of a hub, such as {DEFAULT_ENDPOINT}"),
+            None => {
+                bail_usage!("{ENDPOINT}: found {text:?}, expected the address of a hub, such as {DEFAULT_ENDPOINT}")
+            }
         }
     }
 
@@ -174,7 +176,7 @@ impl Environment {
         let (least, most) = TIMEOUT_SECONDS;
         match text.trim().parse::<f64>() {
             Ok(seconds) if (least..=most).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-            _ => refuse!("{TIMEOUT}: found {text:?}, expected seconds from {least} to {most}"),
+            _ => bail_usage!("{TIMEOUT}: found {text:?}, expected seconds from {least} to {most}"),
         }
     }
 
@@ -186,7 +188,7 @@ impl Environment {
         let Some(file) = self.token_files.iter().find(|file| file.is_file()) else { return Ok(None) };
         let name = file.display().to_string();
         let Some(bytes) = read_at_most(file, MAX_TOKEN_BYTES)? else {
-            refuse!("{name}: found more than {MAX_TOKEN_BYTES} bytes, expected a token of the hub");
+            bail_usage!("{name}: found more than {MAX_TOKEN_BYTES} bytes, expected a token of the hub");
         };
         Token::of(&String::from_utf8_lossy(&bytes), &name)
     }

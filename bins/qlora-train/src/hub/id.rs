@@ -5,8 +5,8 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
+use crate::bail_usage;
 use crate::error::Result;
-use crate::refuse;
 
 /// Limit on the length of revisions and parts.
 const MAX_NAME_BYTES: usize = 200;
@@ -67,11 +67,11 @@ impl HubId {
     pub fn at(self, revision: Option<&str>) -> Result<Self> {
         let Some(given) = revision else { return Ok(self) };
         if !is_revision(given) {
-            refuse!("{}: found revision {given:?}, expected a branch, tag or commit", self.name);
+            bail_usage!("{}: found revision {given:?}, expected a branch, tag or commit", self.name);
         }
         match &self.revision {
             Some(own) if own != given => {
-                refuse!(
+                bail_usage!(
                     "{}@{own}: found revision {given:?} beside it, expected one revision: keep one of them",
                     self.name
                 )
@@ -112,13 +112,13 @@ impl DataSetId {
         if let Some(part) = part
             && (!is_inner_path(part) || (part.ends_with(']') && !is_file_pattern(part)))
         {
-            refuse!(
+            bail_usage!(
                 "{text}: found {part:?} behind the name of a data set, expected a split such as `{name}:train`, a subset \
                  and a split such as `{name}:main/train`, or some of their rows such as `{name}:train[:1000]`"
             );
         }
         let rows = match rows.map(|inside| (inside, Slice::parse(inside))) {
-            Some((inside, None)) => refuse!(
+            Some((inside, None)) => bail_usage!(
                 "{text}: found [{inside}], expected rows such as [:1000], [1000:2000] or [10%:], counted from the first"
             ),
             Some((_, rows)) => rows,

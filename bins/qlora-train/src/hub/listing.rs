@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::hash::BlobName;
 use super::license::License;
+use crate::bail_usage;
 use crate::error::{Context, Result};
-use crate::refuse;
 
 /// Beyond this many files the hub's own answer is cut.
 pub(super) const MAX_FILES: usize = 50_000;
@@ -88,10 +88,10 @@ impl Listing {
     /// Refused: names or numbers that no repository has.
     pub fn check(&self, whose: &str) -> Result<()> {
         if !is_commit(&self.commit) {
-            refuse!("{whose}: the hub names the commit {:?}, expected 40 hexadecimal digits", shown(&self.commit));
+            bail_usage!("{whose}: the hub names the commit {:?}, expected 40 hexadecimal digits", shown(&self.commit));
         }
         if self.files.len() > MAX_FILES {
-            refuse!(
+            bail_usage!(
                 "{whose}: the hub lists {} files, expected at most {MAX_FILES}; download the ones that you need with \
                  `hf download` and give their paths",
                 self.files.len()
@@ -100,13 +100,16 @@ impl Listing {
         let mut names = BTreeSet::new();
         for file in &self.files {
             if !is_safe(&file.name) {
-                refuse!("{whose}: the hub lists a file {:?}, expected a path inside the repository", shown(&file.name));
+                bail_usage!(
+                    "{whose}: the hub lists a file {:?}, expected a path inside the repository",
+                    shown(&file.name)
+                );
             }
             if !names.insert(file.name.as_str()) {
-                refuse!("{whose}: the hub lists {:?} twice, expected each file once", file.name);
+                bail_usage!("{whose}: the hub lists {:?} twice, expected each file once", file.name);
             }
             if file.blob.as_ref().is_some_and(|blob| !blob.is_valid()) {
-                refuse!("{whose}: {:?} has a hash that is none", file.name);
+                bail_usage!("{whose}: {:?} has a hash that is none", file.name);
             }
         }
         Ok(())

@@ -11,9 +11,9 @@ use super::environment::Environment;
 use super::id::HubId;
 use super::listing::Listing;
 use super::store::Store;
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::files::json::read_bounded;
-use crate::refuse;
 use crate::report::warning;
 
 const CONFIG: &str = "config.json";
@@ -90,7 +90,7 @@ pub fn find_model(environment: &Environment, id: &HubId, need: Need) -> Result<P
         }
         folder = store.ensure(&listing, &names)?;
     }
-    store.settle(folder, &listing);
+    store.keep_answer(folder, &listing);
     store.ensure_beside(folder, &listing, LICENSE);
     Ok(folder.snapshot(&listing.commit))
 }
@@ -103,12 +103,12 @@ fn check_kind(listing: &Listing, id: &HubId) -> Result<()> {
     }
     let (name, commit) = (&id.name, short(&listing.commit));
     if has("adapter_config.json") {
-        refuse!(
+        bail_usage!(
             "{name}: holds an adapter at {commit} and no model; download it with `hf download {name} --local-dir DIR`, \
              and give DIR as the adapter"
         );
     }
-    refuse!("{name}: has no {CONFIG} at {commit}, expected a model in Hugging Face format{}", instead(listing))
+    bail_usage!("{name}: has no {CONFIG} at {commit}, expected a model in Hugging Face format{}", instead(listing))
 }
 
 /// Refuses a repository without weights that are read here.
@@ -116,7 +116,7 @@ fn check_weights(listing: &Listing, id: &HubId) -> Result<()> {
     if listing.find(INDEX).is_some() {
         return Ok(());
     }
-    refuse!(
+    bail_usage!(
         "{}: has neither {SINGLE} nor {INDEX} at {}, expected weights in safetensors{}",
         id.name,
         short(&listing.commit),
@@ -144,11 +144,11 @@ fn named_shards(index: &Path) -> Result<Option<BTreeSet<String>>> {
 /// The shards of an index, which must all be in the repository.
 fn shards(index: &Path, listing: &Listing, id: &HubId) -> Result<Vec<String>> {
     let Some(shards) = named_shards(index).context(|| id.name.clone())? else {
-        refuse!("{}: not an index of shards (an object with `weight_map`: tensor → file)", index.display());
+        bail_usage!("{}: not an index of shards (an object with `weight_map`: tensor → file)", index.display());
     };
     let names: HashSet<&str> = listing.names().into_iter().collect();
     if let Some(missing) = shards.iter().find(|shard| !names.contains(shard.as_str())) {
-        refuse!(
+        bail_usage!(
             "{}: {INDEX} names {missing:?}, which the repository does not have at {}; choose another revision",
             id.name,
             short(&listing.commit)

@@ -10,9 +10,9 @@ use super::download::download;
 use super::environment::{Environment, shown};
 use super::id::HubId;
 use super::listing::{File, Listing, is_commit};
+use crate::bail_usage;
 use crate::error::{Error, Result};
 use crate::files::units::format_bytes;
-use crate::refuse;
 use crate::report::{Bars, count, detail, status, warning};
 
 pub(super) struct Store<'a> {
@@ -163,11 +163,11 @@ impl<'a> Store<'a> {
             return Ok(folder);
         }
         let Some(folder) = self.folders.first() else {
-            refuse!("{}: found no place for downloads, expected HF_HOME or HOME to be set", self.subject);
+            bail_usage!("{}: found no place for downloads, expected HF_HOME or HOME to be set", self.subject);
         };
         let missing: Vec<&File> = files.into_iter().filter(|&file| lacks(folder, file)).collect();
         if let Some(variable) = self.environment.offline {
-            refuse!(
+            bail_usage!(
                 "{}: the cache lacks {} of commit {} ({}); {variable} keeps the hub from being asked: unset it",
                 self.subject,
                 some(&missing),
@@ -242,7 +242,7 @@ impl<'a> Store<'a> {
         let free = status.f_bavail.saturating_mul(status.f_frsize);
         // Some network file systems do not report it.
         if status.f_blocks > 0 && needed > free {
-            refuse!(
+            bail_usage!(
                 "{}: {} are to be downloaded into {}, where {} are free: make room, or set HF_HOME to another place",
                 self.subject,
                 format_bytes(needed),
@@ -255,7 +255,7 @@ impl<'a> Store<'a> {
 
     /// Keeps the hub's answer once the files are there, so that the next run need not ask. A cache that cannot be
     /// written works without it.
-    pub fn settle(&self, folder: &Folder, listing: &Listing) {
+    pub fn keep_answer(&self, folder: &Folder, listing: &Listing) {
         if self.is_offline() {
             return;
         }

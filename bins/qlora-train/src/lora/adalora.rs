@@ -7,7 +7,7 @@
 //! that average. The score of a triplet is the score of its value of E plus the mean scores of its row and its column.
 
 use super::param_id::ParamKind;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use rayon::prelude::*;
 use std::f64::consts::TAU;
 
@@ -53,9 +53,9 @@ pub enum Phase {
     /// Importance is counted, and all but this many triplets are cut. They may return later.
     Cut(usize),
     /// All but this many triplets are cut for good.
-    Settle(usize),
+    Finalize(usize),
     /// Triplets that were cut are cut again, as the update has changed them.
-    Settled,
+    Final,
 }
 
 impl AdaLora {
@@ -78,7 +78,7 @@ impl AdaLora {
     pub fn phase(&self, step: u64, triplets: usize, terms: usize) -> Phase {
         let (target, Some(last)) = (self.target_r * terms, self.last_cut()) else { return Phase::Count };
         if step >= last {
-            return if step == last { Phase::Settle(target) } else { Phase::Settled };
+            return if step == last { Phase::Finalize(target) } else { Phase::Final };
         }
         if step <= self.tinit || !step.is_multiple_of(self.delta_t) {
             return Phase::Count;
@@ -90,7 +90,7 @@ impl AdaLora {
 }
 
 /// Initial values of A or B.
-pub fn initial(mut stream: Stream, len: usize) -> Vec<f32> {
+pub fn initial(mut stream: RngStream, len: usize) -> Vec<f32> {
     let mut values = Vec::with_capacity(len + 1);
     while values.len() < len {
         // Box-Muller transform: two normal numbers from two uniform ones
@@ -102,7 +102,7 @@ pub fn initial(mut stream: Stream, len: usize) -> Vec<f32> {
     values
 }
 
-/// Importance of a tensor's values. Empty before the first step, and once the ranks are settled.
+/// Importance of a tensor's values. Empty before the first step, and once the ranks are final.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Importance {
     pub mean: Vec<f32>,
@@ -139,7 +139,7 @@ pub struct Triplets {
     pub a: Importance,
     pub b: Importance,
     pub e: Importance,
-    /// `[r]`: 1 for a triplet that is kept, 0 for one that is cut. Empty before the ranks are settled.
+    /// `[r]`: 1 for a triplet that is kept, 0 for one that is cut. Empty before the ranks are final.
     pub kept: Vec<f32>,
 }
 
@@ -183,8 +183,8 @@ impl Triplets {
         ]
     }
 
-    /// Settles the ranks: importance is no longer counted.
-    pub fn settle(&mut self, kept: Vec<f32>) {
+    /// Makes the ranks final: importance is no longer counted.
+    pub fn finalize(&mut self, kept: Vec<f32>) {
         *self = Self { kept, ..Self::default() };
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::config::InitLora;
 use nalgebra::DMatrix;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use rayon::prelude::*;
 
 /// A pair of factors: A `[r, K]` and B `[N, r]`.
@@ -30,7 +30,7 @@ pub fn factors(
     [n, k]: [usize; 2],
     r: usize,
     scale: f32,
-    stream: Stream,
+    stream: RngStream,
 ) -> Option<Factors> {
     let weight = Weight { data: weight, n, k };
     Some(match init {
@@ -115,7 +115,7 @@ fn olora(weight: &Weight, r: usize) -> Factors {
 /// B = U · √(S / scale) and A = √(S / scale) · Vᵀ of the r largest singular values, found by subspace iteration: with
 /// `sweeps` sweeps from r random columns, as torch's `svd_lowrank`; without a number, from more columns, until they are
 /// settled.
-fn pissa(weight: &Weight, r: usize, scale: f32, sweeps: Option<usize>, mut stream: Stream) -> Factors {
+fn pissa(weight: &Weight, r: usize, scale: f32, sweeps: Option<usize>, mut stream: RngStream) -> Factors {
     let &Weight { n, k, .. } = weight;
     let q = match sweeps {
         Some(_) => r,

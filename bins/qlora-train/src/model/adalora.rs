@@ -83,7 +83,7 @@ impl<B: Backend> Llama<B> {
             Phase::Cut(budget) => {
                 self.cut_to(b, budget)?;
             }
-            Phase::Settle(budget) => {
+            Phase::Finalize(budget) => {
                 let kept = self.cut_to(b, budget)?;
                 let ranks: Vec<usize> =
                     kept.iter().map(|kept| kept.iter().map(|&x| x as usize).sum::<usize>()).collect();
@@ -94,9 +94,9 @@ impl<B: Backend> Llama<B> {
                     ranks.iter().max().unwrap_or(&0)
                 );
                 let factors = terms(&mut self.layers).filter_map(|lora| lora.factors.as_mut());
-                factors.zip(kept).for_each(|(factors, kept)| factors.triplets.settle(kept));
+                factors.zip(kept).for_each(|(factors, kept)| factors.triplets.finalize(kept));
             }
-            Phase::Settled => {
+            Phase::Final => {
                 for RankFactors { e, triplets } in terms(&mut self.layers).filter_map(|lora| lora.factors.as_mut()) {
                     keep(b, e, &triplets.kept)?;
                 }

@@ -68,6 +68,25 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
+    /// A model that is not trained, with all weights on the device, for a row of `tokens` tokens.
+    pub fn new(lora: LoraSpec, arch: Arch, quantization: Quantization, tokens: usize) -> Self {
+        Self {
+            arch,
+            quantization,
+            lora,
+            trainable: false,
+            states: StateFormat::F32,
+            optimizer_on_host: OptimizerOnHost::default(),
+            activations: Vec::new(),
+            residency: Vec::new(),
+            token_tile: None,
+            tokens,
+            positions: tokens,
+            prompts: Prompts::default(),
+            seed: 0,
+        }
+    }
+
     /// With room in batches and rows for the prompts of a run, and their answers.
     pub fn with_prompts(self, prompts: Prompts) -> Self {
         let longest = prompts.longest();
@@ -200,9 +219,9 @@ pub trait Source {
     /// Storage of a tensor.
     fn stored(&self, name: &str) -> StoredType;
     fn read(&mut self, name: &str) -> Result<HostTensor>;
-    /// Format in which a linear weight is held, where its source decides it: as a quantized checkpoint stores it.
+    /// Format in which a linear weight is resident, where its source decides it: as a quantized checkpoint stores it.
     /// `None`: as [`ModelSpec::quantization`] says.
-    fn held(&self, _name: &str) -> Option<Quantization> {
+    fn resident_as(&self, _name: &str) -> Option<Quantization> {
         None
     }
     /// A linear weight, in NF4 where the source stores it so.
@@ -217,7 +236,7 @@ pub trait Source {
     fn rows_on_disk(&mut self, name: &str) -> Result<RowsOnDisk> {
         Err(Error::Failed(format!("{name}: is not in a file")))
     }
-    /// A linear weight that stays in its file; asked only of one that is [held](Self::held) in NF4.
+    /// A linear weight that stays in its file; asked only of one that is [resident](Self::resident_as) in NF4.
     fn on_disk(&mut self, name: &str) -> Result<Nf4OnDisk> {
         Err(Error::Failed(format!("{name}: is not in a file")))
     }
@@ -497,9 +516,9 @@ fn build_group<B: Backend>(
         let (n, k) = projection.shape(arch);
         let name = arch.weight_name(layer, projection);
         let stored = source.stored(&name);
-        let held = source.held(&name);
-        let quantization = held.unwrap_or(spec.quantization);
-        let weight = match (held, quantization) {
+        let resident_as = source.resident_as(&name);
+        let quantization = resident_as.unwrap_or(spec.quantization);
+        let weight = match (resident_as, quantization) {
             (Some(Quantization::Nf4 { .. }), _) if spec.residency_of(layer) == Residency::Disk => {
                 backend.weight_on_disk(&name, n, k, quantization, layer, &mut || source.on_disk(&name))?
             }

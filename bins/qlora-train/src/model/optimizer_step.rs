@@ -5,6 +5,7 @@ pub use super::reduction::reduce_bytes;
 use super::reduction::{AfterLayer, summed};
 use crate::backend::{Backend, Batch, ParamUpdate, StepPart, TraceMode, clip};
 use crate::comm::{Communicator, Signs, SingleProcess};
+use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::lora::ParamKind;
 use crate::model::Llama;
@@ -39,6 +40,20 @@ impl Hyperparameters {
         epsilon: 1.0,
         max_grad_norm: 0.0,
     };
+
+    /// Those of a run whose rates no longer depend on the size of its model: [`Settings::resolve`] wrote them down.
+    pub fn of(settings: &Settings) -> Self {
+        let (learning_rate_a, learning_rate_b) = settings.learning_rates_for(0);
+        Self {
+            learning_rate_a,
+            learning_rate_b,
+            weight_decay: settings.weight_decay,
+            beta1: settings.adam_beta1,
+            beta2: settings.adam_beta2,
+            epsilon: settings.adam_epsilon,
+            max_grad_norm: settings.max_grad_norm,
+        }
+    }
 }
 
 /// Outcome of one optimizer step.

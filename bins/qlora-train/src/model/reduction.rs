@@ -116,19 +116,19 @@ fn on_device<B: Backend>(
         let mut others = Watched::new(&mut *comm);
         let sum = backend.begin_sum(model.tensors(layer..begun, false), &mut others);
         (begun, values) = (layer, 0);
-        others.settled(sum)
+        others.explain(sum)
     };
     let own = work(backend, model, &mut after_layer);
     let done = own.and_then(|own| {
         let mut others = Watched::new(&mut *comm);
         let sum = backend.begin_sum(model.tensors(0..begun, true), &mut others);
-        others.settled(sum)?;
+        others.explain(sum)?;
         // All meet before anyone waits for the GPUs: a rank that does not come is named.
         let mut totals = [loss + own];
         comm.all_reduce_sum(&mut [], &mut totals)?;
         let mut others = Watched::new(&mut *comm);
         let sums = backend.finish_sums(model.tensors(0..layers, true), &mut others);
-        others.settled(sums)?;
+        others.explain(sums)?;
         Ok(totals[0])
     });
     if done.is_err() {

@@ -139,7 +139,7 @@ impl<B: Backend> Llama<B> {
             }
             let next = waiting.len().checked_sub(1).map(|below| &self.layers[below]);
             self.use_weights(b, waiting.len(), next)?;
-            b.enter(Scope::Layer(waiting.len()));
+            b.enter_scope(Scope::Layer(waiting.len()));
             let layer = &mut self.layers[waiting.len()];
             let (attention, mlp) = match block {
                 Some(Block { attention, mlp }) => (attention, Some(mlp)),
@@ -151,7 +151,7 @@ impl<B: Backend> Llama<B> {
             after_layer(b, self, waiting.len())?;
         }
         if self.embedding.param().is_some() {
-            b.enter(Scope::Input);
+            b.enter_scope(Scope::Input);
             let scale = self.spec.arch.multipliers.stream_scale(|x| b.rounded(x));
             b.run(pass.all(), Op::EmbedBackward { dout: &d_stream, scale, table: &mut self.embedding })?;
         }
@@ -230,14 +230,14 @@ impl<B: Backend> Llama<B> {
         mut keep: impl FnMut(&mut B, B::Buffer, Option<Block<B>>) -> Result<()>,
     ) -> Result<(B::Buffer, Option<B::Buffer>)> {
         b.prefetch_weights(self.layers[0].groups())?;
-        b.enter(Scope::Input);
+        b.enter_scope(Scope::Input);
         let mut stream = b.alloc("residual stream", pass.hidden)?;
         let scale = self.spec.arch.multipliers.stream_scale(|x| b.rounded(x));
         b.run(pass.all(), Op::Embed { table: &self.embedding, scale, out: &mut stream })?;
         let mut normed = None;
         for (index, layer) in self.layers.iter().enumerate() {
             self.use_weights(b, index, self.layers.get(index + 1))?;
-            b.enter(Scope::Layer(index));
+            b.enter_scope(Scope::Layer(index));
             let pass = &Pass { end: if keeps(index) { MemoryEnd::Low } else { MemoryEnd::High }, ..*pass };
             let cache = past.as_mut().map(|past| (&mut past.layers[index], past.view));
             let mut attention = attend(b, layer, pass, &stream, normed.take(), cache)?;
@@ -256,7 +256,7 @@ impl<B: Backend> Llama<B> {
             let mut next = None;
             let room = self.layers.get(index + 1).map_or(0, |next| b.room_for_s(&next.qkv));
             for tokens in pass.tiles() {
-                b.enter(Scope::Layer(index));
+                b.enter_scope(Scope::Layer(index));
                 let mut mlp = match kept.take() {
                     Some(mlp) => mlp,
                     None => Mlp::of_tile(b, layer, pass, &tokens)?,
@@ -268,7 +268,7 @@ impl<B: Backend> Llama<B> {
                     linear(b, &tokens, &activated, mlp.s_down.as_ref(), &layer.down, out)?;
                 }
                 drop(activated);
-                b.enter(after);
+                b.enter_scope(after);
                 let next = whole(b, MemoryEnd::Low, &mut next, "residual stream", pass.hidden)?;
                 let delta = mlp.output.as_ref().or(given.as_ref()).expect("one of them holds it");
                 let next_normed = join(b, pass, &tokens, &mlp.middle, delta, output_norm, next_norm, room, next)?;

@@ -4,10 +4,10 @@
 use super::{Layer, Llama, ModelSpec, Source};
 use crate::arch::{Arch, NormWeight};
 use crate::backend::{Backend, HEAD_ON_HOST, LinearGroup, Operands, Residency};
+use crate::bail_usage;
 use crate::error::{Error, Result};
 use crate::files::tensor::StoredType;
 use crate::lora::{LoraSpec, ParamId};
-use crate::refuse;
 
 fn module_of(weight: &str) -> &str {
     weight.strip_suffix(".weight").unwrap_or(weight)
@@ -182,7 +182,7 @@ impl ModelSpec {
             return b.vector("norms", len, &mut read);
         }
         if divisor != 1.0 {
-            refuse!(
+            bail_usage!(
                 "`modules_to_save`: {} is held divided by {divisor}, as the family divides its logits, and is not trained; \
              name other norms",
                 module_of(name)

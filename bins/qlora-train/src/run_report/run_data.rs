@@ -1,10 +1,10 @@
 //! The records of a run, as its report reads them.
 
 use super::records::{Details, LogEntry, RunSummary};
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::files::json::read_bounded;
 use crate::files::regular::is_there;
-use crate::refuse;
 use serde::Deserialize;
 use serde_json::Value;
 use std::borrow::Cow;
@@ -33,16 +33,16 @@ impl RunData<'_> {
     pub fn read(dir: &Path) -> Result<Self> {
         let shown = dir.display();
         if !dir.is_dir() {
-            refuse!("{shown}: found no such directory, expected the output_dir of a run");
+            bail_usage!("{shown}: found no such directory, expected the output_dir of a run");
         }
         let path = dir.join("run.json");
         if !is_there(&path)? {
-            refuse!("{shown}: found no run.json, expected the output_dir of a run");
+            bail_usage!("{shown}: found no run.json, expected the output_dir of a run");
         }
         let what = |path: &Path| format!("{}: cannot be read as a record of a run", path.display());
         let run: Value = serde_json::from_slice(&read_bounded(&path, MAX_BYTES)?).usage_context(|| what(&path))?;
         if !run.is_object() {
-            refuse!("{}: found no object, expected the record of a run", path.display());
+            bail_usage!("{}: found no object, expected the record of a run", path.display());
         }
         let path = dir.join("metrics.jsonl");
         let history = if is_there(&path)? { history(&path)? } else { Vec::new() };

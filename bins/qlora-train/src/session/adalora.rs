@@ -1,9 +1,9 @@
 //! AdaLoRA by the settings, and what it is not computed with.
 
+use crate::bail_usage;
 use crate::config::{InitLora, Settings};
 use crate::error::Result;
 use crate::lora::AdaLora;
-use crate::refuse;
 
 /// The settings of AdaLoRA, which cuts ranks; none: ranks stay. Refused: settings that do not work beside it, and
 /// settings of it without it.
@@ -20,7 +20,7 @@ pub(super) fn settings_of(settings: &Settings) -> Result<Option<AdaLora>> {
             ("orth_reg_weight", settings.orth_reg_weight != none.orth_reg_weight),
         ];
         if let Some((name, _)) = own.into_iter().find(|(_, given)| *given) {
-            refuse!("`{name}` is one of AdaLoRA: give `use_adalora: true` as well, or leave it out");
+            bail_usage!("`{name}` is one of AdaLoRA: give `use_adalora: true` as well, or leave it out");
         }
         return Ok(None);
     }
@@ -45,10 +45,10 @@ pub(super) fn settings_of(settings: &Settings) -> Result<Option<AdaLora>> {
         ),
     ];
     if let Some((name, _, why)) = beside.into_iter().find(|(_, given, _)| *given) {
-        refuse!("`{name}` is not computed with `use_adalora`: {why}");
+        bail_usage!("`{name}` is not computed with `use_adalora`: {why}");
     }
     if settings.target_r >= settings.lora_r {
-        refuse!(
+        bail_usage!(
             "`target_r`: found {}, expected less than `lora_r`, the rank {} that every linear layer begins with",
             settings.target_r,
             settings.lora_r
@@ -70,7 +70,7 @@ pub(super) fn settings_of(settings: &Settings) -> Result<Option<AdaLora>> {
 pub(super) fn check_steps(adalora: &AdaLora, steps: u64) -> Result<()> {
     let AdaLora { tinit, tfinal, .. } = *adalora;
     if steps <= tinit.max(1).saturating_add(tfinal) {
-        refuse!(
+        bail_usage!(
             "`use_adalora`: the run has {steps} step{}, expected more than `tinit` ({tinit}, counted as 1 at least) and \
              `tfinal` ({tfinal}) together: ranks are cut between them",
             if steps == 1 { "" } else { "s" }

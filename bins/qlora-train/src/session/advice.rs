@@ -1,7 +1,7 @@
 //! Advice where a run does not fit: settings that make it fit, and the longest row for which there is memory.
 
 use super::device::{Budget, Device};
-use super::plan::{self, MAX_BATCH_TOKENS, MemoryPlan, PlannedJob, StoredAs, plan};
+use super::plan::{self, MAX_BATCH_TOKENS, MemoryPlan, PlannedJob, TensorStorage, plan};
 use super::planner::{Levers, choose, head_note, is_nearer, residencies};
 use super::predicted::states_note;
 use crate::config::Checkpointing;
@@ -17,7 +17,7 @@ pub struct Asked<'a> {
     pub device: &'a Device,
     pub spec: &'a ModelSpec,
     pub levers: Levers,
-    pub stored: &'a dyn Fn(&str) -> StoredAs,
+    pub stored: &'a dyn Fn(&str) -> TensorStorage,
     pub budget: Budget,
     /// Rows of a micro-batch
     pub rows: usize,

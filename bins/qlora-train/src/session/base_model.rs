@@ -2,15 +2,15 @@
 
 use super::Device;
 use super::chat_template::open_tokenizer;
-use super::plan::{StoredAs, stored_in};
+use super::plan::{TensorStorage, stored_in};
 use super::quantized_cache::{Outlook, QuantizedCache};
 use crate::adapter::{ADAPTER_CONFIG, is_adapter, lora_settings, recorded_base, recorded_setting, recorded_settings};
+use crate::bail_usage;
 use crate::base::{Checkpoint, resolve_description_by, resolve_model_by};
 use crate::config::{PromptCompletion, Resume, Settings};
 use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::hub::{Environment, HubId};
-use crate::refuse;
 use crate::report::{status, warning};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -108,7 +108,7 @@ impl Loaded {
     }
 
     /// Storage of the weights that will be read: in NF4 where the cache keeps them so.
-    pub fn stored(&self) -> impl Fn(&str) -> StoredAs {
+    pub fn stored(&self) -> impl Fn(&str) -> TensorStorage {
         let own = stored_in(&self.checkpoint);
         move |name| match &self.cache {
             Some(cache) => cache.stored(self.checkpoint.arch(), name, own(name)),
@@ -171,7 +171,7 @@ impl Loaded {
     pub fn check_size(&self, settings: &Settings, device: &Device) -> Result<()> {
         let parameters = self.parameters();
         if device.is_cpu() && settings.device.is_none() && parameters > CPU_PARAMETERS {
-            refuse!(
+            bail_usage!(
                 "the model has {:.1}B parameters, which takes very long on a CPU; use `--device cpu` to train it there \
                  anyway",
                 parameters as f64 / 1e9
@@ -200,7 +200,7 @@ pub fn description_alone(settings: &Settings, environment: &Environment) -> Resu
 pub fn replace_adapter_by_base(settings: &mut Settings) -> Result<()> {
     if let Some(adapter) = settings.model.clone().map(PathBuf::from).filter(|model| is_adapter(model)) {
         if let Some(other) = settings.init_adapter.as_ref().filter(|other| **other != adapter) {
-            refuse!(
+            bail_usage!(
                 "`model`: {} is an adapter, with whose weights the run would begin, and `init_adapter` is {}: give one of \
                  them, and the base of it as `model`",
                 adapter.display(),
@@ -282,7 +282,7 @@ fn follow_form(settings: &mut Settings) -> Result<()> {
 fn check_special_token(tokenizer: &ChatTokenizer, name: &str, given: Option<&str>) -> Result<()> {
     let own = tokenizer.special_token(name);
     match given {
-        Some(given) if own != Some(given) => refuse!(
+        Some(given) if own != Some(given) => bail_usage!(
             "`{name}`: found {given:?}, the tokenizer of {} has {}; leave it out, or change tokenizer_config.json",
             tokenizer.dir().display(),
             own.map_or_else(|| "none".to_owned(), |own| format!("{own:?}"))

@@ -4,6 +4,7 @@
 //! the recorded one. Without any there, the model's own is used; where that has another hash, it is said.
 
 use crate::adapter::{ADAPTER_MODEL, add_tokenizer_files, metadata};
+use crate::bail_usage;
 use crate::base::Checkpoint;
 use crate::data::ChatTokenizer;
 use crate::error::Result;
@@ -11,7 +12,6 @@ use crate::files::atomic::AtomicFiles;
 use crate::files::json::read_object;
 use crate::files::regular;
 use crate::files::safetensors::TensorFile;
-use crate::refuse;
 use crate::report::warning;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ pub fn open_tokenizer(
             continue;
         }
         if let Some(other) = used {
-            refuse!(
+            bail_usage!(
                 "{}: was trained with another chat template than {}: choose one with --chat-template, or use them one at a \
                  time",
                 adapter.display(),

@@ -196,7 +196,7 @@ pub trait DeviceJob {
 /// Refuses a build that has no kernels for a GPU.
 fn ensure_kernels(kernels: Kernels) -> Result<()> {
     if kernels == Kernels::Absent {
-        crate::refuse!(
+        crate::bail_usage!(
             "`device: cuda`: this build has no CUDA support; rebuild it with `{CUDA_BUILD}`, or use `--device cpu`"
         );
     }
@@ -206,7 +206,7 @@ fn ensure_kernels(kernels: Kernels) -> Result<()> {
 /// Refuses arithmetic that a GPU does not have.
 fn ensure_bf16(settings: &Settings) -> Result<()> {
     if matches!(settings.compute, Some(config::Compute::F32)) {
-        crate::refuse!(
+        crate::bail_usage!(
             "`compute`: found f32, expected bf16: a GPU holds activations in bf16; leave it out, or use `--device cpu`"
         );
     }
@@ -241,13 +241,13 @@ impl Device {
     fn cpu(settings: &Settings, why: &str) -> Result<Self> {
         let precision = precision(settings)?;
         if settings.linear != config::LinearKernels::Auto {
-            crate::refuse!(
+            crate::bail_usage!(
                 "`linear`: found {}, expected auto: it names kernels of a GPU, and this run works on the CPU{why}",
                 settings.linear.name()
             );
         }
         if settings.cuda_graphs == config::CudaGraphs::On {
-            crate::refuse!(
+            crate::bail_usage!(
                 "`cuda_graphs`: found on, expected auto or off: graphs are of a GPU's launches, and this run works on \
                  the CPU{why}"
             );
@@ -282,7 +282,7 @@ impl Device {
                 status!("compute: f32, as the run in {} began", run.display());
                 Ok(Self::Cpu(Precision::F32))
             }
-            (Self::Cpu(Precision::F32), Some(arithmetic)) => crate::refuse!(
+            (Self::Cpu(Precision::F32), Some(arithmetic)) => crate::bail_usage!(
                 "{}: holds a run that computes in {arithmetic}, which this processor does not have; go on where it began, or \
                  choose another output_dir",
                 run.display()
@@ -402,7 +402,7 @@ impl Device {
         let (device, rank, world_size) = (gpu.device()?, comm.rank(), comm.world_size());
         let mut others = Watched::new(comm);
         let met = Nccl::join(&device, &id, rank, world_size, &mut others).map_err(Error::from);
-        *gpu.sums.borrow_mut() = Some(others.settled(met)?);
+        *gpu.sums.borrow_mut() = Some(others.explain(met)?);
         Ok(())
     }
 
@@ -580,7 +580,7 @@ fn precision(settings: &Settings) -> Result<Precision> {
     match (settings.compute, Isa::detect()) {
         (None | Some(config::Compute::Bf16), Some(isa)) => Ok(Precision::Bf16(isa)),
         (Some(config::Compute::Bf16), None) => {
-            crate::refuse!("`compute`: found bf16, but this processor has neither AVX-512-BF16 nor AMX; use f32")
+            crate::bail_usage!("`compute`: found bf16, but this processor has neither AVX-512-BF16 nor AMX; use f32")
         }
         (None, None) | (Some(config::Compute::F32), _) => Ok(Precision::F32),
     }

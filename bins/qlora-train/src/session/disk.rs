@@ -1,11 +1,11 @@
 //! Disk space: checkpoints of a run against the free space of their file system.
 
 use crate::adapter::tokenizer_bytes;
+use crate::bail_usage;
 use crate::config::{Every, Settings};
 use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
 use crate::model::ModelSpec;
-use crate::refuse;
 use std::fs::metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -89,7 +89,7 @@ impl DiskPlan {
     pub fn check(&self, free: u64, output: &Path) -> Result<Option<String>> {
         let (shown, free_shown, one) = (output.display(), format_bytes(free), format_bytes(self.checkpoint_bytes));
         if free < self.least_bytes() {
-            refuse!(
+            bail_usage!(
                 "{shown}: {free_shown} are free on its file system, expected {} for the adapter and one checkpoint \
                  ({one}): make room, or choose another output_dir",
                 format_bytes(self.least_bytes())
@@ -125,16 +125,19 @@ fn checkpoints(settings: &Settings, steps: u64, steps_per_epoch: u64) -> u64 {
 pub fn check_writable(dir: &Path, setting: &str) -> Result<()> {
     // The directory itself, or the nearest one above that is there already.
     let Some(existing) = dir.ancestors().map(or_here).find(|path| path.symlink_metadata().is_ok()) else {
-        refuse!("{}: found no directory above it, expected one that it can be made in ({setting})", dir.display());
+        bail_usage!("{}: found no directory above it, expected one that it can be made in ({setting})", dir.display());
     };
     if !existing.is_dir() {
-        refuse!(
+        bail_usage!(
             "{}: found something that is not a directory, expected one ({setting}): choose another",
             existing.display()
         );
     }
     if dir.canonicalize().is_ok_and(|whole| whole.parent().is_none()) {
-        refuse!("{}: is the root of the file system ({setting}): choose a directory for this run alone", dir.display());
+        bail_usage!(
+            "{}: is the root of the file system ({setting}): choose a directory for this run alone",
+            dir.display()
+        );
     }
     // A file without a name: it never appears in the directory.
     tempfile::tempfile_in(existing)

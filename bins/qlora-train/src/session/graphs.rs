@@ -5,11 +5,11 @@ use super::plan::MemoryPlan;
 use super::predicted::Speed;
 use crate::backend::PlannedBuffer;
 use crate::backend::cuda::KEPT_GRAPHS;
+use crate::bail_usage;
 use crate::config::{CudaGraphs, Settings};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::model::{Activations, ModelSpec};
-use crate::refuse;
 use qlora_kernels::device::{KERNELS, Kernels};
 
 /// The plan's line.
@@ -58,7 +58,7 @@ fn decide(asked: CudaGraphs, hindrance: Option<&str>, mean: f64, fits: bool) -> 
     Ok(match (asked, hindrance) {
         (CudaGraphs::Off, _) => (false, "as asked".to_owned()),
         (CudaGraphs::On, Some(why)) => {
-            refuse!("`cuda_graphs`: found on, expected auto or off: {why}, and a graph has no part of the host's")
+            bail_usage!("`cuda_graphs`: found on, expected auto or off: {why}, and a graph has no part of the host's")
         }
         (CudaGraphs::On, None) => (true, "as asked".to_owned()),
         (CudaGraphs::Auto, Some(why)) => (false, why.to_owned()),
@@ -76,7 +76,7 @@ fn decide(asked: CudaGraphs, hindrance: Option<&str>, mean: f64, fits: bool) -> 
 /// fit knows nothing of them.
 fn check_room(bytes: u64, left: u64) -> Result<()> {
     if bytes > left {
-        refuse!(
+        bail_usage!(
             "`cuda_graphs`: found on, expected auto or off: graphs are assumed to take {} of GPU memory, of which {} \
              are left; gradient_checkpointing: true, or a lower max_length, leaves more",
             format_bytes(bytes),
@@ -86,10 +86,10 @@ fn check_room(bytes: u64, left: u64) -> Result<()> {
     Ok(())
 }
 
-/// Settles whether passes are launched as graphs, and adds their memory to the plan. `auto`: where launches are
+/// Chooses whether passes are launched as graphs, and adds their memory to the plan. `auto`: where launches are
 /// predicted to take the host longer than the operations take the GPU, nothing of a pass is in host memory, and there
 /// is room. Refused: `on` where that is not possible.
-pub fn settle(
+pub fn choose(
     settings: &Settings,
     device: &Device,
     spec: &ModelSpec,

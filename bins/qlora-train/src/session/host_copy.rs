@@ -6,11 +6,11 @@
 
 use super::device::Budget;
 use crate::backend::cuda::SharedWeights;
+use crate::bail_usage;
 use crate::comm::Communicator;
 use crate::error::{Context, Error, Result};
 use crate::files::memory_file;
 use crate::files::units::format_bytes;
-use crate::refuse;
 use crate::report::{status, warning};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,7 @@ fn allowed(value: Option<&str>) -> Result<bool> {
     match value.map(str::trim) {
         None | Some("" | "on") => Ok(true),
         Some("off") => Ok(false),
-        Some(found) => refuse!("environment variable {VARIABLE}: found {found:?}, expected \"on\" or \"off\""),
+        Some(found) => bail_usage!("environment variable {VARIABLE}: found {found:?}, expected \"on\" or \"off\""),
     }
 }
 
@@ -79,7 +79,7 @@ pub struct HostCopies {
 
 /// Outcome for one rank.
 #[derive(Default)]
-pub struct Settled {
+pub struct Agreed {
     /// This rank's part in the copy of its machine; none: its weights are its own
     pub copy: Option<SharedWeights>,
     /// Some machine has a copy: then all ranks wait for each other before weights are used
@@ -176,13 +176,13 @@ impl HostCopies {
         Ok(Some(Self { groups, apart, file: file.ok() }))
     }
 
-    /// Settles who shares a copy, once each rank has planned `bytes` of weights in host memory; all ranks call it.
-    /// Ranks of a machine that have planned other bytes than each other keep their own.
-    pub fn settle(self, comm: &mut dyn Communicator, bytes: u64) -> Result<Settled> {
+    /// Agrees with the other ranks on who shares a copy, once each rank has planned `bytes` of weights in host memory;
+    /// all ranks call it. Ranks of a machine that have planned other bytes than each other keep their own.
+    pub fn agree(self, comm: &mut dyn Communicator, bytes: u64) -> Result<Agreed> {
         let all: Vec<u64> = gathered(comm, "bytes of weights in host memory", &bytes)?;
         self.tell(comm, &all);
         if !self.groups.iter().any(|ranks| share(ranks, &all)) {
-            return Ok(Settled::default());
+            return Ok(Agreed::default());
         }
         let own = comm.rank();
         let group = self.groups.iter().find(|ranks| share(ranks, &all) && ranks.contains(&own));
@@ -201,11 +201,11 @@ impl HostCopies {
                 format_bytes(bytes)
             )));
         }
-        let Some((ranks, file)) = shared else { return Ok(Settled { copy: None, is_shared: true }) };
+        let Some((ranks, file)) = shared else { return Ok(Agreed { copy: None, is_shared: true }) };
         let file = file.try_clone().context(|| "the copy of weights".to_owned())?;
         let number = ranks.iter().position(|&rank| rank == own).unwrap_or_default();
         let copy = SharedWeights::new(file, bytes, number, ranks.len())?;
-        Ok(Settled { copy: Some(copy), is_shared: true })
+        Ok(Agreed { copy: Some(copy), is_shared: true })
     }
 
     /// Says of ranks that have weights in host memory, by their `bytes`, why they share them with nobody.

@@ -1,15 +1,15 @@
 //! The model that the settings describe, and how a base's weights are quantized.
 
 use super::adalora;
-use crate::adapter::{Patterns, Recipe};
+use crate::adapter::{BaseQuantization, Patterns};
 use crate::arch::{Arch, Projection, Wrapper};
 use crate::backend::{Quantization, StateFormat};
+use crate::bail_usage;
 use crate::base::Checkpoint;
 use crate::config::{self, Settings, TokenIndices};
 use crate::error::{Error, Result};
 use crate::lora::{LoraKind, LoraSpec};
-use crate::model::{ModelSpec, Prompts};
-use crate::refuse;
+use crate::model::ModelSpec;
 use fancy_regex::Regex;
 use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,12 +17,12 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Refuses, where a cache is to hold the base in NF4, 16-bit weights and terms that begin with these.
 pub fn check_cache(settings: &Settings) -> Result<()> {
     let needs_16_bits = match (settings.quantization, settings.init_lora_weights) {
-        (config::Quantization::Off, _) => Some("`quantization: none`".to_owned()),
+        (config::Quantization::None, _) => Some("`quantization: none`".to_owned()),
         (_, init) if init.changes_base() => Some(format!("`init_lora_weights: {}`", init.name())),
         _ => None,
     };
     if let (Some(_), Some(other)) = (&settings.quantized_cache, needs_16_bits) {
-        refuse!("`quantized_cache` keeps the base in NF4, and {other} needs it in 16 bits: leave one of them out");
+        bail_usage!("`quantized_cache` keeps the base in NF4, and {other} needs it in 16 bits: leave one of them out");
     }
     Ok(())
 }
@@ -30,21 +30,21 @@ pub fn check_cache(settings: &Settings) -> Result<()> {
 /// Refuses, where the checkpoint holds NF4 or a cache is to hold it so, 16-bit weights and terms that begin with these.
 pub fn check_quantization(settings: &Settings, checkpoint: &Checkpoint) -> Result<()> {
     check_cache(settings)?;
-    if settings.quantization == config::Quantization::Off && checkpoint.quantization().is_some() {
-        refuse!(
+    if settings.quantization == config::Quantization::None && checkpoint.quantization().is_some() {
+        bail_usage!(
             "`quantization`: found none, but the weights of {} are already quantized ({}); expected nf4, or the original \
              16-bit model",
             checkpoint.dir().display(),
-            recipe(settings, checkpoint)
+            base_quantization(settings, checkpoint)
         );
     }
     if settings.init_lora_weights.changes_base() && checkpoint.quantization().is_some() {
-        refuse!(
+        bail_usage!(
             "`init_lora_weights`: found {}, which begins with directions of the weights, but those of {} are already \
              quantized ({}); expected true, or the original 16-bit model",
             settings.init_lora_weights.name(),
             checkpoint.dir().display(),
-            recipe(settings, checkpoint)
+            base_quantization(settings, checkpoint)
         );
     }
     Ok(())
@@ -55,7 +55,7 @@ fn check_targets(settings: &Settings, arch: &Arch) -> Result<()> {
     let own = arch.family.architecture;
     let classes: Vec<&str> = arch.wrapper.map(|wrapper| wrapper.architecture).into_iter().chain([own]).collect();
     if let Some(class) = settings.adapter_architecture.as_deref().filter(|class| !classes.contains(class)) {
-        refuse!("`adapter_architecture`: found {class}, expected {}, as config.json has it", classes.join(" or "));
+        bail_usage!("`adapter_architecture`: found {class}, expected {}, as config.json has it", classes.join(" or "));
     }
     let has = |name: &str| arch.names.all().any(|projection| arch.names.short(projection) == name);
     let missing = settings.lora_target_modules.listed().and_then(|names| names.iter().find(|name| !has(name)));
@@ -66,7 +66,7 @@ fn check_targets(settings: &Settings, arch: &Arch) -> Result<()> {
         (false, true) => ", as gate and up are one tensor there",
         (false, false) => "",
     };
-    refuse!(
+    bail_usage!(
         "`lora_target_modules`: found {missing}, which a model of type {:?} does not have; expected all-linear or some of \
          {}{fused}",
         arch.family.model_type,
@@ -79,7 +79,7 @@ fn check_targets(settings: &Settings, arch: &Arch) -> Result<()> {
 fn keep_matching(lora: &mut LoraSpec, arch: &Arch, pattern: &str) -> Result<()> {
     let regex = match Regex::new(&format!(r"\A(?:{pattern})\z")) {
         Ok(regex) => regex,
-        Err(error) => refuse!("`lora_target_modules`: `{pattern}` is no regular expression: {error}"),
+        Err(error) => bail_usage!("`lora_target_modules`: `{pattern}` is no regular expression: {error}"),
     };
     let matches = |module: &str| {
         let whole = arch.wrapper.is_some().then(|| Wrapper::path(module));
@@ -94,7 +94,7 @@ fn keep_matching(lora: &mut LoraSpec, arch: &Arch, pattern: &str) -> Result<()> 
     };
     for module in ["lm_head", "model.embed_tokens"] {
         if matches(module).ok_or_else(|| wrong("lora_target_modules", costly(module)))? {
-            refuse!(
+            bail_usage!(
                 "`lora_target_modules`: found `{pattern}`, which matches {module} too; expected linear layers of blocks, such \
                  as `.*_proj`; `modules_to_save` trains {module} whole"
             );
@@ -108,7 +108,7 @@ fn keep_matching(lora: &mut LoraSpec, arch: &Arch, pattern: &str) -> Result<()> 
         }
     }
     if lora.terms.is_empty() {
-        refuse!(
+        bail_usage!(
             "`lora_target_modules`: found `{pattern}`, which matches no linear layer; expected a regular expression for whole \
              paths such as {example}"
         );
@@ -132,7 +132,7 @@ pub fn lora_spec(settings: &Settings, arch: &Arch) -> Result<LoraSpec> {
     }
     let layers = &settings.layers_to_transform.0;
     if let Some(layer) = layers.iter().find(|&&layer| layer >= arch.num_layers) {
-        refuse!(
+        bail_usage!(
             "`layers_to_transform`: found {layer}, expected numbers from 0 to {}: the model has {} layers",
             arch.num_layers - 1,
             arch.num_layers
@@ -158,7 +158,7 @@ pub fn lora_spec(settings: &Settings, arch: &Arch) -> Result<LoraSpec> {
             (term.r > n.min(k)).then_some((module, term.r, n, k))
         });
         if let Some((module, r, n, k)) = too_large {
-            refuse!(
+            bail_usage!(
                 "`init_lora_weights`: {module} is {n} x {k} and has no {r} directions of its own to begin with; expected a \
                  rank of at most {}",
                 n.min(k)
@@ -181,7 +181,7 @@ fn check_dora(settings: &Settings) -> Result<()> {
         ),
     ];
     match beside.into_iter().find(|(given, ..)| settings.use_dora && *given) {
-        Some((_, name, why)) => refuse!("`{name}` is not computed with `use_dora`: {why}"),
+        Some((_, name, why)) => bail_usage!("`{name}` is not computed with `use_dora`: {why}"),
         None => Ok(()),
     }
 }
@@ -196,7 +196,7 @@ fn whole_modules(names: &[String], arch: &Arch) -> Result<BTreeSet<String>> {
     let mut whole = BTreeSet::new();
     for name in names.iter().map(|name| own_name(name, arch)) {
         if let Some(linear) = arch.modules().find(|module| module.ends_with(&name)) {
-            refuse!(
+            bail_usage!(
                 "`modules_to_save`: `{name}` names the linear layer {linear}, which is frozen and gets a low-rank term \
                  (`lora_target_modules`); expected embed_tokens, lm_head or names of norms"
             );
@@ -205,7 +205,7 @@ fn whole_modules(names: &[String], arch: &Arch) -> Result<BTreeSet<String>> {
         let mut known = matching.iter().filter(|module| module.ends_with(&name) && !name.is_empty()).peekable();
         if known.peek().is_none() {
             let norms: BTreeSet<&str> = matching.iter().filter_map(|module| module.rsplit('.').next()).collect();
-            refuse!(
+            bail_usage!(
                 "`modules_to_save`: `{name}` matches no module of the model; expected some of {}",
                 norms.into_iter().collect::<Vec<_>>().join(", ")
             );
@@ -230,23 +230,23 @@ fn token_rows(given: &TokenIndices, whole: &BTreeSet<String>, arch: &Arch) -> Re
         let name = name.map_or_else(|| embedding.to_owned(), |name| own_name(name, arch));
         let Some(module) = [embedding, head].into_iter().find(|table| table.ends_with(&name) && !name.is_empty())
         else {
-            refuse!("{NAME}: `{name}` has no row for each token; expected embed_tokens or lm_head");
+            bail_usage!("{NAME}: `{name}` has no row for each token; expected embed_tokens or lm_head");
         };
         if let Some(token) = tokens.iter().find(|&&token| token as usize >= arch.vocab_size) {
-            refuse!("{NAME}: found token {token}, expected ids from 0 to {}", arch.vocab_size - 1);
+            bail_usage!("{NAME}: found token {token}, expected ids from 0 to {}", arch.vocab_size - 1);
         }
         if whole.contains(module) {
-            refuse!("{NAME}: {module} is trained whole by `modules_to_save`; keep one of the two");
+            bail_usage!("{NAME}: {module} is trained whole by `modules_to_save`; keep one of the two");
         }
         if !tokens.is_empty() && rows.insert(module.to_owned(), tokens.to_vec()).is_some() {
-            refuse!("{NAME}: {module} is named twice; keep one of the two");
+            bail_usage!("{NAME}: {module} is named twice; keep one of the two");
         }
     }
     if arch.tie_word_embeddings
         && let Some(of_head) = rows.remove(head)
         && rows.get(embedding) != Some(&of_head)
     {
-        refuse!(
+        bail_usage!(
             "{NAME}: lm_head is one tensor with embed_tokens in this model; expected the rows of embed_tokens alone, which are \
              those of both"
         );
@@ -265,7 +265,7 @@ fn patterns<T: Copy>(setting: &str, given: &IndexMap<String, T>, lora: &LoraSpec
     let modules = lora.terms.keys().map(String::as_str);
     if let Some(key) = patterns.matching_none(modules).map_err(|error| wrong(setting, error))? {
         let example = lora.terms.keys().next().map_or("none", String::as_str);
-        refuse!(
+        bail_usage!(
             "`{setting}`: `{key}` matches no module that gets an adapter; expected a name such as q_proj, or a regular \
              expression for the end of a path such as {example}"
         );
@@ -292,21 +292,8 @@ pub fn model_spec_of(
         config::Optim::Adamw => StateFormat::F32,
         config::Optim::Adamw8bit => StateFormat::Blockwise8,
     };
-    Ok(ModelSpec {
-        arch: arch.clone(),
-        quantization,
-        lora: lora_spec(settings, arch)?,
-        trainable: true,
-        states,
-        activations: Vec::new(),
-        optimizer_on_host: Default::default(),
-        residency: Vec::new(),
-        token_tile: None,
-        tokens,
-        positions,
-        prompts: Prompts::default(),
-        seed: settings.seed,
-    })
+    let spec = ModelSpec::new(lora_spec(settings, arch)?, arch.clone(), quantization, tokens);
+    Ok(ModelSpec { trainable: true, states, positions, seed: settings.seed, ..spec })
 }
 
 /// The model of a run of `steps` steps, by which ranks are cut where they are. Refused: too few for that.
@@ -339,16 +326,16 @@ pub fn of_settings(settings: &Settings) -> Quantization {
         config::Quantization::Nf4 => {
             Quantization::Nf4 { block_size: settings.nf4_block_size, double_quant: settings.double_quant }
         }
-        config::Quantization::Off => Quantization::None,
+        config::Quantization::None => Quantization::None,
     }
 }
 
 /// The quantization of the base, as an adapter's metadata keeps it.
-pub fn recipe(settings: &Settings, checkpoint: &Checkpoint) -> Recipe {
+pub fn base_quantization(settings: &Settings, checkpoint: &Checkpoint) -> BaseQuantization {
     match quantization(settings, checkpoint) {
         Quantization::Nf4 { block_size, double_quant } => {
-            Recipe::nf4(block_size, double_quant, checkpoint.skipped_modules().len())
+            BaseQuantization::nf4(block_size, double_quant, checkpoint.skipped_modules().len())
         }
-        Quantization::None => Recipe::NONE,
+        Quantization::None => BaseQuantization::NONE,
     }
 }

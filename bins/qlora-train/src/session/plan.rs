@@ -6,6 +6,7 @@ use crate::backend::cuda::Cuda;
 use crate::backend::{
     Backend, Batch, HEAD_ON_HOST, INPUTS_OF_THREAD, NOT_PINNED, OpWork, PlannedBuffer, Quantization, WEIGHTS_ON_HOST,
 };
+use crate::bail_usage;
 use crate::base::Checkpoint;
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, StoredType};
@@ -14,7 +15,6 @@ use crate::lora::{LoraSpec, ParamId};
 use crate::model::generate::{Sampling, generate, generate_in};
 use crate::model::optimizer_step::{Hyperparameters, optimizer_step};
 use crate::model::{Llama, ModelSpec, Source};
-use crate::refuse;
 use crate::report::count;
 
 /// Tokens of a batch at most: far beyond what any memory holds, and few enough for a plan to list them.
@@ -142,22 +142,22 @@ pub enum PlannedJob<'a> {
 
 /// Storage of a tensor in a checkpoint.
 #[derive(Clone, Copy, Debug)]
-pub struct StoredAs {
+pub struct TensorStorage {
     /// f32 for tensors that are stored in NF4 and used dequantized.
     pub dtype: StoredType,
-    /// Format in which a linear weight of a quantized checkpoint is held; `None`: as the settings say.
-    pub held: Option<Quantization>,
+    /// Format in which a linear weight of a quantized checkpoint is resident; `None`: as the settings say.
+    pub resident_as: Option<Quantization>,
 }
 
 /// A source that knows the storage of tensors only; nothing is read.
-struct Stored<'a>(&'a dyn Fn(&str) -> StoredAs);
+struct PlanSource<'a>(&'a dyn Fn(&str) -> TensorStorage);
 
-impl Source for Stored<'_> {
+impl Source for PlanSource<'_> {
     fn stored(&self, name: &str) -> StoredType {
         (self.0)(name).dtype
     }
-    fn held(&self, name: &str) -> Option<Quantization> {
-        (self.0)(name).held
+    fn resident_as(&self, name: &str) -> Option<Quantization> {
+        (self.0)(name).resident_as
     }
     fn read(&mut self, _name: &str) -> Result<HostTensor> {
         unreachable!("a plan reads no tensor")
@@ -168,10 +168,10 @@ impl Source for Stored<'_> {
 }
 
 /// Storage of the tensors of an opened checkpoint.
-pub fn stored_in(checkpoint: &Checkpoint) -> impl Fn(&str) -> StoredAs {
-    |name| StoredAs {
+pub fn stored_in(checkpoint: &Checkpoint) -> impl Fn(&str) -> TensorStorage {
+    |name| TensorStorage {
         dtype: checkpoint.stored_type(name).expect("opening the checkpoint checked that every tensor is there"),
-        held: checkpoint.quantization().map(|options| match checkpoint.is_nf4(name) {
+        resident_as: checkpoint.quantization().map(|options| match checkpoint.is_nf4(name) {
             true => Quantization::Nf4 { block_size: options.block_size, double_quant: options.double_quant },
             false => Quantization::None,
         }),
@@ -187,12 +187,12 @@ fn part(bytes: u64, processes: usize) -> u64 {
 pub fn plan(
     device: &Device,
     spec: &ModelSpec,
-    stored: &dyn Fn(&str) -> StoredAs,
+    stored: &dyn Fn(&str) -> TensorStorage,
     job: PlannedJob,
     budget: Budget,
 ) -> Result<MemoryPlan> {
     if spec.tokens > MAX_BATCH_TOKENS {
-        refuse!(
+        bail_usage!(
             "a batch could hold {} tokens, expected at most {MAX_BATCH_TOKENS}: lower max_length or \
              per_device_train_batch_size",
             spec.tokens
@@ -280,11 +280,11 @@ struct DryRun {
 fn dry_run<B: Backend>(
     mut backend: B,
     spec: &ModelSpec,
-    stored: &dyn Fn(&str) -> StoredAs,
+    stored: &dyn Fn(&str) -> TensorStorage,
     job: PlannedJob,
 ) -> Result<DryRun> {
     let b = &mut backend;
-    let mut source = Stored(stored);
+    let mut source = PlanSource(stored);
     let mut model = Llama::build(b, &mut source, spec.clone(), &mut |_| ())?;
     // A dry run asks only how many tokens a batch has, and whether something is learned.
     let (input_ids, boundaries) = (vec![0u32; spec.tokens], [0, spec.tokens as u32]);
@@ -368,7 +368,7 @@ pub fn refuse_unless_it_fits(plan: &MemoryPlan, tokens: usize, advice: &str) -> 
         return Ok(());
     }
     if plan.bytes_of_run() <= plan.budget.limit && plan.budget.read_bytes > plan.budget.limit {
-        refuse!(
+        bail_usage!(
             "reading the tokenizer and the rows takes {} of {} and {} may be used (short by {}): shorten the longest \
              rows or split their files, or raise {} if more is free",
             format_bytes(plan.budget.read_bytes),
@@ -389,7 +389,7 @@ pub fn refuse_unless_it_fits(plan: &MemoryPlan, tokens: usize, advice: &str) -> 
     let others = others.map(|bytes| format!("other processes hold at least {} of it", format_bytes(bytes)));
     let sharing = plan.sharing_note().filter(|_| !on_device).or(others);
     let sharing = sharing.map_or(String::new(), |note| format!(" ({note})"));
-    refuse!(
+    bail_usage!(
         "the run needs {} of {place} for batches of {tokens} tokens and {} may be used (short by {}); the largest parts \
          are {}{sharing}. {advice}, or raise {setting} if more is free",
         format_bytes(needed),

@@ -15,9 +15,10 @@
 use super::disk::{check_writable, free_bytes, is_one_file_system};
 use super::interruption::Interruption;
 use super::model_spec::of_settings;
-use super::plan::StoredAs;
+use super::plan::TensorStorage;
 use crate::arch::Arch;
 use crate::backend::Quantization;
+use crate::bail_usage;
 use crate::base::{Checkpoint, Partial, QuantizeOptions, quantize_into, quantized_bytes, side_bytes};
 use crate::config::Settings;
 use crate::data::{recall, remember};
@@ -25,7 +26,6 @@ use crate::error::{Context, Error, Result};
 use crate::files::dir::Dir;
 use crate::files::tensor::StoredType;
 use crate::files::units::format_bytes;
-use crate::refuse;
 use crate::report::{Bars, detail, status, warning};
 use qlora_kernels::nf4::Nf4Options;
 use std::io::ErrorKind;
@@ -128,11 +128,14 @@ impl QuantizedCache {
     }
 
     /// Storage in an entry of a tensor that is stored as `own` in the original.
-    pub fn stored(&self, arch: &Arch, name: &str, own: StoredAs) -> StoredAs {
+    pub fn stored(&self, arch: &Arch, name: &str, own: TensorStorage) -> TensorStorage {
         let Nf4Options { block_size, double_quant } = self.nf4;
         match name.strip_suffix(".weight").is_some_and(|module| arch.find(module).is_some()) {
-            true => StoredAs { dtype: StoredType::F32, held: Some(Quantization::Nf4 { block_size, double_quant }) },
-            false => StoredAs { held: Some(Quantization::None), ..own },
+            true => TensorStorage {
+                dtype: StoredType::F32,
+                resident_as: Some(Quantization::Nf4 { block_size, double_quant }),
+            },
+            false => TensorStorage { resident_as: Some(Quantization::None), ..own },
         }
     }
 
@@ -190,7 +193,7 @@ impl QuantizedCache {
         if free >= needed {
             return Ok(());
         }
-        refuse!(
+        bail_usage!(
             "{}: {} are free on its file system, expected {} for the base in NF4 (quantized_cache): make room, choose \
              another directory, or leave it out",
             self.dir.display(),
@@ -364,7 +367,7 @@ impl QuantizedCache {
         let path = self.path(fingerprint);
         match path.symlink_metadata() {
             Ok(found) if found.is_dir() => {}
-            Ok(_) => refuse!(
+            Ok(_) => bail_usage!(
                 "{}: found something that is not a directory, where `quantized_cache` keeps a model: move it away, or \
                  choose another directory",
                 path.display()

@@ -2,11 +2,11 @@
 
 use super::disk::{free_bytes, is_one_file_system, or_here};
 use super::plan::MemoryPlan;
+use crate::bail_usage;
 use crate::config::{Checkpointing, Settings};
 use crate::error::{Context, Result};
 use crate::files::scratch::ScratchFile;
 use crate::files::units::format_bytes;
-use crate::refuse;
 use crate::report::{status, warning};
 use std::path::{Path, PathBuf};
 
@@ -41,7 +41,7 @@ pub fn check(
     let file = ScratchFile::create(&dir).usage_context(|| "layers' inputs on disk".to_owned())?;
     if file.is_in_memory() {
         if settings.gradient_checkpointing != Checkpointing::Disk {
-            refuse!(
+            bail_usage!(
                 "{shown}: is in memory, and the run fits only with {} of layers' inputs{of_all} on a disk: name a \
                  directory there with `scratch_dir`, or lower max_length",
                 format_bytes(bytes)
@@ -60,7 +60,7 @@ pub fn check(
     };
     let free = free_bytes(&dir);
     if let Some(free) = free.filter(|free| *free < bytes.saturating_add(before)) {
-        refuse!(
+        bail_usage!(
             "{shown}: {} are free on its file system, expected {} for layers' inputs{of_all}{beside}: make room, name another \
              directory with `scratch_dir`, or lower max_length",
             format_bytes(free),

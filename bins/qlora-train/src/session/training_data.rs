@@ -4,6 +4,7 @@ use super::Loaded;
 use super::host::share;
 use super::model_spec::lora_spec;
 use super::untrained_tokens::warn_of_untrained;
+use crate::bail_usage;
 use crate::config::{self, MixStrategy, RowsOfEach, Settings};
 use crate::data::{
     self, Columns, DataFiles, DataOptions, Dataset, DatasetReport, Mix, MixOptions, Row, RowKind, Rows, Schedule,
@@ -12,7 +13,6 @@ use crate::data::{
 use crate::error::Result;
 use crate::files::hash::hex;
 use crate::hub::{Environment, Slice};
-use crate::refuse;
 use crate::report::{count, detail, status, status_lines, thousands};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -154,7 +154,7 @@ pub fn find_files_by(settings: &mut Settings, environment: &Environment) -> Resu
         let mut found = DataFiles::find_by(std::slice::from_ref(path), environment)?;
         (found.training, rows) = with_rows("data_rows", &settings.data_rows, entry, path, found.training, rows)?;
         if found.training.len() != 1 && !settings.interleave_probs.0.is_empty() {
-            refuse!(
+            bail_usage!(
                 "`interleave_probs`: {} stands for {}, expected one: a share is of one file; name the files one by one",
                 path.display(),
                 count(found.training.len() as u64, "file")
@@ -197,7 +197,7 @@ fn with_rows(
     mut rows: Vec<Slice>,
 ) -> Result<(Vec<PathBuf>, Vec<Slice>)> {
     let meant = match (given.0.get(entry).copied().filter(|rows| *rows != Slice::ALL), data::asked_rows(path)?) {
-        (Some(given), Some(asked)) => refuse!(
+        (Some(given), Some(asked)) => bail_usage!(
             "`{setting}`: found [{given}] for {}, which has rows [{asked}] of its own: keep one of them",
             path.display()
         ),

@@ -18,7 +18,7 @@ use crate::lora::adalora;
 use crate::lora::start::{self, Factors};
 use crate::lora::{LoraSpec, ParamId, ParamKind};
 use crate::model::Source;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -48,13 +48,13 @@ impl Starts {
         // Squares of sums over a row have to be f32 numbers.
         let outside = values.iter().find(|x| x.is_nan() || x.abs() > LARGEST);
         if let (Some(found), true) = (outside, self.lora.init != InitLora::Random) {
-            crate::refuse!(
+            crate::bail_usage!(
                 "{name}: found a value of {found:e}, expected at most {LARGEST:e} for init_lora_weights: {}; use true \
                  instead",
                 self.lora.init.name()
             );
         }
-        let stream = Stream::new(seed, INIT_DOMAIN + (layer * 16 + projection.number()) as u64);
+        let stream = RngStream::new(seed, INIT_DOMAIN + (layer * 16 + projection.number()) as u64);
         if let Some(factors) = start::factors(self.lora.init, &values, [n, k], r, scale, stream) {
             start::add_product(&mut values, k, &factors.b, r, &factors.a, -scale);
             self.made.insert(module.to_owned(), factors);
@@ -254,8 +254,8 @@ impl Source for CheckpointSource<'_, '_> {
         self.tokens.get(module).map(|rows| rows.values.clone())
     }
 
-    fn held(&self, name: &str) -> Option<Quantization> {
-        stored_in(self.checkpoint)(name).held.filter(|_| self.rewrite.is_none())
+    fn resident_as(&self, name: &str) -> Option<Quantization> {
+        stored_in(self.checkpoint)(name).resident_as.filter(|_| self.rewrite.is_none())
     }
 
     fn read_weight(&mut self, name: &str) -> Result<WeightSource> {
@@ -411,9 +411,9 @@ fn initial_adalora(arch: &Arch, seed: u64, id: &ParamId, len: usize) -> Vec<f32>
 }
 
 /// The random numbers of a module's term.
-fn stream_of(arch: &Arch, seed: u64, domain: u64, id: &ParamId) -> Stream {
+fn stream_of(arch: &Arch, seed: u64, domain: u64, id: &ParamId) -> RngStream {
     let (layer, projection) = arch.find(id.module()).expect("the model asks for terms of its own projections");
-    Stream::new(seed, domain + (layer * 16 + projection.number()) as u64)
+    RngStream::new(seed, domain + (layer * 16 + projection.number()) as u64)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::model::ModelSpec;
 use crate::report::{count, detail, status, trainable_line, warning};
 use crate::session::Loaded;
 use crate::session::disk::{self, DiskPlan};
-use crate::session::model_spec::recipe;
+use crate::session::model_spec::base_quantization;
 use crate::session::plan::MemoryPlan;
 use crate::session::predicted::{states_note, unpinned_note};
 use std::path::Path;
@@ -52,7 +52,7 @@ pub(super) fn print_run(
         "base: {}{revision} ({}); quantization: {}",
         base.name,
         checkpoint.dir().display(),
-        recipe(settings, checkpoint)
+        base_quantization(settings, checkpoint)
     );
     let trainable = spec.trained_parameters();
     status!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));

@@ -9,6 +9,7 @@
 use super::names::{RUN_FILE, RUN_STATE};
 use super::owned::MAX_RUN_BYTES;
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, check_adapter};
+use crate::bail_usage;
 use crate::config::{Resume, Settings};
 use crate::data::ChatTokenizer;
 use crate::error::{Context, Result};
@@ -17,7 +18,6 @@ use crate::files::json::{read_bounded, shown};
 use crate::files::regular;
 use crate::hub::HubCommit;
 use crate::infer::questions::Questions;
-use crate::refuse;
 use crate::session::model_spec::effective_settings;
 use crate::session::{Loaded, TrainingData};
 use jiff::Timestamp;
@@ -372,7 +372,7 @@ fn adapter_hash(adapter: &Path) -> Result<String> {
     let mut hashes = Vec::new();
     for path in [ADAPTER_CONFIG, ADAPTER_MODEL].map(|name| adapter.join(name)) {
         if !regular::is_there(&path).usage_context(|| "`init_adapter`".to_owned())? {
-            refuse!("`init_adapter`: {}: found no such file, expected that of an adapter", path.display());
+            bail_usage!("`init_adapter`: {}: found no such file, expected that of an adapter", path.display());
         }
         hashes.push(file_hash(&path)?);
     }

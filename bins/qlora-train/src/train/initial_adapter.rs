@@ -1,11 +1,11 @@
 //! The adapter that a run begins with.
 
 use crate::adapter::Adapter;
+use crate::bail_usage;
 use crate::config::Settings;
 use crate::error::{Context, Result};
 use crate::lora::{LoraSpec, LoraTerm};
 use crate::model::ModelSpec;
-use crate::refuse;
 use crate::report::{count, status};
 use crate::session::Loaded;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +21,7 @@ pub(crate) fn initial_adapter(path: &Path, settings: &Settings, loaded: &Loaded,
         lora.terms.iter().map(|(module, term)| (module.clone(), term.r, term.kind)).collect::<Vec<_>>()
     };
     if spec.lora.init.changes_base() {
-        refuse!(
+        bail_usage!(
             "`init_adapter`: found {}, but `init_lora_weights` says what the run begins with; leave one of them out",
             path.display()
         );
@@ -36,7 +36,7 @@ pub(crate) fn initial_adapter(path: &Path, settings: &Settings, loaded: &Loaded,
     if ranks(&own) != ranks(&spec.lora) {
         let (theirs, ours) = (has(&own), has(&spec.lora));
         let which = if theirs == ours { first_other(&own, &spec.lora) } else { String::new() };
-        refuse!(
+        bail_usage!(
             "`init_adapter`: {} has {theirs}, the run has {ours}{which}; {}",
             path.display(),
             leave_out(settings, &others(&own, &spec.lora))
@@ -48,7 +48,7 @@ pub(crate) fn initial_adapter(path: &Path, settings: &Settings, loaded: &Loaded,
             true => "none".to_owned(),
             false => whole.iter().cloned().collect::<Vec<_>>().join(", "),
         };
-        refuse!(
+        bail_usage!(
             "`init_adapter`: {} holds whole weights of {}{}, the run trains {}; {}",
             path.display(),
             named(&own.whole),
@@ -64,7 +64,7 @@ pub(crate) fn initial_adapter(path: &Path, settings: &Settings, loaded: &Loaded,
                 tokens.iter().map(|(module, of)| format!("{} of {module}", listed(of))).collect::<Vec<_>>().join(", ")
             }
         };
-        refuse!(
+        bail_usage!(
             "`init_adapter`: {} holds rows of tokens {}, the run trains {}; {}",
             path.display(),
             named(&own.tokens),

@@ -4,9 +4,9 @@ use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
 use std::path::Path;
 
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::files::dir::{Dir, Kind};
-use crate::refuse;
 use crate::report::warning;
 
 const LOCK_FILE: &str = ".lock";
@@ -66,7 +66,7 @@ impl LockedDir {
         for handle in [Some(dir.handle()), file.as_ref()].into_iter().flatten() {
             match handle.try_lock() {
                 Ok(()) => locked = true,
-                Err(TryLockError::WouldBlock) => refuse!(
+                Err(TryLockError::WouldBlock) => bail_usage!(
                     "{}: another process is training in it; wait for it, or choose another output_dir",
                     dir.path().display()
                 ),
@@ -80,7 +80,7 @@ impl LockedDir {
             );
         }
         if !dir.is_in_place().usage_context(|| format!("{}: cannot be read", dir.path().display()))? {
-            refuse!("{}: was removed or replaced just now: begin again", dir.path().display());
+            bail_usage!("{}: was removed or replaced just now: begin again", dir.path().display());
         }
         Ok(Self { dir, _lock: file })
     }

@@ -22,7 +22,7 @@ use crate::run_report::tensorboard::EventFile;
 use crate::run_report::{
     DETAILS_FILE, DataDetails, Details, MemoryDetails, ModuleChange, REPORT_FILE, RunData, Warning, html,
 };
-use crate::session::model_spec::recipe;
+use crate::session::model_spec::base_quantization;
 use crate::session::plan::MemoryPlan;
 use crate::session::{Loaded, TrainingData};
 use std::borrow::Cow;
@@ -197,7 +197,7 @@ pub(super) fn details(
     Ok(Details {
         command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
         device,
-        quantization: recipe(settings, &loaded.checkpoint).to_string(),
+        quantization: base_quantization(settings, &loaded.checkpoint).to_string(),
         parameters: loaded.parameters(),
         trainable: spec.trained_parameters(),
         total_steps: data.schedule.total_steps(),

@@ -13,10 +13,10 @@ use super::owned::{Owned, foreign, read_run};
 use super::record::RunSummary;
 use super::resume::begin_with;
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, CARD, CURVE, TOKENIZER_FILES};
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::files::atomic::{SUMS, find_damage};
 use crate::files::dir::{Dir, Kind};
-use crate::refuse;
 use crate::run_report::tensorboard::is_own;
 use crate::run_report::{DETAILS_FILE, REPORT_FILE};
 
@@ -39,14 +39,14 @@ pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result
         // A model: its tokenizer would be overwritten.
         occupied.extend(["config.json"].iter().chain(&TOKENIZER_FILES));
         if let Some(name) = occupied.iter().find(|name| dir.join(name).symlink_metadata().is_ok()) {
-            refuse!(
+            bail_usage!(
                 "{}: found {name} without {RUN_FILE}: a model, another program's run, or one of another version; \
                  choose another output_dir",
                 dir.display()
             );
         }
         if let Some(name) = checkpoints::names(dir)?.first() {
-            refuse!(
+            bail_usage!(
                 "{}: found {name} without {RUN_FILE}: a checkpoint of another run, or not of this program; choose another \
                  output_dir",
                 dir.display()
@@ -70,7 +70,7 @@ pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result
             None if checkpoints::list(dir)?.is_empty() => format!("; {}", begin_with(dir)),
             None => "; `--resume-from-checkpoint` goes on with it to the new length".to_owned(),
         };
-        refuse!(
+        bail_usage!(
             "{}: holds a different run: {difference}; choose another output_dir, or move that run away{goes_on}",
             dir.display()
         );
@@ -89,7 +89,7 @@ pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result
 fn check_finished(dir: &Path) -> Result<()> {
     match find_damage(dir, &[ADAPTER_CONFIG, ADAPTER_MODEL], &[CARD, CURVE])? {
         None => Ok(()),
-        Some(damage) => refuse!(
+        Some(damage) => bail_usage!(
             "{damage}; the run in {} is finished, but its adapter is damaged or was changed: remove {} to write it anew \
              (with --resume-from-checkpoint from the last checkpoint), or choose another output_dir",
             dir.display(),
@@ -104,7 +104,7 @@ pub(super) fn check_room(dir: &Path, step: u64, total: u64) -> Result<()> {
     for name in checkpoints::names(dir)? {
         let reached = step_of(&name).is_some_and(|found| step < found && found <= total);
         if reached && !owned.checkpoints.contains(&name) {
-            refuse!(
+            bail_usage!(
                 "{}: is not of this run ({RUN_FILE} does not name it), and the run may come to write there: move it away, or \
                  choose another output_dir",
                 dir.join(name).display()
@@ -121,14 +121,14 @@ pub(super) fn check_removable(dir: &Path) -> Result<()> {
     for name in checkpoints::names(dir)? {
         let path = dir.join(&name);
         if !owned.checkpoints.contains(&name) {
-            refuse!(
+            bail_usage!(
                 "{}: is not of the run there ({RUN_FILE} does not name it), so overwrite_output_dir does not remove it: move \
                  it away",
                 path.display()
             );
         }
         if let Some(foreign) = foreign(&open, &name)? {
-            refuse!(
+            bail_usage!(
                 "{}: was not written by the run there, so overwrite_output_dir does not remove it: move it away",
                 path.join(foreign).display()
             );
@@ -182,7 +182,7 @@ pub fn check_recorded_base(dir: &Path, fingerprint: &str) -> Result<()> {
     let Some(run) = read_run(dir)? else { return Ok(()) };
     let found = run.pointer("/base/fingerprint").and_then(Value::as_str).unwrap_or("none");
     if found != fingerprint {
-        refuse!(
+        bail_usage!(
             "{}: holds a run on another base (fingerprint {found}, this model has {fingerprint}); choose another \
              output_dir, or move that run away",
             dir.display()

@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::names::{RUN_FILE, step_of};
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::files::atomic::{MAX_SUMS_BYTES, SUMS, parse_sums};
 use crate::files::dir::{Dir, Kind, unique};
 use crate::files::failpoint;
 use crate::files::json::read_bounded;
-use crate::refuse;
 
 /// Key of [`Owned`] in `run.json`
 pub const OWNED_KEY: &str = "owned";
@@ -51,7 +51,7 @@ impl Owned {
         match others.or((!is_ours).then_some(&owned.temporary)) {
             None => Ok(Some(owned)),
             Some(name) => {
-                refuse!("{}: found {name:?}, which is no name of this program's; choose another output_dir", what())
+                bail_usage!("{}: found {name:?}, which is no name of this program's; choose another output_dir", what())
             }
         }
     }

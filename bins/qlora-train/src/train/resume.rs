@@ -5,10 +5,10 @@ use super::identity::Identity;
 use super::owned::read_run;
 use super::snapshot::Snapshot;
 use crate::adapter::ADAPTER_MODEL;
+use crate::bail_usage;
 use crate::config::{Resume, Settings};
 use crate::error::Result;
 use crate::files::shell::quoted;
-use crate::refuse;
 use crate::report::status;
 use std::path::Path;
 
@@ -19,7 +19,7 @@ pub fn choose(settings: &Settings, output: &Path, identity: &Identity) -> Result
     match &settings.resume_from_checkpoint {
         Resume::No => match found.last() {
             None => Ok(None),
-            Some((step, path)) => refuse!(
+            Some((step, path)) => bail_usage!(
                 "{}: holds this run, stopped at step {step} or later ({}): `--resume-from-checkpoint` goes on with it; \
                  to start over, choose another output_dir or remove its checkpoints",
                 output.display(),
@@ -48,7 +48,7 @@ fn check_not_lost(output: &Path, identity: &Identity) -> Result<()> {
     let recorded = run.get("identity").cloned().unwrap_or_default();
     let differs = serde_json::from_value(recorded).is_ok_and(|recorded| identity.difference(&recorded).is_some());
     if differs && run.get("finished").is_some() && output.join(ADAPTER_MODEL).is_file() {
-        refuse!(
+        bail_usage!(
             "{}: holds a finished run without a checkpoint to go on from, and starting over would replace its adapter; \
              {}",
             output.display(),

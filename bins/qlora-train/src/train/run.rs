@@ -40,10 +40,10 @@ use crate::report::{Bars, count, detail, section, status, warning};
 use crate::run_report::Details;
 use crate::session::chat_template::add_tokenizer;
 use crate::session::disk::check_writable;
-use crate::session::host_copy::{HostCopies, PAGE, Settled};
+use crate::session::host_copy::{Agreed, HostCopies, PAGE};
 use crate::session::interruption::Interruption;
 use crate::session::lint_facts::facts;
-use crate::session::model_spec::{check_quantization, lora_spec, model_spec, of_steps, recipe};
+use crate::session::model_spec::{base_quantization, check_quantization, lora_spec, model_spec, of_steps};
 use crate::session::training_data::find_files_by;
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData, replace_adapter_by_base};
 use crate::session::{advice, graphs, planner, scratch};
@@ -159,13 +159,13 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
         true => None,
         false => HostCopies::offered(comm, &|file| device.try_pinning(file, PAGE), &mut budget)?,
     };
-    let mut shared = Settled::default();
+    let mut shared = Agreed::default();
     let graphs;
     let plan = {
         let (stored, levers) = (loaded.stored(), planner::Levers::of(&settings));
         let mut plan = planner::choose(&device, &mut spec, levers, &stored, budget)?;
         if let Some(copies) = copies {
-            shared = copies.settle(comm, plan.weights_on_host)?;
+            shared = copies.agree(comm, plan.weights_on_host)?;
         }
         // A rank that shares nothing has nobody's memory but its own.
         if shared.copy.is_none() && budget != alone && (plan.sharers().is_some() || !plan.fits()) {
@@ -173,7 +173,7 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
             plan = planner::choose(&device, &mut spec, levers, &stored, budget)?;
         }
         let ranks = comm.world_size();
-        graphs = graphs::settle(&settings, &device, &spec, ranks, &mut plan)?;
+        graphs = graphs::choose(&settings, &device, &spec, ranks, &mut plan)?;
         let rows = settings.per_device_train_batch_size;
         let asked = advice::Asked { device: &device, spec: &spec, levers, stored: &stored, budget, rows };
         advice::refuse_unless_it_fits(&plan, &asked)?;
@@ -194,7 +194,7 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     first_of_machine_first(comm, "weights in NF4", || loaded.keep_quantized())?;
     device.share_weights(shared.copy);
     device.use_graphs(graphs.is_on);
-    let run = Prepared {
+    let run = TrainingJob {
         comm,
         waits: shared.is_shared,
         accumulation_per_process,
@@ -217,7 +217,7 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
 }
 
 /// A run of which everything but the weights was read and found good.
-struct Prepared<'a> {
+struct TrainingJob<'a> {
     comm: &'a mut dyn Communicator,
     /// All ranks have read the weights before any uses them
     waits: bool,
@@ -241,7 +241,7 @@ struct Prepared<'a> {
     findings: Vec<Finding>,
 }
 
-impl DeviceJob for Prepared<'_> {
+impl DeviceJob for TrainingJob<'_> {
     type Output = TrainOutcome;
 
     fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<TrainOutcome> {
@@ -249,8 +249,8 @@ impl DeviceJob for Prepared<'_> {
     }
 }
 
-fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
-    let Prepared {
+fn train_on<B: Backend>(mut backend: B, job: TrainingJob) -> Result<TrainOutcome> {
+    let TrainingJob {
         comm,
         waits,
         accumulation_per_process,
@@ -268,7 +268,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         bytes: _,
         details,
         findings,
-    } = prepared;
+    } = job;
     let init =
         settings.init_adapter.as_deref().map(|path| initial_adapter(path, &settings, &loaded, &spec)).transpose()?;
     let source = CheckpointSource::with_adapter(&loaded.checkpoint, init.as_ref(), settings.seed)?;
@@ -294,8 +294,9 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     if let (Some(adapter), Some(path)) = (&init, &settings.init_adapter) {
         let (arch, name) = (loaded.checkpoint.arch(), loaded.checkpoint.base_name());
         let warnings = adapter.check_base(arch, &fingerprint, name, settings.allow_other_base);
-        let of_recipe = adapter.check_recipe(Some(&fingerprint), &recipe(&settings, &loaded.checkpoint));
-        for told in warnings.context(|| path.display().to_string())?.into_iter().chain(of_recipe) {
+        let of_quantization =
+            adapter.check_base_quantization(Some(&fingerprint), &base_quantization(&settings, &loaded.checkpoint));
+        for told in warnings.context(|| path.display().to_string())?.into_iter().chain(of_quantization) {
             warning!("{told}");
         }
         status!("the adapter begins with the weights of {}", path.display());

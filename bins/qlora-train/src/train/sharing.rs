@@ -2,13 +2,13 @@
 
 use super::identity::{Identity, micro_batches_of_step, result_settings};
 use crate::backend::{Backend, OptimizerState};
+use crate::bail_usage;
 use crate::comm::agreement::agree;
 use crate::comm::{Communicator, from_first, is_first};
 use crate::config::Settings;
 use crate::error::{Context, Result};
 use crate::infer::questions::Questions;
 use crate::model::Llama;
-use crate::refuse;
 use crate::report::{status, thousands, warning};
 use crate::session::{Device, Loaded};
 use serde_json::{Map, Value};
@@ -206,7 +206,7 @@ fn shared<T: bytemuck::Pod>(comm: &mut dyn Communicator, what: &str, mut own: Ve
     for piece in bytes.chunks_mut(PIECE) {
         let given = comm.broadcast(what, if is_first(comm) { piece.to_vec() } else { Vec::new() })?;
         if given.len() != piece.len() {
-            refuse!("`{what}`: rank 0 sent {} bytes, expected {}", given.len(), piece.len());
+            bail_usage!("`{what}`: rank 0 sent {} bytes, expected {}", given.len(), piece.len());
         }
         piece.copy_from_slice(&given);
     }

@@ -12,6 +12,7 @@ use super::progress::Progress;
 use super::record::TrainerState;
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, CARD, served_key};
 use crate::backend::{Backend, OptimizerState};
+use crate::bail_usage;
 use crate::config::Settings;
 use crate::data::Schedule;
 use crate::error::{Context, Result};
@@ -22,7 +23,6 @@ use crate::files::safetensors::{TensorFile, write_header};
 use crate::hub::HubCommit;
 use crate::lora::ParamId;
 use crate::model::Llama;
-use crate::refuse;
 use crate::report::status;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
@@ -217,7 +217,7 @@ impl Snapshot {
     pub fn open(dir: &Path, identity: &Identity) -> Result<Self> {
         let shown = dir.display();
         if !dir.is_dir() {
-            refuse!("{shown}: found no such directory, expected a checkpoint (resume_from_checkpoint)");
+            bail_usage!("{shown}: found no such directory, expected a checkpoint (resume_from_checkpoint)");
         }
         let path = dir.join(RUN_STATE);
         if !path.is_file() {
@@ -225,7 +225,7 @@ impl Snapshot {
                 true => "a half-deleted checkpoint, or one of another program",
                 false => "no checkpoint of this program",
             };
-            refuse!("{shown}: found no {RUN_STATE}: {hint} (resume_from_checkpoint)");
+            bail_usage!("{shown}: found no {RUN_STATE}: {hint} (resume_from_checkpoint)");
         }
         // The version comes first: another one may have other files.
         let what = |path: &Path| format!("{}: not readable: the checkpoint is damaged", path.display());
@@ -233,7 +233,7 @@ impl Snapshot {
             serde_json::from_slice(&read_bounded(&path, MAX_STATE_BYTES)?).usage_context(|| what(&path))?;
         if value.get("format") != Some(&FORMAT.into()) {
             let text = |key: &str| value.get(key).map_or("none".to_owned(), Value::to_string);
-            refuse!(
+            bail_usage!(
                 "{}: found format {} (written by version {}), this program ({}) reads {FORMAT}: resume it with the \
                  version that wrote it",
                 path.display(),
@@ -248,7 +248,7 @@ impl Snapshot {
         let trainer: TrainerState =
             serde_json::from_slice(&read_bounded(&path, MAX_STATE_BYTES)?).usage_context(|| what(&path))?;
         if let Some(difference) = identity.difference_beyond_length(&state.identity) {
-            refuse!(
+            bail_usage!(
                 "{shown}: is of a different run: {difference}; a resumed run takes the same settings, data and base, \
                  a changed one starts in another output_dir"
             );
@@ -261,14 +261,14 @@ impl Snapshot {
         let found = &self.state.cursor;
         let (then, now) = (found.total_steps, schedule.total_steps());
         if now > then && self.state.identity.settings.get("use_adalora") == Some(&Value::Bool(true)) {
-            refuse!(
+            bail_usage!(
                 "{}: is of a run of {then} steps that cuts ranks (use_adalora) by how many are left; this one would have \
                  {now}: keep num_train_epochs and max_steps, or choose another output_dir",
                 self.dir.display()
             );
         }
         if now < then {
-            refuse!(
+            bail_usage!(
                 "{}: is of a run of {then} steps, this one ends after {now}: a run goes on as it was or longer, not \
                  shorter; raise num_train_epochs or max_steps, or choose another output_dir",
                 self.dir.display()
@@ -292,7 +292,7 @@ impl Snapshot {
             );
         }
         if !same {
-            refuse!(
+            bail_usage!(
                 "{}: goes on with other rows than this program would (step {} of {}, here of {}): it was written by \
                  version {}, resume it with that one",
                 self.dir.display(),
@@ -308,7 +308,7 @@ impl Snapshot {
     /// Refuses a checkpoint that was trained on other weights.
     pub fn check_base(&self, fingerprint: &str) -> Result<()> {
         if self.state.base_fingerprint != fingerprint {
-            refuse!(
+            bail_usage!(
                 "{}: was trained on another base (fingerprint {}, this model has {fingerprint})",
                 self.dir.display(),
                 self.state.base_fingerprint
@@ -322,7 +322,7 @@ impl Snapshot {
         if let Some(best) = self.trainer.best_model_checkpoint.as_ref().filter(|_| settings.load_best_model_at_end) {
             let dir = output.join(best);
             if !dir.join(RUN_STATE).is_file() {
-                refuse!(
+                bail_usage!(
                     "{}: found no such checkpoint, and the run has its best figure there ({}, \
                      load_best_model_at_end): put it back, or start over",
                     dir.display(),
@@ -350,7 +350,7 @@ impl Snapshot {
             backend.restore(param, values, state).usage_context(what)?;
             if stopped_within {
                 let Some(gradient) = file.f32(&id, "gradient")? else {
-                    refuse!("{}: found no gradient of `{id}`", self.dir.join(OPTIMIZER).display());
+                    bail_usage!("{}: found no gradient of `{id}`", self.dir.join(OPTIMIZER).display());
                 };
                 backend.restore_gradient(param, gradient).usage_context(what)?;
             }
@@ -359,7 +359,7 @@ impl Snapshot {
             *values = file.f32(&id, part)?.unwrap_or_default();
             if !values.is_empty() && values.len() != len {
                 let path = self.dir.join(OPTIMIZER);
-                refuse!("{}: `{id}.{part}`: found {} values, expected {len}", path.display(), values.len());
+                bail_usage!("{}: `{id}.{part}`: found {} values, expected {len}", path.display(), values.len());
             }
         }
         model.refresh(backend)
@@ -375,13 +375,13 @@ fn check_whole(dir: &Path) -> Result<()> {
         Damage::Missing(_) => "the checkpoint is half deleted",
         Damage::NoLine(..) | Damage::NoFile(..) | Damage::Changed { .. } => "the checkpoint is damaged",
     };
-    refuse!("{damage}: {means}")
+    bail_usage!("{damage}: {means}")
 }
 
 fn adapter_values(adapter: &TensorFile, key: &str) -> Result<Vec<f32>> {
     match adapter.tensors.get(key) {
         Some(info) => adapter.read_f32(key, info, |_| ()),
-        None => refuse!("{}: found no tensor `{key}`", adapter.path().display()),
+        None => bail_usage!("{}: found no tensor `{key}`", adapter.path().display()),
     }
 }
 
@@ -396,7 +396,7 @@ impl Optimizer {
 
     fn state(&self, id: &ParamId, dir: &Path) -> Result<OptimizerState> {
         let missing = |part: &str| -> Result<Vec<f32>> {
-            refuse!("{}: found no tensor `{id}.{part}`", dir.join(OPTIMIZER).display())
+            bail_usage!("{}: found no tensor `{id}.{part}`", dir.join(OPTIMIZER).display())
         };
         let f32 = |part: &str| self.f32(id, part)?.map_or_else(|| missing(part), Ok);
         let (m, v) = (format!("{id}.m"), format!("{id}.v"));

@@ -79,7 +79,7 @@ impl<B: Backend> Run<'_, B> {
     pub fn steps(&mut self) -> Result<()> {
         let (settings, data) = (self.settings, self.data);
         let total = data.schedule.total_steps();
-        let hyper = hyperparameters(settings);
+        let hyper = Hyperparameters::of(settings);
         // Interrupted while it was evaluating.
         let from = self.state.global_step;
         let mut bar = Bars::resumed("training", total, from);
@@ -383,20 +383,6 @@ impl<B: Backend> Run<'_, B> {
         let best_of = if metric.rises() { "highest" } else { "lowest" };
         status!("restored {best}, the checkpoint with the {best_of} {}", metric.in_words());
         Ok(true)
-    }
-}
-
-fn hyperparameters(settings: &Settings) -> Hyperparameters {
-    // `resolve` wrote the rate down, so it no longer depends on the model's size.
-    let (learning_rate_a, learning_rate_b) = settings.learning_rates_for(0);
-    Hyperparameters {
-        learning_rate_a,
-        learning_rate_b,
-        weight_decay: settings.weight_decay,
-        beta1: settings.adam_beta1,
-        beta2: settings.adam_beta2,
-        epsilon: settings.adam_epsilon,
-        max_grad_norm: settings.max_grad_norm,
     }
 }
 

@@ -2,11 +2,11 @@
 
 use super::identity::{Identity, recorded_sums};
 use crate::backend::cuda::READING_BYTES;
+use crate::bail_usage;
 use crate::comm::{Communicator, from_first};
 use crate::config::Settings;
 use crate::error::{Context, Error, Result};
 use crate::model::optimizer_step::reduce_bytes;
-use crate::refuse;
 use crate::report::status;
 use crate::session::Device;
 use qlora_kernels::device::{KERNELS, Kernels, Nccl};
@@ -129,11 +129,11 @@ fn asked(value: Option<&str>) -> Result<Option<Sums>> {
         None | Some("") => Ok(None),
         Some("nccl") => Ok(Some(Sums::Nccl)),
         Some("host") => Ok(Some(Sums::Host)),
-        Some("mpi") => refuse!(
+        Some("mpi") => bail_usage!(
             "environment variable {VARIABLE}: found \"mpi\", expected \"nccl\" or \"host\": MPI moves sums in the memory of \
              the host, with QLORA_COMM=mpi"
         ),
-        Some(found) => refuse!("environment variable {VARIABLE}: found {found:?}, expected \"nccl\" or \"host\""),
+        Some(found) => bail_usage!("environment variable {VARIABLE}: found {found:?}, expected \"nccl\" or \"host\""),
     }
 }
 
@@ -169,7 +169,7 @@ fn decide(all: &[Means], names: &[String], recorded: Option<&str>, by_itself: bo
             Some(Sums::Nccl) => "nccl",
         };
         let (there, here) = (of(all[rank].asked), of(asked));
-        refuse!(
+        bail_usage!(
             "environment variable {VARIABLE}: {there} for {}, {here} for {}; set it alike for all ranks",
             names[rank],
             names[0]

@@ -12,7 +12,7 @@ use crate::lora::start::Factors;
 use crate::lora::{AdaLora, ParamId, ParamKind};
 use crate::model::Llama;
 use crate::session::Loaded;
-use crate::session::model_spec::recipe;
+use crate::session::model_spec::base_quantization;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -74,7 +74,7 @@ pub(super) fn described<B: Backend>(
     let provenance = Provenance {
         base: base.clone(),
         base_fingerprint: base_fingerprint.clone(),
-        quantization: recipe(settings, checkpoint),
+        quantization: base_quantization(settings, checkpoint),
         chat_template_sha256: loaded.tokenizer().and_then(ChatTokenizer::template_hash),
     };
     Adapter::new(config, &provenance)

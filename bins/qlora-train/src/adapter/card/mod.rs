@@ -102,8 +102,8 @@ fn facts(adapter: &Adapter, training: Option<&Training>) -> Vec<(String, String)
         TargetModules::Names(names) => names.iter().cloned().collect::<Vec<_>>().join(", "),
     };
     let stored = |key: &str| adapter.metadata.get(key).cloned();
-    let recipe = adapter.recipe("adapter").ok().flatten().map(|recipe| recipe.to_string());
-    let held = recipe.or_else(|| stored(metadata::QUANTIZATION));
+    let recorded = adapter.base_quantization("adapter").ok().flatten().map(|base| base.to_string());
+    let held = recorded.or_else(|| stored(metadata::QUANTIZATION));
     let held = held.map(|held| if held == "none" { "not quantized".to_owned() } else { held });
     let license = training.and_then(|training| training.license.as_ref());
     let layers = |layers: &Vec<usize>| layers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");

@@ -42,12 +42,12 @@ impl Cuda {
         let shape = Shape { attention, m: self.dims.tokens, documents, longest: self.longest() };
         let needed = attention_cache::workspace_bytes(&shape)?;
         if self.cache.workspace.len() < needed {
-            self.cache.workspace = self.memory.take(NAME, 0)?;
-            self.cache.workspace = self.memory.take(NAME, needed)?;
+            self.cache.workspace = self.memory.alloc(NAME, 0)?;
+            self.cache.workspace = self.memory.alloc(NAME, needed)?;
         }
         if self.cache.starts.len() < documents {
             self.cache.uploaded.clear();
-            self.cache.starts = self.memory.take(NAME, documents)?;
+            self.cache.starts = self.memory.alloc(NAME, documents)?;
         }
         Ok(())
     }

@@ -36,13 +36,13 @@ impl Memory for Cuda {
         room: usize,
     ) -> Result<CudaBuffer> {
         let stride = if room > 0 { (width + room).next_multiple_of(ROOMY_ROWS) } else { width };
-        let data = Storage::Bf16(self.memory.take_at(end, name, tokens * stride)?);
+        let data = Storage::Bf16(self.memory.alloc_at(end, name, tokens * stride)?);
         Ok(CudaBuffer { data, first: 0, tokens, width, stride })
     }
 
     fn alloc_f32(&mut self, end: MemoryEnd, name: &'static str, width: usize) -> Result<CudaBuffer> {
         let tokens = self.dims.tokens;
-        let data = Storage::F32(self.memory.take_at(end, name, tokens * width)?);
+        let data = Storage::F32(self.memory.alloc_at(end, name, tokens * width)?);
         Ok(CudaBuffer { data, first: 0, tokens, width, stride: width })
     }
 

@@ -19,6 +19,6 @@ pub struct CacheMemory {
 
 impl CacheMemory {
     pub fn new(memory: &DeviceMemory) -> Result<Self> {
-        Ok(Self { starts: memory.take(NAME, 0)?, uploaded: Vec::new(), workspace: memory.take(NAME, 0)? })
+        Ok(Self { starts: memory.alloc(NAME, 0)?, uploaded: Vec::new(), workspace: memory.alloc(NAME, 0)? })
     }
 }

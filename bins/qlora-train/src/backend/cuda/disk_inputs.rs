@@ -90,22 +90,22 @@ impl DiskInputs {
         let place = self.file.place(self.len * size_of::<bf16>())?;
         let slot = self.take_turn();
         self.slots[slot].offload(data)?;
-        self.settle()?;
+        self.begin_write()?;
         self.leaving = Some((slot, place));
         self.waiting.push(place);
         Ok(place)
     }
 
     /// Begins to write the input that is on its way to the host, and gives its device memory back.
-    pub fn settle(&mut self) -> Result<()> {
+    pub fn begin_write(&mut self) -> Result<()> {
         let Some((slot, place)) = self.leaving.take() else { return Ok(()) };
-        self.slots[slot].settle()?;
+        self.slots[slot].wait_offload()?;
         if self.is_dry_run {
             return Ok(());
         }
         self.finish()?;
         let mut values = std::mem::take(&mut self.values);
-        values.copy_from_slice(self.slots[slot].held()?);
+        values.copy_from_slice(self.slots[slot].values()?);
         self.file.write(place, values, self.bytes)?;
         self.job = Some(Job::Write);
         Ok(())
@@ -113,8 +113,8 @@ impl DiskInputs {
 
     /// Begins to copy an input to the device, and to read the one of the layer below. Returns its slot.
     pub fn prefetch(&mut self, memory: &DeviceMemory, place: u64) -> Result<usize> {
-        self.settle()?;
-        let (slot, buffer) = (self.take_turn(), memory.take("residual stream", self.len)?);
+        self.begin_write()?;
+        let (slot, buffer) = (self.take_turn(), memory.alloc("residual stream", self.len)?);
         self.waiting.retain(|&other| other != place);
         if self.job != Some(Job::Read(place)) {
             self.read(place)?;
@@ -130,7 +130,7 @@ impl DiskInputs {
 
     /// The input in this slot, whose place is free then.
     pub fn wait(&mut self, slot: usize, place: u64) -> Result<Buffer<bf16>> {
-        self.file.give_back(place);
+        self.file.free(place);
         self.slots[slot].wait_prefetch()
     }
 

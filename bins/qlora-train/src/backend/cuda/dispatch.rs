@@ -66,13 +66,13 @@ impl LinearMemory {
     pub fn new(memory: &DeviceMemory, dims: &RunShape) -> Result<Self> {
         let (mut library, mut planned) = (None, None);
         if dims.linear.may_dequantize(dims.tokens) {
-            let own = memory.take(LIBRARY, WORKSPACE_BYTES)?;
+            let own = memory.alloc(LIBRARY, WORKSPACE_BYTES)?;
             match memory.device() {
                 Some(_) => library = Some(CublasLt::with_workspace(own)?),
                 None => planned = Some(own),
             }
         }
-        let operands = memory.take(OPERANDS, 0)?;
+        let operands = memory.alloc(OPERANDS, 0)?;
         let (rows, dropout) = (dims.linear, dims.dropout);
         Ok(Self { rows, dropout, library, _planned: planned, operands, taken: Vec::new() })
     }
@@ -105,8 +105,8 @@ impl LinearMemory {
         }
         if needed > self.operands.len() {
             // Its memory first.
-            self.operands = memory.take(OPERANDS, 0)?;
-            self.operands = memory.take(OPERANDS, needed)?;
+            self.operands = memory.alloc(OPERANDS, 0)?;
+            self.operands = memory.alloc(OPERANDS, needed)?;
         }
         Ok(())
     }

@@ -3,8 +3,8 @@
 use super::operands::CudaWeight;
 use crate::arch::Arch;
 use crate::backend::{LinearGroup, Operands};
+use crate::bail_usage;
 use crate::error::Result;
-use crate::refuse;
 use qlora_kernels::ops::attention::HEAD_DIMS;
 
 /// The largest LoRA rank of the kernels.
@@ -18,12 +18,12 @@ pub fn check_model(config: &Arch) -> Result<()> {
     if !HEAD_DIMS.contains(&head_dim) {
         let [others @ .., last] = HEAD_DIMS.map(|head_dim| head_dim.to_string());
         let built = format!("{} or {last}", others.join(", "));
-        refuse!("config.json: `head_dim`: found {head_dim}, expected {built} on cuda; {ELSEWHERE}");
+        bail_usage!("config.json: `head_dim`: found {head_dim}, expected {built} on cuda; {ELSEWHERE}");
     }
     // Rows of these widths begin at multiples of 16 bytes, as the kernels read them.
     for (name, width) in [("hidden_size", hidden_size), ("intermediate_size", intermediate_size)] {
         if !width.is_multiple_of(8) {
-            refuse!("config.json: `{name}`: found {width}, expected a multiple of 8 on cuda; {ELSEWHERE}");
+            bail_usage!("config.json: `{name}`: found {width}, expected a multiple of 8 on cuda; {ELSEWHERE}");
         }
     }
     Ok(())
@@ -33,7 +33,7 @@ pub fn check_model(config: &Arch) -> Result<()> {
 pub fn check_group<B: Operands<Weight = CudaWeight>>(name: &str, group: &LinearGroup<B>) -> Result<()> {
     let nf4 = group.segments.iter().filter(|segment| matches!(segment.weight, CudaWeight::Nf4(_))).count();
     if nf4 != 0 && nf4 != group.segments.len() {
-        refuse!(
+        bail_usage!(
             "{name}: of the {} weights that share its input {nf4} are held in NF4 and the others in 16 bits, expected one \
              kind on cuda; {ELSEWHERE}",
             group.segments.len()
@@ -41,7 +41,7 @@ pub fn check_group<B: Operands<Weight = CudaWeight>>(name: &str, group: &LinearG
     }
     for lora in group.segments.iter().filter_map(|segment| segment.lora.as_ref()) {
         if lora.r > MAX_RANK {
-            refuse!("{name}: found a LoRA rank of {}, expected at most {MAX_RANK} on cuda; {ELSEWHERE}", lora.r);
+            bail_usage!("{name}: found a LoRA rank of {}, expected at most {MAX_RANK} on cuda; {ELSEWHERE}", lora.r);
         }
     }
     Ok(())

@@ -122,8 +122,8 @@ impl Cuda {
     /// So many bytes at least for sums over tokens.
     pub(super) fn reserve_sums(&mut self, bytes: usize) -> Result<()> {
         if bytes > self.gradients.len() {
-            self.gradients = self.memory.take("workspace", 0)?;
-            self.gradients = self.memory.take("workspace", bytes)?;
+            self.gradients = self.memory.alloc("workspace", 0)?;
+            self.gradients = self.memory.alloc("workspace", bytes)?;
         }
         Ok(())
     }

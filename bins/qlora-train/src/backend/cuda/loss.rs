@@ -41,9 +41,9 @@ impl LossMemory {
             false => cross_entropy::workspace_bytes(&shape, training)?,
         };
         Ok(Self {
-            losses: memory.take("losses", tokens)?,
-            state: memory.take("losses", cross_entropy::STATE_LEN)?,
-            workspace: memory.take("logits of the loss", workspace)?,
+            losses: memory.alloc("losses", tokens)?,
+            state: memory.alloc("losses", cross_entropy::STATE_LEN)?,
+            workspace: memory.alloc("logits of the loss", workspace)?,
             readback: memory.readback(cross_entropy::STATE_LEN)?,
             logits: Vec::new(),
             whole: true,
@@ -150,7 +150,7 @@ impl LossMemory {
     /// Room for the logits of as many tokens as are computed together.
     pub fn reserve_logits(&mut self, memory: &DeviceMemory, vocab: usize, tokens: usize) -> Result<()> {
         while self.logits.len() < tokens.min(LOGITS) {
-            self.logits.push(memory.take("logits", vocab)?);
+            self.logits.push(memory.alloc("logits", vocab)?);
         }
         Ok(())
     }

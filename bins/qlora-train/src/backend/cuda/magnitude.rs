@@ -30,7 +30,7 @@ pub fn gradient_bytes(group: &Group, tokens: usize) -> usize {
 impl Cuda {
     /// ‖W‖² of each row, of elements as the products have them; empty in a dry run.
     pub(super) fn squares_of_rows(&mut self, weight: &CudaWeight, n: usize, k: usize) -> Result<Vec<f32>> {
-        let mut squares: Buffer<f32> = self.memory.take(NORMS, n)?;
+        let mut squares: Buffer<f32> = self.memory.alloc(NORMS, n)?;
         if self.memory.is_dry_run() {
             return Ok(Vec::new());
         }
@@ -44,8 +44,8 @@ impl Cuda {
         for Segment { n, weight, lora, .. } in &mut group.segments {
             let Some(Lora { r, scale, a, b, magnitude: Some(magnitude), .. }) = lora else { continue };
             let (n, r, scale) = (*n, *r, *scale);
-            let mut z: Buffer<bf16> = self.memory.take(NORMS, r * n)?;
-            let mut s: Buffer<bf16> = self.memory.take(NORMS, r * r.next_multiple_of(8))?;
+            let mut z: Buffer<bf16> = self.memory.alloc(NORMS, r * n)?;
+            let mut s: Buffer<bf16> = self.memory.alloc(NORMS, r * r.next_multiple_of(8))?;
             if self.memory.is_dry_run() {
                 continue;
             }

@@ -70,17 +70,17 @@ impl DeviceMemory {
     }
 
     /// `len` elements of any bits; `name` is that of the plan's line.
-    pub fn take<T: Element>(&self, name: &'static str, len: usize) -> Result<Buffer<T>> {
-        self.take_at(MemoryEnd::Low, name, len)
+    pub fn alloc<T: Element>(&self, name: &'static str, len: usize) -> Result<Buffer<T>> {
+        self.alloc_at(MemoryEnd::Low, name, len)
     }
 
     /// `len` elements of any bits from either end; `name` is that of the plan's line.
-    pub fn take_at<T: Element>(&self, end: MemoryEnd, name: &'static str, len: usize) -> Result<Buffer<T>> {
+    pub fn alloc_at<T: Element>(&self, end: MemoryEnd, name: &'static str, len: usize) -> Result<Buffer<T>> {
         Ok(self.arena.alloc_at(end, name, len)?)
     }
 
     pub fn zeros<T: Element>(&self, name: &'static str, len: usize) -> Result<Buffer<T>> {
-        let mut buffer = self.take(name, len)?;
+        let mut buffer = self.alloc(name, len)?;
         self.clear(&mut buffer)?;
         Ok(buffer)
     }
@@ -106,7 +106,7 @@ impl DeviceMemory {
         len: usize,
         data: Option<&[T]>,
     ) -> Result<Buffer<T>> {
-        let mut buffer = self.take_at(end, name, len)?;
+        let mut buffer = self.alloc_at(end, name, len)?;
         if let Some(device) = &self.device {
             let data = data.expect("a run has what it uploads");
             assert_eq!(data.len(), len, "{name}");

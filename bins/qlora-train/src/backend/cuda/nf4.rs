@@ -9,10 +9,10 @@ use super::operands::Nf4Memory;
 use super::pinned::WeightArray;
 use super::{Cuda, CudaWeight};
 use crate::backend::weights::{ReadPieces, quantize};
+use crate::bail_usage;
 use crate::error::{Error, Result};
 use crate::files::random::RandomNf4;
 use crate::files::tensor::{HostTensor, PIECE, TensorData, WeightSource};
-use crate::refuse;
 use bytemuck::Pod;
 use half::slice::HalfFloatSliceExt;
 use qlora_kernels::device::{Buffer, UploadStaging};
@@ -80,8 +80,8 @@ impl Cuda {
         let room = size_of::<f32>() * count.min(PIECE);
         let (memory, pieces) = (&self.memory, &mut self.pieces);
         let staging = pieces.reserve(memory, room)?;
-        let codes = memory.take_at(self.weights_end, NAME, count.div_ceil(2))?;
-        let (piece, absmax) = (memory.take(ON_THE_WAY, room)?, memory.take(ON_THE_WAY, blocks)?);
+        let codes = memory.alloc_at(self.weights_end, NAME, count.div_ceil(2))?;
+        let (piece, absmax) = (memory.alloc(ON_THE_WAY, room)?, memory.alloc(ON_THE_WAY, blocks)?);
         let Some(staging) = staging else {
             drop((piece, absmax));
             return self.with_scales([n, k], options, codes, None);
@@ -117,7 +117,7 @@ impl Cuda {
         };
         match scales {
             Ok(scales) => self.with_scales([n, k], options, codes, Some(&scales)),
-            Err(cause) => refuse!("{name}: {cause}"),
+            Err(cause) => bail_usage!("{name}: {cause}"),
         }
     }
 
@@ -129,7 +129,7 @@ impl Cuda {
         options: &Nf4Options,
         source: Option<WeightSource>,
     ) -> Result<CudaWeight> {
-        let codes = self.memory.take_at(self.weights_end, NAME, (n * k).div_ceil(2))?;
+        let codes = self.memory.alloc_at(self.weights_end, NAME, (n * k).div_ceil(2))?;
         match source {
             None => self.with_scales([n, k], options, codes, None),
             Some(source) => self.put_nf4(name, [n, k], options, codes, source),
@@ -194,7 +194,7 @@ impl Cuda {
                 Layout::RowMajor => memory.upload_at(end, NAME, blocks, stored)?,
                 Layout::Transposed => {
                     let stored = memory.upload(ON_THE_WAY, blocks, stored)?;
-                    let mut ordered = memory.take_at(end, NAME, blocks)?;
+                    let mut ordered = memory.alloc_at(end, NAME, blocks)?;
                     if memory.device().is_some() {
                         let (stored, ordered) = (stored.view(), ordered.view_mut());
                         absmax_transpose(stored, ordered, n, k / block_size, memory.stream())?;
@@ -240,7 +240,7 @@ impl Cuda {
 fn check_len([rows, cols]: [usize; 2], name: &str, found: usize, is_right: impl Fn(usize) -> bool) -> Result<()> {
     if !is_right(found) {
         let cause = Nf4Error::Length { part: "weight", rows, cols, found, expected: rows * cols };
-        refuse!("{name}: {cause}");
+        bail_usage!("{name}: {cause}");
     }
     Ok(())
 }
@@ -252,7 +252,7 @@ fn not_finite(name: &str, read: &mut ReadPieces<'_>) -> Error {
         let WeightSource::Tensor(tensor) = source else { return Ok(()) };
         if let Some((index, value)) = tensor.find_not_finite() {
             let cause = Nf4Error::NotFinite { part: "weight", index: before + index, value };
-            refuse!("{name}: {cause}");
+            bail_usage!("{name}: {cause}");
         }
         before += tensor.elements();
         Ok(())
@@ -266,12 +266,12 @@ fn not_finite(name: &str, read: &mut ReadPieces<'_>) -> Error {
 fn check(name: &str, matrix: &Nf4Matrix, options: &Nf4Options) -> Result<()> {
     const INSTEAD: &str = "quantize the original 16-bit model instead, or use `--device cpu`";
     if *matrix.code() != CODE {
-        refuse!(
+        bail_usage!(
             "{name}: the checkpoint brings 16 values of its own (quant_map), expected those of NF4 on cuda: {INSTEAD}"
         );
     }
     let (block_size, double_quant) = match matrix.absmax() {
-        Absmax::DoubleQuantized { nested_block_size, .. } if *nested_block_size != NESTED_BLOCK_SIZE => refuse!(
+        Absmax::DoubleQuantized { nested_block_size, .. } if *nested_block_size != NESTED_BLOCK_SIZE => bail_usage!(
             "{name}: found nested blocks of {nested_block_size}, expected {NESTED_BLOCK_SIZE} on cuda: {INSTEAD}"
         ),
         absmax => (matrix.block_size(), matches!(absmax, Absmax::DoubleQuantized { .. })),
@@ -280,7 +280,7 @@ fn check(name: &str, matrix: &Nf4Matrix, options: &Nf4Options) -> Result<()> {
         let kind = |block_size: usize, double: bool| {
             format!("blocks of {block_size}, {}", if double { "absmax in 8 bits" } else { "absmax in f32" })
         };
-        refuse!(
+        bail_usage!(
             "{name}: found {}, expected {} as the other weights have: {INSTEAD}",
             kind(block_size, double_quant),
             kind(options.block_size, options.double_quant)

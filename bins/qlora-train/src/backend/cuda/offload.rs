@@ -53,7 +53,7 @@ impl Offload {
         if self.in_flight.len() > IN_FLIGHT
             && let Some(oldest) = self.in_flight.pop_front()
         {
-            self.slots[oldest].settle()?;
+            self.slots[oldest].wait_offload()?;
         }
         Ok(CudaOffloaded::OnHost { slot, tokens, width, prefetched: false })
     }
@@ -72,9 +72,9 @@ impl Offload {
     /// there.
     pub fn keep(&mut self, buffer: CudaBuffer) -> Result<CudaOffloaded> {
         while let Some(oldest) = self.in_flight.pop_front() {
-            self.slots[oldest].settle()?;
+            self.slots[oldest].wait_offload()?;
         }
-        self.disk.settle()?;
+        self.disk.begin_write()?;
         Ok(CudaOffloaded::OnDevice(buffer))
     }
 
@@ -86,9 +86,9 @@ impl Offload {
         let CudaOffloaded::OnHost { slot, tokens, width, prefetched: false } = offloaded else { return Ok(offloaded) };
         if let Some(at) = self.in_flight.iter().position(|&other| other == slot) {
             self.in_flight.remove(at);
-            self.slots[slot].settle()?;
+            self.slots[slot].wait_offload()?;
         }
-        let buffer = memory.take("residual stream", tokens * width)?;
+        let buffer = memory.alloc("residual stream", tokens * width)?;
         self.slots[slot].prefetch(buffer)?;
         Ok(CudaOffloaded::OnHost { slot, tokens, width, prefetched: true })
     }

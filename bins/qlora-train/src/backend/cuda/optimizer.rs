@@ -8,8 +8,8 @@ use super::optimizer_pieces;
 use super::paged_states::PagedStates;
 use super::weights::rounded;
 use crate::backend::{Optimizer, OptimizerState, ParamUpdate, StateFormat};
+use crate::bail_usage;
 use crate::error::{Error, Result};
-use crate::refuse;
 use qlora_kernels::device::{Buffer, Others, RoundTrip};
 use qlora_kernels::ops::adamw::{self, GradientState, RATE_LEN, States, Tensor, Tensors};
 use qlora_kernels::optim8bit::BLOCK_SIZE;
@@ -144,11 +144,11 @@ impl Optimizer for Cuda {
     fn restore(&mut self, param: &mut CudaParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
         check_values(&values, param.working.len())?;
         let Some(training) = &param.training else {
-            refuse!("found {}, expected none: the tensor is not trained", state.describe());
+            bail_usage!("found {}, expected none: the tensor is not trained", state.describe());
         };
         let own = training.states.shape();
         if !own.fits(&state) {
-            refuse!("found {}, expected {}", state.describe(), own.describe());
+            bail_usage!("found {}, expected {}", state.describe(), own.describe());
         }
         self.write_values(param, &values)?;
         let Some(training) = &mut param.training else { return Ok(()) };
@@ -195,7 +195,7 @@ impl Optimizer for Cuda {
     fn restore_gradient(&mut self, param: &mut CudaParam, values: Vec<f32>) -> Result<()> {
         let own = param.training.as_ref().map_or(0, |training| training.gradient.len());
         if values.len() != own {
-            refuse!("found a gradient of {} values, expected {own}", values.len());
+            bail_usage!("found a gradient of {} values, expected {own}", values.len());
         }
         if let Some(training) = &mut param.training {
             self.memory.write(&mut training.gradient, &values)?;
@@ -228,13 +228,13 @@ impl Optimizer for Cuda {
 
     fn finish_reading(&mut self, params: Vec<&mut CudaParam>) -> Result<()> {
         let gradients = self.reading()?.finish()?;
-        give_back(params, gradients);
+        restore_gradients(params, gradients);
         Ok(())
     }
 
     fn abandon_reading(&mut self, params: Vec<&mut CudaParam>) {
         if let Some(reading) = &mut self.reading {
-            give_back(params, reading.abandon());
+            restore_gradients(params, reading.abandon());
         }
     }
 
@@ -251,13 +251,13 @@ impl Optimizer for Cuda {
 
     fn finish_sums(&mut self, params: Vec<&mut CudaParam>, others: &mut dyn Others) -> Result<()> {
         let Some(sums) = &mut self.sums else { return Ok(()) };
-        give_back(params, sums.finish(others)?);
+        restore_gradients(params, sums.finish(others)?);
         Ok(())
     }
 
     fn abandon_sums(&mut self, params: Vec<&mut CudaParam>) {
         if let Some(sums) = &mut self.sums {
-            give_back(params, sums.abandon());
+            restore_gradients(params, sums.abandon());
         }
     }
 
@@ -274,7 +274,7 @@ impl Optimizer for Cuda {
         let table_len = adamw::table_len(&lengths);
         optimizer.table = memory.upload(TABLES, table_len, table.as_deref())?;
         optimizer.rates = StagedBuffer::new(memory, TABLES, ids.len() * RATE_LEN)?;
-        optimizer.workspace = memory.take(TABLES, adamw::workspace_len(&lengths))?;
+        optimizer.workspace = memory.alloc(TABLES, adamw::workspace_len(&lengths))?;
         if let Some(paged) = &mut optimizer.paged {
             optimizer_pieces::prepare(memory, paged, &mut params)?;
         }
@@ -318,19 +318,19 @@ impl Optimizer for Cuda {
 
 fn check_values(values: &[f32], expected: usize) -> Result<()> {
     if values.len() != expected {
-        refuse!("found {} values, expected {expected}", values.len());
+        bail_usage!("found {} values, expected {expected}", values.len());
     }
     Ok(())
 }
 
-/// Takes the gradients of these tensors, which have none until [`give_back`].
+/// Takes the gradients of these tensors, which have none until [`restore_gradients`].
 fn take_gradients(params: Vec<&mut CudaParam>) -> Vec<Buffer<f32>> {
     let training = params.into_iter().filter_map(|param| param.training.as_mut());
     training.map(|training| std::mem::take(&mut training.gradient)).collect()
 }
 
 /// Makes these the gradients of the first tensors, of which sums were begun.
-fn give_back(params: Vec<&mut CudaParam>, gradients: Vec<Buffer<f32>>) {
+fn restore_gradients(params: Vec<&mut CudaParam>, gradients: Vec<Buffer<f32>>) {
     let training = params.into_iter().filter_map(|param| param.training.as_mut());
     training.zip(gradients).for_each(|(training, gradient)| training.gradient = gradient);
 }

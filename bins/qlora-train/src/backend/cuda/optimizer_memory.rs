@@ -32,10 +32,10 @@ impl OptimizerMemory {
         Ok(Self {
             next_id: 0,
             ids: Vec::new(),
-            table: memory.take(TABLES, 0)?,
+            table: memory.alloc(TABLES, 0)?,
             rates: StagedBuffer::new(memory, TABLES, 0)?,
-            workspace: memory.take(TABLES, 0)?,
-            state: memory.take(TABLES, STATE_LEN)?,
+            workspace: memory.alloc(TABLES, 0)?,
+            state: memory.alloc(TABLES, STATE_LEN)?,
             readback: memory.readback(STATE_LEN)?,
             paged: paging.map(PagedStates::new),
         })

@@ -29,7 +29,7 @@ impl OutputLayer {
         let TableMemory::Waiting = table.data else { return Ok(()) };
         // An operation that failed has left it.
         self.release();
-        let mut buffer = memory.take_at(MemoryEnd::High, IN_USE, table.vocab * table.hidden)?;
+        let mut buffer = memory.alloc_at(MemoryEnd::High, IN_USE, table.vocab * table.hidden)?;
         match &mut self.on_host {
             Some(on_host) => on_host.copy_to(&mut buffer)?,
             None => assert!(memory.is_dry_run(), "a copy that processes share is whole before it is used"),

@@ -192,7 +192,7 @@ impl PagedStates {
         self.used = 0;
         // Now, so that they do not lie between the buffers of a step.
         if self.slots.len() < SLOTS {
-            self.slots.push(Some(memory.take(on_device, self.piece_len)?));
+            self.slots.push(Some(memory.alloc(on_device, self.piece_len)?));
         }
         Ok(())
     }
@@ -206,7 +206,7 @@ impl PagedStates {
         let mut state = tensor.zeros();
         for part in &tensor.parts {
             let Some(piece) = &self.pieces[part.piece] else { continue };
-            let held = piece.held()?;
+            let held = piece.values()?;
             for (at, array) in part.arrays(&mut state) {
                 array.copy_from_slice(&held[at..at + array.len()]);
             }
@@ -231,7 +231,7 @@ impl PagedStates {
         for part in &tensor.parts {
             let Some(piece) = &self.pieces[part.piece] else { continue };
             let bytes: &mut [u8] = cast_slice_mut(&mut values[part.elements()]);
-            bytes.copy_from_slice(&piece.held()?[part.at..part.at + bytes.len()]);
+            bytes.copy_from_slice(&piece.values()?[part.at..part.at + bytes.len()]);
         }
         Ok(values)
     }

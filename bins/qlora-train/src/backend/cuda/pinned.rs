@@ -130,7 +130,7 @@ impl PinnedWeights {
         self.layers.push(PinnedLayer { offload_slot, len });
         // Now, so that they do not lie between the buffers of a step.
         if self.slots.len() < SLOTS {
-            self.slots.push(Slot { layer: None, buffer: Some(memory.take(ON_DEVICE, len)?) });
+            self.slots.push(Slot { layer: None, buffer: Some(memory.alloc(ON_DEVICE, len)?) });
         }
         Ok(())
     }
@@ -169,7 +169,7 @@ impl PinnedWeights {
     }
 
     /// Work queued next finds in this slot what was on its way there.
-    fn settle(&mut self, slot: usize) -> Result<()> {
+    fn wait_prefetch(&mut self, slot: usize) -> Result<()> {
         let Slot { layer: Some(layer), buffer: buffer @ None } = &mut self.slots[slot] else { return Ok(()) };
         let offload_slot = self.layers[*layer].offload_slot.as_mut().expect("in a dry run nothing is on its way");
         *buffer = Some(offload_slot.wait_prefetch()?);
@@ -184,17 +184,17 @@ impl PinnedWeights {
         let vacant = self.slots.iter().position(|slot| slot.layer.is_none());
         let slot = vacant.or_else(|| self.slots.iter().position(|slot| slot.layer != self.current));
         let slot = slot.expect("there is a slot beside that of the current layer");
-        self.settle(slot)?;
+        self.wait_prefetch(slot)?;
         let Slot { layer: of, buffer } = &mut self.slots[slot];
         let PinnedLayer { offload_slot, len } = &mut self.layers[layer];
         *of = Some(layer);
         // Layers whose weights are held in different ways differ in length.
         if buffer.as_ref().is_some_and(|buffer| buffer.len() != *len) {
             *buffer = None;
-            *buffer = Some(memory.take(ON_DEVICE, *len)?);
+            *buffer = Some(memory.alloc(ON_DEVICE, *len)?);
         }
         if let Some(offload_slot) = offload_slot {
-            offload_slot.prefetch(buffer.take().expect("it was settled"))?;
+            offload_slot.prefetch(buffer.take().expect("it was waited for"))?;
         } else {
             assert!(memory.is_dry_run(), "a copy that processes share is whole before it is used");
         }
@@ -204,7 +204,7 @@ impl PinnedWeights {
     /// Operations that are queued next use this layer.
     pub fn wait(&mut self, memory: &DeviceMemory, layer: usize) -> Result<()> {
         let slot = self.prefetch(memory, layer)?;
-        self.settle(slot)?;
+        self.wait_prefetch(slot)?;
         self.current = Some(layer);
         Ok(())
     }

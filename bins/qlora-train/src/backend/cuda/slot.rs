@@ -26,7 +26,7 @@ impl Slot {
     }
 
     /// Work queued next follows the copy to the host, whose device memory is given back.
-    pub fn settle(&mut self) -> Result<()> {
+    pub fn wait_offload(&mut self) -> Result<()> {
         match self {
             Self::Running(slot) => slot.wait_offload()?,
             Self::DryRun(buffer) => *buffer = None,
@@ -35,9 +35,9 @@ impl Slot {
     }
 
     /// The values in the slot. The host waits for the last copy; none in a dry run.
-    pub fn held(&self) -> Result<&[bf16]> {
+    pub fn values(&self) -> Result<&[bf16]> {
         match self {
-            Self::Running(slot) => Ok(slot.held()?),
+            Self::Running(slot) => Ok(slot.values()?),
             Self::DryRun(_) => Ok(&[]),
         }
     }

@@ -31,7 +31,7 @@ fn inputs_come_back_in_the_order_of_a_backward_pass_and_places_are_used_again() 
             let found = file.finish().unwrap();
             // Values beyond the rows of a short batch are never read.
             assert!(found[..4990] == values(layer + 10 * micro_batch)[..4990] && found[4990..] == [99; 10]);
-            file.give_back(place);
+            file.free(place);
         }
     }
     assert_eq!(file.planned(), [PlannedBuffer { name: NAME.to_owned(), bytes: 4 * 8192 }]);
@@ -45,7 +45,7 @@ fn a_dry_run_counts_places_and_makes_no_file() {
     file.set_dir(Path::new("/no/such/directory"));
     let places = [1, 2].map(|_| file.place(8193).unwrap());
     assert_eq!((places, file.planned()[0].bytes), ([0, 1], 2 * 12_288));
-    file.give_back(1);
+    file.free(1);
     assert_eq!((file.place(8193).unwrap(), file.planned()[0].bytes), (1, 2 * 12_288));
 }
 

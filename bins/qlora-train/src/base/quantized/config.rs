@@ -3,10 +3,10 @@
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
+use crate::bail_usage;
 use crate::error::Result;
 use crate::files::json::Keys;
 use crate::files::tensor::StoredType;
-use crate::refuse;
 
 const KEY: &str = "quantization_config";
 const ORIGINAL: &str = "use the original 16-bit model";
@@ -121,7 +121,9 @@ fn skip_list(keys: &Keys) -> Result<Option<Vec<Pattern>>> {
     for name in names {
         match Pattern::new(name) {
             Ok(pattern) if !name.is_empty() => patterns.push(pattern),
-            _ => refuse!("{}: key `{KEY}`: found {name:?}, expected a module's name or a pattern of it", keys.source),
+            _ => {
+                bail_usage!("{}: key `{KEY}`: found {name:?}, expected a module's name or a pattern of it", keys.source)
+            }
         }
     }
     Ok(Some(patterns))
@@ -134,7 +136,7 @@ pub(super) fn skipped<'a>(entries: &[String], modules: impl Iterator<Item = &'a 
         let pattern = Pattern::new(entry).ok().filter(|_| !entry.is_empty());
         match pattern.filter(|pattern| entry == "lm_head" || modules.clone().any(|module| pattern.matches(module))) {
             Some(pattern) => patterns.push(pattern),
-            None => refuse!(
+            None => bail_usage!(
                 "llm_int8_skip_modules: found {entry:?}, expected the name, or the beginning or end of the name, of a \
                  linear layer, such as `down_proj` or `model.layers.0`"
             ),

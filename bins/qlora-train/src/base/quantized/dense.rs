@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::config::dense_config;
-use super::layout::{Layout, Stored, write_json};
+use super::layout::{Layout, NewTensor, write_json};
 use super::write::{Partial, copy_side_file, copy_side_files};
+use crate::bail_usage;
 use crate::base::open::text_object;
 use crate::base::{BaseFingerprint, Checkpoint, Fingerprint};
 use crate::error::Result;
 use crate::files::failpoint;
 use crate::files::tensor::{HostTensor, StoredType};
-use crate::refuse;
 use serde_json::Value;
 
 /// A change to the tensors of a checkpoint between reading and writing.
@@ -67,7 +67,7 @@ pub fn write_dense(
 ) -> Result<Written> {
     let tensors = checkpoint.arch().tensors();
     let stored = |(name, shape): &(String, Vec<usize>)| {
-        vec![Stored { name: name.clone(), dtype: checkpoint.dense_type(name).dtype(), shape: shape.clone() }]
+        vec![NewTensor { name: name.clone(), dtype: checkpoint.dense_type(name).dtype(), shape: shape.clone() }]
     };
     let layout = Layout::new(tensors.iter().map(stored).collect(), max_shard_bytes);
     let partial = Partial::new(output)?;
@@ -81,7 +81,7 @@ pub fn write_dense(
         let stored = checkpoint.dense_type(name);
         let tensor = rewrite.tensor(name, tensor, stored)?;
         if let Some((index, value)) = tensor.find_not_finite() {
-            refuse!(
+            bail_usage!(
                 "{}: tensor `{name}`: found {value} at element {index} once it was changed, expected numbers that {} can \
                  hold",
                 output.display(),

@@ -17,13 +17,13 @@ use crate::files::safetensors::write_header;
 
 /// A tensor as it will be stored.
 #[derive(Clone, Debug)]
-pub(super) struct Stored {
+pub(super) struct NewTensor {
     pub name: String,
     pub dtype: Dtype,
     pub shape: Vec<usize>,
 }
 
-impl Stored {
+impl NewTensor {
     pub fn bytes(&self) -> u64 {
         self.shape.iter().product::<usize>() as u64 * (self.dtype.bitsize() / 8) as u64
     }
@@ -32,7 +32,7 @@ impl Stored {
 struct Shard {
     file_name: String,
     /// In the order of their data.
-    tensors: Vec<Stored>,
+    tensors: Vec<NewTensor>,
 }
 
 pub(super) struct Layout {
@@ -42,10 +42,10 @@ pub(super) struct Layout {
 impl Layout {
     /// Deals out groups of tensors in order. The tensors of a group stay in one shard: readers load a quantized weight
     /// from one file. A group larger than `max_shard_bytes` has a shard of its own.
-    pub fn new(groups: Vec<Vec<Stored>>, max_shard_bytes: u64) -> Self {
+    pub fn new(groups: Vec<Vec<NewTensor>>, max_shard_bytes: u64) -> Self {
         let (mut shards, mut held) = (vec![Vec::new()], 0u64);
         for group in groups {
-            let bytes: u64 = group.iter().map(Stored::bytes).sum();
+            let bytes: u64 = group.iter().map(NewTensor::bytes).sum();
             if held > 0 && held.saturating_add(bytes) > max_shard_bytes {
                 shards.push(Vec::new());
                 held = 0;
@@ -54,7 +54,7 @@ impl Layout {
             shards.last_mut().expect("there is one").extend(group);
         }
         let of = shards.len();
-        let shard = |(i, mut tensors): (usize, Vec<Stored>)| {
+        let shard = |(i, mut tensors): (usize, Vec<NewTensor>)| {
             // Large elements first: every tensor then begins at a multiple of its element's size.
             tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bitsize()));
             let sharded = format!("model-{:05}-of-{of:05}.safetensors", i + 1);
@@ -68,7 +68,7 @@ impl Layout {
     }
 
     pub fn bytes(&self) -> u64 {
-        self.shards.iter().flat_map(|shard| &shard.tensors).map(Stored::bytes).sum()
+        self.shards.iter().flat_map(|shard| &shard.tensors).map(NewTensor::bytes).sum()
     }
 
     /// Makes the files in `dir`. `metadata` has the length, not the values, of what [`Writer::finish`] will write.

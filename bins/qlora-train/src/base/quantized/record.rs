@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use crate::bail_usage;
 use crate::base::BaseName;
 use crate::error::Result;
 use crate::files::safetensors::TensorFile;
 use crate::hub::is_hub_name;
-use crate::refuse;
 
 const FINGERPRINT: &str = "qlora.base_fingerprint";
 const NAME: &str = "qlora.base_name";
@@ -33,7 +33,7 @@ impl OriginalBase {
         };
         let metadata = own(first);
         if let Some(other) = files.iter().find(|file| own(file) != metadata) {
-            refuse!(
+            bail_usage!(
                 "{}: metadata `{FINGERPRINT}`: found {:?}, expected {:?} as in {}: the files belong to different \
                  checkpoints, get them again",
                 other.path().display(),
@@ -47,7 +47,7 @@ impl OriginalBase {
         }
         let text = |key: &str, valid: fn(&str) -> bool, expected: &str| match metadata.get(key) {
             Some(value) if valid(value) => Ok(value.clone()),
-            found => refuse!("{}: metadata `{key}`: found {found:?}, expected {expected}", first.path().display()),
+            found => bail_usage!("{}: metadata `{key}`: found {found:?}, expected {expected}", first.path().display()),
         };
         let is_digest = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
         let digest = "a fingerprint of 64 hex digits: the file is damaged, get it again";

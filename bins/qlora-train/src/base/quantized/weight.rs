@@ -9,9 +9,9 @@ use safetensors::tensor::TensorInfo;
 
 use super::part;
 use super::state::QuantState;
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::files::safetensors::TensorFile;
-use crate::refuse;
 
 /// Far more than the JSON of any shape takes.
 const MAX_STATE_BYTES: usize = 1 << 16;
@@ -52,7 +52,7 @@ impl Parts<'_> {
     fn take(&mut self, suffix: &'static str, dtype: Dtype, shape: &[usize]) -> Result<()> {
         let (file, info) = self.find(suffix)?;
         if info.dtype != dtype || info.shape != shape {
-            refuse!(
+            bail_usage!(
                 "{}: tensor `{}{suffix}`: found {} {:?}, expected {dtype} {shape:?} for the shape and block size that \
                  its quant_state names: the files belong to different checkpoints, or are damaged; get them again",
                 self.files[file].path().display(),
@@ -69,7 +69,7 @@ impl Parts<'_> {
         let name = format!("{}{suffix}", self.name);
         let Some(&file) = self.owners.get(&name) else {
             let beside = self.owners.get(self.name).map_or(Path::new(""), |&file| self.files[file].path());
-            refuse!(
+            bail_usage!(
                 "{}: tensor `{name}`: found nothing, expected this part of the NF4 weight `{}`: the checkpoint is \
                  incomplete, get it again",
                 beside.display(),
@@ -88,7 +88,7 @@ impl Nf4Entry {
         let (file, info) = parts.find(part::STATE)?;
         let source = format!("{}: tensor `{name}{}`", files[file].path().display(), part::STATE);
         if info.dtype != Dtype::U8 || info.shape.len() != 1 || info.shape[0] > MAX_STATE_BYTES {
-            refuse!(
+            bail_usage!(
                 "{source}: found {} {:?}, expected U8 [n], the bytes of a JSON object of at most {MAX_STATE_BYTES}",
                 info.dtype,
                 info.shape
@@ -97,7 +97,7 @@ impl Nf4Entry {
         let bytes = files[file].read_elements::<u8>(&format!("{name}{}", part::STATE), &info, |_| ())?;
         let state = QuantState::parse(source.clone(), &bytes)?;
         if state.shape[..] != *shape {
-            refuse!("{source}: key `shape`: found {:?}, expected {shape:?} as config.json says", state.shape);
+            bail_usage!("{source}: key `shape`: found {:?}, expected {shape:?} as config.json says", state.shape);
         }
         parts.found.insert(part::STATE, (file, info));
 
@@ -118,7 +118,7 @@ impl Nf4Entry {
         let bytes = len.div_ceil(2);
         let stored = info.data_offsets.1 - info.data_offsets.0;
         if stored != bytes || info.shape.len() != 2 || info.shape[1] != 1 {
-            refuse!(
+            bail_usage!(
                 "{}: tensor `{name}`: found {} {:?}, expected [n, 1] of {bytes} bytes: the NF4 codes of {shape:?} weights",
                 files[file].path().display(),
                 info.dtype,
@@ -145,7 +145,7 @@ impl Nf4Entry {
             }
             _ => "",
         };
-        refuse!(
+        bail_usage!(
             "{}: tensor `{found}`: found a part that the NF4 weight `{name}` does not have{hint}, expected none: the \
              files belong to different checkpoints",
             files[file].path().display()
@@ -247,7 +247,7 @@ impl Nf4Entry {
 fn check_kind(name: &str, files: &[TensorFile], owners: &BTreeMap<String, usize>) -> Result<()> {
     let fp4 = format!("{name}.quant_state.bitsandbytes__fp4");
     if let Some(&file) = owners.get(&fp4) {
-        refuse!(
+        bail_usage!(
             "{}: tensor `{fp4}`: found an FP4 weight, expected NF4: use the original 16-bit model",
             files[file].path().display()
         );

@@ -10,10 +10,11 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::config::{QuantizationConfig, quantized_config, skipped};
-use super::layout::{Layout, Stored, Writer, write_json};
+use super::layout::{Layout, NewTensor, Writer, write_json};
 use super::state::{QuantState, STATE_BYTES};
 use super::{OriginalBase, part};
 use crate::arch::{Arch, Input};
+use crate::bail_usage;
 use crate::base::fingerprint::TensorDigest;
 use crate::base::open::text_object;
 use crate::base::{Checkpoint, Fingerprint};
@@ -22,7 +23,6 @@ use crate::files::dir::{Dir, Kind, unique};
 use crate::files::failpoint;
 use crate::files::regular;
 use crate::files::tensor::{HostTensor, StoredType, TensorData};
-use crate::refuse;
 
 /// Options of [`quantize`].
 #[derive(Clone, Debug)]
@@ -82,7 +82,7 @@ pub(crate) fn quantize_into(
 /// skipped.
 pub fn quantized_bytes(arch: &Arch, nf4: &Nf4Options, stored: &dyn Fn(&str) -> StoredType) -> u64 {
     let linear: BTreeSet<String> = arch.modules().map(|module| format!("{module}.weight")).collect();
-    groups(arch, &linear, nf4, stored).iter().flatten().map(Stored::bytes).sum()
+    groups(arch, &linear, nf4, stored).iter().flatten().map(NewTensor::bytes).sum()
 }
 
 /// Bytes of the files that [`quantize`] copies.
@@ -97,10 +97,10 @@ fn groups(
     quantized: &BTreeSet<String>,
     nf4: &Nf4Options,
     stored: &dyn Fn(&str) -> StoredType,
-) -> Vec<Vec<Stored>> {
+) -> Vec<Vec<NewTensor>> {
     let group = |(name, shape): (String, Vec<usize>)| match quantized.contains(&name) {
         true => nf4_parts(&name, shape[0], shape[1], nf4),
-        false => vec![Stored { dtype: stored(&name).dtype(), name, shape }],
+        false => vec![NewTensor { dtype: stored(&name).dtype(), name, shape }],
     };
     arch.tensors().into_iter().map(group).collect()
 }
@@ -119,7 +119,10 @@ impl<'a> Plan<'a> {
     /// Refused: as [`quantize`] refuses a base and its options.
     fn new(checkpoint: &'a Checkpoint, options: &'a QuantizeOptions) -> Result<Self> {
         if checkpoint.quantization().is_some() {
-            refuse!("{}: found a model that is already quantized, expected a 16-bit one", checkpoint.dir().display());
+            bail_usage!(
+                "{}: found a model that is already quantized, expected a 16-bit one",
+                checkpoint.dir().display()
+            );
         }
         let arch = checkpoint.arch();
         let modules: Vec<String> = arch.modules().collect();
@@ -208,7 +211,7 @@ impl<'a> Plan<'a> {
 }
 
 /// The parts of a quantized weight, sorted by name.
-fn nf4_parts(name: &str, rows: usize, cols: usize, options: &Nf4Options) -> Vec<Stored> {
+fn nf4_parts(name: &str, rows: usize, cols: usize, options: &Nf4Options) -> Vec<NewTensor> {
     let len = rows * cols;
     let blocks = len.div_ceil(options.block_size);
     let nested = [
@@ -220,7 +223,7 @@ fn nf4_parts(name: &str, rows: usize, cols: usize, options: &Nf4Options) -> Vec<
     let first = [("", Dtype::U8, vec![len.div_ceil(2), 1])];
     let last = [(part::QUANT_MAP, Dtype::F32, vec![16]), (part::STATE, Dtype::U8, vec![STATE_BYTES])];
     let parts = first.into_iter().chain(absmax).chain(last);
-    parts.map(|(suffix, dtype, shape)| Stored { name: format!("{name}{suffix}"), dtype, shape }).collect()
+    parts.map(|(suffix, dtype, shape)| NewTensor { name: format!("{name}{suffix}"), dtype, shape }).collect()
 }
 
 /// The bytes of [`nf4_parts`], in their order.
@@ -277,7 +280,7 @@ impl Unfinished {
         };
         match unfinished.filter(is_ours) {
             Some(unfinished) => Ok(unfinished),
-            None => refuse!(
+            None => bail_usage!(
                 "{}: found a file that is no record of an unfinished `quantize`, where one is to be written: move it away",
                 path.display()
             ),
@@ -290,7 +293,7 @@ impl Partial {
     pub fn new(output: &Path) -> Result<Self> {
         match Self::unless_busy(output)? {
             Some(partial) => Ok(partial),
-            None => refuse!(
+            None => bail_usage!(
                 "{}: another process is writing to it; wait for it, or choose another directory",
                 output.display()
             ),
@@ -301,7 +304,7 @@ impl Partial {
     pub fn unless_busy(output: &Path) -> Result<Option<Self>> {
         let shown = output.display();
         let Some(name) = output.file_name().map(|name| name.to_string_lossy().into_owned()) else {
-            refuse!("{shown}: found no name of a directory, expected one to make");
+            bail_usage!("{shown}: found no name of a directory, expected one to make");
         };
         let parent = match output.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -403,13 +406,13 @@ fn remove_unfinished(parent: &Dir, record: &str, prefix: &str) -> Result<bool> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
             file => file.usage_context(what)?,
         },
-        Some(_) => refuse!("{}: found something that is not a file: move it away", path.display()),
+        Some(_) => bail_usage!("{}: found something that is not a file: move it away", path.display()),
     };
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(false),
         // Its directory may be that of a process at work.
-        Err(TryLockError::Error(error)) => refuse!(
+        Err(TryLockError::Error(error)) => bail_usage!(
             "{}: is the record of a process that writes a model; the file cannot be locked ({error}), so that nothing \
              tells whether that process is still at work: if it is not, remove the file, or choose another directory",
             path.display()
@@ -431,11 +434,11 @@ pub(super) fn check_output(output: &Path) -> Result<()> {
     let shown = output.display();
     let Ok(metadata) = output.symlink_metadata() else { return Ok(()) };
     if !metadata.is_dir() {
-        refuse!("{shown}: found something that is not a directory, expected none, or an empty one; choose another");
+        bail_usage!("{shown}: found something that is not a directory, expected none, or an empty one; choose another");
     }
     let mut entries = std::fs::read_dir(output).usage_context(|| format!("{shown}: cannot be read"))?;
     if entries.next().is_some() {
-        refuse!("{shown}: found a directory that is not empty, expected none, or an empty one; choose another");
+        bail_usage!("{shown}: found a directory that is not empty, expected none, or an empty one; choose another");
     }
     Ok(())
 }

@@ -137,7 +137,7 @@ fn a_rank_that_is_gone_is_told_to_whoever_asks() {
             let mut watched = Watched::new(&mut comm);
             let found = Others::check(&mut watched);
             assert!(begun.elapsed() < LONG, "nothing is told");
-            if let Err(error) = watched.settled(found.map_err(Error::from)) {
+            if let Err(error) = watched.explain(found.map_err(Error::from)) {
                 return Some(error.to_string());
             }
         }

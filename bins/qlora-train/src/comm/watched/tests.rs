@@ -38,15 +38,15 @@ impl Communicator for OfTwo {
 #[test]
 fn an_error_of_a_gpu_is_that_of_the_rank_that_it_follows_from() {
     let of_gpu = || Err::<(), Error>(Error::Failed("NCCL: remote process exited".to_owned()));
-    let settled = |is_gone: bool, result: Result<()>| {
-        Watched::new(&mut OfTwo { is_gone }).settled(result).map_err(|error| error.to_string())
+    let explained = |is_gone: bool, result: Result<()>| {
+        Watched::new(&mut OfTwo { is_gone }).explain(result).map_err(|error| error.to_string())
     };
-    assert_eq!(settled(true, of_gpu()), Err("rank 1 is gone".to_owned()));
-    assert_eq!(settled(false, of_gpu()), Err("NCCL: remote process exited".to_owned()));
+    assert_eq!(explained(true, of_gpu()), Err("rank 1 is gone".to_owned()));
+    assert_eq!(explained(false, of_gpu()), Err("NCCL: remote process exited".to_owned()));
     // A result that is there counts.
-    assert_eq!(settled(true, Ok(())), Ok(()));
+    assert_eq!(explained(true, Ok(())), Ok(()));
     let mut comm = OfTwo { is_gone: true };
     let mut watched = Watched::new(&mut comm);
     assert!(watched.sum(&mut [1.0]).is_err());
-    assert_eq!(watched.settled(of_gpu()).unwrap_err().to_string(), "rank 1 has no sum");
+    assert_eq!(watched.explain(of_gpu()).unwrap_err().to_string(), "rank 1 has no sum");
 }

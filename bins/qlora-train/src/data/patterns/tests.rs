@@ -60,7 +60,7 @@ fn texts_get_the_tokens_and_offsets_of_the_library() {
 #[test]
 fn texts_that_are_cut_have_the_pieces_of_the_whole() {
     use super::super::cuts::is_place;
-    use qlora_kernels::rng::Stream;
+    use qlora_kernels::rng::RngStream;
     use tokenizers::{Normalizer as _, OffsetReferential, OffsetType, PreTokenizer as _};
     let words = [
         "a", "b", "Z", "'s", "'LL", " ", " ", "  ", "\n", "\n", "\r", "\t", ".", "!\n", "。", "第", "一", "é",
@@ -86,7 +86,7 @@ fn texts_that_are_cut_have_the_pieces_of_the_whole() {
         let splits = text.get_splits(OffsetReferential::Original, OffsetType::Byte);
         splits.into_iter().map(|(piece, (start, end), _)| (piece.to_owned(), start + from, end + from)).collect()
     };
-    let mut stream = Stream::new(1, 2);
+    let mut stream = RngStream::new(1, 2);
     let mut cuts = 0;
     for (at, part) in cuttable.iter().enumerate() {
         let normalizer = if at % 2 == 0 { Value::Null } else { normalizers[at % normalizers.len()].clone() };

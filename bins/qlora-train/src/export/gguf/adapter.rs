@@ -11,12 +11,12 @@ use super::{
     write_file, write_tensor,
 };
 use crate::adapter::Adapter;
+use crate::bail_usage;
 use crate::base::{Checkpoint, Partial};
 use crate::data::ChatTokenizer;
 use crate::error::{Context, Result};
 use crate::files::failpoint;
 use crate::gguf::{Entry, Header, TensorInfo};
-use crate::refuse;
 
 /// Writes the adapter of `dir` as GGUF, and a Modelfile that puts it on the base's file, to the directory `output`. Of
 /// the base, config.json and the tokenizer are read, and no weights. Refused: as by
@@ -34,25 +34,25 @@ pub fn export_adapter(
     let family = GgufFamily::of(arch, &source)?;
     if matches!(kind, GgufType::Q8_0 | GgufType::Q4KM) {
         let kind = kind.name().to_lowercase();
-        refuse!("--type {kind}: an adapter is written as f32, f16 or bf16: its rows are too short for blocks");
+        bail_usage!("--type {kind}: an adapter is written as f32, f16 or bf16: its rows are too short for blocks");
     }
     adapter.check_shapes(arch, checkpoint.base_name()).context(shown)?;
     if let Some(module) = adapter.whole_modules().context(shown)?.keys().next() {
-        refuse!(
+        bail_usage!(
             "{}: holds the whole weight of {module} (`modules_to_save`), and an adapter of llama.cpp holds low-rank terms \
              only: leave --lora out, which writes the merged model",
             dir.display()
         );
     }
     if let Some(module) = adapter.token_rows().context(shown)?.keys().next() {
-        refuse!(
+        bail_usage!(
             "{}: holds rows of single tokens of {module} (`trainable_token_indices`), and an adapter of llama.cpp holds \
              low-rank terms only: leave --lora out, which writes the merged model",
             dir.display()
         );
     }
     if adapter.config.use_dora {
-        refuse!(
+        bail_usage!(
             "{}: is one of DoRA, and an adapter of llama.cpp holds low-rank terms only: leave --lora out, which writes the \
              merged model",
             dir.display()

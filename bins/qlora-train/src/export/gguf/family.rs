@@ -2,9 +2,9 @@
 //! tensors.
 
 use crate::arch::{Arch, NormWeight, Projection, Rope, RopeScaling};
+use crate::bail_usage;
 use crate::error::Result;
 use crate::gguf::{Entries, Entry};
-use crate::refuse;
 use std::ops::Range;
 
 /// An architecture of llama.cpp for the models of a family.
@@ -130,13 +130,13 @@ impl GgufFamily {
         let model_type = arch.family.model_type;
         let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
             let known: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
-            refuse!(
+            bail_usage!(
                 "{source}: a model of type {model_type:?} cannot be written as GGUF, expected {}",
                 known.join(", ")
             );
         };
         if let Some(what) = family.not_computed(arch) {
-            refuse!(
+            bail_usage!(
                 "{source}: llama.cpp computes its architecture {:?} without {what}, so the model would answer \
                  otherwise; serve the 16-bit model that `merge` writes",
                 family.architecture

@@ -20,6 +20,7 @@ use super::merge::{MergeBase, Merging};
 use super::parts::Part;
 use crate::adapter::Adapter;
 use crate::arch::{Arch, Projection};
+use crate::bail_usage;
 use crate::base::{Checkpoint, Fingerprint, Partial, Rewrite};
 use crate::data::ChatTokenizer;
 use crate::error::{Context, Result};
@@ -29,7 +30,6 @@ use crate::files::tensor::StoredType;
 use crate::files::units::format_bytes;
 use crate::gguf::{Entries, Entry, GgmlType, Header, TensorInfo, encode, interleaved_row, padding};
 use crate::infer::stop::Stop;
-use crate::refuse;
 use crate::session::disk::free_bytes;
 use family::{GgufFamily, Named, RopeFactors};
 
@@ -317,7 +317,7 @@ fn check_held(kind: GgmlType, values: &[f32]) -> Result<()> {
         GgmlType::Q4K | GgmlType::Q5K | GgmlType::Q6K => f16::MAX.to_f32() * 63.0,
     };
     match values.iter().find(|value| !value.is_finite() || value.abs() > limit) {
-        Some(value) => refuse!(
+        Some(value) => bail_usage!(
             "found {value}, expected numbers that {} can hold, up to {limit}; --type bf16 holds larger ones",
             kind.name()
         ),
@@ -362,7 +362,7 @@ fn stop_texts(checkpoint: &Checkpoint, tokenizer: &ChatTokenizer) -> Result<Vec<
 /// Refuses an output that the disk has no room for.
 fn check_room(output: &Path, needed: u64) -> Result<()> {
     match free_bytes(output).filter(|free| *free < needed) {
-        Some(free) => refuse!(
+        Some(free) => bail_usage!(
             "{}: {} are free on its file system, expected {} for the file: make room, or choose another output",
             output.display(),
             format_bytes(free),

@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use super::pre_tokenizer;
 use crate::arch::Arch;
+use crate::bail_usage;
 use crate::data::ChatTokenizer;
 use crate::error::{Context, Error, Result};
 use crate::files::json::read_bounded;
 use crate::gguf::{Entries, Entry};
-use crate::refuse;
 
 const MAX_BYTES: u64 = 256 << 20;
 
@@ -77,11 +77,11 @@ pub(super) fn entries(dir: &Path, tokenizer: &ChatTokenizer, arch: &Arch) -> Res
     let source: Source =
         serde_json::from_slice(&read_bounded(&path, MAX_BYTES)?).usage_context(|| format!("{shown}: not read"))?;
     if source.model.r#type.as_deref().is_some_and(|kind| kind != "BPE") {
-        refuse!("{shown}: found a model of type {:?}, expected BPE", source.model.r#type.unwrap_or_default());
+        bail_usage!("{shown}: found a model of type {:?}, expected BPE", source.model.r#type.unwrap_or_default());
     }
     let own = tokenizer.vocabulary();
     if own.len() > arch.vocab_size {
-        refuse!(
+        bail_usage!(
             "{shown}: found {} tokens, expected at most the {} rows of the model's embedding: are both of one model?",
             own.len(),
             arch.vocab_size
@@ -94,7 +94,7 @@ pub(super) fn entries(dir: &Path, tokenizer: &ChatTokenizer, arch: &Arch) -> Res
     let merges = match spm {
         false => {
             let Some(pre) = pre_tokenizer::name(tokenizer, &source.pre_tokenizer, source.model.ignore_merges)? else {
-                refuse!(
+                bail_usage!(
                     "{shown}: llama.cpp is not known to cut text as its `pre_tokenizer` does, so it would read other \
                      tokens; serve the 16-bit model that `merge` writes"
                 );
@@ -113,7 +113,7 @@ pub(super) fn entries(dir: &Path, tokenizer: &ChatTokenizer, arch: &Arch) -> Res
             entries.push(("model", Entry::Text("llama".to_owned())));
             entries.push(("pre", Entry::Text("default".to_owned())));
             let Some(prefix) = space_prefix(&source) else {
-                refuse!(
+                bail_usage!(
                     "{shown}: found a normalizer or pre_tokenizer that llama.cpp has not, expected that of SentencePiece: \
                      a space before the text, and {SPACE} for spaces"
                 );
@@ -192,7 +192,7 @@ fn is_byte(text: &str) -> bool {
 fn merges(merges: &[Merge], path: &Path) -> Result<Vec<String>> {
     let one = |merge: &Merge| match merge.pair() {
         Some((left, right)) if !left.contains(' ') && !right.contains(' ') => Ok(format!("{left} {right}")),
-        _ => refuse!("{}: found a merge that is no pair of tokens without spaces", path.display()),
+        _ => bail_usage!("{}: found a merge that is no pair of tokens without spaces", path.display()),
     };
     merges.iter().map(one).collect()
 }

@@ -2,7 +2,7 @@ use super::super::{GgmlType, encode};
 
 /// Values of no pattern, and groups of one sign, of zeros and of one value.
 fn block(seed: u64) -> Vec<f32> {
-    let mut stream = qlora_kernels::rng::Stream::new(seed, 3);
+    let mut stream = qlora_kernels::rng::RngStream::new(seed, 3);
     let value = |i: usize, x: f32| match i / 32 {
         2 => x.abs(),
         3 => 0.0,

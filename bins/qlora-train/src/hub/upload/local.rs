@@ -5,8 +5,8 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::super::hash::{BlobName, Hasher};
+use crate::bail_usage;
 use crate::error::{Context, Error, Result};
-use crate::refuse;
 
 const BUFFER_BYTES: usize = 1 << 20;
 /// Bytes by which the hub distinguishes text from other files.
@@ -65,7 +65,7 @@ impl LocalFile {
             }
         }
         if at != size {
-            refuse!("{name}: found {at} bytes, expected {size}: another program writes to it");
+            bail_usage!("{name}: found {at} bytes, expected {size}: another program writes to it");
         }
         (file.sha256, file.git) = (sha256.finish().as_str().to_owned(), git.finish().as_str().to_owned());
         Ok(file)

@@ -24,9 +24,9 @@ use super::cache::Kind;
 use super::client::{Client, Fault, Subject, TRIES, header, is_busy, pause, wait_to_ask_again};
 use super::environment::Environment;
 use super::listing::{Listing, is_commit};
+use crate::bail_usage;
 use crate::error::{Error, Result};
 use crate::files::units::format_bytes;
-use crate::refuse;
 use crate::report::{Bars, count, status};
 use request::{Payload, Reply, Request, Sender};
 
@@ -109,11 +109,11 @@ enum Found {
 pub fn push(environment: &Environment, upload: &Upload) -> Result<Pushed> {
     let name = upload.repository;
     if let Some(variable) = environment.offline {
-        refuse!("{name}: {variable} keeps the hub from being asked: unset it to push");
+        bail_usage!("{name}: {variable} keeps the hub from being asked: unset it to push");
     }
     let client = Client::with_patience(environment, environment.timeout_or(PATIENCE)?)?;
     if client.token.is_none() {
-        refuse!(
+        bail_usage!(
             "{name}: found no token to write with: set HF_TOKEN to one of the type `write` ({}/settings/tokens), or \
              run `hf auth login`",
             client.endpoint

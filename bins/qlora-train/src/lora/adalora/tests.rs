@@ -12,7 +12,7 @@ const SETTINGS: AdaLora = AdaLora {
 };
 
 fn random(len: usize, domain: u64) -> Vec<f32> {
-    initial(Stream::new(3, domain), len).iter().map(|x| 20.0 * x).collect()
+    initial(RngStream::new(3, domain), len).iter().map(|x| 20.0 * x).collect()
 }
 
 /// The budgets of `RankAllocator.budget_schedule` of PEFT 0.21.2 for 14 terms of rank 6.
@@ -23,8 +23,8 @@ fn the_budget_falls_as_the_cube_of_what_is_left_of_its_steps() {
         6 => Phase::Cut(58),
         9 => Phase::Cut(37),
         12 => Phase::Cut(29),
-        15 => Phase::Settle(28),
-        16.. => Phase::Settled,
+        15 => Phase::Finalize(28),
+        16.. => Phase::Final,
         _ => Phase::Count,
     };
     assert_eq!(phases, (1..=20).map(expected).collect::<Vec<_>>());
@@ -34,7 +34,7 @@ fn the_budget_falls_as_the_cube_of_what_is_left_of_its_steps() {
     let to_the_end = AdaLora { tfinal: 0, tinit: 0, ..SETTINGS };
     assert_eq!(
         [18, 19, 20].map(|step| to_the_end.phase(step, 84, 14)),
-        [Phase::Cut(28), Phase::Count, Phase::Settle(28)]
+        [Phase::Cut(28), Phase::Count, Phase::Finalize(28)]
     );
 }
 
@@ -126,7 +126,7 @@ fn what_pulls_towards_orthogonality_is_the_gradient_of_the_norm() {
 
 #[test]
 fn what_a_and_b_begin_with_is_normal() {
-    let values = initial(Stream::new(1, 2), 100_001);
+    let values = initial(RngStream::new(1, 2), 100_001);
     let mean = |of: &dyn Fn(f64) -> f64| values.iter().map(|&x| of(f64::from(x))).sum::<f64>() / values.len() as f64;
     assert!(mean(&|x| x).abs() < 3e-4 && (mean(&|x| x * x).sqrt() / DEVIATION - 1.0).abs() < 1e-2);
     // 4.55 % of a normal distribution are beyond two deviations.

@@ -2,7 +2,7 @@ use super::*;
 
 /// A weight with singular values `at(i)`, and the best approximation of rank r.
 fn weight(n: usize, k: usize, r: usize, at: impl Fn(usize) -> f64) -> (Vec<f32>, Vec<f64>) {
-    let mut stream = Stream::new(5, 1);
+    let mut stream = RngStream::new(5, 1);
     let rank = n.min(k);
     let mut random = |rows| DMatrix::from_fn(rows, rank, |_, _| f64::from(stream.uniform()) - 0.5).qr().q();
     let (u, v) = (random(n), random(k));
@@ -24,7 +24,7 @@ fn pissa_is_the_best_approximation_of_its_rank_balanced_between_the_factors() {
     for (n, k, r) in [(40, 24, 4), (24, 40, 4), (30, 30, 1), (8, 12, 8)] {
         let (values, best) = weight(n, k, r, |i| 0.8f64.powi(i as i32) * if i < r { 2.0 } else { 0.5 });
         for init in [InitLora::Pissa, InitLora::PissaIterations(16)] {
-            let factors = factors(init, &values, [n, k], r, 0.5, Stream::new(1, 2)).unwrap();
+            let factors = factors(init, &values, [n, k], r, 0.5, RngStream::new(1, 2)).unwrap();
             let found = product(&factors, n, k, r, 0.5);
             let worst = found.iter().zip(&best).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
             assert!(worst < 2e-6, "{init:?} of {n} x {k}: {worst}");
@@ -44,7 +44,7 @@ fn pissa_is_the_best_approximation_of_its_rank_balanced_between_the_factors() {
 fn few_sweeps_approximate() {
     let (values, best) = weight(40, 40, 4, |i| 0.95f64.powi(i as i32));
     let error = |init| {
-        let found = product(&factors(init, &values, [40, 40], 4, 1.0, Stream::new(1, 2)).unwrap(), 40, 40, 4, 1.0);
+        let found = product(&factors(init, &values, [40, 40], 4, 1.0, RngStream::new(1, 2)).unwrap(), 40, 40, 4, 1.0);
         found.iter().zip(&best).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum::<f64>().sqrt()
     };
     let (few, more, exact) =
@@ -56,7 +56,7 @@ fn few_sweeps_approximate() {
 fn olora_begins_the_qr_decomposition() {
     let (n, k, r) = (24, 40, 5);
     let (values, _) = weight(n, k, r, |i| 0.9f64.powi(i as i32));
-    let found = factors(InitLora::Olora, &values, [n, k], r, 2.0, Stream::new(1, 2)).unwrap();
+    let found = factors(InitLora::Olora, &values, [n, k], r, 2.0, RngStream::new(1, 2)).unwrap();
     let qr = DMatrix::from_row_iterator(n, k, values.iter().map(|&x| f64::from(x))).qr();
     let (q, upper) = (qr.q(), qr.r());
     for i in 0..r {
@@ -69,5 +69,5 @@ fn olora_begins_the_qr_decomposition() {
             assert!((f64::from(found.a[i * k + column]) - sign * upper[(i, column)]).abs() < 1e-5);
         }
     }
-    assert_eq!(factors(InitLora::Random, &values, [n, k], r, 2.0, Stream::new(1, 2)), None);
+    assert_eq!(factors(InitLora::Random, &values, [n, k], r, 2.0, RngStream::new(1, 2)), None);
 }

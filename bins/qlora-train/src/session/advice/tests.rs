@@ -1,6 +1,6 @@
 use super::*;
 use crate::arch::{Arch, Projection};
-use crate::backend::{Quantization, StateFormat};
+use crate::backend::Quantization;
 use crate::base::synthetic::tiny_arch;
 use crate::config::{HeadResidency, StateResidency, TokenTile, WeightResidency};
 use crate::files::tensor::StoredType;
@@ -12,22 +12,9 @@ use proptest::prelude::*;
 fn few_states_on_the_device_leave_room_for_longer_rows() {
     let device = Device::unopened(0);
     let arch = Arch { num_layers: 9, head_dim: 64, ..tiny_arch() };
-    let mut spec = ModelSpec {
-        lora: LoraSpec::uniform(&arch, &[Projection::Q, Projection::K], 1, 1.0, 0.0),
-        arch,
-        quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
-        trainable: true,
-        states: StateFormat::F32,
-        activations: Vec::new(),
-        optimizer_on_host: Default::default(),
-        residency: Vec::new(),
-        token_tile: None,
-        tokens: 100,
-        positions: 100,
-        prompts: Default::default(),
-        seed: 0,
-    };
-    let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
+    let lora = LoraSpec::uniform(&arch, &[Projection::Q, Projection::K], 1, 1.0, 0.0);
+    let mut spec = ModelSpec { trainable: true, ..ModelSpec::new(lora, arch, Quantization::NF4, 100) };
+    let stored = |_: &str| TensorStorage { dtype: StoredType::Bf16, resident_as: None };
     let budget = |limit| Budget { limit, in_use: 0, in_use_name: "", read_bytes: 0, host_limit: u64::MAX, sharers: 1 };
     let levers = |states| {
         let (checkpointing, weights) = (Checkpointing::On, WeightResidency::Resident);

@@ -25,26 +25,20 @@ fn few_bytes_lie_between_buffers() {
         (small, 2048, 3, 0, false, None, 3_204_794_624, 5),
         (small, 8192, 0, 0, true, None, 3_636_521_216, 30),
     ];
-    let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
+    let stored = |_: &str| TensorStorage { dtype: StoredType::Bf16, resident_as: None };
     let (limit, host_limit) = (u64::MAX, u64::MAX);
     let budget = Budget { limit, in_use: 0, in_use_name: "", read_bytes: 0, host_limit, sharers: 1 };
     for (name, tokens, kept, pinned, head_waits, token_tile, before, thousandths) in cases {
         let arch = Arch { num_layers: LAYERS, ..shape(name).unwrap() };
         let place = |waits| if waits { Residency::Pinned } else { Residency::Device };
+        let lora = LoraSpec::uniform(&arch, &Projection::ALL, 16, 16.0, 0.0);
         let spec = ModelSpec {
-            lora: LoraSpec::uniform(&arch, &Projection::ALL, 16, 16.0, 0.0),
-            quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
             trainable: true,
             states: StateFormat::Blockwise8,
             activations: Activations::Offload.keeping(kept, LAYERS),
-            optimizer_on_host: Default::default(),
             residency: (0..LAYERS).map(|layer| place(layer < pinned)).chain([place(head_waits)]).collect(),
             token_tile,
-            tokens,
-            positions: tokens,
-            prompts: Default::default(),
-            seed: 0,
-            arch,
+            ..ModelSpec::new(lora, arch, Quantization::NF4, tokens)
         };
         let plan = plan(&Device::unopened(0), &spec, &stored, PlannedJob::Train, budget).unwrap();
         let of = |name: &str| plan.buffers.iter().find(|line| line.name == name).map_or(0, |line| line.bytes);

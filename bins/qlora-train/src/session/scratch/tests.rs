@@ -1,13 +1,13 @@
 use super::*;
 use crate::arch::{Arch, Projection};
 use crate::backend::cpu::Precision;
-use crate::backend::{PlannedBuffer, Quantization, StateFormat};
+use crate::backend::{PlannedBuffer, Quantization};
 use crate::base::synthetic::tiny_arch;
 use crate::config::{HeadResidency, StateResidency, TokenTile, WeightResidency};
 use crate::files::tensor::StoredType;
 use crate::lora::LoraSpec;
 use crate::model::ModelSpec;
-use crate::session::plan::StoredAs;
+use crate::session::plan::TensorStorage;
 use crate::session::planner::{Levers, choose};
 use crate::session::{Budget, Device};
 
@@ -15,27 +15,14 @@ const LAYERS: usize = 9;
 
 fn spec() -> ModelSpec {
     let arch = Arch { num_layers: LAYERS, head_dim: 64, ..tiny_arch() };
-    ModelSpec {
-        lora: LoraSpec::uniform(&arch, &Projection::ALL, 4, 4.0, 0.0),
-        arch,
-        quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
-        trainable: true,
-        states: StateFormat::F32,
-        activations: Vec::new(),
-        optimizer_on_host: Default::default(),
-        residency: Vec::new(),
-        token_tile: None,
-        tokens: 500,
-        positions: 500,
-        prompts: Default::default(),
-        seed: 0,
-    }
+    let lora = LoraSpec::uniform(&arch, &Projection::ALL, 4, 4.0, 0.0);
+    ModelSpec { trainable: true, ..ModelSpec::new(lora, arch, Quantization::NF4, 500) }
 }
 
 /// The plan with these levers, with everything but activations in the memory that it is computed in.
 fn planned(device: &Device, checkpointing: Checkpointing, limit: u64, host_limit: u64) -> (ModelSpec, MemoryPlan) {
     let budget = Budget { limit, in_use: 0, in_use_name: "", read_bytes: 0, host_limit, sharers: 1 };
-    let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
+    let stored = |_: &str| TensorStorage { dtype: StoredType::Bf16, resident_as: None };
     let levers = Levers {
         checkpointing,
         weights: WeightResidency::Resident,

@@ -5,7 +5,7 @@ use crate::backend::run_shape::RunShape;
 use crate::backend::{Quantization, Weights};
 use crate::files::tensor::StoredType;
 use qlora_kernels::device::{Device, Element};
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use std::rc::Rc;
 
 const WEIGHT: &str = "model.layers.0.mlp.up_proj.weight";
@@ -26,7 +26,7 @@ fn cuda() -> Cuda {
 
 /// Blocks of different sizes, and some of zeros.
 fn values(count: usize) -> Vec<f32> {
-    let mut stream = Stream::new(7, 0);
+    let mut stream = RngStream::new(7, 0);
     (0..count).map(|at| (at / 190 % 9) as f32 * 0.02 * (2.0 * stream.uniform() - 1.0)).collect()
 }
 

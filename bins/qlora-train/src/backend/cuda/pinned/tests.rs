@@ -45,10 +45,10 @@ impl Streamed {
             let offload_slot = Some(OffloadSlot::shared(&copy, layer * STEP, len).unwrap());
             PinnedLayer { offload_slot, len }
         };
-        let slot = |_| Slot { layer: None, buffer: Some(memory.take(ON_DEVICE, len).unwrap()) };
+        let slot = |_| Slot { layer: None, buffer: Some(memory.alloc(ON_DEVICE, len).unwrap()) };
         let layers = (0..LAYERS).map(layer).collect();
         let pinned = PinnedWeights { layers, slots: (0..SLOTS).map(slot).collect(), ..PinnedWeights::default() };
-        let (seen, piece) = (memory.take("seen", len).unwrap(), memory.take("piece", piece).unwrap());
+        let (seen, piece) = (memory.alloc("seen", len).unwrap(), memory.alloc("piece", piece).unwrap());
         Self { pinned, seen, piece, memory, file, len }
     }
 

@@ -5,13 +5,13 @@ use crate::error::{CudaError, Result};
 use std::ffi::c_void;
 
 /// No value of this type exists.
-pub enum Absent {}
+pub enum Stub {}
 
 fn refused<T>() -> Result<T> {
     Err(CudaError::Device("this build has no CUDA support; rebuild with `--features cuda`".into()))
 }
 
-impl Driver for Absent {
+impl Driver for Stub {
     type Event = Self;
     type Slab = Self;
     type Graph = Self;

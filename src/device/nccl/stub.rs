@@ -5,9 +5,9 @@ use crate::error::{CudaError, Result};
 use std::ffi::c_void;
 
 /// No value of this type exists.
-pub enum Absent {}
+pub enum Stub {}
 
-impl Calls for Absent {
+impl Calls for Stub {
     fn load() -> Result<Self> {
         Err(CudaError::Device("NCCL adds up on GPUs, which this build does not use".into()))
     }
@@ -24,7 +24,7 @@ impl Calls for Absent {
         match *self {}
     }
 
-    unsafe fn is_settled(&self, _: Handle) -> Result<bool> {
+    unsafe fn is_call_done(&self, _: Handle) -> Result<bool> {
         match *self {}
     }
 

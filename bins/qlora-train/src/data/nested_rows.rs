@@ -10,7 +10,7 @@ use super::keys::ROWS_UNDER;
 use crate::files::json::UniqueMap;
 
 /// Role of a JSON object among rows.
-pub(super) enum Held<'t> {
+pub(super) enum Nested<'t> {
     /// A row by itself
     Row,
     /// One that holds the rows as a list
@@ -37,25 +37,25 @@ pub(super) fn begins_with_list(text: &[u8]) -> bool {
 }
 
 /// Rows within an object. One that has a key of a row, by its own name or by that of a column, is a row.
-pub(super) fn held_rows<'t>(object: &'t str, columns: &Columns) -> Held<'t> {
-    let Ok(entries) = serde_json::from_str::<UniqueMap<&'t RawValue>>(object) else { return Held::Row };
+pub(super) fn nested_rows<'t>(object: &'t str, columns: &Columns) -> Nested<'t> {
+    let Ok(entries) = serde_json::from_str::<UniqueMap<&'t RawValue>>(object) else { return Nested::Row };
     let entries = entries.0;
     if entries.iter().any(|(key, _)| columns.makes_rows(key)) {
-        return Held::Row;
+        return Nested::Row;
     }
     let named = entries.iter().filter(|(key, _)| ROWS_UNDER.contains(&key.as_str()));
     let lists: Vec<(&str, &'t str, usize)> =
         named.filter_map(|(key, value)| Some((key.as_str(), value.get(), objects_of(value.get())?))).collect();
     match lists[..] {
-        [] => Held::Row,
+        [] => Nested::Row,
         [(key, rows, _)] => {
             let others = entries.iter().map(|(key, _)| key.as_str()).filter(|other| *other != key);
             let others: Vec<String> = others.map(|key| format!("`{key}`")).collect();
-            Held::Rows { key: key.to_owned(), rows, others: others.join(", ") }
+            Nested::Rows { key: key.to_owned(), rows, others: others.join(", ") }
         }
         _ => {
             let found: Vec<String> = lists.iter().map(|(key, _, count)| format!("`{key}` ({count})")).collect();
-            Held::Several(format!(
+            Nested::Several(format!(
                 "the object holds several lists of rows: {}; make each a file of its own, and name those to train on by \
                  `data`, those to validate on by `val_data`",
                 found.join(", ")

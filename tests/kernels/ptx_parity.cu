@@ -1,5 +1,5 @@
-// One kernel per PTX instruction of common/ptx.cuh, for one warp: a GPU and the host twins must both agree with the PTX
-// manual's tables.
+// One kernel per PTX instruction of common/ptx.cuh, for one warp: a GPU and the host versions must both agree with the
+// PTX manual's tables.
 #include "common/ptx.cuh"
 
 namespace {
@@ -12,6 +12,7 @@ __global__ void one_mma(const uint32_t *a /* [32, 4] */, const uint32_t *b /* [3
     for (int i = 0; i < 4; ++i) fragment_a[i] = a[lane * 4 + i], sums[i] = c[lane * 4 + i];
     for (int i = 0; i < 2; ++i) fragment_b[i] = b[lane * 2 + i];
     mma_m16n8k16(sums, fragment_a, fragment_b);
+    mma_wait();
     for (int i = 0; i < 4; ++i) c[lane * 4 + i] = sums[i];
 }
 

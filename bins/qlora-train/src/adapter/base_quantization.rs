@@ -1,5 +1,5 @@
-//! The recipe of a base: the quantization of its linear weights while an adapter was trained on them, as the adapter's
-//! metadata records it.
+//! The quantization of a base's linear weights while an adapter was trained on them, as the adapter's metadata records
+//! it.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use crate::error::{Context, Result};
 /// `{"quant_type":"nf4","block_size":64,"double_quant":true,"nested_block_size":256}`, or `{"quant_type":"none"}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "quant_type", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Recipe {
+pub enum BaseQuantization {
     Nf4 {
         block_size: usize,
         double_quant: bool,
@@ -31,7 +31,7 @@ fn is_zero(n: &usize) -> bool {
     *n == 0
 }
 
-impl Recipe {
+impl BaseQuantization {
     pub const NONE: Self = Self::None {};
 
     pub fn nf4(block_size: usize, double_quant: bool, skipped_modules: usize) -> Self {
@@ -47,7 +47,7 @@ impl Recipe {
     pub fn from_metadata(source: &str, text: &str) -> Result<Self> {
         serde_json::from_str(text).usage_context(|| {
             format!(
-                "{source}: metadata `{}`: found {text:?}, expected the JSON of a quantization recipe; choose the \
+                "{source}: metadata `{}`: found {text:?}, expected the JSON of a quantization; choose the \
                  quantization of the base with --quantization",
                 super::metadata::QUANTIZATION
             )
@@ -69,7 +69,7 @@ impl Recipe {
 }
 
 /// For people: "nf4, block 64, double quantization, block 256".
-impl fmt::Display for Recipe {
+impl fmt::Display for BaseQuantization {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::None {} => write!(f, "none"),
@@ -91,18 +91,23 @@ impl fmt::Display for Recipe {
 mod tests {
     use super::*;
 
-    fn recipes() -> [Recipe; 4] {
-        [Recipe::NONE, Recipe::nf4(64, true, 0), Recipe::nf4(128, false, 0), Recipe::nf4(64, true, 2)]
+    fn all() -> [BaseQuantization; 4] {
+        [
+            BaseQuantization::NONE,
+            BaseQuantization::nf4(64, true, 0),
+            BaseQuantization::nf4(128, false, 0),
+            BaseQuantization::nf4(64, true, 2),
+        ]
     }
 
     #[test]
-    fn a_recipe_reads_back_from_json() {
-        for recipe in recipes() {
-            assert_eq!(Recipe::from_metadata("adapter", &recipe.to_json()).unwrap(), recipe);
+    fn a_quantization_reads_back_from_json() {
+        for quantization in all() {
+            assert_eq!(BaseQuantization::from_metadata("adapter", &quantization.to_json()).unwrap(), quantization);
         }
         let json = r#"{"quant_type":"nf4","block_size":64,"double_quant":true,"nested_block_size":256}"#;
-        assert_eq!(recipes()[1].to_json(), json);
-        assert_eq!(recipes()[0].to_json(), r#"{"quant_type":"none"}"#);
+        assert_eq!(all()[1].to_json(), json);
+        assert_eq!(all()[0].to_json(), r#"{"quant_type":"none"}"#);
     }
 
     #[test]
@@ -110,15 +115,17 @@ mod tests {
         for text in
             ["fp4", "", "none", "nf4, block 64", "{\"quant_type\":\"fp4\"}", "{\"quant_type\":\"none\",\"x\":1}", "{"]
         {
-            let error = Recipe::from_metadata("out", text).unwrap_err().to_string();
+            let error = BaseQuantization::from_metadata("out", text).unwrap_err().to_string();
             assert!(error.contains("out: metadata `qlora.quantization`"), "{error}");
         }
     }
 
     #[test]
     fn its_settings_hold_a_base_so() {
-        let names = |recipe: &Recipe| recipe.settings().into_iter().map(|(_, value)| value).collect::<Vec<_>>();
-        assert_eq!(names(&recipes()[2]), ["nf4", "128", "false"]);
-        assert_eq!(names(&recipes()[0]), ["none"]);
+        let names = |quantization: &BaseQuantization| {
+            quantization.settings().into_iter().map(|(_, value)| value).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&all()[2]), ["nf4", "128", "false"]);
+        assert_eq!(names(&all()[0]), ["none"]);
     }
 }

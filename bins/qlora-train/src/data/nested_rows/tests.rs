@@ -2,10 +2,10 @@ use super::*;
 
 #[test]
 fn an_object_that_holds_rows_is_told_from_a_row() {
-    let of = |text: &str, columns: &Columns| match held_rows(text, columns) {
-        Held::Row => "row".to_owned(),
-        Held::Rows { key, rows, others } => format!("{key} {rows} {others}"),
-        Held::Several(why) => why,
+    let of = |text: &str, columns: &Columns| match nested_rows(text, columns) {
+        Nested::Row => "row".to_owned(),
+        Nested::Rows { key, rows, others } => format!("{key} {rows} {others}"),
+        Nested::Several(why) => why,
     };
     let plain = Columns::default();
     assert_eq!(of(r#"{"data": [{"text": "a"}]}"#, &plain), r#"data [{"text": "a"}] "#);
