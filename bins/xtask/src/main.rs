@@ -5,8 +5,6 @@
 mod bindings;
 mod demo;
 mod dist;
-mod engines;
-mod library;
 mod setup;
 mod test;
 
@@ -116,8 +114,13 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
             check(workspace.tool("predict", if write { &["write"] as &[&str] } else { &[] })?)?;
         }
         Task::Records => check(workspace.tool("records", &["write"])?)?,
-        Task::Bindings => bindings::run(workspace)?,
-        Task::InstallLib { prefix, emulation } => library::install(workspace, &prefix, emulation)?,
+        Task::Bindings => drop(bindings::run(workspace, "write")?),
+        Task::InstallLib { prefix, emulation } => {
+            let mut command = workspace.tool("c-library", &["install"])?;
+            // The tool runs in the repository's root, wherever the directory was named from.
+            command.arg(std::path::absolute(prefix)?).args(emulation.then_some("--emulation"));
+            check(command)?;
+        }
         Task::Setup => {
             println!("{}", setup::run(workspace, &[])?.display());
             setup::mpi::fetch(workspace)?.iter().for_each(|dir| println!("{}", dir.display()));

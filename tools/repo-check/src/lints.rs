@@ -10,7 +10,7 @@ const LINT: &str = concat!("unsafe", "_code");
 /// Files and folders that may allow what the lint denies: the layer over the C ABI, its tests and the timer of its
 /// bench, the matrix products of the CPU, its placement of pages, the launch of a GPU's graphs, and the counting
 /// allocator.
-const UNSAFE_HOMES: [&str; 15] = [
+const UNSAFE_HOMES: [&str; 17] = [
     "src/device/",
     "src/interop/",
     "src/ops/",
@@ -22,6 +22,8 @@ const UNSAFE_HOMES: [&str; 15] = [
     "bins/qlora-train/src/backend/cpu/bf16/dots.rs",
     "bins/qlora-train/src/backend/cpu/bf16/isa.rs",
     "bins/qlora-train/src/backend/cpu/bf16/layout.rs",
+    "bins/qlora-train/src/backend/cpu/bf16/scores.rs",
+    "bins/qlora-train/src/backend/cpu/bf16/weighted.rs",
     "bins/qlora-train/src/backend/cpu/gemm/",
     "bins/qlora-train/src/backend/cpu/numa.rs",
     "bins/qlora-train/src/backend/cuda/graphs.rs",

@@ -1,5 +1,5 @@
-//! Checks of the repository's files: sizes, `unsafe`, comments, spelling of names, circles of imports, and the commands
-//! that README.md and the workflows of the CI name.
+//! Checks of the repository's files: sizes, `unsafe`, comments, spelling of names, circles of imports, the commands
+//! that README.md and the workflows of the CI name, and the packages for a registry.
 
 #![deny(unsafe_code)]
 
@@ -9,26 +9,20 @@ mod comments;
 mod files;
 mod finding;
 mod lints;
+mod packages;
 mod spelling;
 mod workflows;
 
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::ExitCode;
+use tools_support::command::finish;
 
-const USAGE: &str = "usage: repo-check tree | repo-check commands DIRECTORY_OF_PROGRAMS";
+const USAGE: &str =
+    "usage: repo-check tree | repo-check commands DIRECTORY_OF_PROGRAMS | repo-check packages DIRECTORY_OF_ARCHIVES";
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(closing) => {
-            println!("{closing}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    finish(run())
 }
 
 /// The closing line.
@@ -39,6 +33,7 @@ fn run() -> Result<String> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["tree"] => tree(&root),
         ["commands", programs] => commands::check(&root, Path::new(programs)),
+        ["packages", archives] => packages::check(&root, Path::new(archives)),
         _ => bail!(USAGE),
     }
 }

@@ -1,6 +1,7 @@
 //! The model's directory: made once, replaced when it is stale, and never half.
 
 use super::*;
+use anyhow::bail;
 
 fn convert(dir: &Path) -> Result<()> {
     fs::write(dir.join("config.json"), "{}")?;

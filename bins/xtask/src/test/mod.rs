@@ -8,12 +8,10 @@ mod runner;
 mod step;
 mod steps;
 
-pub use step::Outcome;
-
 use anyhow::{Result, bail};
 use aside::Aside;
 use std::time::{Duration, Instant};
-use step::{CLOSING, Step};
+use step::{CLOSING, Outcome, Step};
 use tools_support::workspace::Workspace;
 
 pub fn list() {

@@ -2,30 +2,18 @@
 
 use super::step::Outcome;
 use crate::setup::{mpi, rustup};
-use anyhow::{Context, Result, ensure};
-use cargo_metadata::{DependencyKind, MetadataCommand, Package};
+use anyhow::{Context, Result};
+use cargo_metadata::{MetadataCommand, Package};
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
-use tools_support::command::{check, finished};
+use tools_support::command::{check, finished, last_line};
 use tools_support::cuda;
 use tools_support::workspace::Workspace;
 
 /// The packages of the registry, in the order of their dependencies.
 const PUBLISHED: [&str; 2] = ["qlora-kernels", "qlora-train"];
-/// Bytes of a compressed package at most: of the trainer a tenth of the 10 MiB that crates.io takes. Its Rust sources
-/// alone are 0.9 MB.
-const LIMITS: [u64; 2] = [600_000, 1 << 20];
-/// Kinds of files that a package has, and bytes of one of them at most: no golden file is among them.
-const KINDS: [&str; 16] =
-    ["rs", "cu", "cuh", "cpp", "h", "in", "map", "toml", "orig", "lock", "md", "txt", "css", "html", "json", "LICENSE"];
-const LARGEST: u64 = 64_000;
-/// The C interface: one header, which says all that its callers have to know, and its bindings by bindgen; bytes of
-/// each at most.
-const INTERFACE: ([&str; 2], u64) = (["/cuda/include/qlora_kernels.h", "/src/sys.rs"], 96_000);
-/// Bytes of all files at most that are neither sources nor cargo's own: tables, pages and licenses.
-const MOST_BESIDE: u64 = 80_000;
-
 /// Features that no build but that of tests has.
 const OF_TESTS: [&str; 1] = ["failpoints"];
 /// A feature that the trainer hands on to the kernels.
@@ -131,86 +119,19 @@ pub fn oldest_compiler(workspace: &Workspace) -> Result<Outcome> {
 
 /// The packages as a registry would get them: described, small and whole, as each compiles alone.
 pub fn published(workspace: &Workspace) -> Result<Outcome> {
-    let mut findings = Vec::new();
-    let mut closing = Vec::new();
-    for package in packages(workspace)? {
-        findings.extend(described(&package));
-        if package.repository.is_none() {
-            closing.push(format!("{}: `repository` is not set yet", package.name));
-        }
-    }
-    let dir = workspace.target.join("package");
     let mut command = workspace.cargo(&["package", "--quiet", "--locked", "--allow-dirty", "--no-verify"]);
     check(command.args(PUBLISHED.iter().flat_map(|name| ["--package", name])))?;
-    for (package, limit) in packages(workspace)?.into_iter().zip(LIMITS) {
-        let stem = format!("{}-{}", package.name, package.version);
-        let archive = dir.join(format!("{stem}.crate"));
-        let bytes = fs::metadata(&archive).with_context(|| format!("cargo left no {}", archive.display()))?.len();
-        if bytes > limit {
-            findings.push(format!("{}: {bytes} bytes (at most {limit}); is `include` right?", package.name));
-        }
-        let list = finished(Command::new("tar").arg("tzvf").arg(&archive).output(), "tar tzvf")?;
-        let files = list.lines().map(listed).collect::<Result<Vec<_>>>()?;
-        findings.extend(foreign(&files).into_iter().map(|found| format!("{}: {found}", package.name)));
-        let readme = package.readme.as_ref().map_or("README.md", |path| path.as_str());
-        for name in [readme, "Cargo.toml", "LICENSE-MIT", "LICENSE-APACHE"] {
-            if !files.iter().any(|(path, _)| *path == format!("{stem}/{name}")) {
-                findings.push(format!("{}: {name} is not in the package", package.name));
-            }
-        }
-        closing.push(format!("{stem}: {} files, {} kB", files.len(), bytes.div_ceil(1000)));
-    }
-    ensure!(findings.is_empty(), "{} findings:\n  {}", findings.len(), findings.join("\n  "));
-    compile_alone(workspace)?;
+    let archives = workspace.target.join("package");
+    let closing = last_line(workspace.tool("repo-check", &["packages", &archives.to_string_lossy()])?)?;
+    compile_alone(workspace, &archives)?;
     Ok(Outcome::Passed(closing))
-}
-
-/// Path and bytes of a file, as `tar tv` lists it.
-fn listed(line: &str) -> Result<(&str, u64)> {
-    let mut words = line.split_whitespace();
-    let bytes = words.nth(2).and_then(|bytes| bytes.parse().ok());
-    let path = words.nth(2);
-    path.zip(bytes).with_context(|| format!("`tar tv` printed {line:?}, expected a path after size, day and time"))
-}
-
-/// Files that are no source of a package.
-fn foreign(files: &[(&str, u64)]) -> Vec<String> {
-    let name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
-    let kind = |path: &str| match name(path) {
-        name if name.starts_with("LICENSE") => "LICENSE".to_owned(),
-        name => name.rsplit('.').next().unwrap_or_default().to_owned(),
-    };
-    let mut found = Vec::new();
-    let mut beside = 0;
-    for &(path, bytes) in files {
-        let kind = kind(path);
-        if path.ends_with("/tests.rs") || path.contains("/tests/") {
-            found.push(format!("{path} is of tests; is `include` right?"));
-        }
-        if !KINDS.contains(&kind.as_str()) {
-            found.push(format!("{path} is no source; is `include` right?"));
-        }
-        // Cargo writes the lock file, of all that the package depends on.
-        let most = if INTERFACE.0.iter().any(|file| path.ends_with(file)) { INTERFACE.1 } else { LARGEST };
-        if bytes > most && kind != "lock" {
-            found.push(format!("{path} has {bytes} bytes (at most {most})"));
-        }
-        if !["rs", "cu", "cuh", "cpp", "h", "lock", "toml", "orig"].contains(&kind.as_str()) {
-            beside += bytes;
-        }
-    }
-    if beside > MOST_BESIDE {
-        found.push(format!("{beside} bytes of tables, pages and licenses (at most {MOST_BESIDE})"));
-    }
-    found
 }
 
 /// Compiles each package as others get it: the library with the kernels, which it has to hold, and the trainer with
 /// that library. Their dependencies are those of the other builds, in whose directory they are checked.
-fn compile_alone(workspace: &Workspace) -> Result<()> {
-    let dir = workspace.target.join("package");
+fn compile_alone(workspace: &Workspace, archives: &Path) -> Result<()> {
     // One place for all runs, so that the artifacts of one replace those of the run before.
-    let unpacked = dir.join("alone");
+    let unpacked = archives.join("alone");
     if unpacked.exists() {
         fs::remove_dir_all(&unpacked).with_context(|| format!("cannot remove {}", unpacked.display()))?;
     }
@@ -220,7 +141,7 @@ fn compile_alone(workspace: &Workspace) -> Result<()> {
         let stem = format!("{}-{}", package.name, package.version);
         let mut tar = Command::new("tar");
         // With the time of now: by the archive's, which is always the same, cargo would not see a change.
-        tar.arg("xzmf").arg(dir.join(format!("{stem}.crate"))).arg("-C").arg(&unpacked);
+        tar.arg("xzmf").arg(archives.join(format!("{stem}.crate"))).arg("-C").arg(&unpacked);
         check(&mut tar)?;
         let folder = unpacked.join(&stem);
         let mut command = workspace.cargo(&["check", "--quiet", "--release", "--target-dir"]);
@@ -245,32 +166,6 @@ fn packages(workspace: &Workspace) -> Result<Vec<Package>> {
     PUBLISHED.iter().map(|name| find(name).with_context(|| format!("the workspace has no package {name}"))).collect()
 }
 
-/// Fields that a package's page on a registry would lack.
-fn described(package: &Package) -> Vec<String> {
-    let name = &package.name;
-    let mut findings = Vec::new();
-    for (field, is_set) in [
-        ("description", package.description.is_some()),
-        ("license", package.license.is_some()),
-        ("documentation", package.documentation.is_some()),
-        ("readme", package.readme.is_some()),
-        ("rust-version", package.rust_version.is_some()),
-        ("keywords", (1..=5).contains(&package.keywords.len())),
-        ("categories", (1..=5).contains(&package.categories.len())),
-        ("metadata.docs.rs", package.metadata.pointer("/docs/rs").is_some()),
-    ] {
-        if !is_set {
-            findings.push(format!("{name}: `{field}` is not set (keywords and categories: one to five)"));
-        }
-    }
-    for dependency in package.dependencies.iter().filter(|found| found.kind != DependencyKind::Development) {
-        if dependency.path.is_some() && dependency.req.to_string() == "*" {
-            findings.push(format!("{name}: the dependency {} has a path and no version", dependency.name));
-        }
-    }
-    findings
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,51 +182,5 @@ mod tests {
         assert_eq!(sets(&[("a", &[]), ("b", &["a"]), ("c", &[])]), ["", "a", "b", "c", "a,c", "b,c"]);
         assert_eq!(sets(&[("a", &[]), ("failpoints", &[])]), ["", "a", "a,failpoints"]);
         assert_eq!(sets(&[("a", &[]), ("failpoints", &[]), ("mpi", &["dep:mpi"])]), ["", "a", "a,failpoints"]);
-    }
-
-    #[test]
-    fn what_is_no_source_is_found_in_a_package() {
-        let line = "-rw-r--r-- 0/0           62026 2006-07-24 01:21 qlora-train-0.1.0/Cargo.lock";
-        assert_eq!(listed(line).unwrap(), ("qlora-train-0.1.0/Cargo.lock", 62026));
-        assert!(listed("Cargo.lock").is_err());
-        let sources = [
-            ("a/src/lib.rs", 20_000),
-            ("a/cuda/include/qlora_kernels.h", 70_000),
-            ("a/LICENSE-MIT", 1_000),
-            ("a/cuda/x.cuh", 3),
-            ("a/t.txt", 60_000),
-        ];
-        assert_eq!(foreign(&sources), Vec::<String>::new());
-        for (golden, words) in [
-            (("a/src/golden/model.safetensors", 300), "no source"),
-            (("a/src/golden/rows.jsonl", 10), "no source"),
-            (("a/src/golden", 10), "no source"),
-            (("a/src/big.rs", 64_001), "64001 bytes"),
-            (("a/src/ops/tests.rs", 10), "of tests"),
-            (("a/src/ops/tests/abi.rs", 10), "of tests"),
-            (("a/cuda/include/qlora_kernels.h", 96_001), "96001 bytes"),
-            (("a/src/table.json", 40_000), "101000 bytes of tables"),
-        ] {
-            let found = foreign(&[&sources[..], &[golden]].concat());
-            assert!(found.len() == 1 && found[0].contains(words), "{golden:?}: {found:?}");
-        }
-    }
-
-    #[test]
-    fn what_a_registry_would_lack_is_found() {
-        let package = |extra: &str| -> Package {
-            let text = format!(
-                r#"{{"name":"p","version":"0.1.0","id":"p","dependencies":[{{"name":"d","source":null,"req":"*","kind":null,"optional":false,"uses_default_features":true,"features":[],"target":null,"rename":null,"registry":null,"path":"/d"}}],"targets":[],"features":{{}},"manifest_path":"/p/Cargo.toml","authors":[],"edition":"2024"{extra}}}"#
-            );
-            serde_json::from_str(&text).unwrap()
-        };
-        let bare = described(&package("")).join("\n");
-        for expected in
-            ["`description`", "`categories`", "`metadata.docs.rs`", "dependency d has a path and no version"]
-        {
-            assert!(bare.contains(expected), "{expected}: {bare}");
-        }
-        let full = r#","description":"x","license":"MIT","documentation":"x","readme":"README.md","rust_version":"1.89","keywords":["a"],"categories":["b"],"metadata":{"docs":{"rs":{}}}"#;
-        assert_eq!(described(&package(full)).len(), 1);
     }
 }

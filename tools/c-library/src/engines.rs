@@ -1,8 +1,6 @@
-//! The step `engines` of `cargo xtask test`: the kernels' library installed and linked by engines that cargo does not
-//! build.
+//! The kernels' library installed and linked by engines that cargo does not build.
 
-use crate::library;
-use crate::test::Outcome;
+use crate::install::{cuda_runtime, install, nvcc};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,10 +17,10 @@ const DAMAGED: &str = "up.b64.codes";
 
 /// Every example against the emulated library, each also on a damaged weight, which it has to notice; and the C example
 /// linked with the library that nvcc builds, which no machine without a GPU can run.
-pub fn engines(workspace: &Workspace) -> Result<Outcome> {
+pub fn check_examples(workspace: &Workspace) -> Result<String> {
     let dir = workspace.target.join("engines");
     let prefix = dir.join("emulated");
-    library::install(workspace, &prefix, true)?;
+    println!("{}", install(workspace, &prefix, true)?);
     check_header(&prefix.join("include/qlora_kernels.h"))?;
     let weights = workspace.root.join(WEIGHTS);
     let damaged = dir.join("damaged.safetensors");
@@ -31,34 +29,33 @@ pub fn engines(workspace: &Workspace) -> Result<Outcome> {
     let libraries = prefix.join("lib");
     let engine = dir.join("c-engine");
     build_c(workspace, &prefix, "qlora-kernels-emulated", &engine, &[])?;
-    let mut closing = run_both(&weights, &damaged, |weights| {
+    run_both(&weights, &damaged, |weights| {
         let mut command = Command::new(&engine);
         command.arg(weights).env("LD_LIBRARY_PATH", &libraries);
         command
     })?;
 
     let python = python(&dir)?;
-    closing.extend(run_both(&weights, &damaged, |weights| {
+    run_both(&weights, &damaged, |weights| {
         let mut command = Command::new(&python);
         command.arg(workspace.root.join("examples/python/engine.py"));
         command.arg(libraries.join("libqlora_kernels_emulated.so")).arg(weights);
         command
-    })?);
+    })?;
     for engine in build_cmake(workspace, &prefix, &dir)? {
-        closing.extend(run_both(&weights, &damaged, |weights| {
+        run_both(&weights, &damaged, |weights| {
             let mut command = Command::new(&engine);
             command.arg(weights);
             command
-        })?);
+        })?;
     }
     let engine = build_rust(workspace, &dir)?;
-    closing.extend(run_both(&weights, &damaged, |weights| {
+    run_both(&weights, &damaged, |weights| {
         let mut command = Command::new(&engine);
         command.arg(weights);
         command
-    })?);
-    closing.push(link_with_nvcc(workspace, &dir)?);
-    Ok(Outcome::Passed(closing))
+    })?;
+    link_with_nvcc(workspace, &dir)
 }
 
 /// The header is C99 and C++17 without a warning.
@@ -141,7 +138,7 @@ fn build_rust(workspace: &Workspace, dir: &Path) -> Result<PathBuf> {
 }
 
 /// The example's `ok` lines on the true weights; on the damaged ones it must fail, and say WRONG.
-fn run_both(weights: &Path, damaged: &Path, engine: impl Fn(&Path) -> Command) -> Result<Vec<String>> {
+fn run_both(weights: &Path, damaged: &Path, engine: impl Fn(&Path) -> Command) -> Result<()> {
     let lines = check_and_keep(&mut engine(weights), |line| line.starts_with("ok "))?;
     ensure!(lines.iter().any(|line| line.contains("loss")), "the example ended well without an `ok` of its training");
     let output = engine(damaged).stderr(Stdio::inherit()).output().context("cannot run the example again")?;
@@ -151,7 +148,7 @@ fn run_both(weights: &Path, damaged: &Path, engine: impl Fn(&Path) -> Command) -
         "with one byte of {DAMAGED} changed the example still ended with {}: {text}",
         output.status
     );
-    Ok(lines)
+    Ok(())
 }
 
 /// A copy of a safetensors file with one byte of [`DAMAGED`] inverted.
@@ -185,12 +182,12 @@ fn python(dir: &Path) -> Result<PathBuf> {
 }
 
 fn link_with_nvcc(workspace: &Workspace, dir: &Path) -> Result<String> {
-    let Some(nvcc) = library::nvcc(workspace)? else {
+    let Some(nvcc) = nvcc(workspace)? else {
         return Ok("the C example was not linked with the nvcc-built library: no nvcc".into());
     };
     let prefix = dir.join("cuda");
-    library::install(workspace, &prefix, false)?;
-    let (lib, include) = library::cuda_runtime(&nvcc)?;
+    println!("{}", install(workspace, &prefix, false)?);
+    let (lib, include) = cuda_runtime(&nvcc)?;
     let variables = [
         format!("CUDA_CFLAGS=-isystem {}", include.display()),
         format!("CUDA_LIBS=-L{} -lcudart_static -ldl -lrt -lpthread", lib.display()),

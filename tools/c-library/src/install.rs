@@ -1,4 +1,4 @@
-//! `cargo xtask install-lib`: the kernels as a library for engines that are not built by cargo.
+//! `cargo xtask install-lib`: header, static and shared library, and the files for pkg-config and CMake.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::env;
@@ -24,8 +24,8 @@ struct Kind {
 }
 
 /// Installs into `prefix`: include/, lib/, lib/pkgconfig/, lib/cmake/. Everything is built before the first file is
-/// written.
-pub fn install(workspace: &Workspace, prefix: &Path, emulated: bool) -> Result<()> {
+/// written. Returns a sentence for people.
+pub fn install(workspace: &Workspace, prefix: &Path, emulated: bool) -> Result<String> {
     let mut kind = if emulated { emulation(workspace)? } else { cuda(workspace)? };
     kind.compiler.cache = Some(workspace.objects());
     let prefix = std::path::absolute(prefix)?;
@@ -77,14 +77,13 @@ pub fn install(workspace: &Workspace, prefix: &Path, emulated: bool) -> Result<(
     std::os::unix::fs::symlink(shared.file_name().context("a file")?, &link)
         .with_context(|| format!("cannot make {}", link.display()))?;
 
-    println!("installed {} into {} (pkg-config name: {})", kind.library, prefix.display(), kind.package);
+    let mut installed =
+        format!("installed {} into {} (pkg-config name: {})", kind.library, prefix.display(), kind.package);
     if emulated {
-        println!(
-            "THIS IS THE EMULATED LIBRARY: it runs the kernels on the host CPU, very slowly, for tests without a GPU. Nothing \
-             that it shows says how a GPU performs."
-        );
+        installed += "\nTHIS IS THE EMULATED LIBRARY: it runs the kernels on the host CPU, very slowly, for tests without \
+                      a GPU. Nothing that it shows says how a GPU performs.";
     }
-    Ok(())
+    Ok(installed)
 }
 
 /// nvcc, if the machine or `target/` has it.
