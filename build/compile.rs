@@ -1,8 +1,8 @@
 //! Compilation of the kernels of `cuda/`, for build.rs and for `cargo xtask install-lib`. The flags are files beside
 //! `cuda/CMakeLists.txt`, which reads them too.
 //!
-//! An object is compiled again only if the hash of its source, all headers, the flags and the compiler's version
-//! changed.
+//! An object is compiled again only if the hash of its source, the headers that it includes, the flags and the
+//! compiler's version changed.
 
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsString;
@@ -66,11 +66,6 @@ impl Compiler {
     ) -> Result<(Vec<PathBuf>, Vec<String>)> {
         let mut common = DefaultHasher::new();
         (&self.path, &self.version, &self.flags).hash(&mut common);
-        for extension in ["cuh", "h"] {
-            for header in sources(root, "cuda", extension) {
-                fs::read(header).unwrap_or_default().hash(&mut common);
-            }
-        }
         let common = common.finish();
         fs::create_dir_all(dir).map_err(|error| format!("{} cannot be made: {error}", dir.display()))?;
         let objects: Vec<PathBuf> = files.iter().map(|file| dir.join(object_name(root, file))).collect();
@@ -99,7 +94,8 @@ impl Compiler {
     /// The warnings, if it had to be compiled.
     fn compile_one(&self, root: &Path, file: &Path, object: &Path, common: u64) -> Result<Vec<String>> {
         let mut hasher = DefaultHasher::new();
-        (common, file.strip_prefix(root).unwrap_or(file), fs::read(file).unwrap_or_default()).hash(&mut hasher);
+        (common, file.strip_prefix(root).unwrap_or(file)).hash(&mut hasher);
+        self.hash_included(root, file, &mut Vec::new(), &mut hasher);
         let hash = hasher.finish().to_string();
         let stamp = object.with_extension("hash");
         if object.is_file() && fs::read_to_string(&stamp).is_ok_and(|found| found == hash) {
@@ -114,7 +110,7 @@ impl Compiler {
         }
         let mut command = Command::new(&self.path);
         command.args(&self.flags).arg("-I").arg(root.join("cuda")).arg("-c").arg("-o").arg(object);
-        if self.flags.iter().any(|flag| flag == "-DQK_EMULATION") {
+        if self.emulates() {
             command.arg("-xc++");
         }
         let output =
@@ -129,6 +125,32 @@ impl Compiler {
             share(object, &cached).map_err(|error| format!("{} cannot be written: {error}", cached.display()))?;
         }
         Ok(text.lines().filter(|line| line.contains("warning")).map(str::to_owned).collect())
+    }
+
+    fn emulates(&self) -> bool {
+        self.flags.iter().any(|flag| flag == "-DQK_EMULATION")
+    }
+
+    /// Hashes a file, and the files of this repository that it includes, each once. Those of the emulation are not
+    /// there for nvcc.
+    fn hash_included(&self, root: &Path, file: &Path, seen: &mut Vec<PathBuf>, hasher: &mut DefaultHasher) {
+        let known = fs::canonicalize(file).unwrap_or_else(|_| file.into());
+        if seen.contains(&known) {
+            return;
+        }
+        seen.push(known);
+        let text = fs::read(file).unwrap_or_default();
+        text.hash(hasher);
+        for line in String::from_utf8_lossy(&text).lines() {
+            let quoted = line.trim().strip_prefix("#include").and_then(|rest| rest.trim().strip_prefix('"'));
+            let Some((name, _)) = quoted.and_then(|rest| rest.split_once('"')) else { continue };
+            if self.emulates() || !name.starts_with("emulation/") {
+                let beside = file.with_file_name(name);
+                if let Some(path) = [beside, root.join("cuda").join(name)].iter().find(|path| path.is_file()) {
+                    self.hash_included(root, path, seen, hasher);
+                }
+            }
+        }
     }
 }
 

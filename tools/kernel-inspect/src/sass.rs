@@ -127,7 +127,7 @@ impl Code {
 pub fn parse(listing: &str) -> Vec<Code> {
     let mut arch = "";
     let mut kernels: Vec<Code> = Vec::new();
-    for line in listing.lines().map(str::trim) {
+    for line in listing.lines().map(str::trim_ascii) {
         if let Some(found) = line.strip_prefix("code for ") {
             arch = found;
         } else if let Some(name) = line.strip_prefix("Function : ") {

@@ -73,11 +73,14 @@ struct Warp {
     at: usize,
     round: usize,
     ready: f64,
+    /// The reason for which its next instruction cannot issue before `until`
+    why: Hindrance,
+    /// Infinite while it waits for the other warps of its block
+    until: f64,
     /// Time at which each of the six barriers has fallen.
     barriers: [f64; 6],
     /// True for barriers that wait for memory.
     of_memory: [bool; 6],
-    waits_in_block: bool,
     is_done: bool,
     block: usize,
     /// Time at which the copies that are in no group yet have arrived.
@@ -85,7 +88,27 @@ struct Warp {
     groups: Vec<f64>,
 }
 
+/// A scheduler, and the first time at which one of its warps may issue.
+#[derive(Clone, Copy)]
+struct Scheduler {
+    /// The place among its warps of the one that issued last
+    last: usize,
+    warps: usize,
+    /// Warps that are not done
+    active: usize,
+    why: Hindrance,
+    until: f64,
+}
+
+#[derive(Clone)]
 struct Multiprocessor<'a> {
+    policy: Policy,
+    clock: f64,
+    /// Cycles of the schedulers
+    stalls: Stalls,
+    schedulers: [Scheduler; 4],
+    /// Steps of the warp that has made the most
+    furthest: usize,
     steps: &'a [Step],
     card: &'a Card,
     architecture: &'a Architecture,
@@ -109,41 +132,6 @@ struct Multiprocessor<'a> {
 /// Cycles of banks' work that may be queued before the next memory instruction has to wait.
 const QUEUE_CYCLES: f64 = 30.0;
 
-/// Cycles of `rounds` rounds of these steps by `blocks` blocks at once.
-fn run(steps: &[Step], card: &Card, memory: Memory, warps: usize, blocks: usize, rounds: usize, policy: Policy) -> Run {
-    let warp = |index: usize| Warp {
-        at: 0,
-        round: 0,
-        ready: 0.0,
-        barriers: [0.0; 6],
-        of_memory: [false; 6],
-        waits_in_block: false,
-        is_done: steps.is_empty(),
-        block: index / warps,
-        open_group: 0.0,
-        groups: Vec::new(),
-    };
-    let mut machine = Multiprocessor {
-        steps,
-        card,
-        architecture: card.architecture,
-        memory,
-        warps: (0..warps * blocks).map(warp).collect(),
-        arrived: vec![0; blocks],
-        warps_of_block: warps,
-        rounds,
-        matrix: [0.0; 4],
-        float: [0.0; 4],
-        multiplier: [0.0; 4],
-        integer: [0.0; 4],
-        special: [0.0; 4],
-        queue: [0.0; 4],
-        banks: 0.0,
-        global: 0.0,
-    };
-    machine.run(policy)
-}
-
 #[derive(Clone, Copy, PartialEq)]
 enum Hindrance {
     Barrier,
@@ -153,132 +141,203 @@ enum Hindrance {
     Other,
 }
 
-impl Multiprocessor<'_> {
-    fn run(&mut self, policy: Policy) -> Run {
-        let mut stalls = Stalls::default();
-        let mut last = [0_usize; 4];
-        let mut clock = 0.0_f64;
-        let lanes: [Vec<usize>; 4] = std::array::from_fn(|s| (s..self.warps.len()).step_by(4).collect());
-        while self.warps.iter().any(|warp| !warp.is_done) {
-            let mut any = false;
-            // The next moment at which something may change.
-            let mut soonest = f64::INFINITY;
-            for scheduler in 0..4 {
-                let mine = &lanes[scheduler];
-                if mine.is_empty() || mine.iter().all(|&warp| self.warps[warp].is_done) {
-                    continue;
-                }
-                let start = match policy {
-                    Policy::GreedyThenOldest => None,
-                    Policy::RoundRobin => Some((last[scheduler] + 1) % mine.len()),
-                };
-                let order = (0..=mine.len()).map(|turn| match (start, turn) {
-                    (None, 0) => last[scheduler],
-                    (None, turn) => turn - 1,
-                    (Some(start), turn) => (start + turn) % mine.len(),
-                });
-                let mut why = Hindrance::Other;
-                let mut chosen = None;
-                for place in order {
-                    let warp = mine[place];
-                    if self.warps[warp].is_done {
-                        continue;
-                    }
-                    match self.hindrance(warp, scheduler, clock) {
-                        None => {
-                            chosen = Some((place, warp));
-                            break;
-                        }
-                        Some((hindrance, until)) => {
-                            if why == Hindrance::Other || why == Hindrance::Barrier {
-                                why = hindrance;
-                            }
-                            soonest = soonest.min(until);
-                        }
-                    }
-                }
-                match chosen {
-                    Some((place, warp)) => {
-                        last[scheduler] = place;
-                        self.issue(warp, scheduler, clock);
-                        stalls.issued += 1.0;
-                        any = true;
-                    }
-                    None => match why {
-                        Hindrance::Barrier => stalls.barrier += 1.0,
-                        Hindrance::Memory => stalls.memory += 1.0,
-                        Hindrance::Copies => stalls.copies += 1.0,
-                        Hindrance::Matrices => stalls.matrices += 1.0,
-                        Hindrance::Other => stalls.other += 1.0,
-                    },
-                }
-            }
-            let next = clock + 1.0;
-            // Nothing happens until then: skip that time, and count it by its reason.
-            if !any && soonest > next && soonest.is_finite() {
-                let skipped = soonest.ceil() - next;
-                stalls.memory += skipped * 4.0;
-                clock = soonest.ceil();
-            } else {
-                clock = next;
-            }
+impl<'a> Multiprocessor<'a> {
+    /// At the beginning of `rounds` rounds of these steps by `blocks` blocks at once.
+    fn new(
+        steps: &'a [Step],
+        card: &'a Card,
+        memory: Memory,
+        [warps, blocks, rounds]: [usize; 3],
+        policy: Policy,
+    ) -> Self {
+        let warp = |index: usize| Warp {
+            at: 0,
+            round: 0,
+            ready: 0.0,
+            why: Hindrance::Other,
+            until: 0.0,
+            barriers: [0.0; 6],
+            of_memory: [false; 6],
+            is_done: steps.is_empty(),
+            block: index / warps,
+            open_group: 0.0,
+            groups: Vec::new(),
+        };
+        let scheduler = |first: usize| {
+            let warps = (warps * blocks).saturating_sub(first).div_ceil(4);
+            let active = if steps.is_empty() { 0 } else { warps };
+            Scheduler { last: 0, warps, active, why: Hindrance::Other, until: 0.0 }
+        };
+        Self {
+            policy,
+            clock: 0.0,
+            stalls: Stalls::default(),
+            schedulers: std::array::from_fn(scheduler),
+            furthest: 0,
+            steps,
+            card,
+            architecture: card.architecture,
+            memory,
+            warps: (0..warps * blocks).map(warp).collect(),
+            arrived: vec![0; blocks],
+            warps_of_block: warps,
+            rounds,
+            matrix: [0.0; 4],
+            float: [0.0; 4],
+            multiplier: [0.0; 4],
+            integer: [0.0; 4],
+            special: [0.0; 4],
+            queue: [0.0; 4],
+            banks: 0.0,
+            global: 0.0,
         }
-        let all = stalls.issued + stalls.barrier + stalls.memory + stalls.copies + stalls.matrices + stalls.other;
+    }
+
+    fn run(mut self) -> Run {
+        while self.schedulers.iter().any(|scheduler| scheduler.active > 0) {
+            self.cycle();
+        }
+        let Stalls { issued, barrier, memory, copies, matrices, other } = self.stalls;
+        let all = issued + barrier + memory + copies + matrices + other;
         let share = |part: f64| if all > 0.0 { part / all } else { 0.0 };
         Run {
-            cycles: clock,
+            cycles: self.clock,
             stalls: Stalls {
-                issued: share(stalls.issued),
-                barrier: share(stalls.barrier),
-                memory: share(stalls.memory),
-                copies: share(stalls.copies),
-                matrices: share(stalls.matrices),
-                other: share(stalls.other),
+                issued: share(issued),
+                barrier: share(barrier),
+                memory: share(memory),
+                copies: share(copies),
+                matrices: share(matrices),
+                other: share(other),
             },
         }
     }
 
-    /// The reason for which the warp's next instruction cannot issue, and the time at which that may change.
-    fn hindrance(&self, warp: usize, scheduler: usize, clock: f64) -> Option<(Hindrance, f64)> {
-        let warp = &self.warps[warp];
-        if warp.waits_in_block {
-            return Some((Hindrance::Barrier, f64::INFINITY));
+    /// One cycle, and those after it in which nothing happens.
+    fn cycle(&mut self) {
+        let mut any = false;
+        for scheduler in 0..4 {
+            if self.schedulers[scheduler].active == 0 {
+                continue;
+            }
+            if let Some(place) = self.choose(scheduler) {
+                self.schedulers[scheduler].last = place;
+                self.issue(4 * place + scheduler, scheduler, self.clock);
+                self.stalls.issued += 1.0;
+                any = true;
+                continue;
+            }
+            let stalls = &mut self.stalls;
+            *match self.schedulers[scheduler].why {
+                Hindrance::Barrier => &mut stalls.barrier,
+                Hindrance::Memory => &mut stalls.memory,
+                Hindrance::Copies => &mut stalls.copies,
+                Hindrance::Matrices => &mut stalls.matrices,
+                Hindrance::Other => &mut stalls.other,
+            } += 1.0;
         }
-        if warp.ready > clock {
-            return Some((Hindrance::Other, warp.ready));
+        let next = self.clock + 1.0;
+        let soonest = if any { next } else { self.soonest(next) };
+        // Nothing happens until then: skip that time, and count it by its reason.
+        if soonest > next && soonest.is_finite() {
+            let skipped = soonest.ceil() - next;
+            self.stalls.memory += skipped * 4.0;
+            self.clock = soonest.ceil();
+        } else {
+            self.clock = next;
         }
-        let step = &self.steps[warp.at];
-        for barrier in 0..6 {
-            if step.control.wait >> barrier & 1 == 1 && warp.barriers[barrier] > clock {
-                let why = if warp.of_memory[barrier] { Hindrance::Memory } else { Hindrance::Other };
-                return Some((why, warp.barriers[barrier]));
+    }
+
+    /// The place of the warp that issues. Times at which a warp or a unit is free only move on while the warp waits, so
+    /// that nothing of it is looked at before the one that was found first.
+    fn choose(&mut self, index: usize) -> Option<usize> {
+        let Scheduler { last, warps, until, .. } = self.schedulers[index];
+        let clock = self.clock;
+        if until > clock {
+            return None;
+        }
+        let (mut why, mut until) = (Hindrance::Other, f64::INFINITY);
+        for turn in 0..=warps {
+            let place = match (self.policy, turn) {
+                (Policy::GreedyThenOldest, 0) => last,
+                (Policy::GreedyThenOldest, turn) => turn - 1,
+                (Policy::RoundRobin, turn) => (last + 1 + turn) % warps,
+            };
+            let warp = 4 * place + index;
+            if self.warps[warp].is_done {
+                continue;
+            }
+            if self.warps[warp].until <= clock {
+                let (hindrance, free) = self.hindrance(warp, index);
+                if free <= clock {
+                    return Some(place);
+                }
+                (self.warps[warp].why, self.warps[warp].until) = (hindrance, free);
+            }
+            if why == Hindrance::Other || why == Hindrance::Barrier {
+                why = self.warps[warp].why;
+            }
+            until = until.min(self.warps[warp].until);
+        }
+        (self.schedulers[index].why, self.schedulers[index].until) = (why, until);
+        None
+    }
+
+    /// The next moment at which something may change, where no warp can issue now. Of those up to `next` it is any.
+    fn soonest(&mut self, next: f64) -> f64 {
+        let mut soonest = f64::INFINITY;
+        for warp in 0..self.warps.len() {
+            if soonest <= next {
+                break;
+            }
+            let Warp { ready, until, is_done, .. } = self.warps[warp];
+            if !is_done && until < soonest {
+                // A unit may have been taken since.
+                let free = if ready > self.clock { ready } else { self.hindrance(warp, warp % 4).1 };
+                self.warps[warp].until = free;
+                soonest = soonest.min(free);
             }
         }
-        let unit = |free: f64, why: Hindrance| (free > clock).then_some((why, free));
+        soonest
+    }
+
+    /// The reason for which the next instruction of a warp that is ready cannot issue, and the time at which that may
+    /// change: one that has passed where it can.
+    fn hindrance(&self, warp: usize, scheduler: usize) -> (Hindrance, f64) {
+        let (warp, clock) = (&self.warps[warp], self.clock);
+        let step = &self.steps[warp.at];
+        let mut wait = step.control.wait & 63;
+        while wait != 0 {
+            let barrier = wait.trailing_zeros() as usize;
+            if warp.barriers[barrier] > clock {
+                let why = if warp.of_memory[barrier] { Hindrance::Memory } else { Hindrance::Other };
+                return (why, warp.barriers[barrier]);
+            }
+            wait &= wait - 1;
+        }
         match step.class {
-            Class::Matrix { .. } => unit(self.matrix[scheduler], Hindrance::Matrices),
-            Class::Float => unit(self.float[scheduler], Hindrance::Other),
-            Class::IntegerMultiply => unit(self.float[scheduler].max(self.multiplier[scheduler]), Hindrance::Other),
-            Class::Integer => unit(self.integer[scheduler], Hindrance::Other),
-            Class::Special => unit(self.special[scheduler], Hindrance::Other),
+            Class::Matrix { .. } => (Hindrance::Matrices, self.matrix[scheduler]),
+            Class::Float => (Hindrance::Other, self.float[scheduler]),
+            Class::IntegerMultiply => (Hindrance::Other, self.float[scheduler].max(self.multiplier[scheduler])),
+            Class::Integer => (Hindrance::Other, self.integer[scheduler]),
+            Class::Special => (Hindrance::Other, self.special[scheduler]),
             Class::Shared { .. }
             | Class::MatrixLoad { .. }
             | Class::Shuffle
             | Class::GlobalLoad { .. }
             | Class::GlobalStore { .. }
-            | Class::Copy { .. } => unit(self.queue[scheduler].max(self.banks - QUEUE_CYCLES), Hindrance::Memory),
+            | Class::Copy { .. } => (Hindrance::Memory, self.queue[scheduler].max(self.banks - QUEUE_CYCLES)),
             Class::CopyWait { groups } => {
                 let on_their_way = warp.groups.iter().rev().skip(groups as usize);
-                let until = on_their_way.copied().fold(0.0, f64::max);
-                unit(until, Hindrance::Copies)
+                (Hindrance::Copies, on_their_way.copied().fold(0.0, f64::max))
             }
-            Class::Constant | Class::Barrier | Class::CopyGroup | Class::Control => None,
+            Class::Constant | Class::Barrier | Class::CopyGroup | Class::Control => (Hindrance::Other, 0.0),
         }
     }
 
     fn issue(&mut self, index: usize, scheduler: usize, clock: f64) {
         let architecture = self.architecture;
-        let step = self.steps[self.warps[index].at];
+        let step = &self.steps[self.warps[index].at];
         let jump = if step.jumps { architecture.branch_penalty.value } else { 0.0 };
         let (mut done, mut read) = (clock, clock + 4.0);
         let mut is_memory = false;
@@ -356,10 +415,13 @@ impl Multiprocessor<'_> {
             warp.barriers[barrier] = warp.barriers[barrier].max(read);
             warp.of_memory[barrier] = is_memory;
         }
+        (warp.why, warp.until) = (Hindrance::Other, warp.ready);
         warp.at += 1;
+        self.furthest = self.furthest.max(warp.round * self.steps.len() + warp.at);
         if warp.at == self.steps.len() {
             (warp.at, warp.round) = (0, warp.round + 1);
-            warp.is_done = warp.round == self.rounds;
+            warp.is_done = warp.round >= self.rounds;
+            self.schedulers[scheduler].active -= usize::from(warp.is_done);
         }
         if matches!(step.class, Class::Barrier) {
             self.arrive(index, clock);
@@ -377,14 +439,15 @@ impl Multiprocessor<'_> {
     fn arrive(&mut self, index: usize, clock: f64) {
         let block = self.warps[index].block;
         self.arrived[block] += 1;
-        self.warps[index].waits_in_block = true;
+        (self.warps[index].why, self.warps[index].until) = (Hindrance::Barrier, f64::INFINITY);
         if self.arrived[block] == self.warps_of_block {
             self.arrived[block] = 0;
             let goes_on = clock + self.architecture.barrier_latency.value;
-            for warp in self.warps.iter_mut().filter(|warp| warp.block == block && warp.waits_in_block) {
-                warp.waits_in_block = false;
+            for warp in self.warps.iter_mut().filter(|warp| warp.block == block && warp.until.is_infinite()) {
                 warp.ready = warp.ready.max(goes_on);
+                (warp.why, warp.until) = (Hindrance::Other, warp.ready);
             }
+            self.schedulers.iter_mut().for_each(|scheduler| scheduler.until = 0.0);
         }
     }
 }
@@ -398,8 +461,13 @@ const ALL: usize = 12;
 pub fn steady(steps: &[Step], card: &Card, memory: Memory, warps: usize, blocks: usize) -> Run {
     let mut sum = Run { cycles: 0.0, stalls: Stalls::default() };
     for policy in POLICIES {
-        let warm = run(steps, card, memory, warps, blocks, WARM, policy);
-        let all = run(steps, card, memory, warps, blocks, ALL, policy);
+        let mut all = Multiprocessor::new(steps, card, memory, [warps, blocks, ALL], policy);
+        // Fewer rounds are the same until the first warp is done with them.
+        while all.furthest + 1 < WARM * steps.len() {
+            all.cycle();
+        }
+        let warm = Multiprocessor { rounds: WARM, ..all.clone() };
+        let (warm, all) = (warm.run(), all.run());
         sum.cycles += (all.cycles - warm.cycles) / (ALL - WARM) as f64 / POLICIES.len() as f64;
         sum.stalls = all.stalls;
     }
@@ -408,6 +476,48 @@ pub fn steady(steps: &[Step], card: &Card, memory: Memory, warps: usize, blocks:
 
 /// Cycles of these steps, once, by `blocks` blocks at once.
 pub fn once(steps: &[Step], card: &Card, memory: Memory, warps: usize, blocks: usize) -> Run {
-    let runs = POLICIES.map(|policy| run(steps, card, memory, warps, blocks, 1, policy));
+    let runs = POLICIES.map(|policy| Multiprocessor::new(steps, card, memory, [warps, blocks, 1], policy).run());
     Run { cycles: (runs[0].cycles + runs[1].cycles) / 2.0, stalls: runs[1].stalls }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cards::card;
+    use kernel_inspect::sass::Control;
+
+    #[test]
+    fn rounds_that_two_runs_share_are_as_if_each_had_begun_anew() {
+        let step = |class| Step {
+            index: 0,
+            class,
+            control: Control { stall: 2, ..Control::default() },
+            wavefronts: 1,
+            ideal_wavefronts: 1,
+            touched_sectors: 4,
+            sectors: 4,
+            useful_bytes: 128,
+            is_known: true,
+            jumps: false,
+            is_guessed: false,
+        };
+        let classes = [
+            Class::Matrix { multiply_adds: 2048 },
+            Class::Float,
+            Class::Shared { bytes: 4, is_load: true },
+            Class::GlobalLoad { bytes: 4 },
+        ];
+        let (card, memory) = (card("A6000").unwrap(), Memory { bytes_per_cycle: 7.3, latency: 300.0 });
+        let (long, one) = (classes.map(step), [step(Class::Float)]);
+        for steps in [&long[..], &one] {
+            for (warps, blocks) in [(1, 1), (5, 3), (8, 2)] {
+                let of_policy = |policy| {
+                    let of = |rounds| Multiprocessor::new(steps, card, memory, [warps, blocks, rounds], policy);
+                    (of(ALL).run().cycles - of(WARM).run().cycles) / (ALL - WARM) as f64 / 2.0
+                };
+                let wanted: f64 = POLICIES.into_iter().map(of_policy).sum();
+                assert_eq!(steady(steps, card, memory, warps, blocks).cycles, wanted, "{warps} by {blocks}");
+            }
+        }
+    }
 }
