@@ -158,7 +158,7 @@ inline bool has_head_dim(int64_t head_dim) {
     return with_head_dim(head_dim, [](auto) { return int(QK_OK); }) == QK_OK;
 }
 
-// c[2 pair], c[2 pair + 1] += A * B, for a B fragment of 16 columns.
+// c[2 pair], c[2 pair + 1] += A * B, for a B fragment of 16 columns. mma_wait() comes before the first look at c.
 __device__ __forceinline__ void mma_pair(float (&c0)[4], float (&c1)[4], const uint32_t (&a)[4],
                                          const uint32_t (&b)[4]) {
     uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};

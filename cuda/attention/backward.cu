@@ -185,6 +185,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_backward_keys(Att
                     mma_pair(dp[2 * pair], dp[2 * pair + 1], v, b);
                 }
             }
+            mma_wait();
             // lse * log2(e) and delta of two queries: read twice, as they would take registers that there are not.
             const float4 *rows = reinterpret_cast<const float4 *>(shared.rows(stage)) + lane % 4;
 #pragma unroll
@@ -239,6 +240,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_backward_keys(Att
                     mma_pair(dk[2 * pair], dk[2 * pair + 1], ds, b);
                 }
             }
+            mma_wait();
         }
 
     if (view.splits > 1) {
@@ -361,6 +363,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_backward_queries(
                 shared.values(stage).b_of_rows(b, pair * 16, step);
                 mma_pair(dp[2 * pair], dp[2 * pair + 1], dout[step], b);
             }
+        mma_wait();
 #pragma unroll
         for (int n = 0; n < kWalked / 8; ++n)
 #pragma unroll
@@ -396,6 +399,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_backward_queries(
                 mma_pair(dq[2 * pair], dq[2 * pair + 1], ds, b);
             }
         }
+        mma_wait();
     }
 
 #pragma unroll

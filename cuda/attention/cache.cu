@@ -137,6 +137,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 4) attention_cache(CacheVie
             shared.keys().b_of_rows(k, warp * 16, step);
             mma_pair(s[0], s[1], q, k);
         }
+        mma_wait();
     }
     // This lane's two queries. One past the tile's sees what the last one sees; nobody reads what comes of it.
     int row[2] = {lane / 4, lane / 4 + 8};
@@ -191,6 +192,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 4) attention_cache(CacheVie
             shared.values().b(v, step * 16, column);
             mma_pair(o[0], o[1], a, v);
         }
+        mma_wait();
         float *to = view.sums + part * kTileQueries * D + column * 16 + lane % 4 * 2;
 #pragma unroll
         for (int i = 0; i < 2; ++i)

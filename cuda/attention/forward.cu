@@ -84,6 +84,7 @@ template <int D, bool kCapped> __global__ void __launch_bounds__(kAttentionThrea
                 shared.keys(stage).b_of_rows(b, pair * 16, step);
                 mma_pair(s[2 * pair], s[2 * pair + 1], q[step], b);
             }
+        mma_wait();
         if constexpr (kCapped) cap_scores(s, view.to_tanh);
         if (!(key + kKeys - 1 <= warp_first && key >= warp_from)) { // one branch for all of the warp's scores
 #pragma unroll
@@ -129,6 +130,7 @@ template <int D, bool kCapped> __global__ void __launch_bounds__(kAttentionThrea
                 mma_pair(o[2 * pair], o[2 * pair + 1], p, b);
             }
         }
+        mma_wait();
     }
 
 #pragma unroll

@@ -1,6 +1,6 @@
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) and the dropout mask drawn from
 // it: a pure function of (seed, token, feature, dropout_id, dropout_step), so that forward and backward draw the same
-// mask and none is stored. Host twin: src/rng.rs.
+// mask and none is stored. On the host: src/rng.rs.
 #pragma once
 
 #include "common/launch.cuh"

@@ -1,4 +1,4 @@
-// The only inline PTX, one function per instruction, each with its host twin. Fragment layouts: PTX ISA, "Matrix
+// The only inline PTX, one function per instruction, each with its host version. Fragment layouts: PTX ISA, "Matrix
 // fragments for mma.m16n8k16 with floating point type" and "ldmatrix". With g = lane / 4 and t = lane % 4:
 //   A (16 x 16): a[0] rows g, columns 2t, 2t+1; a[1] rows g+8; a[2] row g, columns 2t+8, 2t+9; a[3] row g+8, likewise
 //   B (16 x 8):  b[0] rows 2t, 2t+1 of column g; b[1] rows 2t+8, 2t+9
@@ -66,32 +66,12 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
 __device__ __forceinline__ float low_float(uint32_t bf16x2) { return __uint_as_float(bf16x2 << 16); }
 __device__ __forceinline__ float high_float(uint32_t bf16x2) { return __uint_as_float(bf16x2 & 0xffff0000u); }
 
-// c += a * b, f32 accumulators. The order in which hardware adds the 16 products is its own: results of the twin and of
-// a GPU agree to rounding, and exactly when no partial sum rounds.
+// c += a * b, f32 accumulators. The order in which hardware adds the 16 products is its own: results on the
+// host and on a GPU agree to rounding, and exactly when no partial sum rounds.
 __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4],
                                              const uint32_t (&b)[2] ACCESS_SITE) {
 #ifdef QK_EMULATION
-    struct Slot { float *c; const uint32_t *a, *b; } slot = {c, a, b};
-    emulation::warp_collective(~0u, slot, site, [](Slot *(&lanes)[32]) {
-        if (emulation::counting()) emulation::count_product(emulation::current_thread().warp);
-        alignas(32) float a[16][16], b[16][8], c[16][8];
-        for (int lane = 0; lane < 32; ++lane) {
-            int g = lane / 4, t = lane % 4;
-            for (int i = 0; i < 4; ++i) {
-                float pair[2] = {low_float(lanes[lane]->a[i]), high_float(lanes[lane]->a[i])};
-                std::memcpy(&a[g + i % 2 * 8][2 * t + i / 2 * 8], pair, sizeof pair);
-            }
-            for (int i = 0; i < 2; ++i) {
-                std::memcpy(&c[g + i * 8][2 * t], &lanes[lane]->c[2 * i], 2 * sizeof(float));
-                b[2 * t + 8 * i][g] = low_float(lanes[lane]->b[i]);
-                b[2 * t + 8 * i + 1][g] = high_float(lanes[lane]->b[i]);
-            }
-        }
-        emulation::multiply_tiles(c, a, b);
-        for (int lane = 0; lane < 32; ++lane)
-            for (int i = 0; i < 2; ++i)
-                std::memcpy(&lanes[lane]->c[2 * i], &c[lane / 4 + i * 8][lane % 4 * 2], 2 * sizeof(float));
-    });
+    emulation::issue_product(c, a, b, site);
 #else
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
@@ -100,6 +80,14 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
+
+// Between an mma and the first look at its sums. A GPU waits by itself; in the emulation, where all lanes have to meet
+// for an mma, they meet here for all that came before.
+#ifdef QK_EMULATION
+inline void mma_wait(emulation::Site site = emulation::Site::here()) { emulation::wait_for_products(site); }
+#else
+__device__ __forceinline__ void mma_wait() {}
+#endif
 
 #ifdef QK_EMULATION
 // Four 8 x 8 matrices of 16-bit elements; lane l brings the address of row l % 8 of matrix l / 8 and gets two

@@ -53,14 +53,25 @@ __device__ __forceinline__ float inverse_rms(float squares, int64_t h, float eps
 }
 
 // The sum of a over the warp, in each of its lanes, as a tree.
-__device__ __forceinline__ float lane_sum(float a) {
+__device__ __forceinline__ float lane_sum(float a ACCESS_SITE) {
+#ifdef QK_EMULATION
+    float sums[1] = {a};
+    emulation::add_over_lanes(sums, 32, site);
+    return sums[0];
+#else
 #pragma unroll
     for (int half = 16; half > 0; half /= 2) a += __shfl_xor_sync(~0u, a, half);
     return a;
+#endif
 }
 
 // The sums of a and b over each `lanes` lanes of the warp (a power of two), in each of them, as a tree.
-__device__ __forceinline__ float2 lane_sums(float a, float b, int lanes) {
+__device__ __forceinline__ float2 lane_sums(float a, float b, int lanes ACCESS_SITE) {
+#ifdef QK_EMULATION
+    float sums[2] = {a, b};
+    emulation::add_over_lanes(sums, lanes, site);
+    return {sums[0], sums[1]};
+#else
 #pragma unroll
     for (int half = 16; half > 0; half /= 2) {
         if (half >= lanes) continue;
@@ -68,6 +79,7 @@ __device__ __forceinline__ float2 lane_sums(float a, float b, int lanes) {
         b += __shfl_xor_sync(~0u, b, half);
     }
     return {a, b};
+#endif
 }
 
 // The sums of a and b over the block, in every thread: a tree over the lanes, then over the warps. `shared` has

@@ -92,6 +92,26 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, emulation::Site site 
     return emulation::shuffle(mask, value, static_cast<int>(delta), site, emulation::FromAbove());
 }
 
+namespace emulation {
+
+// `value += __shfl_xor_sync(~0u, value, half)` of each value, for half = lanes / 2, lanes / 4 and so on to 1, in one
+// meeting of the warp.
+template <int N> void add_over_lanes(float (&values)[N], int lanes, Site site) {
+    warp_collective(~0u, values, site, [lanes](float (*(&of_lane)[32])[N]) {
+        for (int i = 0; i < N; ++i) {
+            float sums[32], others[32];
+            for (int lane = 0; lane < 32; ++lane) sums[lane] = (*of_lane[lane])[i];
+            for (int half = lanes / 2; half > 0; half /= 2) {
+                for (int lane = 0; lane < 32; ++lane) others[lane] = sums[lane ^ half];
+                for (int lane = 0; lane < 32; ++lane) sums[lane] += others[lane];
+            }
+            for (int lane = 0; lane < 32; ++lane) (*of_lane[lane])[i] = sums[lane];
+        }
+    });
+}
+
+}  // namespace emulation
+
 inline unsigned __reduce_max_sync(unsigned mask, unsigned value, emulation::Site site = emulation::Site::here()) {
     emulation::warp_collective(mask, value, site, [](unsigned *(&values)[32]) {
         unsigned largest = 0;

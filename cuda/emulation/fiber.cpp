@@ -8,7 +8,6 @@
 #endif
 
 #if FIBER_ASSEMBLY
-// fiber_swap(void **save, void *load): pushes the callee-saved registers, exchanges stacks, pops them.
 asm(R"(
 .text
 .hidden qk_emulation_fiber_swap
@@ -32,7 +31,6 @@ qk_emulation_fiber_swap:
     ret
 .size qk_emulation_fiber_swap, .-qk_emulation_fiber_swap
 )");
-extern "C" void qk_emulation_fiber_swap(void **save, void *load);
 #endif
 
 namespace emulation {
@@ -63,8 +61,13 @@ void fiber_create(Fiber &fiber, void *stack, size_t bytes, void (*entry)()) {
 #if FIBER_ASAN
 // The OS thread's own stack is learned at the first switch away from it.
 static thread_local Fiber *switched_from;
+
+void fiber_entered(Fiber &self) {
+    __sanitizer_finish_switch_fiber(self.fake_stack, &switched_from->stack, &switched_from->stack_bytes);
+}
 #endif
 
+#if FIBER_ASAN || !FIBER_ASSEMBLY
 void fiber_switch(Fiber &from, Fiber &to) {
 #if FIBER_ASAN
     switched_from = &from;
@@ -77,13 +80,6 @@ void fiber_switch(Fiber &from, Fiber &to) {
 #endif
     fiber_entered(from);
 }
-
-void fiber_entered(Fiber &self) {
-#if FIBER_ASAN
-    __sanitizer_finish_switch_fiber(self.fake_stack, &switched_from->stack, &switched_from->stack_bytes);
-#else
-    (void)self;
 #endif
-}
 
 }  // namespace emulation

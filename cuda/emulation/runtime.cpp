@@ -10,7 +10,6 @@
 
 #include "../include/qlora_kernels.h"
 #include "counters.h"
-#include "fiber.h"
 
 namespace emulation {
 namespace {
@@ -31,10 +30,12 @@ constexpr int kErrorInvalidConfiguration = 9; // cudaErrorInvalidConfiguration
 #define RARE __attribute__((noinline, cold))
 
 struct Warp {
-    unsigned ready = ~0u;       // lanes that run
-    unsigned arrived = 0;       // lanes at a collective
-    Site site = {nullptr, 0};   // of it
-    void *slots[32] = {};
+    unsigned ready;   // lanes that run
+    unsigned arrived; // lanes at a collective
+    bool begun;       // its fibers are there
+    Site site;        // of it
+    Thread *threads;  // its 32
+    void *slots[32];
 };
 
 // SplitMix64: a schedule is a pure function of its seed and the launches made since it was set.
@@ -52,12 +53,11 @@ struct Random {
 struct Machine {
     Block block = {};
     std::vector<Thread> threads = std::vector<Thread>(kMaxThreads);
-    std::vector<Fiber> fibers = std::vector<Fiber>(kMaxThreads);
     std::vector<Warp> warps;
     std::unique_ptr<unsigned char[]> stacks;
+    std::unique_ptr<Tile[]> tiles; // kMostProducts of each warp
     Fiber scheduler = {};
     unsigned count = 0; // threads of the block
-    unsigned current = 0;
     unsigned at_barrier = 0, done = 0;
     bool failed = false;
     void (*thread)(const void *) = nullptr;
@@ -115,41 +115,47 @@ void record(const std::string &message) {
     Machine &m = machine();
     if (!m.failed) m.message = message;
     m.failed = true;
+    for (Warp &warp : m.warps) warp.ready = 0; // nobody goes on
 }
 
-// Draws the lane of the warp that runs next: its lanes run in a random rotation, each as far as it can. False where all
+// Draws the lane of the warp that runs next: its lanes run in a random rotation, each as far as it can. Null where all
 // wait, or the block has failed.
-bool draw_lane(Machine &m, unsigned warp) {
-    unsigned ready = m.warps[warp].ready;
-    if (!ready || m.failed) return false;
+inline Thread *draw_lane(Machine &m, const Warp &warp) {
+    unsigned ready = warp.ready;
+    if (!ready) return nullptr;
     unsigned first = m.random.below(32);
-    unsigned rotated = first ? ready >> first | ready << (32 - first) : ready;
-    m.current = warp * 32 + (first + static_cast<unsigned>(__builtin_ctz(rotated))) % 32;
-    running.thread = &m.threads[m.current];
-    return true;
+    unsigned rotated = ready >> first | ready << (-first & 31);
+    return running.thread = warp.threads + (first + static_cast<unsigned>(__builtin_ctz(rotated))) % 32;
 }
 
-// Goes on in the next lane of this warp, or in the scheduler where there is none.
-void yield(Machine &m) {
-    unsigned self = m.current;
-    if (!draw_lane(m, self / 32)) fiber_switch(m.fibers[self], m.scheduler);
-    else if (m.current != self) fiber_switch(m.fibers[self], m.fibers[m.current]);
+// Goes on in the next lane of this warp, or in the scheduler where there is none. Nothing comes after the switch, so
+// that it is a jump where it can be.
+inline void yield(Machine &m, Thread &self, const Warp &warp) {
+    Thread *next = draw_lane(m, warp);
+    if (next != &self) fiber_switch(self.fiber, next ? next->fiber : m.scheduler);
 }
 
 [[noreturn]] void abandon() {
-    for (;;) yield(machine()); // nobody comes back to a failed block, or to a thread that has ended
+    Machine &m = machine();
+    Thread &self = current_thread();
+    for (;;) yield(m, self, m.warps[self.warp]); // nobody comes back to a failed block, or to a thread that has ended
 }
 
-void wait_as(Warp &warp, Thread &thread, State state) {
+inline void wait_as(Warp &warp, Thread &thread, State state) {
     thread.state = state;
     warp.ready &= ~(1u << thread.lane);
 }
 
+[[noreturn]] RARE void fail_unfinished(const Thread &self) {
+    fail(self.tiles[self.products - 1].site, "the sums of this mma are never waited for");
+}
+
 void fiber_main() {
     Machine &m = machine();
-    fiber_entered(m.fibers[m.current]);
-    m.thread(m.state);
     Thread &self = current_thread();
+    fiber_entered(self.fiber);
+    m.thread(m.state);
+    if (self.products) fail_unfinished(self);
     self.site = {nullptr, 0};
     wait_as(m.warps[self.warp], self, State::Done);
     ++m.done;
@@ -170,6 +176,23 @@ RARE void record_divergence() {
            (other ? describe(*other) + " " + doing(*other) : ""));
 }
 
+// Creates the fibers of a warp when it is its turn, so that they are in the cache when they run.
+void begin_warp(Machine &m, unsigned w) {
+    m.warps[w].begun = true;
+    for (unsigned t = w * 32; t < w * 32 + 32; ++t) {
+        Thread &thread = m.threads[t];
+        thread.state = State::New;
+        thread.products = thread.committed = 0;
+        thread.copies.clear();
+        fiber_create(thread.fiber, m.stacks.get() + t * kStackStride, kStackBytes, fiber_main);
+    }
+}
+
+// The lanes' stacks come into the cache together, not one after the other.
+void fetch_stacks(const Warp &warp) {
+    for (unsigned lane = 0; lane < 32; ++lane) fiber_prefetch(warp.threads[lane].fiber);
+}
+
 // One warp at a time runs as far as it can.
 void schedule() {
     Machine &m = machine();
@@ -180,7 +203,9 @@ void schedule() {
             if (m.warps[w].ready) runnable.push_back(w);
         if (runnable.empty()) return record_divergence();
         unsigned w = runnable[m.random.below(static_cast<unsigned>(runnable.size()))];
-        while (draw_lane(m, w)) fiber_switch(m.scheduler, m.fibers[m.current]);
+        if (m.warps[w].begun) fetch_stacks(m.warps[w]);
+        else begin_warp(m, w);
+        while (Thread *next = draw_lane(m, m.warps[w])) fiber_switch(m.scheduler, next->fiber);
     }
 }
 
@@ -221,25 +246,33 @@ void check_guards() {
     }
 }
 
+// Sets what all blocks of a launch share.
+void prepare(Machine &m) {
+    if (!m.stacks) m.stacks.reset(new unsigned char[kMaxThreads * kStackStride]);
+    if (!m.tiles) m.tiles.reset(new Tile[kMaxThreads / 32 * kMostProducts]);
+    m.warps.resize(m.count / 32);
+    for (unsigned w = 0; w < m.warps.size(); ++w) {
+        m.warps[w].threads = &m.threads[w * 32];
+        for (unsigned i = 0; i < kMostProducts; ++i) m.tiles[w * kMostProducts + i].lanes = 0;
+    }
+    Index size = m.block.size;
+    for (unsigned t = 0; t < m.count; ++t) {
+        Thread &thread = m.threads[t];
+        thread.index = {t % size.x, t / size.x % size.y, t / size.x / size.y};
+        thread.warp = t / 32;
+        thread.lane = t % 32;
+        thread.tiles = &m.tiles[thread.warp * kMostProducts];
+    }
+}
+
 void run_block(Index index) {
     Machine &m = machine();
     m.block.index = index;
     std::memset(running.shared - kGuardBytes, kGuard, kGuardBytes);
     std::memset(running.shared, kPoison, running.shared_bytes);
     std::memset(running.shared + running.shared_bytes, kGuard, kGuardBytes);
-    m.warps.assign(m.count / 32, Warp());
+    for (Warp &warp : m.warps) warp.ready = ~0u, warp.arrived = 0, warp.begun = false;
     m.at_barrier = m.done = 0;
-    for (unsigned t = 0; t < m.count; ++t) {
-        Thread &thread = m.threads[t];
-        Index size = m.block.size;
-        thread.index = {t % size.x, t / size.x % size.y, t / size.x / size.y};
-        thread.warp = t / 32;
-        thread.lane = t % 32;
-        thread.committed = 0;
-        thread.copies.clear();
-        thread.state = State::New;
-        fiber_create(m.fibers[t], m.stacks.get() + t * kStackStride, kStackBytes, fiber_main);
-    }
     if (counting()) count_block_begins(m.count / 32);
     schedule();
     if (counting()) count_block_ends();
@@ -248,7 +281,7 @@ void run_block(Index index) {
 
 }  // namespace
 
-__thread Running running;
+__thread Running running __attribute__((tls_model("initial-exec")));
 
 RARE void fail(Site site, const char *what) {
     record(std::string(what) + ": " + describe(current_thread()) + " at " + describe(site));
@@ -256,11 +289,13 @@ RARE void fail(Site site, const char *what) {
 }
 
 void block_barrier(Site site) {
-    Machine &m = machine();
+    Machine &m = *made;
     Thread &self = current_thread();
+    Warp &own = m.warps[self.warp];
+    if (self.products) fail_unfinished(self);
     self.site = site;
-    wait_as(m.warps[self.warp], self, State::AtBarrier);
-    if (++m.at_barrier < m.count) return yield(m);
+    wait_as(own, self, State::AtBarrier);
+    if (++m.at_barrier < m.count) return yield(m, self, own);
     m.at_barrier = 0;
     for (unsigned t = 0; t < m.count; ++t) {
         if (m.threads[t].site == site) continue;
@@ -269,7 +304,7 @@ void block_barrier(Site site) {
     }
     if (counting()) count_barrier();
     for (Warp &warp : m.warps) warp.ready = ~0u;
-    yield(m);
+    yield(m, self, own);
 }
 
 [[noreturn]] RARE static void fail_apart(const Thread &self, const Warp &warp, Site site) {
@@ -278,9 +313,18 @@ void block_barrier(Site site) {
     abandon();
 }
 
+// The last lane is here. Apart, so that the others need no room for what a call would change.
+__attribute__((noinline)) static void finish_collective(Warp &warp, void (*operation)(void **, const void *),
+                                                        const void *state) {
+    warp.arrived = 0;
+    operation(warp.slots, state);
+    warp.ready = ~0u;
+    yield(*made, current_thread(), warp);
+}
+
 void warp_collective(unsigned mask, void *slot, Site site, void (*operation)(void **, const void *),
                      const void *state) {
-    Machine &m = machine();
+    Machine &m = *made;
     Thread &self = current_thread();
     Warp &warp = m.warps[self.warp];
     if (mask != ~0u) fail(site, "a collective of part of a warp is not emulated");
@@ -289,12 +333,25 @@ void warp_collective(unsigned mask, void *slot, Site site, void (*operation)(voi
     warp.slots[self.lane] = slot;
     warp.arrived |= 1u << self.lane;
     wait_as(warp, self, State::AtCollective);
-    if (warp.arrived == ~0u) {
-        warp.arrived = 0;
-        operation(warp.slots, state);
-        warp.ready = ~0u;
-    }
-    yield(m);
+    if (warp.arrived == ~0u) return finish_collective(warp, operation, state);
+    yield(m, self, warp);
+}
+
+void wait_for_products(Site site) {
+    Thread &self = current_thread();
+    if (self.products == 0) return;
+    warp_collective(~0u, self, site, [site](Thread *(&lanes)[32]) {
+        unsigned products = lanes[0]->products;
+        for (const Thread *lane : lanes)
+            if (lane->products != products) fail(site, "divergent warp: lanes have issued different numbers of mma");
+        for (Thread *lane : lanes) lane->products = 0;
+        Tile *tiles = lanes[0]->tiles;
+        for (unsigned i = 0; i < products; ++i) {
+            tiles[i].lanes = 0;
+            if (counting()) count_product(lanes[0]->warp);
+        }
+        multiply_tiles(tiles, products);
+    });
 }
 
 void counted_access(const void *address, unsigned bytes, bool store, Site site) {
@@ -336,11 +393,10 @@ void async_wait(unsigned pending_groups) {
     Thread &self = current_thread();
     if (counting())
         count_wait(self.warp * 32 + self.lane, self.committed > pending_groups ? self.committed - pending_groups : 0);
-    auto due = [&](const AsyncCopy &copy) { return copy.group + pending_groups < self.committed; };
-    for (const AsyncCopy &copy : self.copies) {
-        if (due(copy)) perform(copy);
-    }
-    self.copies.erase(std::remove_if(self.copies.begin(), self.copies.end(), due), self.copies.end());
+    // The oldest come first.
+    auto first = self.copies.begin(), due = first;
+    for (; due != self.copies.end() && due->group + pending_groups < self.committed; ++due) perform(*due);
+    self.copies.erase(first, due);
 }
 
 int run(Index grid, Index block, size_t shared_bytes, void (*thread)(const void *), const void *state) {
@@ -349,7 +405,6 @@ int run(Index grid, Index block, size_t shared_bytes, void (*thread)(const void 
     if (threads == 0 || threads > kMaxThreads || threads % 32 || shared_bytes > kMaxSharedBytes || blocks == 0 ||
         blocks > 1u << 31 || grid.y > 65535 || grid.z > 65535)
         return kErrorInvalidConfiguration;
-    if (!m.stacks) m.stacks.reset(new unsigned char[kMaxThreads * kStackStride]);
     size_t bytes = (shared_bytes + 127) / 128 * 128;
     std::unique_ptr<unsigned char, void (*)(void *)> memory(
         static_cast<unsigned char *>(std::aligned_alloc(128, std::max<size_t>(bytes, 128) + 2 * kGuardBytes)),
@@ -363,6 +418,7 @@ int run(Index grid, Index block, size_t shared_bytes, void (*thread)(const void 
     m.thread = thread;
     m.state = state;
     m.failed = false;
+    prepare(m);
     if (++m.launches >= m.lost_from) return m.lost_code;
     if (counting()) count_launch_begins(blocks, threads, shared_bytes);
     for (unsigned b : order_of(blocks, m.launches >= m.sampled_from ? m.sample : blocks)) {

@@ -4,6 +4,7 @@
 // does; blocks
 //   come in a random order. Equal seeds give equal schedules;
 // - a cp.async copy happens at the wait that completes it, and not at all without one, or, one in four, at once;
+// - an mma happens at the next mma_wait(), and no barrier comes before that;
 // - all threads of a block must meet at the same __syncthreads, all lanes of a warp at the same collective;
 // - wide loads and stores are aligned.
 // A broken rule ends the launch with QK_ERROR_EMULATION, and message() says which thread, where.
@@ -13,20 +14,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "fiber.h"
+#include "tiles.h"
+
 namespace emulation {
 
 struct Index { unsigned x, y, z; };
-
-// A place in a kernel, for messages.
-struct Site {
-    const char *file;
-    int line;
-    bool operator==(const Site &other) const { return file == other.file && line == other.line; }
-    // A default argument: the place of the call.
-    static constexpr Site here(const char *file = __builtin_FILE(), int line = __builtin_LINE()) {
-        return {file, line};
-    }
-};
 
 // A 16-byte cp.async that has been issued: `bytes` from `source`, then zeros.
 struct AsyncCopy {
@@ -38,12 +31,16 @@ struct AsyncCopy {
 // The wait of a thread, or its last one: it runs where its warp says so.
 enum class State { New, AtBarrier, AtCollective, Done };
 
-struct Thread {
+// The part that every switch touches comes first, in one cache line.
+struct alignas(64) Thread {
     Index index;
     unsigned warp, lane;
     State state;
-    Site site;                     // of the barrier it waits at; that of a collective is its warp's
+    Fiber fiber;
+    Tile *tiles;                   // of its warp: kMostProducts
+    unsigned products;             // issued, not yet performed
     unsigned committed;            // cp.async groups so far
+    Site site;                     // of the barrier it waits at; that of a collective is its warp's
     std::vector<AsyncCopy> copies; // issued, not yet performed
 };
 
@@ -99,9 +96,17 @@ inline void access(const void *address, unsigned bytes, bool store, Site site) {
     if (counting()) counted_access(address, bytes, store, site);
 }
 
-// c += a * b in f32, each product and each sum rounded, in the order of the 16 products of a sum. Rows of b and c are
-// aligned to 32 bytes.
-void multiply_tiles(float (&c)[16][8], const float (&a)[16][16], const float (&b)[16][8]);
+// Performs the products that the warp has issued, when all lanes have come here.
+void wait_for_products(Site site);
+
+// Issues c += a * b of a warp, an mma.m16n8k16. It is performed when the warp waits for its products, so that lanes
+// meet once for several; `c` is not to be touched, and to be there, until then.
+inline void issue_product(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
+    Thread &self = current_thread();
+    if (!self.tiles[self.products].put(self.lane, c, a, b, site))
+        fail(site, "divergent warp: other lanes issue another mma");
+    if (++self.products == kMostProducts || counting()) wait_for_products(site);
+}
 
 void async_copy(void *destination, const void *source, int bytes, Site site);
 void async_commit();

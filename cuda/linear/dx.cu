@@ -243,6 +243,7 @@ template <typename C> struct Tile {
 #pragma unroll
             for (int j = 0; j < 4; ++j) mma_m16n8k16(sums[i][j], a, columns.pairs[j]);
         }
+        mma_wait();
     }
 
     // Bit i: the tile's token 32 * i + lane is the adapter's.
@@ -271,6 +272,7 @@ template <typename C> struct Tile {
             for (int j = 0; j < 4; ++j) {
                 float sum[4] = {sums[i][j][0], sums[i][j][1], sums[i][j][2], sums[i][j][3]};
                 mma_m16n8k16(sum, a, columns.pairs[j]);
+                mma_wait();
 #pragma unroll
                 for (int c = 0; c < 4; ++c)
                     sums[i][j][c] = bits[i / 2] >> (16 * (i % 2) + 8 * (c / 2)) & 1 ? sum[c] : sums[i][j][c];

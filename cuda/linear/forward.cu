@@ -162,6 +162,7 @@ template <typename C> struct Tile {
                     if constexpr (own) {
                         float next[4] = {sum[0], sum[1], sum[2], sum[3]};
                         mma_m16n8k16(next, rows[a], b);
+                        mma_wait();
 #pragma unroll
                         for (int c = 0; c < 4; ++c) {
                             int64_t token = m0 + 8 * (i + half) + lane % 4 * 2 + c % 2;
@@ -174,6 +175,7 @@ template <typename C> struct Tile {
                 }
             }
         }
+        mma_wait();
     }
 
     // sums += W times a stage's tokens, as codes: lane t has features 16t .. 16t + 15 of a row, and of a token.
@@ -205,6 +207,7 @@ template <typename C> struct Tile {
                         mma_m16n8k16(sums[i][a], rows, b[step]);
                     }
             }
+        mma_wait();
     }
 
     // `copies` starts the next copies: under the products, not before them; with codes, whose dequantization the tensor

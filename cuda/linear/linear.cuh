@@ -139,7 +139,7 @@ __device__ __forceinline__ Features dequantize16(uint2 codes, const float *codeb
     return weights;
 }
 
-// Adds one tile: 16 tokens (rows g and g + 8 of x) by 8 weight rows.
+// Adds one tile: 16 tokens (rows g and g + 8 of x) by 8 weight rows. mma_wait() comes before the first look at c.
 __device__ __forceinline__ void mma_tile(float (&c)[4], const Features &x_g, const Features &x_g8, const Features &w) {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {

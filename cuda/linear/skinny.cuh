@@ -84,6 +84,7 @@ __device__ __forceinline__ float *skinny_product(const LinearView &view, const R
 #pragma unroll
         for (int j = 0; j < kTiles; ++j) mma_tile(c[j], a, a8, rows.decode(now[j], tables));
     }
+    mma_wait();
 #pragma unroll
     for (int j = 0; j < kTiles; ++j)
 #pragma unroll

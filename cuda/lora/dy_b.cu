@@ -100,6 +100,7 @@ __global__ void __launch_bounds__(kThreads, kRankTiles == 2 ? 2 : 1)
                 }
             }
         }
+        mma_wait();
 #pragma unroll
         for (int i = 0; i < kSlabs; ++i)
 #pragma unroll

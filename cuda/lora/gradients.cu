@@ -169,6 +169,7 @@ template <int kRankTiles> struct Tile {
                 }
             }
         }
+        mma_wait();
     }
 
     // Calls use(element of the matrix, its sum).

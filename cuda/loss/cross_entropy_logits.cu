@@ -93,6 +93,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             }
             if (step == 0 && left > kFeatures) fetch(stage ^ 1); // under the products, not before them
         }
+        mma_wait();
     }
 
     if constexpr (kCapped) {

@@ -53,6 +53,7 @@ template <bool kWhole> __global__ void __launch_bounds__(kThreads) logits_of_tok
     for (int64_t k = t * 16; k - t * 16 < view.h; k += kTileK)
         mma_tile(c, load_row<kWhole>(x[0], k, view.h), load_row<kWhole>(x[1], k, view.h),
                  load_row<kWhole>(w, k, view.h));
+    mma_wait();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         int token = g + i / 2 * 8;

@@ -1,19 +1,15 @@
 //! The optimizer on the device against the plain Rust references, bit for bit, under every schedule.
 
+use crate::property::checked;
 use lab::adamw::{Described, OptimizerStep};
-use lab::device::{Tally, cases, device};
+use lab::device::device;
 use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::device::{Buffer, View, ViewMut};
 use qlora_kernels::ops::adamw::{CHUNK, GradientState, STATE_LEN, States, Tensor, Tensors, rates};
 use qlora_kernels::optim::AdamW;
 
 const SCHEDULES: u64 = 3;
-
-fn runner(most: u32) -> TestRunner {
-    TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() })
-}
 
 /// Sizes around blocks of 256 and chunks of 4096, and ragged ones.
 fn sizes() -> impl Strategy<Value = usize> {
@@ -35,14 +31,7 @@ fn steps() -> impl Strategy<Value = OptimizerStep> {
 
 #[test]
 fn updates_and_norms_equal_the_reference_bit_for_bit() {
-    let tally = Tally::new("AdamW", SCHEDULES);
-    let device = device();
-    let case = |step: OptimizerStep| {
-        verify(&device, &step, step.seed, SCHEDULES).map_err(TestCaseError::fail)?;
-        tally.case();
-        Ok(())
-    };
-    runner(32).run(&steps(), case).unwrap();
+    checked("AdamW", SCHEDULES, 32, steps(), |step| step.seed);
 }
 
 fn example() -> OptimizerStep {

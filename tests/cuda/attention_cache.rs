@@ -2,14 +2,14 @@
 //! that the next token is chosen by.
 
 use super::attention::soft_caps;
+use super::property::checked;
 use half::bf16;
 use lab::attention_cache::{CacheOperation, Output};
-use lab::device::{Tally, cases, device};
+use lab::device::device;
 use lab::logits::LogitsOperation;
 use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::sample;
-use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::ops::attention::HEAD_DIMS;
 use qlora_kernels::ops::attention_cache::{NewTokens, Shape};
 use qlora_kernels::ops::logits::{OutputLayer, logits};
@@ -48,18 +48,6 @@ fn operations() -> impl Strategy<Value = CacheOperation> {
     )
 }
 
-fn checked<O: Operation>(name: &'static str, most: u32, operations: impl Strategy<Value = O>, seed: fn(&O) -> u64) {
-    let tally = Tally::new(name, SCHEDULES);
-    let device = device();
-    let mut runner = TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&operations, |operation| {
-        verify(&device, &operation, seed(&operation), SCHEDULES).map_err(TestCaseError::fail)?;
-        tally.case();
-        Ok(())
-    });
-    outcome.unwrap();
-}
-
 /// Besides the drawn cases, several documents of which some have more queries than a tile, and one has none.
 #[test]
 fn attention_over_a_cache_is_within_its_rounding() {
@@ -70,7 +58,7 @@ fn attention_over_a_cache_is_within_its_rounding() {
         let operation = CacheOperation { shape, window, ..example() };
         verify(&device(), &operation, operation.seed, SCHEDULES).unwrap();
     }
-    checked("attention over a cache", 40, operations(), |operation| operation.seed);
+    checked("attention over a cache", SCHEDULES, 40, operations(), |operation| operation.seed);
 }
 
 #[test]
@@ -80,7 +68,7 @@ fn logits_are_within_the_rounding_of_f32() {
             let tokens = prop::collection::vec(0..m as u32, 0..36);
             tokens.prop_map(move |tokens| LogitsOperation { m, h, vocab, tokens, seed })
         });
-    checked("logits", 60, operations, |operation| operation.seed);
+    checked("logits", SCHEDULES, 60, operations, |operation| operation.seed);
 }
 
 fn example() -> CacheOperation {

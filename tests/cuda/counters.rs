@@ -6,7 +6,7 @@ use half::bf16;
 use lab::attention::AttentionOperation;
 use lab::attention_cache::CacheOperation;
 use lab::device::{device, set_schedule};
-use lab::linear::{Linear, Part, Values};
+use lab::linear::{Linear, Part};
 use lab::linear_dx::LinearDx;
 use lab::low_rank::{LowRank, LowRankPart};
 use lab::magnitudes::{Direction, Magnitudes};
@@ -82,20 +82,8 @@ fn assert_counts(what: &str, counts: &[AccessCount], exceptions: &[Exception]) {
 /// Rows and columns of enough blocks that large tiles are chosen, or of few.
 pub fn linear(large: bool, dense: bool) -> Linear {
     let (m, n) = if large { (1536, 2048) } else { (128, 256) };
-    Linear {
-        m,
-        k: 256,
-        pad_x: 0,
-        block_size: 64,
-        dense,
-        transposed: true,
-        double_quant: true,
-        values: Values::Ragged,
-        given_s: true,
-        adapters: 0,
-        parts: vec![Part { n, r: 16, bias: false, pad: 0 }],
-        seed: 1,
-    }
+    let part = Part { n, r: 16, bias: false, pad: 0 };
+    Linear { dense, given_s: true, seed: 1, ..Linear::new(m, 256, vec![part]) }
 }
 
 #[test]

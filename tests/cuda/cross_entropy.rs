@@ -1,12 +1,12 @@
 //! The fused output layer and cross-entropy against the definition, under every schedule, on shapes with and without
 //! remainders.
 
+use crate::property::checked_and;
 use half::bf16;
 use lab::cross_entropy::{Host, Loss, Output, Targets, Values};
-use lab::device::{Tally, cases, device};
+use lab::device::device;
 use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::ops::cross_entropy::LossState;
 use qlora_kernels::reference::linear_cross_entropy;
 
@@ -38,18 +38,13 @@ fn sizes() -> impl Strategy<Value = (usize, usize, usize)> {
 
 /// Every case also in one chunk, or in two: no bit depends on it.
 fn checked(name: &'static str, most: u32, operations: impl Strategy<Value = Loss>) {
-    let tally = Tally::new(name, SCHEDULES);
-    let device = device();
-    let mut runner = TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&operations, |operation| {
-        let output = verify(&device, &operation, operation.seed, SCHEDULES).map_err(TestCaseError::fail)?;
+    let seed = |operation: &Loss| operation.seed;
+    checked_and(name, SCHEDULES, most, operations, seed, |device, operation, output| {
         let chunk = if operation.chunk < operation.m { operation.m } else { operation.m.div_ceil(2) };
         let other = Loss { chunk, ..operation.clone() };
-        prop_assert!(run(&device, &other, &other.inputs()) == output, "chunks of {chunk} give other bits");
-        tally.case();
+        prop_assert!(run(device, &other, &other.inputs()) == *output, "chunks of {chunk} give other bits");
         Ok(())
     });
-    outcome.unwrap();
 }
 
 fn random() -> impl Strategy<Value = Values> {

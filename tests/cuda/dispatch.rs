@@ -26,20 +26,7 @@ fn part(n: usize, r: usize, bias: bool, pad: usize) -> Part {
 }
 
 fn layer(m: usize, k: usize, dense: bool, parts: Vec<Part>) -> Linear {
-    Linear {
-        m,
-        k,
-        pad_x: 8,
-        block_size: 64,
-        dense,
-        transposed: true,
-        double_quant: true,
-        values: Values::Ragged,
-        given_s: true,
-        adapters: 0,
-        parts,
-        seed: 7,
-    }
+    Linear { pad_x: 8, dense, given_s: true, seed: 7, ..Linear::new(m, k, parts) }
 }
 
 fn layers() -> Vec<Linear> {

@@ -88,6 +88,20 @@ fn divergent_barriers_are_errors_that_name_thread_and_place() {
 }
 
 #[test]
+fn products_that_nothing_waits_for_and_that_lanes_issue_apart_are_errors() {
+    let cases =
+        [(MmaNoWait, "never waited for"), (MmaAtBarrier, "never waited for"), (MmaApart, "other lanes issue another")];
+    for seed in 0..SEEDS {
+        for (which, said) in cases {
+            let (status, _) = run(which, seed);
+            let message = emulation::message();
+            assert_eq!(status, sys::QK_ERROR_EMULATION, "{which:?}");
+            assert!(message.contains(said) && message.contains("seeded_faults.cu:"), "{which:?}: {message}");
+        }
+    }
+}
+
+#[test]
 fn shared_memory_is_poisoned() {
     let (status, out) = run(Poison, 3);
     assert_eq!(status, sys::QK_OK);
@@ -97,6 +111,19 @@ fn shared_memory_is_poisoned() {
 #[test]
 fn blocks_threads_and_atomics_are_complete() {
     assert_eq!(count(), (sys::QK_OK, 5 * 3 * 2 * 64 * 2));
+}
+
+/// Lanes meet once for a tree, not at each of its shuffles.
+#[test]
+fn sums_over_lanes_have_the_bits_of_their_shuffles() {
+    for seed in 0..SEEDS {
+        let (status, out) = run(Trees, seed);
+        assert_eq!(status, sys::QK_OK);
+        for (thread, row) in out.chunks(4).enumerate() {
+            let [over_32, shuffled_32, over_8, shuffled_8] = [0, 1, 2, 3].map(|i: usize| row[i].to_bits());
+            assert_eq!((over_32, over_8), (shuffled_32, shuffled_8), "thread {thread}, seed {seed}");
+        }
+    }
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! Norms, rotary embedding, SwiGLU and the embedding against `reference`, under every schedule, on widths that
 //! vectorize and that do not.
 
+use crate::property;
 use half::bf16;
-use lab::device::{Tally, cases, device, to_bf16};
+use lab::device::{device, to_bf16};
 use lab::layer::{HeadNorms, Kind, Layer, Turn};
 use lab::operation::{Operation, verify};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::ops::{self, HeadNorm, HeadRotation, Residual, RopeTable};
 use qlora_kernels::shape::AttentionShape;
 use qlora_kernels::shape::GateActivation::{self, GeluTanh, Silu};
@@ -14,16 +14,9 @@ use qlora_kernels::shape::GateActivation::{self, GeluTanh, Silu};
 const SCHEDULES: u64 = 2;
 
 fn checked(name: &'static str, kinds: impl Strategy<Value = Kind>, widths: impl Strategy<Value = usize>) {
-    let tally = Tally::new(name, SCHEDULES);
-    let device = device();
-    let mut runner = TestRunner::new(Config { cases: cases(32), failure_persistence: None, ..Config::default() });
-    let strategy = (kinds, 1usize..20, widths, any::<u64>());
-    let outcome = runner.run(&strategy, |(kind, m, width, seed)| {
-        verify(&device, &Layer { kind, m, width, seed }, seed, SCHEDULES).map_err(TestCaseError::fail)?;
-        tally.case();
-        Ok(())
-    });
-    outcome.unwrap();
+    let layers = (kinds, 1usize..20, widths, any::<u64>());
+    let layers = layers.prop_map(|(kind, m, width, seed)| Layer { kind, m, width, seed });
+    property::checked(name, SCHEDULES, 32, layers, |layer| layer.seed);
 }
 
 /// Widths on and off the vector's 8.

@@ -14,7 +14,7 @@ use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradi
 use qlora_kernels::ops::nf4::Layout;
 use qlora_kernels::ops::{linear_dx, linear_forward, lora_down, lora_dy_b};
 use qlora_kernels::reference::{self, LoraTerm};
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use qlora_kernels::weights::Nf4Weight;
 
 const STEP: f64 = 1.0 / 2048.0;
@@ -60,7 +60,7 @@ fn absolute(values: &[f64]) -> Vec<f64> {
 
 impl Layer {
     fn new(m: usize, k: usize, widths: &[(usize, usize)], dense: bool, seed: u64) -> Self {
-        let mut stream = Stream::new(seed, 5);
+        let mut stream = RngStream::new(seed, 5);
         let mut numbers =
             |len: usize| -> Vec<bf16> { to_bf16(&(0..len).map(|_| stream.uniform() * 2.0 - 1.0).collect::<Vec<_>>()) };
         let part = |&(n, r): &(usize, usize)| {

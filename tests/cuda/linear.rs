@@ -1,11 +1,11 @@
 //! Every path of the fused linear layer: an element-wise bound derived from the roundings, and exact cases where no sum
 //! rounds, under every schedule, with S given or not.
 
-use lab::device::{Tally, cases, device, set_schedule};
+use crate::property::checked_and;
+use lab::device::set_schedule;
 use lab::linear::{Linear, Part, Values};
-use lab::operation::{Operation, verify};
+use lab::operation::Operation;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::ops::linear::Path;
 
 const SCHEDULES: u64 = 2;
@@ -64,22 +64,17 @@ fn cases_of(m: std::ops::Range<usize>, dense: bool, exact: bool) -> impl Strateg
 }
 
 fn checked(name: &'static str, most: u32, strategy: impl Strategy<Value = Linear>, expected: Path) {
-    let tally = Tally::new(name, SCHEDULES);
-    let device = device();
-    let mut runner = TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&strategy, |case| {
-        let output = verify(&device, &case, case.seed, SCHEDULES).map_err(TestCaseError::fail)?;
+    let seed = |case: &Linear| case.seed;
+    checked_and(name, SCHEDULES, most, strategy, seed, |device, case, output| {
         let given = Linear { given_s: true, ..case.clone() };
         let inputs = given.inputs();
-        let mut buffers = given.upload(&device, &inputs).unwrap();
+        let mut buffers = given.upload(device, &inputs).unwrap();
         prop_assert_eq!(given.path(&mut buffers).unwrap(), expected);
         set_schedule(!case.seed);
         given.launch(&mut buffers, device.stream()).unwrap();
-        prop_assert!(given.download(&device, &buffers).unwrap() == output, "S given changed the result");
-        tally.case();
+        prop_assert!(given.download(device, &buffers).unwrap() == *output, "S given changed the result");
         Ok(())
     });
-    outcome.unwrap();
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! Both paths of dX: an element-wise bound derived from the roundings, and exact cases where no sum rounds, under every
 //! schedule, with T given or not, with dropout, accumulation and adapters.
 
-use lab::device::{Tally, cases, device, set_schedule};
+use crate::property::checked_and;
+use lab::device::set_schedule;
 use lab::linear::{Linear, Part, Values};
 use lab::linear_dx::LinearDx;
-use lab::operation::{Operation, verify};
+use lab::operation::Operation;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::ops::linear::{Dropout, Path};
 
 const SCHEDULES: u64 = 2;
@@ -55,24 +55,18 @@ fn odd_case(dense: bool, exact: bool) -> impl Strategy<Value = LinearDx> {
 }
 
 fn checked(name: &'static str, most: u32, strategy: impl Strategy<Value = LinearDx>, expected: Path) {
-    let tally = Tally::new(name, SCHEDULES);
-    let device = device();
-    let mut runner = TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&strategy, |case| {
-        let seed = case.linear.seed;
-        let output = verify(&device, &case, seed, SCHEDULES).map_err(TestCaseError::fail)?;
+    let seed = |case: &LinearDx| case.linear.seed;
+    checked_and(name, SCHEDULES, most, strategy, seed, |device, case, output| {
         let mut given = case.clone();
         given.linear.given_s = true;
         let inputs = given.inputs();
-        let mut buffers = given.upload(&device, &inputs).unwrap();
+        let mut buffers = given.upload(device, &inputs).unwrap();
         prop_assert_eq!(given.path(&mut buffers).unwrap(), expected);
-        set_schedule(!seed);
+        set_schedule(!case.linear.seed);
         given.launch(&mut buffers, device.stream()).unwrap();
-        prop_assert!(given.download(&device, &buffers).unwrap() == output, "T given changed the result");
-        tally.case();
+        prop_assert!(given.download(device, &buffers).unwrap() == *output, "T given changed the result");
         Ok(())
     });
-    outcome.unwrap();
 }
 
 #[test]

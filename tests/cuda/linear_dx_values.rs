@@ -17,21 +17,7 @@ fn part(n: usize, r: usize) -> Part {
 }
 
 fn operation(m: usize, k: usize, parts: Vec<Part>) -> LinearDx {
-    let linear = Linear {
-        m,
-        k,
-        pad_x: 0,
-        block_size: 64,
-        dense: false,
-        transposed: true,
-        double_quant: true,
-        values: Values::Ragged,
-        given_s: false,
-        adapters: 0,
-        parts,
-        seed: 5,
-    };
-    LinearDx { linear, accumulate: false, dropout: None }
+    LinearDx { linear: Linear::new(m, k, parts), accumulate: false, dropout: None }
 }
 
 fn with(operation: &LinearDx, change: impl FnOnce(&mut Linear)) -> LinearDx {

@@ -10,20 +10,7 @@ use qlora_kernels::ops::linear::{Input, Lora, Segment, Weight};
 use qlora_kernels::ops::linear_forward;
 
 fn linear(m: usize, k: usize, part: Part) -> Linear {
-    Linear {
-        m,
-        k,
-        pad_x: 0,
-        block_size: 64,
-        dense: false,
-        transposed: true,
-        double_quant: true,
-        values: Values::Ragged,
-        given_s: false,
-        adapters: 0,
-        parts: vec![part],
-        seed: 5,
-    }
+    Linear::new(m, k, vec![part])
 }
 
 /// The large tiles need a large product; their sums are those of the small ones, which a slice of the tokens takes.

@@ -20,21 +20,9 @@ const TRUNCATED: f64 = if cfg!(kernels = "cuda") { 1.0 / 512.0 } else { 0.0 };
 #[test]
 fn dx_over_a_vocabulary_does_not_drift() {
     let tally = Tally::new("dX over a vocabulary", 1);
+    let part = Part { n: N, r: 0, bias: false, pad: 0 };
     let operation = LinearDx {
-        linear: Linear {
-            m: M,
-            k: K,
-            pad_x: 0,
-            block_size: 64,
-            dense: true,
-            transposed: true,
-            double_quant: true,
-            values: Values::RandomCodes,
-            given_s: false,
-            adapters: 0,
-            parts: vec![Part { n: N, r: 0, bias: false, pad: 0 }],
-            seed: 70,
-        },
+        linear: Linear { dense: true, values: Values::RandomCodes, seed: 70, ..Linear::new(M, K, vec![part]) },
         accumulate: false,
         dropout: None,
     };

@@ -1,11 +1,9 @@
 //! The low-rank path: S, T and the gradients of A and B. Element-wise bounds derived from the roundings, and exact
 //! cases where no sum rounds, under every schedule, with T given or not, with dropout and adapters.
 
-use lab::device::{Tally, cases, device};
+use crate::property;
 use lab::low_rank::{LowRank, LowRankPart};
-use lab::operation::verify;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 
 const SCHEDULES: u64 = 2;
 
@@ -43,15 +41,7 @@ fn case(step: usize, exact: bool) -> impl Strategy<Value = LowRank> {
 }
 
 fn checked(name: &'static str, most: u32, strategy: impl Strategy<Value = LowRank>) {
-    let tally = Tally::new(name, SCHEDULES);
-    let device = device();
-    let mut runner = TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&strategy, |case| {
-        verify(&device, &case, case.seed, SCHEDULES).map_err(TestCaseError::fail)?;
-        tally.case();
-        Ok(())
-    });
-    outcome.unwrap();
+    property::checked(name, SCHEDULES, most, strategy, |case| case.seed);
 }
 
 #[test]

@@ -29,10 +29,11 @@ mod long_contraction;
 mod low_rank;
 mod low_rank_values;
 mod nf4;
+mod property;
+mod ptx_parity;
 #[cfg(kernels = "emulated")]
 mod real_shapes;
 mod strides;
 mod test_kernels;
 mod token_rows;
 mod trained;
-mod twins;

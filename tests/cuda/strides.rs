@@ -4,7 +4,7 @@
 use crate::dispatch::library;
 use half::bf16;
 use lab::device::device;
-use lab::linear::{Linear, Part, Values};
+use lab::linear::{Linear, Part};
 use lab::linear_dx::LinearDx;
 use lab::low_rank::{LowRank, LowRankPart};
 use lab::operation::Operation;
@@ -17,13 +17,13 @@ use qlora_kernels::ops::lora_gradients::{ForwardInputs, lora_gradients, workspac
 use qlora_kernels::ops::{
     Rows, RowsMut, linear_dx, linear_dx_product, linear_forward, linear_product, lora_down, lora_dy_b,
 };
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 
 /// A number that spoils a result where it is read, and is missed where it is written over.
 const POISON: bf16 = bf16::NAN;
 
 pub fn numbers(len: usize, seed: u64) -> Vec<bf16> {
-    let mut stream = Stream::new(seed, 0);
+    let mut stream = RngStream::new(seed, 0);
     (0..len).map(|_| bf16::from_f32(2.0 * stream.uniform() - 1.0)).collect()
 }
 
@@ -64,20 +64,8 @@ fn part(n: usize, r: usize) -> Part {
 /// Every path: tensor cores, few tokens, shapes that no tile fits, bf16 weights, adapters by an index; ranks of one
 /// tile and of several, and ranks with padding after them.
 fn layers() -> Vec<Linear> {
-    let base = Linear {
-        m: 40,
-        k: 128,
-        pad_x: 8,
-        block_size: 64,
-        dense: false,
-        transposed: true,
-        double_quant: true,
-        values: Values::Ragged,
-        given_s: true,
-        adapters: 0,
-        parts: vec![part(96, 16), part(32, 0), part(64, 5)],
-        seed: 7,
-    };
+    let parts = vec![part(96, 16), part(32, 0), part(64, 5)];
+    let base = Linear { pad_x: 8, given_s: true, seed: 7, ..Linear::new(40, 128, parts) };
     vec![
         Linear { m: 3, ..base.clone() },
         Linear { k: 77, ..base.clone() },

@@ -76,6 +76,10 @@ mod seeded {
         Matrix,
         MatrixSwizzled,
         Misaligned,
+        MmaNoWait,
+        MmaAtBarrier,
+        MmaApart,
+        Trees,
     }
 
     pub const THREADS: usize = 128;

@@ -1,13 +1,13 @@
 //! Rows of single tokens: the gradients of some rows of the embedding and of the output layer, which are bit for bit
 //! those of the whole table, and the rows that are put in a table. Against `reference`, under every schedule.
 
+use crate::property::checked_and;
 use lab::cross_entropy::{HeadLoss, Loss, Targets, Values};
-use lab::device::{Tally, cases, device};
+use lab::device::device;
 use lab::operation::{Operation, run, verify};
 use lab::token_rows::{EmbeddingRows, ReplacedRows, rows};
 use lab::vector_gradients::EmbeddingGradients;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 
 const SCHEDULES: u64 = 2;
 
@@ -18,16 +18,9 @@ fn checked<O: Operation>(
     seed: impl Fn(&O) -> u64,
     also: impl Fn(&O, &O::Output) -> Result<(), String>,
 ) {
-    let tally = Tally::new(name, SCHEDULES);
-    let device = device();
-    let mut runner = TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&operations, |operation| {
-        let output = verify(&device, &operation, seed(&operation), SCHEDULES);
-        output.and_then(|output| also(&operation, &output)).map_err(TestCaseError::fail)?;
-        tally.case();
-        Ok(())
+    checked_and(name, SCHEDULES, most, operations, seed, |_, operation, output| {
+        also(operation, output).map_err(TestCaseError::fail)
     });
-    outcome.unwrap();
 }
 
 /// The rows of a whole table's gradient have the bits of those that were computed alone.

@@ -1,37 +1,20 @@
 //! Magnitudes, and the gradients of what is trained beside low-rank terms: magnitudes, norms' weights, rows of an
 //! embedding and the output layer. Against `reference`, under every schedule, on real widths and on odd ones.
 
+use crate::property::checked;
 use half::bf16;
 use lab::cross_entropy::{HeadLoss, Loss, Targets, Values};
-use lab::device::{Tally, cases, device};
+use lab::device::device;
 use lab::magnitude_norms::MagnitudeNorms;
 use lab::magnitudes::{Direction, Magnitudes};
 use lab::operation::{Operation, run, verify};
 use lab::vector_gradients::{EmbeddingGradients, NormGradients};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::nf4::Nf4Options;
 use qlora_kernels::ops::nf4::Layout;
 use qlora_kernels::ops::{self, Magnitude, NormGradient, OutputGradient};
 
 const SCHEDULES: u64 = 2;
-
-fn checked<O: Operation>(
-    name: &'static str,
-    most: u32,
-    operations: impl Strategy<Value = O>,
-    seed: impl Fn(&O) -> u64,
-) {
-    let tally = Tally::new(name, SCHEDULES);
-    let device = device();
-    let mut runner = TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&operations, |operation| {
-        verify(&device, &operation, seed(&operation), SCHEDULES).map_err(TestCaseError::fail)?;
-        tally.case();
-        Ok(())
-    });
-    outcome.unwrap();
-}
 
 /// Tokens of less than a chunk of 256, and of several.
 fn tokens() -> impl Strategy<Value = usize> {
@@ -53,7 +36,7 @@ fn magnitudes(directions: &'static [Direction]) -> impl Strategy<Value = Magnitu
 
 #[test]
 fn magnitudes_are_within_their_rounding() {
-    checked("magnitudes", 24, magnitudes(&[Direction::Forward]), |operation| operation.seed);
+    checked("magnitudes", SCHEDULES, 24, magnitudes(&[Direction::Forward]), |operation| operation.seed);
 }
 
 #[test]
@@ -67,7 +50,7 @@ fn gradients_of_magnitudes_are_within_their_rounding() {
         }
     }
     let directions = magnitudes(&[Backward, BackwardOfOutput, BackwardWithout]);
-    checked("magnitudes backward", 24, directions, |operation| operation.seed);
+    checked("magnitudes backward", SCHEDULES, 24, directions, |operation| operation.seed);
 }
 
 /// NF4 with the fast kernels and without, and bf16; ranks of few tokens and of more.
@@ -107,7 +90,7 @@ fn norms_of_magnitudes_are_within_their_rounding() {
         let operation = MagnitudeNorms { n: 48, k, r: 16, nf4, scale: 2.0, seed: 3 };
         verify(&device(), &operation, 3, SCHEDULES).unwrap();
     }
-    checked("norms of magnitudes", 24, norms(), |operation| operation.seed);
+    checked("norms of magnitudes", SCHEDULES, 24, norms(), |operation| operation.seed);
 }
 
 /// Norms of whole rows, and of heads of q and of k between other columns.
@@ -126,7 +109,7 @@ fn gradients_of_weights_of_norms_are_within_their_rounding() {
         let operation = NormGradients { m, parts, width, column, tail, seed: 6 };
         verify(&device(), &operation, 6, SCHEDULES).unwrap();
     }
-    checked("gradients of norms", 24, norm_gradients(), |operation| operation.seed);
+    checked("gradients of norms", SCHEDULES, 24, norm_gradients(), |operation| operation.seed);
 }
 
 #[test]
@@ -146,7 +129,7 @@ fn gradients_of_the_embedding_are_those_of_its_tokens_in_order() {
         let operation = EmbeddingGradients { m: 700, h, vocab, scale: 0.7, seed: 8 };
         verify(&device(), &operation, 8, SCHEDULES).unwrap();
     }
-    checked("embedding backward", 20, operations, |operation| operation.seed);
+    checked("embedding backward", SCHEDULES, 20, operations, |operation| operation.seed);
 }
 
 fn losses() -> impl Strategy<Value = HeadLoss> {
@@ -174,7 +157,7 @@ fn head_loss(m: usize, h: usize, vocab: usize, chunk: usize) -> HeadLoss {
 
 #[test]
 fn gradients_of_the_output_layer_are_within_their_rounding() {
-    checked("loss of a trained output layer", 24, losses(), |operation| operation.loss.seed);
+    checked("loss of a trained output layer", SCHEDULES, 24, losses(), |operation| operation.loss.seed);
 }
 
 /// The loss's other results have the bits that they have without this gradient; and no bit depends on chunks of
@@ -206,7 +189,7 @@ fn gradients_of_a_larger_output_layer_are_within_their_rounding() {
 #[test]
 fn sums_over_tokens_do_not_depend_on_how_a_batch_is_cut() {
     let (device, (m, n)) = (device(), (700usize, 72usize));
-    let mut stream = qlora_kernels::rng::Stream::new(5, 1);
+    let mut stream = qlora_kernels::rng::RngStream::new(5, 1);
     let mut numbers = |len: usize| (0..len).map(|_| stream.uniform() * 2.0 - 1.0).collect::<Vec<f32>>();
     let matrix = |values: Vec<f32>| device.upload(&lab::device::to_bf16(&values)).unwrap();
     let (x, dy) = (matrix(numbers(m * n)), matrix(numbers(m * n)));

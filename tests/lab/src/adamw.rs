@@ -170,7 +170,7 @@ impl Operation for OptimizerStep {
 
     /// Gradients of many magnitudes, some of them 0.
     fn inputs(&self) -> Inputs {
-        let mut stream = rng::Stream::new(self.seed, 3);
+        let mut stream = rng::RngStream::new(self.seed, 3);
         let mut inputs: Inputs = Vec::new();
         for tensor in &self.tensors {
             let value = (0..tensor.n).map(|_| stream.uniform() - 0.5).collect();

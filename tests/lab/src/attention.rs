@@ -77,11 +77,16 @@ impl AttentionOperation {
 }
 
 /// Σ aᵢ·bᵢ and Σ |aᵢ·bᵢ|.
-fn dot(a: &[bf16], b: &[bf16]) -> (f64, f64) {
+fn dot(a: &[f64], b: &[f64]) -> (f64, f64) {
     a.iter().zip(b).fold((0.0, 0.0), |(sum, magnitude), (a, b)| {
-        let product = a.to_f64() * b.to_f64();
+        let product = a * b;
         (sum + product, magnitude + product.abs())
     })
+}
+
+/// Widened once, as every number meets many others.
+fn wide(values: &[bf16]) -> Vec<f64> {
+    values.iter().map(|x| f64::from(x.to_f32())).collect()
 }
 
 /// 2⁻ᵇ
@@ -91,11 +96,11 @@ fn unit(bits: i32) -> f64 {
 
 struct Heads<'a> {
     shape: AttentionShape,
-    qkv: &'a [bf16],
+    qkv: &'a [f64],
 }
 
 impl Heads<'_> {
-    fn at(&self, token: usize, column: usize) -> &[bf16] {
+    fn at(&self, token: usize, column: usize) -> &[f64] {
         &self.qkv[token * self.shape.qkv() + column..][..self.shape.head_dim]
     }
 
@@ -116,7 +121,8 @@ impl AttentionOperation {
     /// out and its bounds, and lse. A term of out is the product of `exponentials` exponentials: more than one where
     /// parts of the keys are combined.
     pub fn forward(&self, qkv: &[bf16], exponentials: usize) -> (Vec<(f64, f64)>, Vec<f64>) {
-        let (shape, heads) = (self.shape, Heads { shape: self.shape, qkv });
+        let qkv = wide(qkv);
+        let (shape, heads) = (self.shape, Heads { shape: self.shape, qkv: &qkv });
         let d = shape.head_dim;
         let (mut out, mut lse) = (Vec::new(), Vec::new());
         for (query, keys) in self.seen().into_iter().enumerate() {
@@ -134,8 +140,8 @@ impl AttentionOperation {
                 for (key, score) in keys.clone().zip(&scores) {
                     let p = (score.0 - max).exp() / sum;
                     for (i, v) in heads.at(key, shape.value_column(head)).iter().enumerate() {
-                        value[i] += p * v.to_f64();
-                        bound[i] += p * v.to_f64().abs() * relative;
+                        value[i] += p * v;
+                        bound[i] += p * v.abs() * relative;
                     }
                 }
                 out.extend(value.into_iter().zip(bound).map(|(value, bound)| (value, bound + unit(8) * value.abs())));
@@ -151,13 +157,14 @@ impl AttentionOperation {
 
     /// dqkv and its bounds.
     fn gradient(&self, qkv: &[bf16], dout: &[bf16], out: &[bf16], lse: &[f32]) -> Vec<(f64, f64)> {
-        let (shape, heads) = (self.shape, Heads { shape: self.shape, qkv });
+        let [qkv, dout, out] = [qkv, dout, out].map(wide);
+        let (shape, heads) = (self.shape, Heads { shape: self.shape, qkv: &qkv });
         let (d, width) = (shape.head_dim, shape.qkv());
         let mut gradient = vec![(0.0, 0.0); qkv.len()];
-        let add = |to: &mut [(f64, f64)], factor: f64, error: f64, from: &[bf16]| {
+        let add = |to: &mut [(f64, f64)], factor: f64, error: f64, from: &[f64]| {
             for (to, from) in to.iter_mut().zip(from) {
-                to.0 += factor * from.to_f64();
-                to.1 += error * from.to_f64().abs();
+                to.0 += factor * from;
+                to.1 += error * from.abs();
             }
         };
         for (query, keys) in self.seen().into_iter().enumerate() {
@@ -217,7 +224,7 @@ impl Operation for AttentionOperation {
     }
 
     fn inputs(&self) -> Host {
-        let mut stream = rng::Stream::new(self.seed, 12);
+        let mut stream = rng::RngStream::new(self.seed, 12);
         let mut numbers = |len: usize, size: f32| {
             to_bf16(&(0..len).map(|_| (stream.uniform() * 2.0 - 1.0) * size).collect::<Vec<f32>>())
         };

@@ -113,7 +113,7 @@ impl Operation for CacheOperation {
     }
 
     fn inputs(&self) -> Host {
-        let mut stream = rng::Stream::new(self.seed, 21);
+        let mut stream = rng::RngStream::new(self.seed, 21);
         let (width, qkv_width, out) = (attention_cache::width(self.shape), self.shape.qkv(), self.shape.out());
         let tokens: usize = self.documents.iter().map(|(past, new)| past + new).sum();
         let rows = tokens + self.gap * (self.documents.len() + 1) + self.documents.len();

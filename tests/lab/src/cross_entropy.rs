@@ -157,7 +157,7 @@ impl Host {
         let mut gradient = vec![(0.0, 0.0, 0.0); h];
         for ((dz, dz_error), w) in gradients.into_iter().zip(self.head.chunks_exact(h)) {
             for (to, w) in gradient.iter_mut().zip(w) {
-                let w = w.to_f64();
+                let w = f64::from(w.to_f32());
                 *to = (to.0 + dz * w, to.1 + dz_error * w.abs(), to.2 + (dz * w).abs());
             }
         }
@@ -175,7 +175,7 @@ impl Host {
 /// Σ aᵢ·bᵢ and the largest error of an f32 sum of it, in any order.
 fn dot(a: &[bf16], b: &[bf16]) -> Bounded {
     let (sum, magnitude) = a.iter().zip(b).fold((0.0, 0.0), |(sum, magnitude), (a, b)| {
-        let product = a.to_f64() * b.to_f64();
+        let product = f64::from(a.to_f32()) * f64::from(b.to_f32());
         (sum + product, magnitude + product.abs())
     });
     (sum, (a.len() + 8) as f64 * unit(24) * magnitude)
@@ -234,7 +234,7 @@ impl Operation for Loss {
     }
 
     fn inputs(&self) -> Host {
-        let mut stream = rng::Stream::new(self.seed, 13);
+        let mut stream = rng::RngStream::new(self.seed, 13);
         let Self { m, h, vocab, .. } = *self;
         let targets = (0..m)
             .map(|_| {
@@ -272,7 +272,7 @@ impl Operation for Loss {
         };
         // From a stream of their own, so that all else is that of a loss without weights. Powers of two, where no
         // product is to be rounded.
-        let mut stream = rng::Stream::new(self.seed, 15);
+        let mut stream = rng::RngStream::new(self.seed, 15);
         let mut weight = || match (stream.below(4), self.values) {
             (0, _) => 0.0,
             (_, Values::Exact) => [0.5, 1.0, 2.0, -1.0][stream.below(4) as usize],
@@ -322,7 +322,7 @@ impl Operation for Loss {
 
     fn check(&self, host: &Host, output: &Output, most: usize) -> std::result::Result<(), String> {
         let losses: Vec<f64> = output.losses.iter().map(|&bits| f32::from_bits(bits).into()).collect();
-        let mut stream = rng::Stream::new(self.seed, 14);
+        let mut stream = rng::RngStream::new(self.seed, 14);
         for row in chosen(self.m, (most / self.h).max(2), &mut stream) {
             let ((loss, bound), gradient) = host.expected(row, self.h);
             let right = if loss.is_nan() { losses[row].is_nan() } else { (losses[row] - loss).abs() <= bound };

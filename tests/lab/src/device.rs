@@ -46,7 +46,7 @@ impl Drop for Tally {
 
 /// Weights whose blocks differ in scale by powers of two, some of them all zero.
 pub fn weights(len: usize, seed: u64) -> Vec<f32> {
-    let mut stream = qlora_kernels::rng::Stream::new(seed, 1);
+    let mut stream = qlora_kernels::rng::RngStream::new(seed, 1);
     let mut scale = 1.0;
     (0..len)
         .map(|i| {

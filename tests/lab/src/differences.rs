@@ -1,12 +1,12 @@
 //! Central finite differences of functions of f64 slices, with an error bound rather than a tolerance.
 
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 
 /// The step, a power of two. Test inputs are multiples of 2⁻²⁰ below 2⁵, so `x ± STEP` and `x ± 2·STEP` are exact.
 pub const STEP: f64 = 1.0 / 2048.0;
 
 /// Multiples of 2⁻²⁰, uniform in (−limit, limit).
-pub fn values(stream: &mut Stream, count: usize, limit: f64) -> Vec<f64> {
+pub fn values(stream: &mut RngStream, count: usize, limit: f64) -> Vec<f64> {
     let mut next = || ((f64::from(stream.uniform()) * 2.0 - 1.0) * limit * 1048576.0).trunc() / 1048576.0;
     (0..count).map(|_| next()).collect()
 }

@@ -360,7 +360,7 @@ impl Operation for Layer {
     }
 
     fn inputs(&self) -> Host {
-        let mut stream = rng::Stream::new(self.seed, 11);
+        let mut stream = rng::RngStream::new(self.seed, 11);
         let mut numbers = |len: usize, size: f32| {
             to_bf16(&(0..len).map(|_| (stream.uniform() * 2.0 - 1.0) * size).collect::<Vec<f32>>())
         };

@@ -104,11 +104,29 @@ pub struct Output {
 pub const SENTINEL: bf16 = bf16::from_bits(0x4bcd);
 
 impl Linear {
+    /// NF4 weights of ragged values in blocks of 64, doubly quantized, one adapter, and rows without padding.
+    pub fn new(m: usize, k: usize, parts: Vec<Part>) -> Self {
+        Self {
+            m,
+            k,
+            pad_x: 0,
+            block_size: 64,
+            dense: false,
+            transposed: true,
+            double_quant: true,
+            values: Values::Ragged,
+            given_s: false,
+            adapters: 0,
+            parts,
+            seed: 5,
+        }
+    }
+
     pub fn exact(&self) -> bool {
         self.values == Values::Exact
     }
 
-    pub fn numbers(&self, len: usize, stream: &mut rng::Stream) -> Vec<bf16> {
+    pub fn numbers(&self, len: usize, stream: &mut rng::RngStream) -> Vec<bf16> {
         let values = if self.exact() {
             integers(len, 2, stream)
         } else {
@@ -121,7 +139,7 @@ impl Linear {
         self.parts.iter().map(|part| part.r.next_multiple_of(8)).sum()
     }
 
-    fn plain_weight(&self, len: usize, stream: &mut rng::Stream) -> Vec<f32> {
+    fn plain_weight(&self, len: usize, stream: &mut rng::RngStream) -> Vec<f32> {
         if !self.exact() {
             return weights(len, stream.next_u32().into());
         }
@@ -137,7 +155,7 @@ impl Linear {
         (0..len).map(&mut next).collect()
     }
 
-    pub fn part(&self, part: &Part, stream: &mut rng::Stream) -> HostPart {
+    pub fn part(&self, part: &Part, stream: &mut rng::RngStream) -> HostPart {
         let nf4 = if self.values == Values::RandomCodes {
             random_codes(part.n, self.k, stream)
         } else {
@@ -163,7 +181,7 @@ impl Linear {
     }
 
     /// `[r, k]`, rows from `rank` on zero.
-    fn a(&self, rank: usize, r: usize, stream: &mut rng::Stream) -> Vec<bf16> {
+    fn a(&self, rank: usize, r: usize, stream: &mut rng::RngStream) -> Vec<bf16> {
         let mut a = vec![bf16::ZERO; r * self.k];
         if self.exact() {
             // One feature a rank, so that S stays a small integer.
@@ -175,7 +193,7 @@ impl Linear {
     }
 
     /// Runs of tokens of one adapter, some of none and some of one that does not exist.
-    pub fn index(&self, stream: &mut rng::Stream) -> Vec<i32> {
+    pub fn index(&self, stream: &mut rng::RngStream) -> Vec<i32> {
         let mut adapter = -1;
         let mut next = |_| {
             if stream.below(4) == 0 {
@@ -253,6 +271,26 @@ fn dot(x: &[bf16], w: impl Iterator<Item = f32>) -> (f64, f64) {
     })
 }
 
+/// Σ xᵢ·wᵢ and Σ |xᵢ·wᵢ| for each row of weights, four rows at a time: their sums do not wait for each other.
+fn dots(x: &[bf16], rows: &[&[f32]]) -> Vec<(f64, f64)> {
+    let x: Vec<f64> = x.iter().map(|x| f64::from(x.to_f32())).collect();
+    let mut sums = vec![(0.0, 0.0); rows.len()];
+    for (sums, rows) in sums.chunks_mut(4).zip(rows.chunks(4)) {
+        // The last row again where there are fewer.
+        let rows: [&[f32]; 4] = std::array::from_fn(|i| &rows[i.min(rows.len() - 1)][..x.len()]);
+        let mut four = [(0.0, 0.0); 4];
+        for (i, x) in x.iter().enumerate() {
+            for ((sum, magnitude), row) in four.iter_mut().zip(rows) {
+                let product = x * f64::from(row[i]);
+                *sum += product;
+                *magnitude += product.abs();
+            }
+        }
+        sums.copy_from_slice(&four[..sums.len()]);
+    }
+    sums
+}
+
 impl Operation for Linear {
     type Inputs = Host;
     type Buffers = Buffers;
@@ -284,7 +322,7 @@ impl Operation for Linear {
     }
 
     fn inputs(&self) -> Host {
-        let mut stream = rng::Stream::new(self.seed, 2);
+        let mut stream = rng::RngStream::new(self.seed, 2);
         let x = self.numbers(self.m * (self.k + self.pad_x), &mut stream);
         let index = self.index(&mut stream);
         Host { x, index, parts: self.parts.iter().map(|part| self.part(part, &mut stream)).collect() }
@@ -336,11 +374,12 @@ impl Operation for Linear {
 
     fn check(&self, inputs: &Host, output: &Output, most: usize) -> std::result::Result<(), String> {
         let (columns, ldx) = (self.columns(), self.k + self.pad_x);
-        let mut stream = rng::Stream::new(self.seed, 3);
+        let mut stream = rng::RngStream::new(self.seed, 3);
         let mut column = 0;
         for (part, (host, y)) in self.parts.iter().zip(inputs.parts.iter().zip(&output.y)) {
             let tokens = chosen(self.m, if most == usize::MAX { most } else { 16 }, &mut stream);
             let features = chosen(part.n, most / tokens.len().max(1), &mut stream);
+            let rows: Vec<&[f32]> = features.iter().map(|n| &host.weight[n * self.k..][..self.k]).collect();
             for token in tokens {
                 let x = &inputs.x[token * ldx..][..self.k];
                 let adapter = self.adapter(&inputs.index, token);
@@ -357,8 +396,7 @@ impl Operation for Linear {
                     let scale = f64::from(host.scales[adapter]);
                     self.compare(found, (scale * sum, scale * magnitude), self.k + 1, || format!("S[{token}, {j}]"))?;
                 }
-                for &n in &features {
-                    let (mut sum, mut magnitude) = dot(x, host.weight[n * self.k..][..self.k].iter().copied());
+                for (&n, (mut sum, mut magnitude)) in features.iter().zip(dots(x, &rows)) {
                     // S as it was rounded: the following products are exact in it.
                     let mut add = |term: f64| (sum, magnitude) = (sum + term, magnitude + term.abs());
                     let b = adapter.map_or(&[][..], |adapter| &host.b[(adapter * part.n + n) * part.r..][..part.r]);

@@ -197,7 +197,7 @@ impl Operation for LinearDx {
 
     fn inputs(&self) -> Host {
         let Linear { m, k, pad_x, .. } = self.linear;
-        let mut stream = rng::Stream::new(self.linear.seed, 4);
+        let mut stream = rng::RngStream::new(self.linear.seed, 4);
         let mut dx = vec![SENTINEL; m * (k + pad_x)];
         if self.accumulate {
             dx.chunks_mut(k + pad_x).for_each(|row| row[..k].copy_from_slice(&self.linear.numbers(k, &mut stream)));
@@ -268,7 +268,7 @@ impl Operation for LinearDx {
 
     fn check(&self, inputs: &Host, output: &Output, most: usize) -> std::result::Result<(), String> {
         let Linear { m, k, pad_x, .. } = self.linear;
-        let mut stream = rng::Stream::new(self.linear.seed, 5);
+        let mut stream = rng::RngStream::new(self.linear.seed, 5);
         let terms: usize = self.linear.parts.iter().map(|part| part.n + part.r).sum();
         for token in chosen(m, if most == usize::MAX { most } else { most.div_ceil(k).max(2) }, &mut stream) {
             self.check_t(inputs, &output.t, token)?;

@@ -53,7 +53,7 @@ impl Operation for LogitsOperation {
 
     /// Rows that no token names are NaN.
     fn inputs(&self) -> Host {
-        let mut stream = rng::Stream::new(self.seed, 22);
+        let mut stream = rng::RngStream::new(self.seed, 22);
         let mut numbers = |len: usize| to_bf16(&(0..len).map(|_| stream.uniform() * 2.0 - 1.0).collect::<Vec<f32>>());
         let (mut hidden, head) = (numbers(self.m * self.h), numbers(self.vocab * self.h));
         for (row, values) in hidden.chunks_mut(self.h).enumerate() {

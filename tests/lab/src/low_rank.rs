@@ -110,13 +110,13 @@ impl LowRank {
         self.parts.iter().map(|part| part.r.next_multiple_of(8)).sum()
     }
 
-    fn numbers(&self, len: usize, stream: &mut rng::Stream) -> Vec<f32> {
-        let integer = |stream: &mut rng::Stream| stream.below(5) as f32 - 2.0;
+    fn numbers(&self, len: usize, stream: &mut rng::RngStream) -> Vec<f32> {
+        let integer = |stream: &mut rng::RngStream| stream.below(5) as f32 - 2.0;
         (0..len).map(|_| if self.exact { integer(stream) } else { stream.uniform() * 2.0 - 1.0 }).collect()
     }
 
     /// `[rows, len]`; exact: one element of each row of `along`, so that the product with it stays a small integer.
-    fn pairs(&self, count: usize, rows: usize, len: usize, transposed: bool, stream: &mut rng::Stream) -> Vec<bf16> {
+    fn pairs(&self, count: usize, rows: usize, len: usize, transposed: bool, stream: &mut rng::RngStream) -> Vec<bf16> {
         if !self.exact {
             return to_bf16(&self.numbers(count * rows * len, stream));
         }
@@ -129,7 +129,7 @@ impl LowRank {
         matrix
     }
 
-    fn part(&self, part: &LowRankPart, stream: &mut rng::Stream) -> HostPart {
+    fn part(&self, part: &LowRankPart, stream: &mut rng::RngStream) -> HostPart {
         let (count, LowRankPart { n, r, pad }) = (self.count(), *part);
         HostPart {
             a: self.pairs(count, r, self.k, false, stream),
@@ -213,7 +213,7 @@ pub fn factors(dropout: Dropout<'_>, tokens: &[usize], k: usize) -> Vec<f64> {
     let mask = rng::Dropout::new(dropout.seed, dropout.dropout_id, dropout.dropout_step, dropout.p);
     let row = |&token: &usize| {
         let token = dropout.first_token as u32 + token as u32;
-        (0..k).map(move |i| f64::from(mask.factors(token, i as u32 / 4)[i % 4]))
+        (0..k as u32).step_by(4).flat_map(move |i| mask.factors(token, i / 4)).take(k).map(f64::from)
     };
     tokens.iter().flat_map(row).collect()
 }
@@ -242,7 +242,7 @@ impl Operation for LowRank {
     }
 
     fn inputs(&self) -> Host {
-        let mut stream = rng::Stream::new(self.seed, 7);
+        let mut stream = rng::RngStream::new(self.seed, 7);
         let x = to_bf16(&self.numbers(self.m * (self.k + self.pad_x), &mut stream));
         // Runs of tokens of one adapter, as the rows of a batch are; -1: none.
         let mut adapter = 0;

@@ -132,7 +132,7 @@ impl Operation for MagnitudeNorms {
     }
 
     fn inputs(&self) -> Host {
-        let mut stream = rng::Stream::new(self.seed, 21);
+        let mut stream = rng::RngStream::new(self.seed, 21);
         let plain = weights(self.n * self.k, stream.next_u32().into());
         let nf4 = self.nf4.map(|(options, _)| Nf4Matrix::quantize(&plain, self.n, self.k, &options).unwrap());
         let rounded = nf4.as_ref().map_or_else(|| to_bf16(&plain), Nf4Matrix::dequantize_bf16);

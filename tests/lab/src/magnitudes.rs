@@ -141,7 +141,7 @@ impl Operation for Magnitudes {
     }
 
     fn inputs(&self) -> Host {
-        let mut stream = rng::Stream::new(self.seed, 22);
+        let mut stream = rng::RngStream::new(self.seed, 22);
         let mut uniform = || stream.uniform() * 2.0 - 1.0;
         let mut numbers = |len: usize| (0..len).map(|_| uniform()).collect::<Vec<f32>>();
         let (y, dy, bias) = (numbers(self.m * self.ld()), numbers(self.m * self.ld()), numbers(self.n));

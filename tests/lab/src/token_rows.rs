@@ -12,7 +12,7 @@ use qlora_kernels::{reference, rng};
 
 /// Different numbers below `below`, ascending; `count` of them, or all.
 pub fn rows(count: usize, below: usize, seed: u64) -> Vec<u32> {
-    let mut stream = rng::Stream::new(seed, 25);
+    let mut stream = rng::RngStream::new(seed, 25);
     let mut left = count.min(below);
     let mut rows = Vec::with_capacity(left);
     for row in 0..below {
@@ -149,7 +149,7 @@ impl Operation for ReplacedRows {
     }
 
     fn inputs(&self) -> ReplacedHost {
-        let mut stream = rng::Stream::new(self.seed, 26);
+        let mut stream = rng::RngStream::new(self.seed, 26);
         let mut numbers = |rows: usize| -> Vec<f32> { (0..rows * self.h).map(|_| stream.uniform() - 0.5).collect() };
         let (mut values, table) = (to_bf16(&numbers(self.rows.len())), to_bf16(&numbers(self.vocab)));
         // Bits are kept, whatever they are.

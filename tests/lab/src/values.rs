@@ -3,12 +3,12 @@
 use qlora_kernels::nf4::{Absmax, CODE, Nf4Matrix, dynamic_map_signed};
 use qlora_kernels::rng;
 
-pub fn integers(len: usize, most: u32, stream: &mut rng::Stream) -> Vec<f32> {
+pub fn integers(len: usize, most: u32, stream: &mut rng::RngStream) -> Vec<f32> {
     (0..len).map(|_| stream.below(2 * most + 1) as f32 - most as f32).collect()
 }
 
 /// Random codes under random scales, double-quantized.
-pub fn random_codes(n: usize, k: usize, stream: &mut rng::Stream) -> Nf4Matrix {
+pub fn random_codes(n: usize, k: usize, stream: &mut rng::RngStream) -> Nf4Matrix {
     let mut bytes = |len: usize| -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..len.div_ceil(4)).flat_map(|_| stream.next_u32().to_le_bytes()).collect();
         bytes.truncate(len);
@@ -26,7 +26,7 @@ pub fn random_codes(n: usize, k: usize, stream: &mut rng::Stream) -> Nf4Matrix {
 }
 
 /// Indices of `count`, about `most`: the first and the last among them.
-pub fn chosen(count: usize, most: usize, stream: &mut rng::Stream) -> Vec<usize> {
+pub fn chosen(count: usize, most: usize, stream: &mut rng::RngStream) -> Vec<usize> {
     if count <= most {
         return (0..count).collect();
     }

@@ -13,7 +13,7 @@ use qlora_kernels::{reference, rng};
 
 const EPS: f32 = 1e-5;
 
-fn numbers(stream: &mut rng::Stream, len: usize) -> Vec<f32> {
+fn numbers(stream: &mut rng::RngStream, len: usize) -> Vec<f32> {
     (0..len).map(|_| stream.uniform() * 2.0 - 1.0).collect()
 }
 
@@ -79,7 +79,7 @@ impl Operation for NormGradients {
     }
 
     fn inputs(&self) -> NormHost {
-        let mut stream = rng::Stream::new(self.seed, 23);
+        let mut stream = rng::RngStream::new(self.seed, 23);
         let len = self.m * self.ld();
         let (dy, x) = (to_bf16(&numbers(&mut stream, len)), to_bf16(&numbers(&mut stream, len)));
         NormHost { dy, x, dweight: numbers(&mut stream, self.width) }
@@ -175,7 +175,7 @@ impl Operation for EmbeddingGradients {
     }
 
     fn inputs(&self) -> EmbeddingHost {
-        let mut stream = rng::Stream::new(self.seed, 24);
+        let mut stream = rng::RngStream::new(self.seed, 24);
         let mut id = || match stream.below(9) {
             0 => self.vocab as u32 + stream.below(3),
             1..=4 => stream.below(self.vocab.min(4) as u32),

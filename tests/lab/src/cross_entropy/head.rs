@@ -45,7 +45,7 @@ impl HeadLoss {
 
     /// The gradient as it was before: powers of two, which round no exact sum.
     fn before(&self) -> Vec<f32> {
-        let mut stream = rng::Stream::new(self.loss.seed, 16);
+        let mut stream = rng::RngStream::new(self.loss.seed, 16);
         let table = (0..self.loss.vocab * self.loss.h).map(|_| [0.0, 0.5, -1.0, 2.0][stream.below(4) as usize]);
         self.wanted(&table.collect::<Vec<f32>>())
     }

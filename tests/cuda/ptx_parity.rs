@@ -1,5 +1,5 @@
 //! The PTX instructions against tables written from the PTX manual's formulas: on a GPU the hardware, elsewhere the
-//! host twins. The emulated suites rest on the two being equal, so that this runs first on a GPU.
+//! host versions. The emulated suites rest on the two being equal, so that this runs first on a GPU.
 
 use crate::test_kernels;
 use half::bf16;
