@@ -20,9 +20,9 @@ pub const MUTANTS: &[Mutant] = &[
         "forward: X loaded by halves",
         "linear/forward.cu",
         "uint4 chunk = load_as<uint4>(stage + C::token_offset(8 * i + g, 2 * t + half));",
-        "const unsigned char *at = stage + C::token_offset(8 * i + g, 2 * t + half);\n                \
-         uint2 low = load_as<uint2>(at), high = load_as<uint2>(at + 8);\n                \
-         uint4 chunk = make_uint4(low.x, low.y, high.x, high.y);",
+        "uint4 chunk = [](uint2 low, uint2 high) { return make_uint4(low.x, low.y, high.x, high.y); }(\
+         load_as<uint2>(stage + C::token_offset(8 * i + g, 2 * t + half)), \
+         load_as<uint2>(stage + C::token_offset(8 * i + g, 2 * t + half) + 8));",
         FORWARD,
     ),
     mutant(

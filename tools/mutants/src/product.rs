@@ -39,7 +39,7 @@ pub const MUTANTS: &[Mutant] = &[
         "one product: X where W is",
         FILE,
         "*x = w + parts.w, *low_rank = x + parts.x, *bias",
-        "*x = w, *low_rank = w + parts.w + parts.x, *bias",
+        "*x = w, *low_rank = x + parts.x, *bias",
         LAYERS,
     ),
     mutant(

@@ -18,8 +18,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "soft cap: tanh of half of the score",
         "common/soft_cap.cuh",
-        "kTanhScale = 2.8853900817779268f",
-        "kTanhScale = 1.4426950408889634f",
+        "1.0f + exp2_approx(y)",
+        "1.0f + exp2_approx(0.5f * y)",
         FORWARD,
     ),
     mutant(

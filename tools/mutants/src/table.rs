@@ -1,7 +1,8 @@
 //! The bugs that are seeded into the real kernels. A new operation gets an entry for each thing that its kernels could
 //! get wrong.
 
-/// One bug: text of a file of `cuda/`, which must be there exactly once, and what takes its place.
+/// One bug: text of a file of `cuda/`, which must be there exactly once, and what takes its place. What that changes is
+/// an expression or whole statements, as `switches` puts both into one program.
 pub struct Mutant {
     pub what: &'static str,
     pub file: &'static str,
