@@ -1,7 +1,7 @@
 //! Text from the KV cache against the whole row computed anew for every token.
 
 use proptest::prelude::*;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use qlora_train::arch::{Arch, LayerArch, Projection, QkNorm};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::{Batch, Quantization};
@@ -35,21 +35,8 @@ fn model_in(precision: Precision, kv_heads: usize, per_kv: usize, tokens: usize,
         logits_soft_cap,
         ..tiny_arch()
     };
-    let spec = ModelSpec {
-        lora: LoraSpec::uniform(&config, &Projection::ALL, 3, 2.1, 0.0),
-        arch: config,
-        quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
-        trainable: false,
-        states: qlora_train::backend::StateFormat::F32,
-        activations: Vec::new(),
-        optimizer_on_host: Default::default(),
-        residency: Vec::new(),
-        token_tile: None,
-        tokens,
-        positions: tokens,
-        prompts: Default::default(),
-        seed,
-    };
+    let lora = LoraSpec::uniform(&config, &Projection::ALL, 3, 2.1, 0.0);
+    let spec = ModelSpec { seed, ..ModelSpec::new(lora, config, Quantization::NF4, tokens) };
     let mut cpu = Cpu::with_precision(spec.run_shape(), precision);
     let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), seed));
     let model = Llama::build(&mut cpu, &mut memory, spec, &mut |_| ()).unwrap();
@@ -72,7 +59,7 @@ fn anew(cpu: &mut Cpu, model: &Llama<Cpu>, row: &[u32]) -> Vec<f32> {
 }
 
 fn rows(lengths: &[usize], seed: u64) -> Vec<Vec<u32>> {
-    let mut stream = Stream::new(seed, 5);
+    let mut stream = RngStream::new(seed, 5);
     lengths.iter().map(|&len| (0..len).map(|_| stream.below(VOCAB as u32)).collect()).collect()
 }
 

@@ -2,7 +2,7 @@
 
 use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
-use qlora_train::backend::{Memory as _, Optimizer, Quantization, StateFormat};
+use qlora_train::backend::{Memory as _, Optimizer, Quantization};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::error::Result;
 use qlora_train::files::tensor::{HostTensor, StoredType};
@@ -23,21 +23,7 @@ fn arch(tied: bool) -> Arch {
 
 fn spec(arch: Arch, lora: LoraSpec, trainable: bool) -> ModelSpec {
     let terms = LoraSpec::uniform(&arch, &[Projection::Q], 3, 2.1, 0.0).terms;
-    ModelSpec {
-        lora: LoraSpec { terms, ..lora },
-        arch,
-        quantization: Quantization::None,
-        trainable,
-        states: StateFormat::F32,
-        activations: Vec::new(),
-        optimizer_on_host: Default::default(),
-        residency: Vec::new(),
-        token_tile: None,
-        tokens: 300,
-        positions: 300,
-        prompts: Default::default(),
-        seed: 11,
-    }
+    ModelSpec { trainable, seed: 11, ..ModelSpec::new(LoraSpec { terms, ..lora }, arch, Quantization::None, 300) }
 }
 
 fn of_modules(modules: &[(&str, &[u32])]) -> LoraSpec {

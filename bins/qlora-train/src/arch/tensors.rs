@@ -98,9 +98,10 @@ impl Arch {
     pub fn find(&self, module: &str) -> Option<(usize, Projection)> {
         let (layer, path) = module.strip_prefix(self.names.layers)?.strip_prefix('.')?.split_once('.')?;
         let (projection, _) = self.names.projections.iter().find(|(_, named)| *named == path)?;
-        let layer = layer.parse().ok().filter(|&layer| layer < self.num_layers)?;
         // "+1" and "01" parse as numbers but name no layer.
-        (self.module(layer, *projection) == module).then_some((layer, *projection))
+        let is_plain = layer == "0" || !layer.starts_with(['0', '+']);
+        let layer = layer.parse().ok().filter(|&layer| is_plain && layer < self.num_layers)?;
+        Some((layer, *projection))
     }
 
     /// The modules of every projection, layer by layer.

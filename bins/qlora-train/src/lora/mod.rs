@@ -147,8 +147,7 @@ impl LoraSpec {
             Some([term.r * k, n * term.r].into_iter().chain(magnitude).chain(e))
         });
         let one = |module: &String| !self.shares_embedding(arch, module);
-        let whole =
-            arch.other_modules().into_iter().filter(move |(module, _)| self.whole.contains(module) && one(module));
+        let whole = self.whole_modules(arch).into_iter().filter(move |(module, _)| one(module));
         let rows = self.tokens.values().map(|tokens| tokens.len() * arch.hidden_size);
         terms.flatten().chain(whole.map(|(_, shape)| shape.iter().product())).chain(rows)
     }
@@ -157,9 +156,15 @@ impl LoraSpec {
     pub fn lengths_in_f32<'a>(&'a self, arch: &'a Arch) -> impl Iterator<Item = usize> + 'a {
         let with_magnitude = self.terms.iter().filter(|(_, term)| term.kind == LoraKind::Dora);
         let magnitudes = with_magnitude.filter_map(move |(module, _)| Some(arch.find(module)?.1.shape(arch).0));
-        let is_norm = move |(module, shape): &(String, Vec<usize>)| self.whole.contains(module) && shape.len() == 1;
-        let norms = arch.other_modules().into_iter().filter(is_norm);
+        let norms = self.whole_modules(arch).into_iter().filter(|(_, shape)| shape.len() == 1);
         magnitudes.chain(norms.map(|(_, shape)| shape[0]))
+    }
+
+    /// Modules that are trained whole, with their shapes. A planner asks for them hundreds of times: hardly ever are
+    /// there any, and a model has hundreds of others.
+    fn whole_modules(&self, arch: &Arch) -> Vec<(String, Vec<usize>)> {
+        let others = if self.whole.is_empty() { Vec::new() } else { arch.other_modules() };
+        others.into_iter().filter(|(module, _)| self.whole.contains(module)).collect()
     }
 
     /// Bytes of importance, by which ranks are pruned: two numbers for each value of A, B and E.

@@ -10,8 +10,8 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
     let mut sums = [0.0; 16];
     for (a, b) in a.iter().zip(b) {
-        for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += product(a, b);
+        for lane in 0..sums.len() {
+            sums[lane] += product(a[lane], b[lane]);
         }
     }
     sums.into_iter().chain(a_rest.iter().zip(b_rest).map(|(&a, &b)| product(a, b))).sum()

@@ -1,7 +1,7 @@
 //! Checks that an adapter belongs to the base at hand.
 
 use qlora_train::adapter::metadata::{BASE_FINGERPRINT, QUANTIZATION};
-use qlora_train::adapter::{Recipe, TargetModules};
+use qlora_train::adapter::{BaseQuantization, TargetModules};
 use qlora_train::arch::{Arch, Projection};
 use qlora_train::base::synthetic::tiny_arch;
 use qlora_train::base::{BaseFingerprint, BaseName};
@@ -43,30 +43,30 @@ fn another_form_of_the_same_model_is_told_apart_from_another_model() {
 #[test]
 fn a_base_that_is_held_otherwise_is_told_and_a_dequantized_copy_is_not() {
     let mut adapter = adapter(4, 8.0, &Projection::ALL, 1);
-    let (own, trained) = (fingerprint("ab"), Recipe::nf4(64, false, 0));
+    let (own, trained) = (fingerprint("ab"), BaseQuantization::nf4(64, false, 0));
     let copy = BaseFingerprint { whole: "99".repeat(32), ..fingerprint("ab") };
     for (base, held, words) in [
         (
             Some(&own),
-            Recipe::NONE,
+            BaseQuantization::NONE,
             Some("quantized as nf4, block 64; this base is in 16 bits: it learned with rounded"),
         ),
-        (None, Recipe::NONE, Some("this base is in 16 bits")),
-        (Some(&own), Recipe::nf4(64, true, 0), Some("these weights are rounded otherwise")),
-        (Some(&copy), Recipe::nf4(128, false, 0), Some("this base is quantized as nf4, block 128: these")),
+        (None, BaseQuantization::NONE, Some("this base is in 16 bits")),
+        (Some(&own), BaseQuantization::nf4(64, true, 0), Some("these weights are rounded otherwise")),
+        (Some(&copy), BaseQuantization::nf4(128, false, 0), Some("this base is quantized as nf4, block 128: these")),
         (Some(&own), trained.clone(), None),
-        (Some(&copy), Recipe::NONE, None),
+        (Some(&copy), BaseQuantization::NONE, None),
     ] {
-        let told = adapter.check_recipe(base, &held);
+        let told = adapter.check_base_quantization(base, &held);
         assert_eq!(told.is_some(), words.is_some(), "{held}: {told:?}");
         assert!(words.is_none_or(|words| told.as_ref().unwrap().contains(words)), "{held}: {told:?}");
     }
-    adapter.metadata.insert(QUANTIZATION.to_owned(), Recipe::NONE.to_json());
-    assert_eq!(adapter.check_recipe(Some(&own), &Recipe::NONE), None);
-    let told = adapter.check_recipe(Some(&copy), &trained).unwrap();
+    adapter.metadata.insert(QUANTIZATION.to_owned(), BaseQuantization::NONE.to_json());
+    assert_eq!(adapter.check_base_quantization(Some(&own), &BaseQuantization::NONE), None);
+    let told = adapter.check_base_quantization(Some(&copy), &trained).unwrap();
     assert!(told.contains("on a base in 16 bits; this base is quantized as nf4, block 64: "), "{told}");
     adapter.metadata.clear();
-    assert_eq!(adapter.check_recipe(Some(&own), &Recipe::NONE), None);
+    assert_eq!(adapter.check_base_quantization(Some(&own), &BaseQuantization::NONE), None);
 }
 
 #[test]

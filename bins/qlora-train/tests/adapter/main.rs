@@ -9,8 +9,8 @@ mod weighted_sum;
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use qlora_kernels::rng::Stream;
-use qlora_train::adapter::{Adapter, AdapterConfig, Provenance, Recipe};
+use qlora_kernels::rng::RngStream;
+use qlora_train::adapter::{Adapter, AdapterConfig, BaseQuantization, Provenance};
 use qlora_train::arch::{Arch, Projection};
 use qlora_train::base::synthetic::tiny_arch;
 use qlora_train::base::{BaseFingerprint, BaseName};
@@ -29,7 +29,7 @@ fn provenance() -> Provenance {
     Provenance {
         base: base(),
         base_fingerprint: fingerprint("ab"),
-        quantization: Recipe::nf4(64, false, 0),
+        quantization: BaseQuantization::nf4(64, false, 0),
         chat_template_sha256: Some("cd".repeat(32)),
     }
 }
@@ -39,7 +39,7 @@ fn adapter(r: usize, alpha: f64, modules: &[Projection], seed: u64) -> Adapter {
     let llama = tiny_arch();
     let lora = LoraSpec::uniform(&llama, modules, r, alpha, 0.05);
     let mut adapter = Adapter::new(AdapterConfig::new(&base(), &llama, &lora), &provenance());
-    let mut stream = Stream::new(seed, 0);
+    let mut stream = RngStream::new(seed, 0);
     let mut matrix = |rows: usize, columns: usize| (0..rows * columns).map(|_| stream.uniform() - 0.5).collect();
     for layer in 0..llama.num_layers {
         for &module in modules {

@@ -67,11 +67,10 @@ fn a_link_that_takes_the_place_of_a_checkpoint_is_not_followed() {
     let sandbox = Sandbox::new();
     fs::create_dir(sandbox.path("victim")).unwrap();
     sandbox.write("victim/thesis.tex", "precious");
-    let mut child = crate::child::paused(&sandbox, &train(RUN), "step:2", 600);
+    let child = crate::child::paused(&sandbox, &train(RUN), "step:2");
     fs::rename(sandbox.path("out/checkpoint-1"), sandbox.path("moved")).unwrap();
     symlink("../victim", sandbox.path("out/checkpoint-1")).unwrap();
     symlink("../victim", sandbox.path("out/checkpoint-2")).unwrap();
-    let _ = child.stdin.take();
     let (status, said) = crate::child::end(child);
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("out/checkpoint-2: found something there that is not of this run"), "{said}");
@@ -269,7 +268,7 @@ fn a_run_whose_directory_is_gone_or_replaced_stops() {
 #[test]
 fn a_directory_is_locked_under_every_path_and_without_its_lock_file() {
     let sandbox = Sandbox::new();
-    let first = crate::child::paused(&sandbox, &train("--max-steps 3"), "step:2", 4000);
+    let first = crate::child::paused(&sandbox, &train("--max-steps 3"), "step:2");
     symlink("out", sandbox.path("alias")).unwrap();
     fs::remove_file(sandbox.path("out/.lock")).unwrap();
     for out in ["out", "alias", "./out/../out"] {
@@ -328,7 +327,7 @@ fn quantize_that_is_killed_leaves_nothing_for_good_and_removes_nothing_else() {
         assert_eq!(beside(&sandbox).len(), 2, "one directory and what names it: {:?}", beside(&sandbox));
     }
     // Another process at work is reported, and so is a foreign record.
-    let child = crate::child::paused(&sandbox, line, "tensor:3", 1500);
+    let child = crate::child::paused(&sandbox, line, "tensor:3");
     sandbox.run(line).ended(2, &["q: another process is writing to it"]);
     assert_eq!(crate::child::end(child).0, Some(0));
     assert_eq!(beside(&sandbox), [""; 0]);

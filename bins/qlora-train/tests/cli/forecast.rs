@@ -15,7 +15,8 @@ fn number(value: &Value, key: &str) -> f64 {
 #[test]
 fn a_card_has_hours_and_a_price_of_its_predicted_steps() {
     let sandbox = Sandbox::new();
-    let line = "--model llama-3-8b --max-length 2048 --max-steps 500 --gradient-accumulation-steps 2";
+    let line =
+        "--model llama-3-8b --max-length 2048 --max-steps 500 --gradient-accumulation-steps 2 --host-memory 256GiB";
     let plan = sandbox.run(&format!("plan --json {line} --gpu h100 --price-per-hour 2.5")).json();
     let found = &plan["forecast"];
     assert!(plan["step_seconds"].is_null(), "what is predicted was not measured");
@@ -36,7 +37,10 @@ fn a_card_has_hours_and_a_price_of_its_predicted_steps() {
     {
         assert!(text.contains(part), "{part}: {text}");
     }
-    assert!(forecast(&sandbox, "--model llama-3-8b --gpu h100").is_null(), "nothing says how many steps");
+    assert!(
+        forecast(&sandbox, "--model llama-3-8b --max-length 64 --gpu h100 --host-memory 256GiB").is_null(),
+        "nothing says how many steps"
+    );
 }
 
 /// Names as nvidia-smi prints them, and as people write them; the size chooses where there are two.
@@ -110,10 +114,20 @@ fn a_run_here_is_measured_and_counts_its_rows_and_evaluations() {
 fn a_forecast_that_cannot_be_made_is_refused() {
     let sandbox = Sandbox::new();
     for (line, words) in [
-        ("--model llama-3-8b --gpu h100 --price-per-hour 2", &["--data", "--max-steps"][..]),
+        (
+            "--model llama-3-8b --max-length 64 --host-memory 256GiB --gpu h100 --price-per-hour 2",
+            &["--data", "--max-steps"][..],
+        ),
         ("--model model --device cpu --max-steps 9 --price-per-hour 2", &["--price-per-hour", "--measure"]),
-        ("--model llama-3-8b --device cuda --device-memory 24GiB --max-steps 9 --price-per-hour 2", &["--gpu"]),
-        ("--model llama-3-8b --gpu h100 --max-steps 9 --measure", &["--measure", "GPU"]),
+        (
+            "--model llama-3-8b --max-length 64 --host-memory 256GiB --device cuda --device-memory 24GiB --max-steps 9 \
+             --price-per-hour 2",
+            &["--gpu"],
+        ),
+        (
+            "--model llama-3-8b --max-length 64 --host-memory 256GiB --gpu h100 --max-steps 9 --measure",
+            &["--measure", "GPU"],
+        ),
         ("--model model --device cpu --measure", &["--data", "--max-steps"]),
         (
             "--model model --device cpu --max-steps 9 --measure --lm-head resident --host-memory 1MiB",
@@ -127,7 +141,10 @@ fn a_forecast_that_cannot_be_made_is_refused() {
         sandbox.refused(&format!("plan {line}"), words);
     }
     let words = ["--price-per-hour", "no time is predicted for the RTX A5000"];
-    sandbox.refused("plan --model llama-3-8b --gpu a5000 --max-steps 9 --price-per-hour 2", &words);
+    sandbox.refused(
+        "plan --model llama-3-8b --max-length 64 --host-memory 256GiB --gpu a5000 --max-steps 9 --price-per-hour 2",
+        &words,
+    );
     let wrong = sandbox.run("plan --model model --price-per-hour free");
     assert!(wrong.status == Some(2) && wrong.stderr.contains("2.49"), "{wrong:#?}");
 }

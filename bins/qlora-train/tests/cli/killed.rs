@@ -5,7 +5,7 @@ use std::fs::File;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use qlora_train::files::failpoint::VARIABLE;
 
 use crate::sandbox::{Sandbox, train};
@@ -160,7 +160,7 @@ fn kills_wanted() -> usize {
 #[test]
 fn killed_at_random_moments_a_run_ends_in_the_same_bytes() {
     let wanted = kills_wanted();
-    let mut stream = Stream::new(std::process::id().into(), 11);
+    let mut stream = RngStream::new(std::process::id().into(), 11);
     let start = Instant::now();
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     let settings: Vec<&str> = std::iter::once(RUN).chain(OTHERS).collect();

@@ -179,7 +179,7 @@ fn ranks_of_another_launch_are_refused_by_all() {
     refused(&of_three, &["rank 1 (", "was started as one of 3 processes", "as one of 2"]);
     // Rank 0 goes on waiting for one of its own.
     let of_another_job = |rank: usize, command: &mut Command| {
-        command.env("TORCHELASTIC_RUN_ID", if rank == 1 { "b" } else { "a" }).env("QLORA_JOIN_SECONDS", "5");
+        command.env("TORCHELASTIC_RUN_ID", if rank == 1 { "b" } else { "a" }).env("QLORA_JOIN_SECONDS", "3");
     };
     refused(&of_another_job, &["rank 1 (", "of another job (\"b\"", "\"a\""]);
 }
@@ -191,7 +191,7 @@ fn a_rank_that_is_missing_is_named_by_all_that_came() {
     let (line, port) = (train(""), free_port());
     let one = |rank: usize| {
         let mut command = command(&sandbox, &line, rank, 3, port);
-        command.env("QLORA_JOIN_SECONDS", "5");
+        command.env("QLORA_JOIN_SECONDS", "3");
         spawn(&sandbox, command, rank)
     };
     // Rank 1 began to wait before rank 0 did.

@@ -5,7 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use serde_json::json;
 
 use crate::sandbox::Sandbox;
@@ -57,7 +58,7 @@ fn model() -> PathBuf {
 
 /// Rows of exactly `length` tokens: every batch is as long as the longest.
 fn write_rows(sandbox: &Sandbox, name: &str, rows: usize, length: usize) {
-    let mut stream = Stream::new(1, 3);
+    let mut stream = RngStream::new(1, 3);
     let mut row =
         |_| json!({"input_ids": (0..length).map(|_| 100 + stream.below(40_000)).collect::<Vec<_>>()}).to_string();
     sandbox.write(&format!("{name}.jsonl"), &(0..rows).map(&mut row).collect::<Vec<_>>().join("\n"));
@@ -69,7 +70,7 @@ fn a_run_holds_what_was_planned() {
     if !model.join("model.safetensors").is_file() {
         return println!("not run: {} is not there; `cargo xtask setup` fetches it", model.display());
     }
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::on_disk(&Synthetic::new(tiny_arch(), 1));
     write_rows(&sandbox, "rows", 24, 512);
     write_rows(&sandbox, "short", 48, 128);
     let full = std::env::var_os("QLORA_FULL_GRID").is_some();

@@ -15,14 +15,14 @@ const LAYERS: usize = 5;
 const VOCAB: usize = 9000;
 
 fn sandbox() -> Sandbox {
-    let sandbox = Sandbox::of(&Synthetic::new(Arch { num_layers: LAYERS, ..tiny_arch() }, 1));
+    let sandbox = Sandbox::on_disk(&Synthetic::new(Arch { num_layers: LAYERS, ..tiny_arch() }, 1));
     std::fs::create_dir(sandbox.path("scratch")).unwrap();
     sandbox
 }
 
 fn with_large_head(tied: bool) -> Sandbox {
     let arch = Arch { num_layers: 2, vocab_size: VOCAB, tie_word_embeddings: tied, ..tiny_arch() };
-    Sandbox::of(&Synthetic::new(arch, 1))
+    Sandbox::on_disk(&Synthetic::new(arch, 1))
 }
 
 /// The plan of a run of [`train`] with these settings.
@@ -229,7 +229,7 @@ fn an_output_layer_whose_file_changes_ends_the_run() {
     let file = sandbox.path("model/model.safetensors");
     let whole = std::fs::read(&file).unwrap();
     let line = train("--lm-head disk --save-steps 1 --resume-from-checkpoint true --compute f32");
-    let child = paused(&sandbox, &line, "step:2", 1000);
+    let child = paused(&sandbox, &line, "step:2");
     OpenOptions::new().write(true).open(&file).unwrap().set_len(whole.len() as u64 / 2).unwrap();
     let (status, said) = end(child);
     assert_eq!(status, Some(1), "{said}");

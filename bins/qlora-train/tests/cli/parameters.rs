@@ -7,21 +7,8 @@ use qlora_train::model::ModelSpec;
 use qlora_train::report::trainable_line;
 
 fn spec(config: Arch, modules: &[Projection]) -> ModelSpec {
-    ModelSpec {
-        lora: LoraSpec::uniform(&config, modules, 16, 32.0, 0.0),
-        arch: config,
-        quantization: qlora_train::backend::Quantization::None,
-        trainable: true,
-        states: qlora_train::backend::StateFormat::F32,
-        activations: Vec::new(),
-        optimizer_on_host: Default::default(),
-        residency: Vec::new(),
-        token_tile: None,
-        tokens: 1,
-        positions: 1,
-        prompts: Default::default(),
-        seed: 0,
-    }
+    let lora = LoraSpec::uniform(&config, modules, 16, 32.0, 0.0);
+    ModelSpec { trainable: true, ..ModelSpec::new(lora, config, qlora_train::backend::Quantization::None, 1) }
 }
 
 fn line(spec: &ModelSpec) -> String {

@@ -1,12 +1,12 @@
 //! A 16-bit base that is quantized once: a run is the same with and without, whatever becomes of what was kept.
 
 use std::fs;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 
-use crate::child::{end, paused, signal, wait_for};
+use crate::child::{end, paused, stopped, wait_for};
 use crate::launched;
 use crate::sandbox::{Sandbox, keys, train};
 
@@ -297,9 +297,7 @@ fn a_start_that_ends_while_it_quantizes_leaves_nothing_for_good() {
         assert_eq!(sandbox.names("kept"), [""; 0], "{fault}");
     }
     for (name, status) in [("-INT", 130), ("-TERM", 143)] {
-        let child = paused(&sandbox, &line, "tensor:3", 400);
-        signal(&child, name);
-        let (found, text) = end(child);
+        let (found, text) = stopped(paused(&sandbox, &line, "tensor:3"), name);
         assert_eq!(found, Some(status), "{text}");
         assert!(text.contains("stopping after the current tensor; nothing is kept"), "{text}");
         assert_eq!(sandbox.names("kept"), [""; 0], "{name}");
@@ -315,44 +313,25 @@ fn a_start_that_ends_while_it_quantizes_leaves_nothing_for_good() {
     entry(&sandbox);
     assert!(sandbox.names("kept").iter().all(|name| !name.starts_with('.')), "{:?}", sandbox.names("kept"));
     // Once it trains, a signal is answered as ever.
-    let child = paused(&sandbox, &train("--output-dir later --quantized-cache new"), "step:2", 400);
-    signal(&child, "-INT");
-    let (status, text) = end(child);
+    let child = paused(&sandbox, &train("--output-dir later --quantized-cache new"), "step:2");
+    let (status, text) = stopped(child, "-INT");
     assert!(status == Some(130) && text.contains("saved in later/checkpoint-2"), "{text}");
-}
-
-/// A process that stands still as long as this is there.
-struct Stopped<'a>(&'a Child);
-
-impl<'a> Stopped<'a> {
-    fn new(child: &'a Child) -> Self {
-        signal(child, "-STOP");
-        Self(child)
-    }
-}
-
-impl Drop for Stopped<'_> {
-    fn drop(&mut self) {
-        signal(self.0, "-CONT");
-    }
 }
 
 #[test]
 fn two_starts_at_a_time_quantize_once() {
     let sandbox = Sandbox::new();
     sandbox.train_into("whole", "").ok();
-    let first = paused(&sandbox, &train(&format!("--output-dir first {CACHE}")), "tensor:3", 2000);
-    let stopped = Stopped::new(&first);
+    let first = paused(&sandbox, &train(&format!("--output-dir first {CACHE}")), "tensor:3");
     let mut second = sandbox.command(&train(&format!("--output-dir second {CACHE}")));
     let mut second = second.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = wait_for(&mut second, "another process writes a model in NF4");
-    drop(stopped);
+    let (status, text) = end(first);
+    assert_eq!(status, Some(0), "{text}");
     let (status, rest) = end(second);
     said += &rest;
     assert_eq!(status, Some(0), "{said}");
     assert_said(&said, [false, false]);
-    let (status, text) = end(first);
-    assert_eq!(status, Some(0), "{text}");
     entry(&sandbox);
     for out in ["first", "second"] {
         sandbox.assert_same_result("whole", out);

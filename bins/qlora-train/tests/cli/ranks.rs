@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::files::failpoint::VARIABLE;
 use serde_json::Value;
@@ -168,7 +168,7 @@ fn a_rank_that_dies_ends_all_by_its_name() {
 #[test]
 fn a_rank_that_hangs_ends_all_by_its_name() {
     let sandbox = Sandbox::new();
-    for of in [0, 1] {
+    let with_hanging = |of: usize| {
         let hangs = |rank: usize, command: &mut Command| {
             command.env("QLORA_SILENCE_SECONDS", "4");
             if rank == of {
@@ -180,7 +180,11 @@ fn a_rank_that_hangs_ends_all_by_its_name() {
         group[of].wait_for(&sandbox, "fault point reached");
         let process = group[of].child.id().to_string();
         assert!(Command::new("kill").args(["-STOP", &process]).status().unwrap().success());
-        let mut stopped = group.remove(of);
+        let stopped = group.remove(of);
+        (of, group, stopped)
+    };
+    // Both groups wait at the same time.
+    for (of, group, mut stopped) in [0, 1].map(with_hanging) {
         for left in ended(&sandbox, group) {
             assert_eq!(left.status, Some(1), "{left:#?}");
             let words = [format!("rank {of} ("), "has not answered for 4 s".to_owned()];
@@ -196,14 +200,14 @@ fn a_rank_that_hangs_ends_all_by_its_name() {
 fn a_rank_whose_work_hangs_ends_all_by_its_name() {
     let sandbox = Sandbox::new();
     let hangs = |rank: usize, command: &mut Command| {
-        command.env("QLORA_STALL_SECONDS", "8").env("QLORA_SILENCE_SECONDS", "4");
+        command.env("QLORA_STALL_SECONDS", "4").env("QLORA_SILENCE_SECONDS", "4");
         if rank == 1 {
             command.env(VARIABLE, "micro-batch:3:pause:600000");
         }
     };
     for left in ended(&sandbox, start(&sandbox, &line("out", 1, ""), 3, hangs)) {
         assert_eq!(left.status, Some(1), "{left:#?}");
-        let words = ["rank 1 (", "lives, but did not come to the others", "for 8 s"];
+        let words = ["rank 1 (", "lives, but did not come to the others", "for 4 s"];
         assert!(words.iter().all(|word| left.stderr.contains(word)), "{left:#?}");
     }
 }
@@ -342,7 +346,7 @@ fn kills_wanted() -> usize {
 fn a_run_of_which_any_rank_is_killed_at_any_moment_goes_on_in_any_number_of_processes() {
     let wanted = kills_wanted();
     let sandbox = Sandbox::new();
-    let mut stream = Stream::new(std::process::id().into(), 23);
+    let mut stream = RngStream::new(std::process::id().into(), 23);
     let begun = Instant::now();
     run(&sandbox, &line("whole", 2, ""), 2);
     let whole = begun.elapsed();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use qlora_train::arch::Arch;
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::files::failpoint::VARIABLE;
@@ -90,6 +90,11 @@ impl Sandbox {
     }
 
     pub fn of(model: &Synthetic) -> Self {
+        Self::of_in(&in_memory(), model)
+    }
+
+    /// [`of`](Self::of) on a disk, for runs that write much or are about disks.
+    pub fn on_disk(model: &Synthetic) -> Self {
         Self::of_in(&std::env::temp_dir(), model)
     }
 
@@ -106,20 +111,8 @@ impl Sandbox {
     }
 
     pub fn chat_of(arch: Arch) -> Self {
-        Self::chat_in(&std::env::temp_dir(), arch)
-    }
-
-    /// [`chat`](Self::chat) in a file system in memory, where there is one: a disk's answers take most of the time of
-    /// runs that save much.
-    pub fn chat_in_memory() -> Self {
-        let memory = Path::new("/dev/shm");
-        let disk = std::env::temp_dir();
-        Self::chat_in(if memory.is_dir() { memory } else { &disk }, tiny_arch())
-    }
-
-    fn chat_in(dir: &Path, arch: Arch) -> Self {
         let config = Arch { vocab_size: fixture::VOCAB_SIZE, ..arch };
-        let sandbox = Self::of_in(dir, &Synthetic::new(config, 1));
+        let sandbox = Self::of(&Synthetic::new(config, 1));
         let model = sandbox.path("model");
         fixture::write_json(&model, "tokenizer.json", &fixture::tokenizer_json());
         fixture::write_json(&model, "tokenizer_config.json", &fixture::tokenizer_config(Some(fixture::CHATML)));
@@ -158,7 +151,7 @@ impl Sandbox {
 
     /// Rows of 8 to 15 tokens that count upwards from a random token: easy to learn, the first four unsupervised.
     pub fn write_rows(&self, name: &str, rows: usize, seed: u64) {
-        let mut stream = Stream::new(seed, 7);
+        let mut stream = RngStream::new(seed, 7);
         let mut row = |_| {
             let (start, length) = (3 + stream.below(20), 8 + stream.below(8));
             let ids: Vec<u32> = (start..start + length).collect();
@@ -271,6 +264,13 @@ impl Sandbox {
         collect(self.0.path(), &mut files);
         files
     }
+}
+
+/// A file system in memory, where there is one with room: a disk's answers take most of the time of runs that save.
+fn in_memory() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    let has_room = rustix::fs::statvfs(memory).is_ok_and(|found| found.f_bavail * found.f_frsize >= 4 << 30);
+    if has_room { memory.to_owned() } else { std::env::temp_dir() }
 }
 
 /// Bytes of anonymous memory of a process now.

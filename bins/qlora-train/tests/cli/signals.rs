@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use qlora_train::files::failpoint::VARIABLE;
 
-use crate::child::{end, paused, signal, wait_for};
+use crate::child::{asked_to_stop, end, paused, signal, stopped, wait_for};
 use crate::resume::RUN;
 use crate::sandbox::{Sandbox, train};
 
@@ -26,9 +26,7 @@ fn the_first_signal_saves_and_says_how_to_go_on() {
     ];
     for (name, place, status, words) in places {
         let line = train(RUN);
-        let child = paused(&sandbox, &line, place, 700);
-        signal(&child, name);
-        let (found, text) = end(child);
+        let (found, text) = stopped(paused(&sandbox, &line, place), name);
         assert_eq!(found, Some(status), "{place}: {text}");
         assert!(text.contains("saving and stopping after the current micro-batch"), "{place}: {text}");
         if status != 0 {
@@ -49,9 +47,7 @@ fn a_run_stopped_in_the_same_step_again_and_again_goes_on_where_it_stood() {
     sandbox.train_into("whole", RUN).ok();
     let mut line = train(RUN);
     for stop in 1..=4 {
-        let child = paused(&sandbox, &line, "micro-batch:1", 400);
-        signal(&child, "-INT");
-        let (status, text) = end(child);
+        let (status, text) = stopped(paused(&sandbox, &line, "micro-batch:1"), "-INT");
         assert_eq!(status, Some(130), "{text}");
         assert!(text.contains(&format!("stopped after step 0 of 8 and {stop} micro-batches")), "{text}");
         assert_eq!(sandbox.json("out/checkpoint-0/run_state.json")["progress"]["accumulation"]["micro_batches"], stop);
@@ -70,9 +66,7 @@ fn an_interrupted_evaluation_is_done_again() {
     let mut line = train(&run);
     for place in ["step:2", "step:1"] {
         // The signal is found by the evaluation after step 2, then by that of the resumed run after step 3 or 4.
-        let child = paused(&sandbox, &line, place, 400);
-        signal(&child, "-INT");
-        let (status, text) = end(child);
+        let (status, text) = stopped(paused(&sandbox, &line, place), "-INT");
         assert_eq!(status, Some(130), "{text}");
         line = train(&format!("{run} --resume-from-checkpoint"));
     }
@@ -87,12 +81,14 @@ fn the_second_signal_leaves_at_once() {
     for (first, second, status) in
         [("-INT", "-INT", 130), ("-INT", "-TERM", 143), ("-TERM", "-INT", 130), ("-TERM", "-HUP", 129)]
     {
-        let mut child = paused(&sandbox, &train(&format!("{RUN} --resume-from-checkpoint")), "step:1", 60_000);
-        signal(&child, first);
-        wait_for(&mut child, "a second one leaves at once");
+        let mut child = paused(&sandbox, &train(&format!("{RUN} --resume-from-checkpoint")), "step:1");
+        asked_to_stop(&mut child, first);
+        // It does not end by going on.
+        let waits = child.stdin.take();
         let start = Instant::now();
         signal(&child, second);
         let (found, text) = end(child);
+        drop(waits);
         assert_eq!(found, Some(status), "{text}");
         assert!(start.elapsed() < Duration::from_secs(20), "it waited");
         assert!(!text.contains("saved in"), "{text}");
@@ -109,7 +105,7 @@ fn a_run_under_nohup_goes_on_after_a_hang_up() {
     let sandbox = Sandbox::new();
     let mut command = Command::new("nohup");
     command.arg(env!("CARGO_BIN_EXE_qlora-train")).args(train(RUN).split_whitespace()).current_dir(sandbox.path("."));
-    command.env(VARIABLE, "step:2:pause:400").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.env(VARIABLE, "step:2:wait").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     wait_for(&mut child, "fault point reached");
     signal(&child, "-HUP");
@@ -126,10 +122,9 @@ fn quantize_leaves_nothing_when_it_is_stopped() {
     for (name, place, status) in
         [("-INT", "tensor:1", 130), ("-TERM", "tensor:5", 143), ("-HUP", "tensor:12", 129), ("-INT", "tensor:20", 130)]
     {
-        let child = paused(&sandbox, line, place, 400);
+        let child = paused(&sandbox, line, place);
         assert!(sandbox.files().len() > before.len(), "it writes beside the output");
-        signal(&child, name);
-        let (found, text) = end(child);
+        let (found, text) = stopped(child, name);
         assert_eq!(found, Some(status), "{place}: {text}");
         assert!(text.contains("stopping after the current tensor; nothing is kept"), "{place}: {text}");
         assert!(sandbox.files() == before, "{place}: {:?}", sandbox.files().keys());
@@ -138,8 +133,7 @@ fn quantize_leaves_nothing_when_it_is_stopped() {
     assert!(sandbox.path("nf4/config.json").exists());
     // An empty directory that was there stays as it was.
     std::fs::create_dir(sandbox.path("empty")).unwrap();
-    let child = paused(&sandbox, "quantize --model model --output empty", "tensor:2", 400);
-    signal(&child, "-TERM");
-    assert_eq!(end(child).0, Some(143));
+    let child = paused(&sandbox, "quantize --model model --output empty", "tensor:2");
+    assert_eq!(stopped(child, "-TERM").0, Some(143));
     assert_eq!(sandbox.names("empty"), Vec::<String>::new());
 }

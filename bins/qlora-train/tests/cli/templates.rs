@@ -7,13 +7,19 @@ use crate::sandbox::Sandbox;
 /// Two lists that hold others 2⁶⁰ times over, and take no room.
 const NESTED: &str = "{% set n = namespace(s=['x'], t=['x']) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}{% set n.t = [n.t, n.t] %}{% endfor %}";
 
+/// A conversation alone: several would each come to the limit, at the same time.
+fn write_one(sandbox: &Sandbox) {
+    sandbox.write("one.jsonl", sandbox.read("chat.jsonl").lines().next().unwrap());
+}
+
 /// The template is refused by a limit that is counted, on every machine alike.
 #[track_caller]
 fn ends(template: &str, words: &[&str]) {
     let sandbox = Sandbox::chat();
     sandbox.write("stranger.jinja", template);
+    write_one(&sandbox);
     let (before, started) = (sandbox.files(), Instant::now());
-    let done = sandbox.run("preview --model model --data chat.jsonl --chat-template stranger.jinja");
+    let done = sandbox.run("preview --model model --data one.jsonl --chat-template stranger.jinja");
     assert!(!done.stderr.contains("the clock"), "{}: {}", &template[template.len().saturating_sub(80)..], done.stderr);
     done.ended(2, words);
     assert!(sandbox.files() == before, "something was written");
@@ -126,6 +132,7 @@ fn stripping_many_characters_is_counted() {
 #[test]
 fn deep_expressions_and_values_end() {
     let sandbox = Sandbox::chat();
+    write_one(&sandbox);
     for template in [
         format!("{{{{ {}1 }}}}", "-".repeat(200_000)),
         format!("{{{{ 1{} }}}}", "+1".repeat(100_000)),
@@ -136,7 +143,7 @@ fn deep_expressions_and_values_end() {
         "{% set n = namespace(s=[]) %}{% for i in range(99999) %}{% for j in range(4) %}{% set n.s = [n.s] %}{% endfor %}{% endfor %}{{ n.s == [n.s] }}".to_owned(),
     ] {
         sandbox.write("stranger.jinja", &template);
-        let done = sandbox.run("preview --model model --data chat.jsonl --chat-template stranger.jinja");
+        let done = sandbox.run("preview --model model --data one.jsonl --chat-template stranger.jinja");
         assert!(matches!(done.status, Some(0 | 2)), "{}: {done:?}", &template[..60]);
     }
 }

@@ -10,7 +10,7 @@ const TAKEN: &str = "tokenized rows of an earlier start";
 
 /// Conversations of two tasks, one of them twice, with a key that nothing reads, beside token ids with weights.
 fn sandbox() -> Sandbox {
-    let sandbox = Sandbox::chat_in_memory();
+    let sandbox = Sandbox::chat();
     let row = |at: usize| {
         let (question, answer) = (format!("what is {at}"), format!("it is {}", at * at));
         let turns = json!([{"role": "user", "content": question}, {"role": "assistant", "content": answer}]);

@@ -48,7 +48,7 @@ fn keys_of_others_that_say_something_are_followed() {
     assert_eq!(all("lora_parameters: {rank: 4, scale: 20.0}").lora_alpha, 80.0, "scale is alpha / r");
     assert_eq!(all("lora_parameters: {keys: [self_attn.q_proj, mlp.up_proj]}").lora_target_modules.names().len(), 2);
     let (settings, notes) = noting("load_in_8bit: true");
-    assert_eq!(settings.quantization, Quantization::Off);
+    assert_eq!(settings.quantization, Quantization::None);
     assert!(notes[0].contains("16 bits"), "{notes:?}");
     assert_eq!(all("load_in_8bit: true\nquantization: nf4").quantization, Quantization::Nf4);
     assert_eq!(all("lora_model_dir: out").init_adapter, Some("out".into()));

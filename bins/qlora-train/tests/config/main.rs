@@ -161,19 +161,19 @@ special_tokens: {}
 fn quantization_is_told_from_the_keys_of_other_trainers() {
     for (text, expected) in [
         ("adapter: qlora", Quantization::Nf4),
-        ("adapter: lora", Quantization::Off),
+        ("adapter: lora", Quantization::None),
         ("adapter: lora\nload_in_4bit: true", Quantization::Nf4),
-        ("load_in_4bit: false", Quantization::Off),
+        ("load_in_4bit: false", Quantization::None),
         ("quantization: {load_in_4bit: true, bnb_4bit_quant_type: nf4}", Quantization::Nf4),
         ("quantization_bit: 4", Quantization::Nf4),
-        ("quantization: none", Quantization::Off),
+        ("quantization: none", Quantization::None),
     ] {
         assert_eq!(yaml(text).quantization, expected, "{text}");
     }
     let over = |text: &str, name: &str, value: &str| {
         Settings::from_yaml(text, "cfg.yaml", &[(name.into(), value.into())]).unwrap().quantization
     };
-    assert_eq!(over("load_in_4bit: true", "quantization", "none"), Quantization::Off);
+    assert_eq!(over("load_in_4bit: true", "quantization", "none"), Quantization::None);
     assert_eq!(over("quantization: nf4", "adapter", "lora"), Quantization::Nf4);
 }
 

@@ -4,7 +4,7 @@
 use crate::commands::Directory;
 use crate::methods::is_within_bounds;
 use crate::planning::{planned, steps};
-use crate::runs::{HYPER, micro_batches, train};
+use crate::runs::{HYPER, short_micro_batches, train_short};
 use crate::sources::{config, memory, on_device, small_config, spec};
 use lab::device::{Tally, set_schedule};
 use qlora_train::adapter::Adapter;
@@ -76,7 +76,7 @@ impl Source for Given {
 /// their product.
 fn cuts<B: Backend>(what: &str, build: impl Fn(&ModelSpec) -> B) {
     let spec = adalora(small_config(), Some(3));
-    let documents = micro_batches(spec.arch.vocab_size);
+    let documents = short_micro_batches(spec.arch.vocab_size);
     let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
     let mut backend = build(&spec);
     let mut model = Llama::build(&mut backend, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
@@ -124,7 +124,7 @@ fn every_schedule_cuts_the_same_ranks() {
         set_schedule(seed);
         let (activations, states) = (activations.to_vec(), StateFormat::Blockwise8);
         let spec = ModelSpec { activations, states, ..adalora(small_config(), Some(3)) };
-        train(&mut on_device(&spec), &mut memory(&spec.arch), &spec, 3)
+        train_short(&mut on_device(&spec), &mut memory(&spec.arch), &spec, 3)
     };
     let first = run(0, &[Recompute; 2]);
     for (seed, activations) in [(1, [Keep; 2]), (7, [Offload, Recompute])] {
@@ -145,7 +145,7 @@ fn a_run_takes_what_was_planned() {
 /// the GPU and on the CPU.
 #[test]
 fn commands_cut_ranks() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     let line = |out: &str, more: &str| {
         format!(
             "train --json --model model --data rows.jsonl --max-length 64 --lora-r 8 --use-adalora --target-r 3 --tinit 1 \

@@ -1,7 +1,7 @@
 //! The commands with `--device cuda`, and the same with `--device cpu`.
 
 use crate::sources::{config, small_config};
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use qlora_train::arch::Arch;
 use qlora_train::base::synthetic::Synthetic;
 use serde_json::Value;
@@ -34,7 +34,7 @@ impl Directory {
     fn of(arch: Arch) -> Self {
         let directory = Self(tempfile::tempdir().unwrap());
         Synthetic::new(arch, 1).write(&directory.path("model")).unwrap();
-        let mut stream = Stream::new(3, 3);
+        let mut stream = RngStream::new(3, 3);
         let mut rows = String::new();
         for _ in 0..8 {
             let first = stream.below(200);
@@ -197,7 +197,7 @@ fn steps_on_random_weights_are_measured() {
 #[test]
 fn levers_leave_the_steps_on_random_weights_as_they_are() {
     let directory = Directory::small();
-    let line = "bench --json --shape model/config.json --seq 60 --steps 1 --lora-r 8 --device cuda";
+    let line = "bench --json --shape model/config.json --seq 24 --steps 1 --lora-r 8 --device cuda";
     let of = |levers: &str| directory.done(&format!("{line} {levers}")).0;
     let resident = "--gradient-checkpointing false --weights resident --lm-head resident --optimizer-states resident";
     let expected = of(resident);

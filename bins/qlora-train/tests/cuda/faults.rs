@@ -24,11 +24,12 @@ fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn a_lost_device_ends_the_run_and_the_checkpoint_goes_on() {
     let directory = Directory::small();
-    directory.train("--output-dir whole --device cuda");
+    let line = |more: &str| train(&format!("{more} --device cuda")).replace("--max-steps 4", "--max-steps 3");
+    directory.done(&line("--output-dir whole"));
     // Launches are the same in every run: those of two steps and their checkpoint are done when the third is under way.
-    let lost = (1..).map(|hundreds| hundreds * 100).find_map(|launch| {
+    let lost = (3..).map(|hundreds| hundreds * 100).find_map(|launch| {
         let lost = format!("{launch}:719");
-        let output = directory.run_with(&train("--output-dir lost --device cuda"), &[("QLORA_EMULATION_LOST", &lost)]);
+        let output = directory.run_with(&line("--output-dir lost"), &[("QLORA_EMULATION_LOST", &lost)]);
         let errors = String::from_utf8(output.stderr).unwrap();
         if output.status.success() {
             panic!("the run ended before launch {launch}: no launch came after the checkpoint");
@@ -48,7 +49,7 @@ fn a_lost_device_ends_the_run_and_the_checkpoint_goes_on() {
     let (launch, checkpoint) = lost.unwrap();
     println!("lost at launch {launch}");
     assert!(checkpoint.contains_key("adapter_model.safetensors"), "{:?}", checkpoint.keys());
-    directory.train("--output-dir lost --device cuda --resume-from-checkpoint true");
+    directory.done(&line("--output-dir lost --resume-from-checkpoint true"));
     assert!(contents(&directory.path("lost/checkpoint-2")) == checkpoint);
     let adapter = |run: &str| std::fs::read(directory.path(run).join("adapter_model.safetensors")).unwrap();
     assert!(adapter("whole") == adapter("lost"));

@@ -17,7 +17,7 @@ use qlora_train::backend::{Memory as _, Quantization, Residency, StateFormat};
 use qlora_train::config::Settings;
 use qlora_train::files::tensor::StoredType;
 use qlora_train::model::{Activations, ModelSpec};
-use qlora_train::session::plan::{MemoryPlan, PlannedJob, StoredAs, plan};
+use qlora_train::session::plan::{MemoryPlan, PlannedJob, TensorStorage, plan};
 use qlora_train::session::{Budget, Device};
 use trainer_lab::model::Documents;
 
@@ -58,11 +58,11 @@ fn a_step_of_dequantized_weights_gives_the_cpu_backends_gradients() {
     let biased = Arch { biases: Projection::ALL.into(), ..config() };
     let wide = Arch { head_dim: 128, num_heads: 2, num_kv_heads: 1, hidden_size: 136, ..config() };
     let windowed = vec![LayerArch { window: Some(9), ..config().layers[0].clone() }];
+    let windowed = Arch { layers: windowed, ..biased.clone() };
     for (what, config, quantization, dropout) in [
         ("NF4, dropout", config(), nf4(64, true), 0.1),
-        ("NF4, a window", Arch { layers: windowed, ..config() }, nf4(64, true), 0.0),
-        ("16-bit weights, biases", biased.clone(), Quantization::None, 0.0),
-        ("NF4 and biases, blocks of 32", biased, nf4(32, false), 0.0),
+        ("16-bit weights, biases", biased, Quantization::None, 0.0),
+        ("NF4, biases and a window, blocks of 32", windowed, nf4(32, false), 0.0),
         ("blocks that straddle rows", wide, nf4(128, false), 0.1),
         ("norms of what branches give", with_norms_after(config()), nf4(128, true), 0.0),
         ("norms around branches, gelu", with_norms_around(config()), nf4(64, true), 0.0),
@@ -113,7 +113,7 @@ fn settings() -> Settings {
 fn planned(spec: &ModelSpec) -> MemoryPlan {
     const BUDGET: Budget =
         Budget { limit: u64::MAX, in_use: 0, in_use_name: "", read_bytes: 0, host_limit: u64::MAX, sharers: 1 };
-    let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
+    let stored = |_: &str| TensorStorage { dtype: StoredType::Bf16, resident_as: None };
     let device = Device::choose_for_plan(&settings(), None).unwrap();
     plan(&device, spec, &stored, PlannedJob::Train, BUDGET).unwrap()
 }
@@ -127,12 +127,12 @@ fn levers_give_the_same_bits_in_the_memory_that_is_planned() {
     }
     use Activations::{Keep, Offload, Recompute};
     use Residency::{Device as OnDevice, Pinned};
-    let tally = Tally::new("levers, dequantized weights", 5);
+    let tally = Tally::new("levers, dequantized weights", 4);
     let mut base = ModelSpec { tokens: 530, positions: 200, ..spec(Arch { num_layers: 2, ..small_config() }) };
     base.lora.dropout = 0.0;
     // Two tiles; what is not cut has few tokens, in as much memory.
     let lengths = |token_tile: Option<usize>| -> &'static [usize] {
-        if token_tile.is_some() { &[100, 5, 150, 80, 194] } else { &[37, 20, 6, 1] }
+        if token_tile.is_some() { &[100, 5, 150, 80, 194] } else { &[12, 7, 1] }
     };
     let run = |activations: [Activations; 2],
                residency: [Residency; 2],
@@ -157,8 +157,7 @@ fn levers_give_the_same_bits_in_the_memory_that_is_planned() {
     }
     let cases = [
         ([Recompute; 2], [OnDevice; 2], None),
-        ([Keep; 2], [OnDevice; 2], Some(512)),
-        ([Recompute; 2], [OnDevice; 2], Some(512)),
+        ([Recompute, Keep], [OnDevice; 2], Some(512)),
         ([Offload; 2], [Pinned; 2], None),
         ([Offload, Recompute], [Pinned; 2], Some(512)),
     ];
@@ -208,7 +207,7 @@ fn the_setting_is_said_recorded_and_kept() {
     if !is_there() {
         return;
     }
-    let directory = Directory::new();
+    let directory = Directory::small();
     let run = |out: &str, more: &str| directory.train(&format!("--output-dir {out} --device cuda {more}"));
     let errors = run("whole", "--linear dequantize");
     assert!(errors.contains("linear layers: dequantize + cuBLASLt"), "{errors}");

@@ -1,7 +1,7 @@
 //! Models in 16 and 32 bits, which the device quantizes while they are loaded.
 
 use crate::commands::{Directory, train};
-use crate::sources::{ROOM, config, spec};
+use crate::sources::{ROOM, config, small_config, spec};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_train::arch::Arch;
 use qlora_train::arch::shapes::shape;
@@ -22,7 +22,8 @@ use std::time::{Duration, Instant};
 /// type and files the weights are stored in, and wherever they wait.
 #[test]
 fn a_model_that_the_device_quantizes_trains_as_the_one_that_the_host_quantized() {
-    let directory = Directory::new();
+    let directory = Directory::small();
+    let arch = Arch { vocab_size: config().vocab_size, ..small_config() };
     let plain = ("--no-double-quant --nf4-block-size 128", "--double-quant false --nf4-block-size 128");
     for (stored, (quantize, settings), weights) in [
         (StoredType::Bf16, ("", ""), "host"),
@@ -30,7 +31,7 @@ fn a_model_that_the_device_quantizes_trains_as_the_one_that_the_host_quantized()
         (StoredType::F32, ("", ""), "resident"),
     ] {
         let (model, nf4) = (stored.name().to_owned(), format!("{}-nf4", stored.name()));
-        Synthetic { stored, shards: 3, ..Synthetic::new(config(), 1) }.write(&directory.path(&model)).unwrap();
+        Synthetic { stored, shards: 3, ..Synthetic::new(arch.clone(), 1) }.write(&directory.path(&model)).unwrap();
         directory.done(&format!("quantize --json --model {model} --output {nf4} {quantize}"));
         let trained = |model: &str, settings: &str| {
             let line = train(&format!("--output-dir out-{model} --device cuda {settings}"));

@@ -3,7 +3,7 @@
 
 use crate::commands::Directory;
 use crate::planning::{planned, steps};
-use crate::runs::{Apart, HYPER, Trained, micro_batches, train_short};
+use crate::runs::{Apart, HYPER, Trained, short_micro_batches, train_short};
 use crate::sources::{
     config, memory, on_device, small_config, spec, with_fused_projections, with_norms_after, with_norms_around,
 };
@@ -131,7 +131,7 @@ fn every_schedule_and_place_gives_the_same_bits() {
 fn norms_follow_the_terms() {
     let spec = dora(small_config());
     let hyper = Hyperparameters { learning_rate_a: 0.1, learning_rate_b: 0.1, ..HYPER };
-    let documents = micro_batches(spec.arch.vocab_size);
+    let documents = short_micro_batches(spec.arch.vocab_size);
     let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
     let build = || {
         let mut cuda = on_device(&spec);
@@ -155,9 +155,9 @@ fn norms_follow_the_terms() {
 #[test]
 fn a_run_takes_what_was_planned() {
     for (activations, quantization, residency) in [
-        (Activations::Keep, Quantization::Nf4 { block_size: 64, double_quant: true }, Vec::new()),
+        (Activations::Keep, Quantization::NF4, Vec::new()),
         (Activations::Recompute, Quantization::None, Vec::new()),
-        (Activations::Offload, Quantization::Nf4 { block_size: 64, double_quant: true }, vec![Residency::Pinned; 4]),
+        (Activations::Offload, Quantization::NF4, vec![Residency::Pinned; 4]),
     ] {
         let spec = ModelSpec { activations: vec![activations; 4], quantization, residency, ..both(4) };
         let bytes = planned(&spec);
@@ -170,7 +170,7 @@ fn a_run_takes_what_was_planned() {
 /// From settings to an adapter that is gone on with, and evaluated on the GPU and on the CPU.
 #[test]
 fn commands_take_magnitudes_and_whole_modules() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     for (name, more) in [("dora", "--use-dora true"), ("whole", "--modules-to-save embed_tokens,lm_head,norm")] {
         let line = |out: &str, more: &str| {
             format!(

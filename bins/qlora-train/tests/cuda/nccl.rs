@@ -99,7 +99,7 @@ fn two_ranks_on_one_gpu_are_refused_where_nccl_is_asked_for() {
 #[cfg(feature = "emulation")]
 mod emulated {
     use super::*;
-    use crate::sources::{ROOM, config, memory, spec};
+    use crate::sources::{ROOM, memory, small_config, spec};
     use qlora_kernels::device::{Device, Nccl, emulation};
     use qlora_train::backend::cuda::Cuda;
     use qlora_train::backend::{Batch, Optimizer};
@@ -147,7 +147,7 @@ mod emulated {
     /// ranks have no micro-batch in the last round.
     #[test]
     fn sums_on_the_devices_give_the_bits_of_those_in_the_memory_of_the_host() {
-        let spec = spec(config());
+        let spec = spec(small_config());
         for (world, rows) in [(1, 2), (2, 2), (2, 3), (3, 4)] {
             let row = |row: usize| Documents::random(&[7 + 3 * row], spec.arch.vocab_size, row as u64);
             let rows: Vec<Documents> = (0..rows).map(row).collect();
@@ -165,7 +165,7 @@ mod emulated {
     /// Gradients that go through the host's memory while other layers compute, or afterwards.
     #[test]
     fn sums_in_the_memory_of_the_host_give_the_same_bits_beside_the_backward_pass_and_after_it() {
-        let spec = spec(config());
+        let spec = spec(small_config());
         for (world, rows) in [(2, 3), (3, 4)] {
             let row = |row: usize| Documents::random(&[7 + 3 * row], spec.arch.vocab_size, row as u64);
             let rows: Vec<Documents> = (0..rows).map(row).collect();
@@ -222,7 +222,7 @@ mod emulated {
     /// Gradients on their way are where they were when the sums have failed, and a step begins anew.
     #[test]
     fn gradients_are_back_when_a_sum_beside_the_backward_pass_fails() {
-        let spec = spec(config());
+        let spec = spec(small_config());
         let rows =
             [Documents::random(&[9], spec.arch.vocab_size, 1), Documents::random(&[12], spec.arch.vocab_size, 2)];
         let all = rows.each_ref().map(Documents::batch);

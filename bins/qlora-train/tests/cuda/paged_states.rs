@@ -5,7 +5,7 @@ use crate::adalora::adalora;
 use crate::commands::{Directory, train};
 use crate::methods::both;
 use crate::planning::{bytes_of, whole_plan};
-use crate::runs::{Trained, train_on};
+use crate::runs::{HYPER, Trained, train_each};
 use crate::sources::{memory, small_config, spec};
 use crate::token_rows::with_rows;
 use lab::device::{Tally, set_schedule};
@@ -17,22 +17,25 @@ use qlora_train::model::{Activations, ModelSpec};
 use std::rc::Rc;
 use trainer_lab::model::Documents;
 
-/// Documents of a batch, and of one that is two tiles.
-const SHORT: &[usize] = &[37, 20, 6, 1];
-const LONG: &[usize] = &[100, 5, 150, 80, 194];
+/// Documents of the batches of two steps; the second one of the longer run is two tiles.
+const SHORT: [&[usize]; 2] = [&[12, 7, 1]; 2];
+const LONG: [&[usize]; 2] = [&[12, 7, 1], &[100, 5, 150, 80, 194]];
 
 /// A run in the memory of the device and the pinned memory that are planned, which a short batch takes too. The
 /// emulation makes every second copy only when something waits for it: with one copy more before it has the other half
 /// of a run's wait.
-fn run(spec: &ModelSpec, copies_before: usize, lengths: &[usize]) -> Trained {
+fn run(spec: &ModelSpec, copies_before: usize, steps: [&[usize]; 2]) -> Trained {
     let plan = whole_plan(spec);
     let device = Rc::new(Device::open_at(0).unwrap());
     let mut other = device.zeros::<u8>(1).unwrap();
     let mut staging = UploadStaging::new(&device, 1).unwrap();
     (0..copies_before).for_each(|_| staging.upload(&[1], &mut other).unwrap());
-    let documents = Documents::random(lengths, spec.arch.vocab_size, 3);
+    // The seed of the first micro-batch, some of whose tokens have rows that are trained.
+    let documents = steps.map(|lengths| Documents::random(lengths, spec.arch.vocab_size, 1));
+    let batches = documents.each_ref().map(|documents| [documents.batch()]);
     let mut cuda = Cuda::on_device(device, spec.run_shape(), &spec.arch, plan.run_bytes).unwrap();
-    let trained = train_on(&mut cuda, &mut memory(&spec.arch), spec, 2, &[documents.batch()]);
+    let steps = batches.each_ref().map(|batch| batch.as_slice());
+    let trained = train_each(&mut cuda, &mut memory(&spec.arch), spec, &HYPER, &steps);
     assert_eq!(cuda.bytes(), plan.run_bytes, "{spec:?}");
     // The memory for pruning ranks is not the backend's.
     let on_host: Vec<_> = plan.on_host.into_iter().filter(|line| line.name != "LoRA importance of ranks").collect();
@@ -107,27 +110,25 @@ fn states_in_host_memory_go_with_every_other_lever() {
     let tally = Tally::new("training, states in host memory beside other levers", 1);
     let base = ModelSpec { tokens: 530, positions: 200, ..spec(Arch { num_layers: 2, ..small_config() }) };
     let base = ModelSpec { states: StateFormat::Blockwise8, activations: vec![Keep; 2], ..base };
-    let [short, long] = [SHORT, LONG].map(|lengths| run(&base, 0, lengths));
-    // The last place is that of the output layer. A tile goes with both in the last of them.
-    for (copies_before, (activations, residency, token_tile, levels)) in [
-        ([Recompute; 2], [OnDevice; 3], None, 2),
-        ([Offload; 2], [OnDevice; 3], None, 2),
-        ([Keep; 2], [Pinned, OnDevice, OnDevice], None, 2),
-        ([Keep; 2], [OnDevice, OnDevice, Pinned], None, 2),
-        ([Keep; 2], [OnDevice; 3], Some(512), 1),
-        ([Offload, Recompute], [Pinned; 3], Some(512), 2),
+    let [short, long] = [SHORT, LONG].map(|steps| run(&base, 0, steps));
+    // The last place is that of the output layer. Every value of each lever is with both levels in one of them.
+    for (copies_before, (activations, residency, token_tile, level)) in [
+        ([Offload, Recompute], [OnDevice; 3], None, 0),
+        ([Keep; 2], [Pinned, OnDevice, Pinned], None, 0),
+        ([Keep; 2], [OnDevice, OnDevice, Pinned], None, 1),
+        ([Keep; 2], [OnDevice; 3], Some(512), 0),
+        ([Offload, Recompute], [Pinned; 3], Some(512), 1),
     ]
     .into_iter()
     .enumerate()
     {
-        let (first, lengths) = if token_tile.is_some() { (&long, LONG) } else { (&short, SHORT) };
-        for &(optimizer_on_host, _) in &LEVELS[..levels] {
-            let (activations, residency) = (activations.to_vec(), residency.to_vec());
-            let spec = ModelSpec { activations, residency, token_tile, optimizer_on_host, ..base.clone() };
-            let what = (&spec.activations, &spec.residency, token_tile, optimizer_on_host);
-            assert!(*first == run(&spec, copies_before, lengths), "{what:?}");
-            tally.case();
-        }
+        let (first, steps) = if token_tile.is_some() { (&long, LONG) } else { (&short, SHORT) };
+        let (activations, residency) = (activations.to_vec(), residency.to_vec());
+        let (optimizer_on_host, _) = LEVELS[level];
+        let spec = ModelSpec { activations, residency, token_tile, optimizer_on_host, ..base.clone() };
+        let what = (&spec.activations, &spec.residency, token_tile, optimizer_on_host);
+        assert!(*first == run(&spec, copies_before, steps), "{what:?}");
+        tally.case();
     }
 }
 
@@ -135,15 +136,25 @@ fn states_in_host_memory_go_with_every_other_lever() {
 #[test]
 fn a_run_goes_on_with_its_states_in_another_place() {
     let directory = Directory::new();
-    for optim in ["adamw_torch", "adamw_8bit"] {
+    // Enough states for the run to tell of them.
+    for (optim, rank, moves) in [
+        (
+            "adamw_torch",
+            64,
+            &[("resident", "host"), ("host", "host_with_masters"), ("host_with_masters", "resident")][..],
+        ),
+        ("adamw_8bit", 128, &[("resident", "host_with_masters"), ("host_with_masters", "host")][..]),
+    ] {
         let begun = |place: &str| format!("{optim}-{place}");
-        // Enough states for the run to tell of them, in two steps with a checkpoint after each.
+        // Two steps with a checkpoint after each.
         let run = |line: &str| {
-            let line = train(line).replace("--lora-r 24", "--lora-r 128").replace("--max-steps 4", "--max-steps 2");
+            let line = train(line)
+                .replace("--lora-r 24", &format!("--lora-r {rank}"))
+                .replace("--max-steps 4", "--max-steps 2");
             let line = line.replace("--save-steps 2", "--save-steps 1");
             directory.done(&line.replace("--gradient-accumulation-steps 2", "--gradient-accumulation-steps 1")).1
         };
-        for (place, other) in [("resident", "host"), ("host", "host_with_masters"), ("host_with_masters", "resident")] {
+        for &(place, other) in moves {
             let line = |out: &str, place: &str, more: &str| {
                 format!("--output-dir {out} --device cuda --optim {optim} --optimizer-states {place} {more}")
             };
@@ -157,8 +168,8 @@ fn a_run_goes_on_with_its_states_in_another_place() {
         let file = |run: &str, name: &str| std::fs::read(directory.path(run).join(name)).unwrap();
         for name in ["adapter_model.safetensors", "checkpoint-2/optimizer.safetensors"] {
             let first = file(&begun("resident"), name);
-            for run in ["resident-on", "host", "host-on", "host_with_masters", "host_with_masters-on"] {
-                assert!(first == file(&begun(run), name), "{optim}: {run}, {name}");
+            for run in moves.iter().flat_map(|(place, _)| [begun(place), format!("{}-on", begun(place))]) {
+                assert!(first == file(&run, name), "{run}, {name}");
             }
         }
     }

@@ -121,17 +121,7 @@ impl Golden {
 
     /// Trains a model of `spec` as PEFT did.
     fn train<B: Backend>(&self, backend: &mut B, source: &mut dyn Source, spec: &ModelSpec) -> Trained {
-        let settings = &self.settings;
-        let (learning_rate_a, learning_rate_b) = settings.learning_rates_for(0);
-        let hyper = Hyperparameters {
-            learning_rate_a,
-            learning_rate_b,
-            weight_decay: settings.weight_decay,
-            beta1: settings.adam_beta1,
-            beta2: settings.adam_beta2,
-            epsilon: settings.adam_epsilon,
-            max_grad_norm: settings.max_grad_norm,
-        };
+        let hyper = Hyperparameters::of(&self.settings);
         let row = |at: usize| &self.rows[at % self.rows.len()];
         let of_step = |step: usize| MicroBatch::new([row(ROWS * step), row(ROWS * step + 1)]);
         let micro_batches: Vec<MicroBatch> = (0..STEPS).map(of_step).collect();

@@ -4,7 +4,7 @@ use crate::commands::Directory;
 use crate::runs::{HYPER, Trained, train_on};
 use crate::sources::{memory, small_config, spec, with_norms_after, with_norms_around};
 use lab::device::{Tally, set_schedule};
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use qlora_train::arch::{Arch, QkNorm};
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Memory, PlannedBuffer, Quantization, Residency, StateFormat};
@@ -12,7 +12,7 @@ use qlora_train::files::tensor::StoredType;
 use qlora_train::model::generate::{Sampling, generate, generate_in};
 use qlora_train::model::optimizer_step::optimizer_step;
 use qlora_train::model::{Activations, Llama, ModelSpec, Prompts};
-use qlora_train::session::plan::{MemoryPlan, PlannedJob, StoredAs, plan};
+use qlora_train::session::plan::{MemoryPlan, PlannedJob, TensorStorage, plan};
 use qlora_train::session::{Budget, Device};
 use trainer_lab::model::Documents;
 
@@ -20,7 +20,7 @@ const BUDGET: Budget =
     Budget { limit: u64::MAX, in_use: 0, in_use_name: "", read_bytes: 0, host_limit: u64::MAX, sharers: 1 };
 
 pub fn whole_plan(spec: &ModelSpec) -> MemoryPlan {
-    let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
+    let stored = |_: &str| TensorStorage { dtype: StoredType::Bf16, resident_as: None };
     plan(&Device::unopened(0), spec, &stored, PlannedJob::Train, BUDGET).unwrap()
 }
 
@@ -50,7 +50,7 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
         (nf4(64, true), StateFormat::F32, [Offload, Keep, Recompute, Offload, Keep], 64),
         (nf4(64, true), StateFormat::F32, [Disk, Keep, Disk, Offload, Keep], 64),
     ];
-    let normed = [(cases[1], QkNorm::Head), (cases[7], QkNorm::Head)];
+    let normed = [(cases[1], QkNorm::Head)];
     let (kept, recomputed) = (cases[1], cases[7]);
     let plain = small_config();
     let cases = cases.into_iter().map(|case| (case, QkNorm::None)).chain(normed);
@@ -83,11 +83,9 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
 #[test]
 fn a_run_with_weights_in_host_memory_takes_what_was_planned() {
     use Residency::{Device as OnDevice, Pinned};
-    let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
+    let stored = |_: &str| TensorStorage { dtype: StoredType::Bf16, resident_as: None };
     let planned = |spec: &ModelSpec| plan(&Device::unopened(0), spec, &stored, PlannedJob::Train, BUDGET).unwrap();
-    for (quantization, line) in
-        [(Quantization::Nf4 { block_size: 64, double_quant: true }, "NF4 weights"), (Quantization::None, "weights")]
-    {
+    for (quantization, line) in [(Quantization::NF4, "NF4 weights"), (Quantization::None, "weights")] {
         // With room for this many tokens the step needs more memory than loading.
         let spec = ModelSpec { quantization, tokens: 512, ..spec(Arch { num_layers: 6, ..small_config() }) };
         let resident = planned(&spec);
@@ -128,7 +126,7 @@ fn a_run_with_its_output_layer_in_host_memory_takes_what_was_planned() {
     use Activations::{Keep, Recompute};
     use Residency::{Device as OnDevice, Pinned};
     let tally = Tally::new("training, output layer in host memory", 5);
-    let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
+    let stored = |_: &str| TensorStorage { dtype: StoredType::Bf16, resident_as: None };
     let planned = |spec: &ModelSpec| plan(&Device::unopened(0), spec, &stored, PlannedJob::Train, BUDGET).unwrap();
     let plain = Arch { vocab_size: 300, ..small_config() };
     let tied = Arch { tie_word_embeddings: true, ..plain.clone() };
@@ -182,10 +180,10 @@ fn a_run_with_its_output_layer_in_host_memory_takes_what_was_planned() {
 #[test]
 fn losses_and_text_from_an_output_layer_in_host_memory_are_the_same() {
     use Residency::{Device as OnDevice, Pinned};
-    let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
+    let stored = |_: &str| TensorStorage { dtype: StoredType::Bf16, resident_as: None };
     for tie_word_embeddings in [false, true] {
         let arch = Arch { tie_word_embeddings, ..small_config() };
-        let mut stream = Stream::new(4, 4);
+        let mut stream = RngStream::new(4, 4);
         let mut prompt = |len: usize| -> Vec<u32> { (0..len).map(|_| stream.below(67)).collect() };
         let prompts = [9, 1, 14].map(&mut prompt).to_vec();
         let documents = Documents::random(&[20, 11], arch.vocab_size, 7);
@@ -220,7 +218,7 @@ fn losses_and_text_from_an_output_layer_in_host_memory_are_the_same() {
 /// A short text leaves the device as it was for a longer one.
 #[test]
 fn a_conversation_takes_what_was_planned_however_its_texts_grow() {
-    let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
+    let stored = |_: &str| TensorStorage { dtype: StoredType::Bf16, resident_as: None };
     let tokens = 300;
     let spec =
         ModelSpec { trainable: false, activations: Vec::new(), tokens, positions: tokens, ..spec(small_config()) };
@@ -231,7 +229,7 @@ fn a_conversation_takes_what_was_planned_however_its_texts_grow() {
         let bytes = plan(&Device::unopened(0), &spec, &stored, job, BUDGET).unwrap().run_bytes;
         let mut cuda = Cuda::new(0, spec.run_shape(), &spec.arch, bytes).unwrap();
         let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
-        let mut stream = Stream::new(4, 5);
+        let mut stream = RngStream::new(4, 5);
         for len in [31, 199, 231, 7, 296] {
             let prompt: Vec<u32> = (0..len).map(|_| stream.below(67)).collect();
             let sampling = Sampling::GREEDY;
@@ -252,10 +250,10 @@ fn a_run_takes_what_was_planned_whenever_it_answers() {
         let bytes = planned(&spec);
         let documents = Documents::random(&[12, 7, 1], spec.arch.vocab_size, 1);
         let texts: Vec<Vec<u32>> = spec.prompts.lengths.iter().map(|&len| vec![3; len]).collect();
-        for first_answers in 0..3 {
+        for first_answers in 0..2 {
             let mut cuda = Cuda::new(0, spec.run_shape(), &spec.arch, bytes).unwrap();
             let mut model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
-            for step in 0..3 {
+            for step in 0..2 {
                 if step >= first_answers {
                     let mut cache = model.cache_of(&mut cuda, spec.prompts.cache_rows(spec.tokens)).unwrap();
                     let (new, greedy) = (spec.prompts.max_new_tokens, Sampling::GREEDY);
@@ -275,12 +273,12 @@ fn a_run_takes_what_was_planned_whenever_it_answers() {
 fn pairs_of_levers_give_the_same_bits_in_the_memory_that_is_planned() {
     use Activations::{Disk, Keep, Offload, Recompute};
     use Residency::{Device as OnDevice, Pinned};
-    let tally = Tally::new("pairs of levers", 9);
-    let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
+    let tally = Tally::new("pairs of levers", 5);
+    let stored = |_: &str| TensorStorage { dtype: StoredType::Bf16, resident_as: None };
     let base = ModelSpec { tokens: 530, positions: 200, ..spec(Arch { num_layers: 2, ..small_config() }) };
     // Two tiles, of which the first is as short as one may be; what is not cut has few tokens, in as much memory.
     let lengths = |token_tile: Option<usize>| -> &'static [usize] {
-        if token_tile.is_some() { &[100, 5, 150, 80, 194] } else { &[37, 20, 6, 1] }
+        if token_tile.is_some() { &[100, 5, 150, 80, 194] } else { &[12, 7, 1] }
     };
     // Places of the weights of two layers, and of the output layer.
     let run =
@@ -299,17 +297,14 @@ fn pairs_of_levers_give_the_same_bits_in_the_memory_that_is_planned() {
     for first in [&short, &long] {
         assert!(first.gradients.iter().all(|(_, gradient)| gradient.iter().any(|&g| g != 0.0)));
     }
-    // Every two values of two levers are in one of them; the last has all that wait somewhere.
+    // Every two values of two levers are in one of them; the last has all that wait somewhere. The last layer's input
+    // does not leave: its activations are kept or recomputed.
     let cases = [
-        ([Keep; 2], [OnDevice; 3], Some(512)),
-        ([Keep; 2], [Pinned; 3], None),
-        ([Recompute; 2], [OnDevice, OnDevice, Pinned], Some(512)),
-        ([Recompute; 2], [Pinned, Pinned, OnDevice], None),
-        ([Offload; 2], [OnDevice, OnDevice, Pinned], None),
-        ([Offload; 2], [Pinned, Pinned, OnDevice], Some(512)),
+        ([Offload, Keep], [OnDevice, OnDevice, Pinned], Some(512)),
+        ([Offload, Keep], [Pinned, Pinned, OnDevice], None),
+        ([Disk, Recompute], [OnDevice, OnDevice, Pinned], None),
+        ([Disk, Recompute], [Pinned, Pinned, OnDevice], Some(512)),
         ([Offload, Recompute], [Pinned; 3], Some(512)),
-        ([Disk; 2], [OnDevice, OnDevice, Pinned], None),
-        ([Disk; 2], [Pinned, Pinned, OnDevice], Some(512)),
     ];
     for (seed, (activations, residency, token_tile)) in cases.into_iter().enumerate() {
         set_schedule(seed as u64);

@@ -23,7 +23,7 @@ impl Source for Changed {
     fn stored(&self, name: &str) -> StoredType {
         self.memory.stored(name)
     }
-    fn held(&self, name: &str) -> Option<Quantization> {
+    fn resident_as(&self, name: &str) -> Option<Quantization> {
         let dense = matches!((self.to)(self.memory.tensor(name)), WeightSource::Tensor(_));
         (name == self.name && dense).then_some(Quantization::None)
     }

@@ -45,10 +45,15 @@ pub fn train<B: Backend>(backend: &mut B, source: &mut dyn Source, spec: &ModelS
     train_on(backend, source, spec, steps, &batches)
 }
 
-/// [`train`] on as few tokens as the kernels of long batches take, for comparisons of bits.
+/// Two micro-batches of as few tokens as the kernels of long batches take, for comparisons of bits.
+pub fn short_micro_batches(vocab: usize) -> [Documents; 2] {
+    let of = |lengths: &[usize], seed| Documents::random(lengths, vocab, seed);
+    [of(&[12, 7, 1], 1), of(&[10, 9], 2)]
+}
+
+/// [`train`] on [`short_micro_batches`].
 pub fn train_short<B: Backend>(backend: &mut B, source: &mut dyn Source, spec: &ModelSpec, steps: u64) -> Trained {
-    let of = |lengths: &[usize], seed| Documents::random(lengths, spec.arch.vocab_size, seed);
-    let micro_batches = [of(&[12, 7, 1], 1), of(&[10, 9], 2)];
+    let micro_batches = short_micro_batches(spec.arch.vocab_size);
     train_on(backend, source, spec, steps, &micro_batches.each_ref().map(Documents::batch))
 }
 

@@ -1,13 +1,13 @@
 //! Random models, and the same with every value moved by as much as rounding to bf16 may move it.
 
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use qlora_train::arch::{
     Activation, Arch, GEMMA_NAMES, LayerArch, Multipliers, Norm, NormWeight, OLMO2_NAMES, PHI3_NAMES, Projection,
 };
 use qlora_train::arch::{QkNorm, Rope};
+use qlora_train::backend::Quantization;
 use qlora_train::backend::cuda::Cuda;
-use qlora_train::backend::{Quantization, StateFormat};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::error::Result;
 use qlora_train::files::tensor::{HostTensor, StoredType};
@@ -87,7 +87,7 @@ pub fn with_soft_caps(arch: Arch) -> Arch {
 
 /// A smaller [`config`], for comparisons of bits, which depend on no size.
 pub fn small_config() -> Arch {
-    Arch { vocab_size: 67, hidden_size: 128, intermediate_size: 136, num_heads: 2, num_kv_heads: 1, ..config() }
+    Arch { vocab_size: 67, hidden_size: 128, intermediate_size: 72, num_heads: 2, num_kv_heads: 1, ..config() }
 }
 
 pub fn spec(config: Arch) -> ModelSpec {
@@ -99,21 +99,9 @@ pub fn spec(config: Arch) -> ModelSpec {
         lora.terms.insert(config.module(0, Projection::Gate), LoraTerm::lora(32, 9.6));
         lora.terms.remove(&config.module(1, Projection::Up));
     }
-    ModelSpec {
-        lora,
-        activations: vec![Activations::Recompute; config.num_layers],
-        optimizer_on_host: Default::default(),
-        residency: Vec::new(),
-        token_tile: None,
-        arch: config,
-        quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
-        trainable: true,
-        states: StateFormat::F32,
-        tokens: TOKENS,
-        positions: 50,
-        prompts: Default::default(),
-        seed: 11,
-    }
+    let activations = vec![Activations::Recompute; config.num_layers];
+    let spec = ModelSpec::new(lora, config, Quantization::NF4, TOKENS);
+    ModelSpec { activations, trainable: true, positions: 50, seed: 11, ..spec }
 }
 
 /// Bytes on the device, more than any of these models takes.
@@ -150,7 +138,7 @@ impl<S: Source> Moved<S> {
     fn moved(&mut self, mut values: Vec<f32>) -> Vec<f32> {
         self.tensors += 1;
         if let Some(seed) = self.seed {
-            let mut stream = Stream::new(seed, self.tensors);
+            let mut stream = RngStream::new(seed, self.tensors);
             values.iter_mut().for_each(|value| *value *= 1.0 + BF16 * (2.0 * stream.uniform() - 1.0));
         }
         values
@@ -162,7 +150,7 @@ impl<S: Source> Source for Moved<S> {
         StoredType::F32
     }
 
-    fn held(&self, _name: &str) -> Option<Quantization> {
+    fn resident_as(&self, _name: &str) -> Option<Quantization> {
         Some(Quantization::None)
     }
 

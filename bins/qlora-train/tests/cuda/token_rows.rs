@@ -4,9 +4,8 @@
 use crate::commands::Directory;
 use crate::methods::is_within_bounds;
 use crate::planning::{planned, steps};
-use crate::runs::{HYPER, micro_batches};
+use crate::runs::{HYPER, Trained, micro_batches, short_micro_batches, train_short};
 use crate::sources::{config, memory, on_device, small_config, spec, with_norms_around, with_soft_caps};
-use crate::training::on_cuda;
 use lab::device::{Tally, set_schedule};
 use qlora_train::adapter::Adapter;
 use qlora_train::arch::Arch;
@@ -52,6 +51,10 @@ fn tied(arch: Arch) -> Arch {
     Arch { tie_word_embeddings: true, ..arch }
 }
 
+fn trained(spec: &ModelSpec, steps: u64) -> Trained {
+    train_short(&mut on_device(spec), &mut memory(&spec.arch), spec, steps)
+}
+
 #[test]
 fn rows_give_the_cpu_backends_losses_and_gradients() {
     let tally = Tally::new("training, rows of single tokens", 1);
@@ -80,7 +83,7 @@ fn gradients_of_rows_have_the_bits_of_a_whole_table() {
         let of_rows = with_rows(arch.clone(), modules);
         let mut of_whole = spec(arch.clone());
         of_whole.lora.whole = [EMBEDDING, HEAD].map(str::to_owned).into();
-        let (found, expected) = (on_cuda(&of_rows, 1), on_cuda(&of_whole, 1));
+        let (found, expected) = (trained(&of_rows, 1), trained(&of_whole, 1));
         assert_eq!(found.losses, expected.losses);
         let gradient = |of: &[(ParamId, Vec<f32>)], id: ParamId| -> Vec<u32> {
             let (_, values) = of.iter().find(|(other, _)| *other == id).unwrap();
@@ -106,7 +109,7 @@ fn products_read_the_rows_as_they_are_after_an_update() {
     for (arch, modules) in [(small_config(), &[EMBEDDING, HEAD][..]), (tied(small_config()), &[EMBEDDING][..])] {
         let spec = ModelSpec { activations: Vec::new(), ..with_rows(arch, modules) };
         let hyper = Hyperparameters { learning_rate_a: 0.1, learning_rate_b: 0.1, ..HYPER };
-        let documents = micro_batches(spec.arch.vocab_size);
+        let documents = short_micro_batches(spec.arch.vocab_size);
         let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
         let build = || {
             let mut cuda = on_device(&spec);
@@ -174,7 +177,7 @@ fn every_schedule_and_place_gives_the_same_bits() {
         set_schedule(seed);
         let (activations, residency) = (activations.to_vec(), residency.to_vec());
         let spec = with_rows(Arch { num_layers: 2, ..small_config() }, &[EMBEDDING, HEAD]);
-        on_cuda(&ModelSpec { activations, residency, states: StateFormat::Blockwise8, ..spec }, 2)
+        trained(&ModelSpec { activations, residency, states: StateFormat::Blockwise8, ..spec }, 2)
     };
     let first = run(0, &[Recompute; 2], &[]);
     use Residency::{Device, Pinned};
@@ -195,10 +198,9 @@ fn a_run_takes_what_was_planned() {
         (small_config(), &[EMBEDDING][..]),
         (tied(small_config()), &[EMBEDDING][..]),
     ] {
-        for (states, quantization) in [
-            (StateFormat::F32, Quantization::Nf4 { block_size: 64, double_quant: true }),
-            (StateFormat::Blockwise8, Quantization::None),
-        ] {
+        for (states, quantization) in
+            [(StateFormat::F32, Quantization::NF4), (StateFormat::Blockwise8, Quantization::None)]
+        {
             let activations = vec![Activations::Keep; arch.num_layers];
             let spec = ModelSpec { activations, quantization, states, ..with_rows(arch.clone(), modules) };
             let bytes = planned(&spec);
@@ -212,7 +214,7 @@ fn a_run_takes_what_was_planned() {
 /// From settings to an adapter that is gone on with, and evaluated on the GPU and on the CPU.
 #[test]
 fn commands_take_rows_of_single_tokens() {
-    let directory = Directory::new();
+    let directory = Directory::small();
     let line = |out: &str, more: &str| {
         format!(
             "train --json --model model --data rows.jsonl --max-length 64 --lora-r 8 --learning-rate 3e-3 \

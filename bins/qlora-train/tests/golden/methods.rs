@@ -248,16 +248,7 @@ fn adalora_steps(cpu: &mut Cpu, spec: &ModelSpec, steps: u64) -> (Vec<f64>, Valu
     let lora = of_moment(&tensors("methods/adalora.safetensors"), "initial.");
     let mut source = Cut { checkpoint: &checkpoint, lora };
     let mut model = Llama::build(cpu, &mut source, spec.clone(), &mut |_| ()).unwrap();
-    let (learning_rate_a, learning_rate_b) = settings.learning_rates_for(0);
-    let hyper = Hyperparameters {
-        learning_rate_a,
-        learning_rate_b,
-        weight_decay: settings.weight_decay,
-        beta1: settings.adam_beta1,
-        beta2: settings.adam_beta2,
-        epsilon: settings.adam_epsilon,
-        max_grad_norm: settings.max_grad_norm,
-    };
+    let hyper = Hyperparameters::of(&settings);
     let count = settings.gradient_accumulation_steps;
     let mut losses = Vec::new();
     for step in 0..steps {

@@ -2,7 +2,7 @@
 
 use crate::spec;
 use proptest::prelude::*;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use qlora_kernels::rope::RopeScaling;
 use qlora_train::arch::{
     Activation, Arch, GEMMA_NAMES, LLAMA_NAMES, LayerArch, Multipliers, Norm, NormWeight, OLMO2_NAMES, PHI3_NAMES,
@@ -207,7 +207,7 @@ proptest! {
         let mut names: Vec<_> = lora.keys().cloned().collect();
         names.sort_by_key(|id| (case.spec.arch.find(id.module()), id.kind()));
         prop_assert_eq!(names.len(), gradients.len());
-        let mut pick = Stream::new(case.seed, 99);
+        let mut pick = RngStream::new(case.seed, 99);
         let largest_of = |gradient: &[f32]| gradient.iter().fold(0.0f32, |a, g| a.max(g.abs()));
         let mut every = case.spec.clone();
         let targets: Vec<Projection> = every.arch.names.all().collect();
@@ -380,7 +380,7 @@ fn a_packed_row_gives_exactly_the_gradients_of_its_documents_apart() {
         .iter()
         .enumerate()
         .map(|(at, &length)| {
-            let mut stream = Stream::new(at as u64, 77);
+            let mut stream = RngStream::new(at as u64, 77);
             let input_ids: Vec<u32> = (0..length).map(|_| stream.below(config.vocab_size as u32)).collect();
             let label = |(i, &id): (usize, &u32)| if i % 5 == 4 { UNSUPERVISED } else { id as i32 };
             Row {

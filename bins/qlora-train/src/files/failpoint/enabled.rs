@@ -11,6 +11,7 @@
 //! |
 //! | `NAME:N:short`, `NAME:N:interrupted` | the Nth write there takes half of the bytes, or none with EINTR |
 //! | `NAME:N:pause:MS` | says so and waits that many milliseconds there |
+//! | `NAME:N:wait` | says so and waits there until its standard input ends |
 //!
 //! `any` means every place. Places are a file's `write/…`, `synced/…`, `renamed/…`, the stages of a checkpoint and of
 //! its removal, `micro-batch`, `step` and `evaluation` between them, `sum` within one over several processes,
@@ -43,6 +44,7 @@ enum Action {
     Interrupted,
     /// milliseconds
     Pause(u64),
+    Wait,
 }
 
 static FAULT: OnceLock<Option<Fault>> = OnceLock::new();
@@ -64,6 +66,7 @@ fn parse(text: &str) -> Option<Fault> {
         Some("short") => Action::Short,
         Some("interrupted") => Action::Interrupted,
         Some("pause") => Action::Pause(parts.next()?.parse().ok()?),
+        Some("wait") => Action::Wait,
         Some(_) => return None,
     };
     Some(Fault::At { place, nth, action, passed: AtomicU64::new(0) })
@@ -108,6 +111,10 @@ fn act(action: Action) -> io::Result<()> {
             std::thread::sleep(Duration::from_millis(milliseconds));
             Ok(())
         }
+        Action::Wait => {
+            say("fault point reached");
+            io::copy(&mut io::stdin(), &mut io::sink()).map(drop)
+        }
     }
 }
 
@@ -132,7 +139,7 @@ pub(crate) fn write(mut file: &File, what: &str, bytes: &[u8]) -> io::Result<usi
         if matches!(action, Action::Short) {
             return file.write(&bytes[..bytes.len().div_ceil(2)]);
         }
-        if !matches!(action, Action::Pause(_) | Action::Interrupted) {
+        if !matches!(action, Action::Pause(_) | Action::Wait | Action::Interrupted) {
             file.write_all(&bytes[..bytes.len() / 2])?;
         }
         act(action)?;

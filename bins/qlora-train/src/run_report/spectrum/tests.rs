@@ -1,8 +1,8 @@
 use super::*;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 
 fn random(len: usize, seed: u64) -> Vec<f32> {
-    let mut stream = Stream::new(seed, 1);
+    let mut stream = RngStream::new(seed, 1);
     (0..len).map(|_| 2.0 * stream.uniform() - 1.0).collect()
 }
 

@@ -1,8 +1,8 @@
 use super::*;
 use crate::arch::Arch;
 use crate::arch::Projection;
+use crate::backend::Paging;
 use crate::backend::cpu::Precision;
-use crate::backend::{Paging, StateFormat};
 use crate::base::synthetic::tiny_arch;
 use crate::config::{self, Bytes};
 use crate::files::tensor::StoredType;
@@ -15,25 +15,12 @@ const LAYERS: usize = 9;
 
 fn spec() -> ModelSpec {
     let config = Arch { num_layers: LAYERS, ..tiny_arch() };
-    ModelSpec {
-        lora: LoraSpec::uniform(&config, &Projection::ALL, 4, 4.0, 0.0),
-        arch: config,
-        quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
-        trainable: true,
-        states: StateFormat::F32,
-        activations: Vec::new(),
-        optimizer_on_host: Default::default(),
-        residency: Vec::new(),
-        token_tile: None,
-        tokens: 500,
-        positions: 500,
-        prompts: Default::default(),
-        seed: 0,
-    }
+    let lora = LoraSpec::uniform(&config, &Projection::ALL, 4, 4.0, 0.0);
+    ModelSpec { trainable: true, ..ModelSpec::new(lora, config, Quantization::NF4, 500) }
 }
 
-fn stored(_name: &str) -> StoredAs {
-    StoredAs { dtype: StoredType::Bf16, held: None }
+fn stored(_name: &str) -> TensorStorage {
+    TensorStorage { dtype: StoredType::Bf16, resident_as: None }
 }
 
 fn budget(limit: u64) -> Budget {
@@ -45,9 +32,8 @@ fn bytes(activations: Activations, kept: usize) -> u64 {
     plan(&Device::Cpu(Precision::F32), &spec, &stored, PlannedJob::Train, budget(u64::MAX)).unwrap().peak_bytes()
 }
 
-fn stored_in_nf4(_name: &str) -> StoredAs {
-    let held = Quantization::Nf4 { block_size: 64, double_quant: true };
-    StoredAs { dtype: StoredType::Bf16, held: Some(held) }
+fn stored_in_nf4(_name: &str) -> TensorStorage {
+    TensorStorage { dtype: StoredType::Bf16, resident_as: Some(Quantization::NF4) }
 }
 
 /// Weights are left on disk where there is not the memory for them, and only there.
@@ -222,13 +208,12 @@ fn no_step_takes_less_than_the_bound_where_more_layers_keep_their_activations() 
     let unpinned = Device::choose_for_plan(&settings, None).unwrap();
     let spec = ModelSpec { arch: Arch { head_dim: 64, ..spec().arch }, ..spec() };
     for device in [Device::unopened(0), unpinned] {
-        let (budget, speed) = (budget(u64::MAX), Speed::of(&device));
-        let search = Search { device: &device, stored: &stored, budget, speed };
+        let mut search = Search::new(&device, &spec, &stored, budget(u64::MAX));
         for others in [Activations::Recompute, Activations::Offload] {
             let start = search.keeping(&spec, others, 0).unwrap();
             let are_pinned = device.pinned_limit().is_none() || others == Activations::Recompute;
             assert_eq!(start.plan.unpinned_bytes() == 0, are_pinned, "{others:?}");
-            let least = search.least_seconds(&start, 0);
+            let least = search.least_seconds(&spec, &start.plan, 0, 0);
             for kept in 1..=LAYERS {
                 let seconds = search.keeping(&spec, others, kept).unwrap().seconds;
                 assert!(0.0 < least && least <= seconds, "{others:?}, {kept} kept: {least} {seconds}");
