@@ -28,9 +28,9 @@
 # campaign begins with them, and the tests run them and change them as they do seeds.
 #
 # WORK (target/campaign of this folder's workspace) keeps corpora and findings. PROGRAMS: a folder of targets that were
-# built before; RECORD: another record. The corpora of a target that is done may be thrown away.
-# Needs nothing but the compiler of the workspace: the flags below are what cargo-fuzz passes, less the sanitizer, and
-# rustc.sh passes them to the crates that read files.
+# built before; RECORD: another record. The corpora of a target that is done may be thrown away. Needs nothing but the
+# compiler of the workspace: the flags below are what cargo-fuzz passes, less the sanitizer and the callers of function
+# pointers, which guide value profiles alone; rustc.sh passes them to the crates that read files.
 set -u -o pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 goal=${GOAL:-10000000} runs=${RUNS:-} each=${SECONDS_EACH:-7200} all=${SECONDS_ALL:-}
@@ -52,7 +52,7 @@ if [ -z "$programs" ]; then
     # Without AddressSanitizer: the parsers are safe code, and a third of the executions would be left. A target is
     # named, so that build scripts and macros are not instrumented.
     host=$(rustc -vV | sed -n 's/^host: //p')
-    coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
+    coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3
         -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
         -Cllvm-args=-simplifycfg-branch-fold-threshold=0"
     built=$here/target/edges
@@ -64,7 +64,7 @@ if [ -z "$programs" ]; then
     [ "$added" = "$(cat "$built/added" 2> /dev/null)" ] || rm -rf "$built"
     mkdir -p "$built"
     echo "$added" > "$built/added"
-    COVERAGE=$coverage RUSTC_WRAPPER=$here/rustc.sh RUSTFLAGS="--cfg fuzzing" nice -n 19 cargo build --release \
+    COVERAGE=$coverage RUSTC_WRAPPER=$here/rustc.sh RUSTFLAGS="--cfg fuzzing" cargo build --release \
         --locked --bins --manifest-path "$here/Cargo.toml" --target-dir "$built" --target "$host" 2> "$work/build" ||
         { tail -20 "$work/build"; exit 1; }
     programs=$built/$host/release
@@ -152,8 +152,8 @@ note() {
 executed_in() {
     local last first
     last=$(sed -n 's/^stat::number_of_executed_units: *//p' "$1" | tail -1)
-    [ -n "$last" ] || last=$(grep -oE '^#[0-9]+' "$1" | tail -1 | tr -d '#')
-    first=$(grep -oE '^#[0-9]+[[:space:]]+INITED' "$1" | head -1 | grep -oE '[0-9]+')
+    [ -n "$last" ] || last=$(grep -aoE '^#[0-9]+' "$1" | tail -1 | tr -d '#')
+    first=$(grep -aoE '^#[0-9]+[[:space:]]+INITED' "$1" | head -1 | grep -oE '[0-9]+')
     # Without a line of the beginning it ended in the corpus.
     [ -n "$first" ] || first=${last:-0}
     echo $((${last:-0} - first))
@@ -204,7 +204,7 @@ while target=$(next) && [ -n "$target" ]; do
         -artifact_prefix="$findings/" ${words:+-dict="$here/dictionaries/$words"} > "$log" 2>&1; echo $? > "$log.status"; } 2>&1)
     ended=$(cat "$log.status")
     cpu=$(tail -1 <<< "$cpu" | awk '{ print int($1 + $2 + 1) }')
-    edges=$(grep -o 'cov: [0-9]*' "$log" | tail -1 | cut -d' ' -f2)
+    edges=$(grep -ao 'cov: [0-9]*' "$log" | tail -1 | cut -d' ' -f2)
     used[$target]=$((used[$target] + cpu)) total=$((total + cpu)) is_finding=0
     # 72: interrupted.
     if [[ "$ended" = 72 || "$ended" = 126 || "$ended" = 127 ]]; then

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::Command;
 
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use qlora_train::{comm, hub};
 use trainer_lab::{fuzz_outside, fuzz_records, fuzz_targets};
 
@@ -66,19 +66,19 @@ const WORDS: [&str; 48] = [
     "\0",
 ];
 
-fn below(random: &mut Stream, end: usize) -> usize {
+fn below(random: &mut RngStream, end: usize) -> usize {
     random.below(end.max(1) as u32) as usize
 }
 
 /// A range that is mostly short.
-fn range(random: &mut Stream, len: usize) -> std::ops::Range<usize> {
+fn range(random: &mut RngStream, len: usize) -> std::ops::Range<usize> {
     let start = below(random, len);
     let longest = if below(random, 8) == 0 { len } else { 16 };
     start..len.min(start + 1 + below(random, longest))
 }
 
 /// One change of `data`; `other` is another seed.
-fn change(random: &mut Stream, data: &mut Vec<u8>, other: &[u8]) {
+fn change(random: &mut RngStream, data: &mut Vec<u8>, other: &[u8]) {
     let at = below(random, data.len() + 1);
     match below(random, 9) {
         0 if !data.is_empty() => {
@@ -134,7 +134,7 @@ fn fuzz(name: &str) {
         seeds.extend(fuzz_targets::seeds(&corpus, name));
     }
     let seeds: Vec<Vec<u8>> = seeds.into_iter().map(|(_, bytes)| bytes).collect();
-    let mut random = Stream::new(0, index as u64);
+    let mut random = RngStream::new(0, index as u64);
     for execution in 0..seeds.len() + executions() {
         let mut data = seeds[execution % seeds.len()].clone();
         // The seeds as they are come first.

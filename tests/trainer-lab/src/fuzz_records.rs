@@ -13,11 +13,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+use crate::fuzz_files::{empty, put};
 use crate::fuzz_outside::check_error;
-
-fn empty() -> TempDir {
-    tempfile::tempdir().unwrap()
-}
 
 /// A refusal is bad input's.
 fn taken<T>(result: Result<T>) -> Option<T> {
@@ -34,7 +31,7 @@ pub fn are_data_sets(data: &[u8]) -> bool {
     thread_local!(static DIR: TempDir = empty());
     let dir = DIR.with(|dir| dir.path().to_owned());
     let line = data.iter().position(|&byte| byte == b'\n').unwrap_or(data.len());
-    fs::write(dir.join("dataset_info.json"), data.get(line + 1..).unwrap_or_default()).unwrap();
+    put(&dir.join("dataset_info.json"), data.get(line + 1..).unwrap_or_default());
     let names = String::from_utf8_lossy(&data[..line]);
     // Enough of its keys for the file to be one of LLaMA-Factory's.
     let yaml = format!(
@@ -58,7 +55,7 @@ pub fn is_run(data: &[u8]) -> bool {
     let dir = DIR.with(|dir| dir.path().to_owned());
     let mut parts = data.splitn(3, |&byte| byte == b'\n');
     for name in ["run.json", "report.json", "metrics.jsonl"] {
-        fs::write(dir.join(name), parts.next().unwrap_or_default()).unwrap();
+        put(&dir.join(name), parts.next().unwrap_or_default());
     }
     let Some(run) = taken(RunData::read(&dir)) else { return false };
     assert!(run.history.iter().all(|entry| entry.step <= run.steps()));

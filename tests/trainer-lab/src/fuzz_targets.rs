@@ -3,14 +3,15 @@
 //! trainer's tests on random mutations of the seeds (`bins/qlora-train/tests/fuzz.rs`).
 
 use std::cell::RefCell;
+use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qlora_train::adapter::{Adapter, AdapterConfig, Provenance, Recipe, recorded_base};
+use qlora_train::adapter::{Adapter, AdapterConfig, BaseQuantization, Provenance, recorded_base};
 use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Quantization, StateFormat};
-use qlora_train::base::{BaseFingerprint, BaseName, Checkpoint, Fingerprint, synthetic};
+use qlora_train::base::{self, BaseFingerprint, BaseName, Checkpoint, Fingerprint, synthetic};
 use qlora_train::config::{Purpose, Settings};
 use qlora_train::data::{ChatTokenizer, DataFiles, MicroBatch, UNSUPERVISED, fuzzing, load, load_once};
 use qlora_train::error::Result;
@@ -29,6 +30,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::fixture::{CHATML, VOCAB_SIZE, chat_tokenizer, model_dir, options, small_model_dir, turns};
+use crate::fuzz_files::{empty, put};
 pub use crate::fuzz_outside::{hub_card, hub_id, hub_listing, rank_agreement, rank_frames, rank_meeting, token_rows};
 pub use crate::fuzz_records::{cache_note, dataset_info, hub_upload, run_data};
 use crate::model::Memory;
@@ -98,10 +100,6 @@ macro_rules! scratch {
     }};
 }
 
-fn empty() -> TempDir {
-    tempfile::tempdir().unwrap()
-}
-
 /// A directory of these files, which stay.
 fn folder(files: &[(&str, &str)]) -> TempDir {
     let dir = empty();
@@ -118,7 +116,7 @@ fn is_even(data: &[u8]) -> bool {
 pub fn rows(data: &[u8]) {
     thread_local!(static TOKENIZER: ChatTokenizer = chat_tokenizer(CHATML));
     let path = scratch!(empty()).join("rows.jsonl");
-    fs::write(&path, data).unwrap();
+    put(&path, data);
     let paths = [path];
     TOKENIZER.with(|tokenizer| {
         let read = match is_even(data) {
@@ -180,7 +178,7 @@ pub fn template(data: &[u8]) {
 /// `tokenizer_config.json`.
 pub fn tokenizer_config(data: &[u8]) {
     let dir = scratch!(small_model_dir(None));
-    fs::write(dir.join("tokenizer_config.json"), data).unwrap();
+    put(&dir.join("tokenizer_config.json"), data);
     if let Some(tokenizer) = opened(&dir, is_even(data).then_some("chatml")) {
         let _ = tokenizer.encode_chat(&turns(&[("user", "hello"), ("assistant", "w")]));
     }
@@ -189,7 +187,7 @@ pub fn tokenizer_config(data: &[u8]) {
 /// `tokenizer.json`, of whatever model, with what is done with a tokenizer.
 pub fn tokenizer_json(data: &[u8]) {
     let dir = scratch!(model_dir(None));
-    fs::write(dir.join("tokenizer.json"), data).unwrap();
+    put(&dir.join("tokenizer.json"), data);
     let Some(tokenizer) = opened(&dir, None) else { return };
     let ids = refused(tokenizer.encode("hello  wörld 🙂\n\t\u{1}<eos>")).unwrap_or_default();
     // The library may fail on what it has made itself: that is an error with the file's name.
@@ -209,8 +207,8 @@ pub fn side_files(data: &[u8]) {
 pub fn are_side_files(data: &[u8]) -> bool {
     let dir = scratch!(small_model_dir(None));
     let line = data.iter().position(|&byte| byte == b'\n').unwrap_or(data.len());
-    fs::write(dir.join("special_tokens_map.json"), &data[..line]).unwrap();
-    fs::write(dir.join("added_tokens.json"), data.get(line + 1..).unwrap_or_default()).unwrap();
+    put(&dir.join("special_tokens_map.json"), &data[..line]);
+    put(&dir.join("added_tokens.json"), data.get(line + 1..).unwrap_or_default());
     let Some(tokenizer) = opened(&dir, None) else { return false };
     let _ = tokenizer.encode_chat(&turns(&[("user", "hello"), ("assistant", "w")]));
     true
@@ -220,7 +218,7 @@ pub fn are_side_files(data: &[u8]) -> bool {
 fn rows_of(name: &str, data: &[u8]) {
     thread_local!(static TOKENIZER: ChatTokenizer = chat_tokenizer(CHATML));
     let path = scratch!(empty()).join(name);
-    fs::write(&path, data).unwrap();
+    put(&path, data);
     TOKENIZER.with(|tokenizer| {
         let Some(data) = refused(load(&[path], Some(tokenizer), &options())) else { return };
         assert!(data.rows.iter().all(|row| row.len() <= options().max_length && row.supervised() > 0));
@@ -251,7 +249,7 @@ pub fn compressed(data: &[u8]) {
 pub fn data_folder(data: &[u8]) {
     thread_local!(static NO_HUB: Environment = Environment::offline(&[]));
     let dir = scratch!(folder(&[("dataset_info.json", "{}"), ("data-00000-of-00001.arrow", "")]));
-    fs::write(dir.join("state.json"), data).unwrap();
+    put(&dir.join("state.json"), data);
     if let Some(found) = refused(NO_HUB.with(|hub| DataFiles::find_by(std::slice::from_ref(&dir), hub))) {
         assert!(found.training.iter().all(|path| path.starts_with(&dir)), "{found:?}");
     }
@@ -261,15 +259,14 @@ pub fn data_folder(data: &[u8]) {
 pub fn generation_config(data: &[u8]) {
     thread_local!(static TOKENIZER: ChatTokenizer = chat_tokenizer(CHATML));
     let dir = scratch!(empty());
-    fs::write(dir.join("generation_config.json"), data).unwrap();
+    put(&dir.join("generation_config.json"), data);
     TOKENIZER.with(|tokenizer| refused(Stop::of_model(&dir, &tiny(), tokenizer, true)));
 }
 
 /// `run.json`, the record of a run in its output directory.
 pub fn run_record(data: &[u8]) {
-    thread_local!(static OWN: Identity = own_identity());
     let dir = scratch!(folder(&[("adapter_config.json", "{}"), ("adapter_model.safetensors", "")]));
-    fs::write(dir.join("run.json"), data).unwrap();
+    put(&dir.join("run.json"), data);
     let run = serde_json::from_slice::<Value>(data);
     let recorded = run.as_ref().ok().and_then(identity_in);
     // All read the file in the same way: what is no JSON is tried on one of them.
@@ -298,6 +295,8 @@ pub fn run_record(data: &[u8]) {
     }
 }
 
+thread_local!(static OWN: Identity = own_identity());
+
 fn identity_in(record: &Value) -> Option<Identity> {
     serde_json::from_value(record.get("identity")?.clone()).ok()
 }
@@ -325,13 +324,14 @@ pub fn checkpoint(data: &[u8]) {
     let mut parts = data.splitn(3, |&byte| byte == b'\n');
     for name in ["run_state.json", "trainer_state.json", "optimizer.safetensors"] {
         let bytes = parts.next().unwrap_or_default();
-        fs::write(dir.join(name), bytes).unwrap();
+        put(&dir.join(name), bytes);
         sums += &sum_line(name, bytes);
     }
-    fs::write(dir.join("SHA256SUMS"), sums).unwrap();
+    put(&dir.join("SHA256SUMS"), sums.as_bytes());
     let first = data.split(|&byte| byte == b'\n').next().unwrap_or_default();
     let recorded = serde_json::from_slice::<Value>(first).ok().and_then(|state| identity_in(&state));
-    let Some(saved) = refused(Snapshot::open(&dir, &recorded.unwrap_or_else(own_identity))) else { return };
+    let opened = OWN.with(|own| Snapshot::open(&dir, recorded.as_ref().unwrap_or(own)));
+    let Some(saved) = refused(opened) else { return };
     let _ = saved.check_base("0123").is_ok();
     MODEL.with(|held| {
         let (cpu, model) = &mut *held.borrow_mut();
@@ -341,21 +341,8 @@ pub fn checkpoint(data: &[u8]) {
 
 /// A model to restore into. What one restores, the next one restores again.
 fn trainable() -> (Cpu, Llama<Cpu>) {
-    let spec = ModelSpec {
-        arch: tiny(),
-        lora: trained(),
-        quantization: Quantization::None,
-        trainable: true,
-        states: StateFormat::Blockwise8,
-        activations: Vec::new(),
-        optimizer_on_host: Default::default(),
-        residency: Vec::new(),
-        token_tile: None,
-        tokens: 4,
-        positions: 4,
-        prompts: Default::default(),
-        seed: 0,
-    };
+    let spec = ModelSpec::new(trained(), tiny(), Quantization::None, 4);
+    let spec = ModelSpec { trainable: true, states: StateFormat::Blockwise8, ..spec };
     let mut cpu = Cpu::new(spec.run_shape());
     let mut memory = Memory::new(synthetic::Synthetic::new(tiny(), 1));
     let model = Llama::build(&mut cpu, &mut memory, spec, &mut |_| ()).unwrap();
@@ -364,8 +351,9 @@ fn trainable() -> (Cpu, Llama<Cpu>) {
 
 /// The line of a file in `SHA256SUMS`.
 fn sum_line(name: &str, bytes: &[u8]) -> String {
-    let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{hash}  {name}\n")
+    let mut line = String::new();
+    Sha256::digest(bytes).iter().for_each(|byte| write!(line, "{byte:02x}").unwrap());
+    line + "  " + name + "\n"
 }
 
 /// An adapter in a directory, and the lines of its files in `SHA256SUMS`.
@@ -435,7 +423,7 @@ fn open_and_read(dir: &Path) -> bool {
 /// `config.json` of a model.
 pub fn model_config(data: &[u8]) {
     let dir = scratch!(tiny_model(1));
-    fs::write(dir.join("config.json"), data).unwrap();
+    put(&dir.join("config.json"), data);
     if let Some(config) = refused(Arch::from_file(&dir.join("config.json"))) {
         let _ = (config.num_parameters(), config.q_dim(), config.kv_dim());
     }
@@ -451,7 +439,7 @@ pub fn safetensors(data: &[u8]) {
 pub fn is_header(data: &[u8]) -> bool {
     thread_local!(static ZEROS: Vec<u8> = vec![0; tensor_bytes(&tiny())]);
     let dir = scratch!(tiny_model(1));
-    fs::write(dir.join("model.safetensors"), ZEROS.with(|zeros| [data, zeros].concat())).unwrap();
+    put(&dir.join("model.safetensors"), &ZEROS.with(|zeros| [data, zeros].concat()));
     open_and_read(&dir)
 }
 
@@ -463,7 +451,7 @@ fn tensor_bytes(arch: &Arch) -> usize {
 /// `model.safetensors.index.json`, beside its shards.
 pub fn index(data: &[u8]) {
     let dir = scratch!(tiny_model(2));
-    fs::write(dir.join("model.safetensors.index.json"), data).unwrap();
+    put(&dir.join("model.safetensors.index.json"), data);
     open_and_read(&dir);
 }
 
@@ -471,8 +459,8 @@ pub fn index(data: &[u8]) {
 pub fn adapter(data: &[u8]) {
     let dir = scratch!(empty());
     let line = data.iter().position(|&byte| byte == b'\n').unwrap_or(data.len());
-    fs::write(dir.join("adapter_config.json"), &data[..line]).unwrap();
-    fs::write(dir.join("adapter_model.safetensors"), data.get(line + 1..).unwrap_or_default()).unwrap();
+    put(&dir.join("adapter_config.json"), &data[..line]);
+    put(&dir.join("adapter_model.safetensors"), data.get(line + 1..).unwrap_or_default());
     if let Some(mut adapter) = refused(Adapter::load(&dir)) {
         thread_local!(static BASE: Checkpoint = Checkpoint::open(tiny_model(1).path()).unwrap());
         BASE.with(|base| refused(adapter.check_shapes(base.arch(), base.base_name())));
@@ -480,58 +468,32 @@ pub fn adapter(data: &[u8]) {
     }
 }
 
-/// The quant_state of one weight of a checkpoint quantized by bitsandbytes.
+/// The quant_state of a weight as bitsandbytes stores it, beside its other parts.
 pub fn quant_state(data: &[u8]) {
     is_quant_state(data);
 }
 
 /// True if the weight of [`quant_state`] is read.
 pub fn is_quant_state(data: &[u8]) -> bool {
-    let dir = scratch!(quantized_model());
-    let arch = tiny();
-    fs::write(dir.join("model.safetensors"), quantized(&arch, data)).unwrap();
-    let Some(checkpoint) = refused(Checkpoint::open(&dir)) else { return false };
-    // The others are what they always are.
-    let read = refused(checkpoint.read_f32_with_digest(&arch.weight_name(0, Projection::K)));
-    let Some((values, _)) = read else { return false };
-    let (n, k) = Projection::K.shape(&arch);
-    assert_eq!(values.len(), n * k);
+    const NAME: &str = "weight";
+    const SHAPE: [usize; 2] = [32, 16];
+    let path = scratch!(empty()).join("model.safetensors");
+    put(&path, &quantized(NAME, SHAPE, data));
+    let Some(values) = refused(base::fuzzing::nf4_weight(&path, NAME, SHAPE)) else { return false };
+    assert_eq!(values.len(), SHAPE.iter().product::<usize>());
     true
 }
 
-/// The directory of [`quant_state`], without its weights.
-fn quantized_model() -> TempDir {
-    let mut json = tiny().to_json("bfloat16");
-    json.insert("quantization_config".into(), bitsandbytes_config());
-    folder(&[("config.json", Value::Object(json).to_string().as_str())])
-}
-
-/// One pattern stands for all modules that are not quantized: each is compiled whenever a model is opened.
-fn bitsandbytes_config() -> Value {
-    json!({
-        "quant_method": "bitsandbytes", "_load_in_4bit": true, "_load_in_8bit": false, "load_in_4bit": true,
-        "load_in_8bit": false, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": false,
-        "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8", "llm_int8_threshold": 6.0,
-        "llm_int8_skip_modules": ["model"], "llm_int8_enable_fp32_cpu_offload": false,
-        "llm_int8_has_fp16_weight": false
-    })
-}
-
-/// A safetensors file in which the weight of `k_proj` is 4-bit codes with this state, and everything else bf16 zeros.
-fn quantized(arch: &Arch, state: &[u8]) -> Vec<u8> {
-    let weight = arch.weight_name(0, Projection::K);
-    let (n, k) = Projection::K.shape(arch);
-    let mut tensors: Vec<(String, &str, Vec<usize>, Vec<u8>)> = vec![
-        (weight.clone(), "U8", vec![n * k / 2, 1], vec![0x70; n * k / 2]),
-        (format!("{weight}.absmax"), "F32", vec![(n * k).div_ceil(64)], vec![0; (n * k).div_ceil(64) * 4]),
-        (format!("{weight}.quant_map"), "F32", vec![16], nf4_map()),
-        (format!("{weight}.quant_state.bitsandbytes__nf4"), "U8", vec![state.len()], state.to_vec()),
-    ];
-    for (name, shape) in arch.tensors().into_iter().filter(|(name, _)| *name != weight) {
-        let bytes = shape.iter().product::<usize>() * StoredType::Bf16.size();
-        tensors.push((name, "BF16", shape, vec![0; bytes]));
-    }
-    tensor_file(tensors)
+/// A safetensors file of a weight of 4-bit codes in blocks of 64 with this state.
+fn quantized(name: &str, shape: [usize; 2], state: &[u8]) -> Vec<u8> {
+    let len: usize = shape.iter().product();
+    let (codes, blocks) = (len / 2, len.div_ceil(64));
+    tensor_file(vec![
+        (name.to_owned(), "U8", vec![codes, 1], vec![0x70; codes]),
+        (format!("{name}.absmax"), "F32", vec![blocks], vec![0; blocks * 4]),
+        (format!("{name}.quant_map"), "F32", vec![16], nf4_map()),
+        (format!("{name}.quant_state.bitsandbytes__nf4"), "U8", vec![state.len()], state.to_vec()),
+    ])
 }
 
 /// A safetensors file of (name, type, shape, bytes).
@@ -556,7 +518,7 @@ fn saved_adapter(dir: &Path) {
     let provenance = Provenance {
         base: base.clone(),
         base_fingerprint: BaseFingerprint { whole: "0123".into(), unquantized: "4567".into() },
-        quantization: Recipe::NONE,
+        quantization: BaseQuantization::NONE,
         chat_template_sha256: None,
     };
     let mut adapter = Adapter::new(AdapterConfig::new(&base, &tiny(), &trained()), &provenance);

@@ -10,36 +10,37 @@ use serde_json::{Map, Value};
 use super::base_name::BaseName;
 use super::locate::{Files, INDEX, locate, unlisted_shards};
 use super::quantized::{Nf4Entry, OriginalBase, QuantizationConfig, has_parts};
-use super::{Checkpoint, Entry as Stored};
+use super::{Checkpoint, StoredTensor};
 use crate::arch::{Arch, Wrapper, text_config};
+use crate::bail_usage;
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 use crate::files::safetensors::TensorFile;
-use crate::refuse;
 
 impl Checkpoint {
     /// Opens and validates a directory; reads `config.json`, the index and the headers, no weights. Everything wrong
     /// is [`Error::Refused`](crate::error::Error::Refused).
     pub fn open(dir: &Path) -> Result<Self> {
         if !dir.is_dir() {
-            refuse!("{}: found no such directory, expected a model in Hugging Face format", dir.display());
+            bail_usage!("{}: found no such directory, expected a model in Hugging Face format", dir.display());
         }
         let config_path = dir.join("config.json");
         if config_path.symlink_metadata().is_err() {
             if dir.join("adapter_config.json").is_file() {
-                refuse!(
+                bail_usage!(
                     "{}: is an adapter (adapter_config.json), expected a model in Hugging Face format: give the base of the \
                      adapter, or merge the two first (`qlora-train merge --adapter`)",
                     dir.display()
                 );
             }
-            refuse!(
+            bail_usage!(
                 "{}: found no such file, expected the config.json of a model in Hugging Face format",
                 config_path.display()
             );
         }
-        let (mut arch, unused) = Arch::with_note(&config_path, &read_object(&config_path)?)?;
-        let json = text_object(&config_path)?;
+        let json = read_object(&config_path)?;
+        let (mut arch, unused) = Arch::with_note(&config_path, &json)?;
+        let json = text_of(&config_path, json)?;
         let quantization = QuantizationConfig::from_keys(&Keys::new(&config_path, &json))?;
 
         let Files { paths, index } = locate(dir)?;
@@ -95,7 +96,7 @@ impl Checkpoint {
             };
             index.take_unlisted_shards(dir, &needed, &mut files, &mut owners)?;
             index.check_absent(&needed, &owners)?;
-            notes.extend(index.settle(&needed, &files, &mut owners));
+            notes.extend(index.drop_unlisted(&needed, &files, &mut owners));
         }
         if arch.tie_word_embeddings && has_own_head(&arch, &files, &owners)? {
             crate::report::warning!(
@@ -138,7 +139,7 @@ impl Checkpoint {
                 (1, "lm_head.weight") => "; if it is tied to the embedding, set `tie_word_embeddings` in config.json",
                 _ => "",
             };
-            refuse!(
+            bail_usage!(
                 "{}: tensor `{first}`: found nothing{}, expected shape {:?} as config.json says{hint}",
                 self.dir.display(),
                 and_more(others.len(), " of that kind"),
@@ -152,9 +153,9 @@ impl Checkpoint {
                     let entry = Nf4Entry::open(&name, &shape, &self.files, owners)?;
                     self.check_alike(&name, &entry)?;
                     used.extend(entry.parts.keys().map(|part| format!("{name}{part}")));
-                    Stored::Nf4(Arc::new(entry))
+                    StoredTensor::Nf4(Arc::new(entry))
                 }
-                None if self.is_linear(&name) && has_parts(owners, &name) => refuse!(
+                None if self.is_linear(&name) && has_parts(owners, &name) => bail_usage!(
                     "{}: tensor `{name}`: found parts of a quantized weight beside it, but no `quantization_config` in \
                      config.json, expected both or neither: get config.json of the quantized model",
                     self.files[owners[&name]].path().display()
@@ -176,7 +177,7 @@ impl Checkpoint {
         shape: &[usize],
         owner: usize,
         quantization: Option<&QuantizationConfig>,
-    ) -> Result<Stored> {
+    ) -> Result<StoredTensor> {
         let (file, info) = (&self.files[owner], &self.files[owner].tensors[name]);
         let shown = file.path().display();
         let module = name.trim_end_matches(".weight");
@@ -184,7 +185,7 @@ impl Checkpoint {
         if quantization
             .is_some_and(|config| self.is_linear(name) && name != self.arch.names.head && !config.skips(module))
         {
-            refuse!(
+            bail_usage!(
                 "{shown}: tensor `{name}`: found {} {:?} without a quant_state, expected an NF4 weight with the tensor \
                  `{name}.quant_state.bitsandbytes__nf4`, or `{module}` in `llm_int8_skip_modules` of config.json: the \
                  checkpoint is a mixture of two, or incomplete; get it again",
@@ -193,10 +194,13 @@ impl Checkpoint {
             );
         }
         if info.shape != shape {
-            refuse!("{shown}: tensor `{name}`: found shape {:?}, expected {shape:?} as config.json says", info.shape);
+            bail_usage!(
+                "{shown}: tensor `{name}`: found shape {:?}, expected {shape:?} as config.json says",
+                info.shape
+            );
         }
         file.stored_type(name, info)?;
-        Ok(Stored::Dense(owner, info.clone()))
+        Ok(StoredTensor::Dense(owner, info.clone()))
     }
 
     /// Refuses weights of one checkpoint that are quantized in different ways.
@@ -204,7 +208,7 @@ impl Checkpoint {
         let earlier = *self.quantization.get_or_insert(entry.options);
         if earlier != entry.options {
             let double = |double_quant| if double_quant { "with" } else { "without" };
-            refuse!(
+            bail_usage!(
                 "{}: tensor `{name}`: found block size {} {} double quantization, expected {} {} it as in the others: \
                  the checkpoint is a mixture of two, get it again",
                 self.files[entry.parts[""].0].path().display(),
@@ -238,7 +242,7 @@ impl Checkpoint {
         let shown = file.path().display();
         let more = and_more(unknown.len() - 1, "");
         if unknown.iter().any(|(name, _)| name.contains(".weight.") || name.ends_with("_scale_inv")) {
-            refuse!(
+            bail_usage!(
                 "{shown}: tensor `{name}`{more}: found part of a quantized weight where none is expected: weights in \
                  NF4 are read where `quantization_config` of config.json names them, and of linear layers only; use the \
                  original model"
@@ -249,7 +253,7 @@ impl Checkpoint {
         } else {
             ""
         };
-        refuse!(
+        bail_usage!(
             "{shown}: tensor `{name}`{more}: found a tensor that is not part of a {} by config.json{hint}, expected none",
             self.arch.family.architecture
         );
@@ -264,7 +268,10 @@ impl Checkpoint {
 
 /// config.json, of the text model alone where it is one of a larger model.
 pub(super) fn text_object(config_path: &Path) -> Result<Map<String, Value>> {
-    let json = read_object(config_path)?;
+    text_of(config_path, read_object(config_path)?)
+}
+
+fn text_of(config_path: &Path, json: Map<String, Value>) -> Result<Map<String, Value>> {
     let Some((_, mut text)) = text_config(config_path, &json)? else { return Ok(json) };
     let class = Arch::from_json(config_path, &json)?.family.architecture;
     text.insert("architectures".to_owned(), vec![class].into());
@@ -285,7 +292,7 @@ fn text_only<T>(source: &Path, tensors: &mut BTreeMap<String, T>) -> Result<usiz
         let Some(alone) = Wrapper::text_name(&name) else { continue };
         match own.entry(alone) {
             Entry::Vacant(entry) => _ = entry.insert((name, found)),
-            Entry::Occupied(entry) => refuse!(
+            Entry::Occupied(entry) => bail_usage!(
                 "{}: tensors `{}` and `{name}`: found two that are `{}` of the text model, expected one: remove the \
                  one that is not to be used",
                 source.display(),
@@ -331,7 +338,7 @@ fn has_own_head(arch: &Arch, files: &[TensorFile], owners: &BTreeMap<String, usi
     let (head_info, embedding_info) = (&head_file.tensors[head], &embedding_file.tensors[embedding]);
     let expected = [arch.vocab_size, arch.hidden_size];
     if head_info.shape[..] != expected {
-        refuse!(
+        bail_usage!(
             "{}: tensor `{head}`: found shape {:?}, expected {expected:?}, or none: config.json ties it",
             head_file.path().display(),
             head_info.shape
@@ -363,7 +370,7 @@ fn owners(files: &[TensorFile]) -> Result<BTreeMap<String, usize>> {
         for name in file.tensors.keys() {
             match owners.entry(name.clone()) {
                 Entry::Vacant(entry) => entry.insert(i),
-                Entry::Occupied(entry) => refuse!(
+                Entry::Occupied(entry) => bail_usage!(
                     "{}: tensor `{name}`: found it in {} as well, expected every tensor once",
                     file.path().display(),
                     files[*entry.get()].path().display()
@@ -419,7 +426,7 @@ impl Index {
         let Some(missing) = needed.iter().find(|name| !owners.contains_key(*name)) else { return Ok(()) };
         let shard = self.shard_of.get(missing).map(|&shard| self.path.with_file_name(&self.shards[shard]));
         match shard.filter(|shard| self.absent.contains(shard)).or_else(|| self.absent.first().cloned()) {
-            Some(shard) => refuse!(
+            Some(shard) => bail_usage!(
                 "{}: found no such file, expected a shard that {INDEX} names, with tensor `{missing}`: download it",
                 shard.display()
             ),
@@ -428,7 +435,7 @@ impl Index {
     }
 
     /// Leaves out tensors that are neither listed nor needed; returns a sentence where index and shards differ.
-    fn settle(
+    fn drop_unlisted(
         &self,
         needed: &BTreeSet<String>,
         files: &[TensorFile],

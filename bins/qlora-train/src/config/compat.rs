@@ -2,6 +2,7 @@
 //! name, never ignored silently.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use super::gpus;
@@ -476,11 +477,22 @@ pub fn normal(name: &str) -> String {
     name.trim_start_matches('-').replace('-', "_")
 }
 
+/// Every name that [`lookup`] takes as it stands, with its first meaning.
+static NAMES: LazyLock<HashMap<&'static str, Known>> = LazyLock::new(|| {
+    let settings = SETTINGS.iter().flat_map(|s| {
+        std::iter::once(s.name).chain(s.aliases.iter().copied()).map(move |name| (name, Known::Setting(s)))
+    });
+    let derived = DERIVED.iter().flat_map(|d| d.names.iter().map(move |&name| (name, Known::Derived(d))));
+    let foreign = FOREIGN.iter().map(|foreign| (foreign.name, Known::Foreign(foreign)));
+    let mut names = HashMap::new();
+    for (name, known) in settings.chain(derived).chain(foreign) {
+        names.entry(name).or_insert(known);
+    }
+    names
+});
+
 fn exact(name: &str) -> Option<Known> {
-    let setting = SETTINGS.iter().find(|s| s.name == name || s.aliases.contains(&name)).map(Known::Setting);
-    setting
-        .or_else(|| DERIVED.iter().find(|d| d.names.contains(&name)).map(Known::Derived))
-        .or_else(|| FOREIGN.iter().find(|foreign| foreign.name == name).map(Known::Foreign))
+    NAMES.get(name).copied()
 }
 
 /// Meaning of a key; `section.key` is looked up as such, then as `key` alone.

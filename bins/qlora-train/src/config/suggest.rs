@@ -74,9 +74,9 @@ fn is_close(known: &str, name: &str) -> bool {
     const ONE_WORD: f64 = 0.75;
     const WORD_OF_SEVERAL: f64 = 0.6;
     const OTHER_WORDS: f64 = 0.85;
-    // Their distance is the difference of their lengths at least: that settles most names.
-    let (one, other) = (known.chars().count(), name.chars().count());
-    if (one.min(other) as f64) < WHOLE * one.max(other) as f64 {
+    // Counts are made in no time, and settle most names.
+    let longer = known.chars().count().max(name.chars().count());
+    if 1.0 - least_changes(known, name) as f64 / (longer as f64) < WHOLE {
         return false;
     }
     let whole = strsim::normalized_damerau_levenshtein(known, name);
@@ -87,6 +87,18 @@ fn is_close(known: &str, name: &str) -> bool {
     let least = if name.len() == 1 { ONE_WORD } else { WORD_OF_SEVERAL };
     let alike = |(one, other): (&&str, &&str)| strsim::normalized_damerau_levenshtein(one, other) >= least;
     whole >= WHOLE && known.iter().zip(&name).all(alike)
+}
+
+/// Changes of a character, or of two neighbors, that it takes at least to make one text of another: as many as it lacks
+/// of the other's characters, or has beyond them.
+fn least_changes(one: &str, other: &str) -> usize {
+    // Characters that share a place only lower the number.
+    let mut counts = [0i32; 64];
+    one.chars().for_each(|character| counts[character as usize % 64] += 1);
+    other.chars().for_each(|character| counts[character as usize % 64] -= 1);
+    let beyond: i32 = counts.iter().map(|count| count.max(&0)).sum();
+    let lacking: i32 = counts.iter().map(|count| -count.min(&0)).sum();
+    beyond.max(lacking) as usize
 }
 
 fn words(name: &str) -> Vec<&str> {
@@ -120,6 +132,16 @@ mod tests {
             let is_near = strsim::normalized_damerau_levenshtein(&one, &other) >= 0.75;
             assert_eq!(is_close(&one, &other), is_near, "{one} {other}");
         }
+    }
+
+    /// Names that a count of characters settles are as far as their distance says.
+    #[test]
+    fn no_close_name_is_passed_over_for_its_characters() {
+        for (one, other) in working_names().flat_map(|one| working_names().map(move |other| (one, other))) {
+            let distance = strsim::damerau_levenshtein(one, other);
+            assert!(least_changes(one, other) <= distance, "{one} {other}: {distance}");
+        }
+        assert_eq!(["abcd", "acbd", "axcd", "acd", ""].map(|name| least_changes("abcd", name)), [0, 0, 1, 1, 4]);
     }
 
     #[test]
