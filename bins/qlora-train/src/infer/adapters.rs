@@ -1,7 +1,7 @@
 //! The adapters of a command: their names, their weights, and the way in which they are used on the base.
 
+use crate::bail_usage;
 use crate::error::Result;
-use crate::refuse;
 use std::path::{Path, PathBuf};
 
 /// Way in which several adapters are used on the base.
@@ -44,11 +44,13 @@ impl Given {
         };
         let (dir, weight) = match rest.rsplit_once(':') {
             Some((dir, "")) if !Path::new(rest).exists() => {
-                refuse!("--adapter {text}: found no weight after the colon, expected {dir} or a number as in {dir}:0.5")
+                bail_usage!(
+                    "--adapter {text}: found no weight after the colon, expected {dir} or a number as in {dir}:0.5"
+                )
             }
             Some((dir, weight)) if !Path::new(rest).exists() => match weight.parse::<f64>() {
                 Ok(weight) if !weight.is_finite() => {
-                    refuse!("--adapter {text}: found a weight of {weight}, expected a finite number")
+                    bail_usage!("--adapter {text}: found a weight of {weight}, expected a finite number")
                 }
                 Ok(weight) => (dir, Some(weight)),
                 Err(_) => (rest, None),
@@ -87,10 +89,12 @@ impl Adapters {
     /// Lets each row use the adapter that it names. Refused: no adapters, weights, and names that two share.
     pub fn by_row(self) -> Result<Self> {
         if self.dirs.is_empty() {
-            refuse!("--adapter-by-row: found no adapter, expected those that the rows name: --adapter NAME=DIR");
+            bail_usage!("--adapter-by-row: found no adapter, expected those that the rows name: --adapter NAME=DIR");
         }
         if self.together == Together::Sum {
-            refuse!("--adapter-by-row: found an adapter with a weight, expected none: weights add adapters up to one");
+            bail_usage!(
+                "--adapter-by-row: found an adapter with a weight, expected none: weights add adapters up to one"
+            );
         }
         self.check_names(|_, _| true)?;
         Ok(Self { together: Together::ByRow, ..self })
@@ -101,7 +105,7 @@ impl Adapters {
         for other in 0..self.dirs.len() {
             let name = self.name(other);
             if (0..other).any(|one| self.name(one) == name && differ(one, other)) {
-                refuse!("--adapter: found {name:?} twice, expected a name of its own for each: --adapter NAME=DIR");
+                bail_usage!("--adapter: found {name:?} twice, expected a name of its own for each: --adapter NAME=DIR");
             }
         }
         Ok(())
@@ -167,7 +171,7 @@ impl Adapters {
             Some(index) => Ok(index as i32),
             None => {
                 let known: Vec<String> = all.map(|index| format!("{:?}", self.name(index))).collect();
-                refuse!("`adapter`: found {named:?}, expected {} or none for the base alone", known.join(", "))
+                bail_usage!("`adapter`: found {named:?}, expected {} or none for the base alone", known.join(", "))
             }
         }
     }

@@ -1,17 +1,17 @@
 //! A model for evaluation and text, with one adapter after another on the same base, or with several at once.
 
 use super::adapters::{Adapters, Together};
-use crate::adapter::{Adapter, Recipe};
-use crate::backend::{Backend, StateFormat};
+use crate::adapter::{Adapter, BaseQuantization};
+use crate::backend::Backend;
+use crate::bail_usage;
 use crate::base::{Checkpoint, Rewrite};
 use crate::config::Settings;
 use crate::error::{Context, Result};
 use crate::lora::LoraSpec;
-use crate::model::{Llama, ModelSpec, Prompts};
-use crate::refuse;
+use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, detail, status, warning};
-use crate::session::model_spec::{check_quantization, of_settings, quantization, recipe};
-use crate::session::plan::{self, MemoryPlan, PlannedJob, StoredAs};
+use crate::session::model_spec::{base_quantization, check_quantization, of_settings, quantization};
+use crate::session::plan::{self, MemoryPlan, PlannedJob, TensorStorage};
 use crate::session::planner;
 use crate::session::predicted::unpinned_note;
 use crate::session::{Budget, CheckpointSource, Device};
@@ -52,7 +52,7 @@ impl<B: Backend> InferenceModel<B> {
         device: &Device,
         build: impl FnOnce(&ModelSpec, u64) -> Result<B>,
     ) -> Result<Self> {
-        let held = recipe(settings, checkpoint);
+        let held = base_quantization(settings, checkpoint);
         Self::load_held(settings, checkpoint, adapters, None, Some(held), job, tokens, positions, device, build)
     }
 
@@ -78,7 +78,7 @@ impl<B: Backend> InferenceModel<B> {
         checkpoint: &Checkpoint,
         adapters: &Adapters,
         rewrite: Option<&mut dyn Rewrite>,
-        held: Option<Recipe>,
+        held: Option<BaseQuantization>,
         job: InferenceJob,
         tokens: usize,
         positions: usize,
@@ -91,7 +91,8 @@ impl<B: Backend> InferenceModel<B> {
         let adapters: Vec<_> = adapters.dirs.iter().map(load).collect::<Result<_>>()?;
         if adapters.is_empty() && !rewritten {
             check_quantization(settings, checkpoint)?;
-            let quantized = held.as_ref().filter(|held| **held != Recipe::NONE && checkpoint.quantization().is_none());
+            let quantized =
+                held.as_ref().filter(|held| **held != BaseQuantization::NONE && checkpoint.quantization().is_none());
             if let Some(held) = quantized {
                 status!(
                     "the base is quantized as it is loaded ({held}); `--quantization none` takes it as it is stored"
@@ -122,25 +123,12 @@ impl<B: Backend> InferenceModel<B> {
         };
         let mut specs = Vec::new();
         for lora in loras(&adapters, together, sum.as_ref())? {
-            let spec = ModelSpec {
-                arch: checkpoint.arch().clone(),
-                quantization: if rewritten { of_settings(settings) } else { quantization(settings, checkpoint) },
-                lora,
-                trainable: false,
-                states: StateFormat::F32,
-                activations: Vec::new(),
-                optimizer_on_host: Default::default(),
-                residency: Vec::new(),
-                token_tile: None,
-                tokens,
-                positions,
-                prompts: Prompts::default(),
-                seed: settings.seed,
-            };
-            specs.push(spec);
+            let format = if rewritten { of_settings(settings) } else { quantization(settings, checkpoint) };
+            let spec = ModelSpec::new(lora, checkpoint.arch().clone(), format, tokens);
+            specs.push(ModelSpec { positions, seed: settings.seed, ..spec });
         }
-        let stored: &dyn Fn(&str) -> StoredAs = match rewritten {
-            true => &|name| StoredAs { dtype: checkpoint.dense_type(name), held: None },
+        let stored: &dyn Fn(&str) -> TensorStorage = match rewritten {
+            true => &|name| TensorStorage { dtype: checkpoint.dense_type(name), resident_as: None },
             false => &plan::stored_in(checkpoint),
         };
         let levers = planner::Levers::of(settings);
@@ -183,8 +171,9 @@ impl<B: Backend> InferenceModel<B> {
         for (path, adapter) in &adapters {
             let (arch, name) = (checkpoint.arch(), checkpoint.base_name());
             let warnings = adapter.check_base(arch, &fingerprint, name, settings.allow_other_base);
-            let of_recipe = held.as_ref().and_then(|held| adapter.check_recipe(Some(&fingerprint), held));
-            for warning in warnings.context(|| path.display().to_string())?.into_iter().chain(of_recipe) {
+            let of_quantization =
+                held.as_ref().and_then(|held| adapter.check_base_quantization(Some(&fingerprint), held));
+            for warning in warnings.context(|| path.display().to_string())?.into_iter().chain(of_quantization) {
                 warn(path, &warning);
             }
         }
@@ -213,7 +202,7 @@ impl<B: Backend> InferenceModel<B> {
 fn check_plain(adapters: &[(PathBuf, Adapter)]) -> Result<()> {
     for (path, adapter) in adapters {
         if let Some(what) = adapter.lora_spec()?.beside_plain_lora() {
-            refuse!(
+            bail_usage!(
                 "{}: holds {what}, expected plain LoRA in an adapter that is used together with others: use it alone",
                 path.display()
             );
@@ -238,7 +227,7 @@ fn plan(
     device: &Device,
     specs: &[ModelSpec],
     job: &InferenceJob,
-    stored: &dyn Fn(&str) -> StoredAs,
+    stored: &dyn Fn(&str) -> TensorStorage,
     budget: Budget,
 ) -> Result<MemoryPlan> {
     let of = |spec: &ModelSpec, adapters: &[LoraSpec]| {

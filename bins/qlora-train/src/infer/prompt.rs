@@ -1,9 +1,9 @@
 //! Form of a prompt, and its tokens.
 
+use crate::bail_usage;
 use crate::config::PromptCompletion;
 use crate::data::{ChatTokenizer, Message};
 use crate::error::{Error, Result};
-use crate::refuse;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -41,7 +41,7 @@ impl Form {
             }
         };
         if ids.is_empty() {
-            refuse!("the prompt {prompt:?} has no tokens");
+            bail_usage!("the prompt {prompt:?} has no tokens");
         }
         Ok(ids)
     }

@@ -5,6 +5,7 @@ use super::prompt::Form;
 use super::stop::{Stop, StopWatch};
 use crate::arch::Arch;
 use crate::backend::Backend;
+use crate::bail_usage;
 use crate::config::{BadRow, SamplePrompt, SamplePrompts, Settings, TooLong};
 use crate::data::{self, ChatTokenizer, DataOptions, Row, Rows};
 use crate::error::{Context, Result};
@@ -12,7 +13,6 @@ use crate::files::hash::hex;
 use crate::files::json::read_bounded;
 use crate::model::generate::{Sampling, generate_in};
 use crate::model::{Llama, Prompts};
-use crate::refuse;
 use crate::report::status;
 use crate::session::Loaded;
 use crate::session::training_data::data_options;
@@ -70,7 +70,7 @@ impl Questions {
         let pattern = pattern.usage_context(|| "`answer_match`".to_owned())?;
         let mut all = user_prompts(settings, loaded, tokenizer)?;
         if all.len() > MOST_PROMPTS {
-            refuse!(
+            bail_usage!(
                 "`sample_prompts`: found {} prompts, expected at most {MOST_PROMPTS}: all are answered at each evaluation",
                 all.len()
             );
@@ -88,7 +88,7 @@ impl Questions {
             }
         }
         if settings.eval_answers > 0 && of_rows == 0 {
-            refuse!(
+            bail_usage!(
                 "`eval_answers`: no validation row has an answer with something before it: conversations have, and prompts \
                  with completions"
             );
@@ -96,14 +96,14 @@ impl Questions {
         let judged = settings.metric_for_best_model;
         let with_reference = || all.iter().filter_map(|asked| asked.reference.as_deref());
         if judged.is_of_answers() && with_reference().next().is_none() {
-            refuse!(
+            bail_usage!(
                 "`metric_for_best_model`: found {}, but no prompt of `sample_prompts` has a reference to compare with; give \
                  rows with answers, or `eval_answers`",
                 judged.name()
             );
         }
         if let Some(pattern) = pattern.as_ref().filter(|pattern| !with_reference().any(|text| pattern.is_match(text))) {
-            refuse!("`answer_match`: {:?} is found in no reference, expected it in some", pattern.as_str());
+            bail_usage!("`answer_match`: {:?} is found in no reference, expected it in some", pattern.as_str());
         }
         let stop = Stop::of_model(loaded.checkpoint.dir(), arch, tokenizer, tokenizer.template().is_some())?;
         if let Some(note) = stop.note() {
@@ -182,7 +182,7 @@ pub fn scores(answers: &[Answered]) -> Option<Scores> {
 fn check_lengths(prompts: &Prompts, arch: &Arch) -> Result<()> {
     let (longest, positions) = (prompts.longest(), arch.max_position_embeddings);
     if longest > positions {
-        refuse!(
+        bail_usage!(
             "a prompt that is answered while the run trains and `eval_max_new_tokens` together reach {longest} tokens, the \
              model has {positions} positions: lower `eval_max_new_tokens`, or ask for less"
         );
@@ -198,7 +198,7 @@ pub fn check_positions(prompts: &Prompts, arch: &Arch, longest_row: usize) -> Re
             && longest_row <= original
             && prompts.longest() > original
         {
-            refuse!(
+            bail_usage!(
                 "a prompt that is answered while the run trains and `eval_max_new_tokens` together reach {} tokens; beyond \
                  {original} the model computes its positions in another way (longrope), which would change what is trained: \
                  lower `eval_max_new_tokens`, or ask for less",
@@ -230,7 +230,7 @@ fn user_prompts(settings: &Settings, loaded: &Loaded, tokenizer: &ChatTokenizer)
         SamplePrompts::Listed(prompts) => prompts.clone(),
         SamplePrompts::File(path) => {
             if !path.exists() {
-                refuse!(
+                bail_usage!(
                     "{}: found no such file, expected prompts, one a line, or rows; a prompt itself is given in YAML, as a \
                      list: `sample_prompts: [\"...\"]`",
                     what(path)
@@ -267,7 +267,7 @@ fn prompts_of_file(path: &Path) -> Result<Option<Vec<SamplePrompt>>> {
             true => match of_line(line).usage_context(|| format!("{shown}, line {}", at + 1))? {
                 Some(prompt) => prompt,
                 None if prompts.is_empty() => return Ok(None),
-                None => refuse!(
+                None => bail_usage!(
                     "{shown}, line {}: found no `prompt` alone or with `reference`, expected one, as in the lines before",
                     at + 1
                 ),
@@ -276,7 +276,7 @@ fn prompts_of_file(path: &Path) -> Result<Option<Vec<SamplePrompt>>> {
         prompts.push(prompt);
     }
     if prompts.is_empty() {
-        refuse!("{shown}: found no prompt, expected one a line");
+        bail_usage!("{shown}: found no prompt, expected one a line");
     }
     Ok(Some(prompts))
 }
@@ -305,7 +305,7 @@ fn rows_of_file(path: &Path, settings: &Settings, loaded: &Loaded, tokenizer: &C
     let rows = data::load_once(&paths, &|| loaded.open_tokenizer(), &options);
     let rows = rows.context(|| "`sample_prompts`".to_owned())?;
     if rows.report.unsupervised > 0 {
-        refuse!(
+        bail_usage!(
             "`sample_prompts`: {}: found {} rows without an answer that is learned, expected an answer in each, or a \
              `prompt` alone",
             path.display(),
@@ -314,7 +314,7 @@ fn rows_of_file(path: &Path, settings: &Settings, loaded: &Loaded, tokenizer: &C
     }
     let asked = |row: &Row| match Question::of(row, tokenizer)? {
         Some(question) => of_row(question, tokenizer),
-        None => refuse!(
+        None => bail_usage!(
             "`sample_prompts`: {}: row {} is learned from its beginning, expected a question before its answer",
             path.display(),
             row.line

@@ -1,10 +1,10 @@
 //! Tokens and texts that end an answer.
 
 use crate::arch::Arch;
+use crate::bail_usage;
 use crate::data::ChatTokenizer;
 use crate::error::{Context, Result};
 use crate::files::json::read_bounded;
-use crate::refuse;
 use serde_json::Value;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
@@ -73,7 +73,7 @@ impl Stop {
     }
 
     /// `eos_token_id` of generation_config.json, one id or several, and its `stop_strings`; none where the file or the
-    /// key is missing. Ids outside the vocabulary can never be drawn and are left out.
+    /// key is missing. Ids outside the vocabulary can never be sampled and are left out.
     fn of_generation_config(dir: &Path, vocab_size: usize) -> Result<Self> {
         let path = dir.join(FILE);
         if !path.exists() {
@@ -90,13 +90,13 @@ impl Stop {
         let mut found = Self::default();
         for id in several("eos_token_id") {
             let Some(id) = id.as_i64() else {
-                refuse!("{shown}: key `eos_token_id`: found {id}, expected a token id or a list of them");
+                bail_usage!("{shown}: key `eos_token_id`: found {id}, expected a token id or a list of them");
             };
             found.tokens.extend(u32::try_from(id).ok().filter(|&id| (id as usize) < vocab_size));
         }
         let texts = several("stop_strings");
         if texts.len() > MAX_TEXTS {
-            refuse!(
+            bail_usage!(
                 "{shown}: key `stop_strings`: found {} texts, expected at most {MAX_TEXTS}; remove some",
                 texts.len()
             );
@@ -106,12 +106,12 @@ impl Stop {
                 Value::String(text) if (1..=MAX_TEXT_BYTES).contains(&text.len()) => {
                     found.texts.push(StopText { text, is_kept: true });
                 }
-                Value::String(text) => refuse!(
+                Value::String(text) => bail_usage!(
                     "{shown}: key `stop_strings`: found a text of {} bytes, expected 1 to {MAX_TEXT_BYTES}; remove it",
                     text.len()
                 ),
                 other => {
-                    refuse!(
+                    bail_usage!(
                         "{shown}: key `stop_strings`: found {other:.80}, expected a text or a list of them; remove it"
                     )
                 }

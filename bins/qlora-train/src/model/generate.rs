@@ -5,7 +5,7 @@ use super::Llama;
 use super::cached::KvCache;
 use crate::backend::{Backend, Batch};
 use crate::error::{Error, Result};
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 
 /// Keeps the streams of sampling apart from those of shuffling and of initial values.
 const SAMPLING_DOMAIN: u64 = 2 << 32;
@@ -15,9 +15,9 @@ const SAMPLING_DOMAIN: u64 = 2 << 32;
 pub struct Sampling {
     /// Logits are divided by it; 0 takes the most likely token.
     pub temperature: f32,
-    /// Number of the most likely tokens that are drawn from, before `top_p` is applied; 0: all.
+    /// Number of the most likely tokens that are sampled from, before `top_p` is applied; 0: all.
     pub top_k: usize,
-    /// Only the most likely tokens whose probabilities reach this sum are drawn from, (0, 1].
+    /// Only the most likely tokens whose probabilities reach this sum are sampled from, (0, 1].
     pub top_p: f32,
     /// Logits of tokens that the row holds already are divided by it where they are above 0, and multiplied elsewhere.
     pub repetition_penalty: f32,
@@ -93,8 +93,8 @@ fn generate_rows<B: Backend>(
         starts.push(next_start);
         next_start += (prompt.len() + max_new_tokens) as u32;
     }
-    let mut streams: Vec<Stream> =
-        (0..prompts.len()).map(|row| Stream::new(sampling.seed, SAMPLING_DOMAIN + row as u64)).collect();
+    let mut streams: Vec<RngStream> =
+        (0..prompts.len()).map(|row| RngStream::new(sampling.seed, SAMPLING_DOMAIN + row as u64)).collect();
     let mut rows = prompts.to_vec();
     // Tokens of each row that the cache holds.
     let mut cached = vec![0; rows.len()];
@@ -140,47 +140,76 @@ fn generate_rows<B: Backend>(
 }
 
 /// The token after those of `row`. Failed: the logits are not finite.
-fn choose(logits: &[f32], row: &[u32], sampling: &Sampling, stream: &mut Stream) -> Result<u32> {
-    if !largest(logits).is_finite() {
+fn choose(logits: &[f32], row: &[u32], sampling: &Sampling, stream: &mut RngStream) -> Result<u32> {
+    let most = largest(logits);
+    if !most.is_finite() {
         return Err(Error::Failed("the logits are not finite: the adapter or the base diverged".to_owned()));
     }
     let penalized;
-    let logits = match sampling.repetition_penalty {
-        1.0 => logits,
+    let (logits, most) = match sampling.repetition_penalty {
+        1.0 => (logits, most),
         penalty => {
             penalized = penalize(logits, row, penalty);
-            &penalized
+            (&penalized[..], largest(&penalized))
         }
     };
-    let best = argmax(logits);
     if sampling.temperature == 0.0 {
-        return Ok(best as u32);
+        return Ok(first_of(logits, most) as u32);
     }
     let temperature = f64::from(sampling.temperature);
-    let weight = |&logit: &f32| ((f64::from(logit) - f64::from(logits[best])) / temperature).exp();
-    let mut weights: Vec<(f64, u32)> = logits.iter().map(weight).zip(0..).collect();
-    // Equal weights in the order of their ids, so that the choice is the same everywhere.
-    weights.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    let weight = |&logit: &f32| ((f64::from(logit) - f64::from(most)) / temperature).exp();
+    let mut weights = MostFirst { all: logits.iter().map(weight).zip(0..).collect(), sorted: 0 };
     if sampling.top_k > 0 {
-        weights.truncate(sampling.top_k);
+        weights.sort_to(sampling.top_k);
+        weights.all.truncate(sampling.top_k);
     }
-    let total: f64 = weights.iter().map(|(weight, _)| weight).sum();
-    let mut kept = 0.0;
-    let nucleus = weights.iter().position(|(weight, _)| {
-        kept += weight;
-        kept >= f64::from(sampling.top_p) * total
-    });
-    weights.truncate(nucleus.map_or(weights.len(), |last| last + 1));
-    let kept: f64 = weights.iter().map(|(weight, _)| weight).sum();
+    let total: f64 = weights.all.iter().map(|(weight, _)| weight).sum();
+    let (mut count, mut kept) = (weights.all.len(), total);
+    if sampling.top_p < 1.0 {
+        (count, kept) = (0, 0.0);
+        while count < weights.all.len() && kept < f64::from(sampling.top_p) * total {
+            kept += weights.get(count).0;
+            count += 1;
+        }
+    }
     let mut left = f64::from(stream.uniform()) * kept;
-    for &(weight, id) in &weights {
+    for i in 0..count {
+        let (weight, id) = weights.get(i);
         left -= weight;
         if left < 0.0 {
             return Ok(id);
         }
     }
     // Rounding may leave a last rest.
-    Ok(weights[weights.len() - 1].1)
+    Ok(weights.get(count - 1).1)
+}
+
+/// Weights with their tokens, which are sorted, the largest first, as far as they are asked for. Equal weights are in
+/// the order of their tokens, so that the choice is the same everywhere.
+struct MostFirst {
+    all: Vec<(f64, u32)>,
+    sorted: usize,
+}
+
+impl MostFirst {
+    fn get(&mut self, i: usize) -> (f64, u32) {
+        if i >= self.sorted {
+            self.sort_to((8 * self.sorted).max(256));
+        }
+        self.all[i]
+    }
+
+    /// Sorts the first `count`.
+    fn sort_to(&mut self, count: usize) {
+        let order = |a: &(f64, u32), b: &(f64, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        let count = count.min(self.all.len()) - self.sorted;
+        let rest = &mut self.all[self.sorted..];
+        if count < rest.len() {
+            rest.select_nth_unstable_by(count, order);
+        }
+        rest[..count].sort_unstable_by(order);
+        self.sorted += count;
+    }
 }
 
 /// The logits, with those of the tokens of `row` less likely: each once, however often it is there.
@@ -193,14 +222,16 @@ fn penalize(logits: &[f32], row: &[u32], penalty: f32) -> Vec<f32> {
     penalized
 }
 
-/// The first of the largest.
-fn argmax(logits: &[f32]) -> usize {
-    let largest = largest(logits);
-    logits.iter().position(|&logit| logit == largest).unwrap_or(0)
+/// The first of the largest, which `largest` is. In parts, which are searched without a branch.
+fn first_of(logits: &[f32], largest: f32) -> usize {
+    const PART: usize = 256;
+    let has = |part: &[f32]| part.iter().fold(false, |has, &logit| has | (logit == largest));
+    let part = logits.chunks(PART).position(has).unwrap_or(0) * PART;
+    part + logits[part..].iter().position(|&logit| logit == largest).unwrap_or(0)
 }
 
-/// NaN where one of them is. In lanes, which the compiler makes vectors of: there are as many as the vocabulary has
-/// tokens.
+/// The largest of all; NaN where one of them is. In lanes, which the compiler makes vectors of: there are as many as
+/// the vocabulary has tokens.
 fn largest(logits: &[f32]) -> f32 {
     const LANES: usize = 16;
     let (mut most, mut is_nan) = ([f32::NEG_INFINITY; LANES], [false; LANES]);

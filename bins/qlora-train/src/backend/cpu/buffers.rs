@@ -39,7 +39,7 @@ impl Memory for Cpu {
     }
 
     fn keep(&mut self, buffer: CpuBuffer) -> Result<CpuOffloaded> {
-        self.inputs.settle()?;
+        self.inputs.wait_write()?;
         Ok(CpuOffloaded::InMemory(buffer))
     }
 

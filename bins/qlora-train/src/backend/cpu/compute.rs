@@ -1,6 +1,8 @@
 //! The operations, each handed to the module that computes it: in f32, and on bf16 values.
 
-use super::bf16::linear::{Gradients, Group, LowRank, Segment};
+use super::bf16::attention::backward::Sums;
+use super::bf16::linear::{Group, LowRank, Segment};
+use super::bf16::lora_gradients::Gradients;
 use super::bf16::operands::segments;
 use super::head_norm::{HeadNorm, HeadRotation, normed_columns};
 use super::memory::{Held, Value};
@@ -36,19 +38,24 @@ fn head_norm<'a>(
 /// computed as each would be alone.
 const LOGITS_TOGETHER: usize = 4;
 
-/// The logits of `tokens` among the rows of `x`, which `logits` computes of several rows.
+/// The logits of `tokens` among the rows of `x`, which `logits` writes of several rows.
 fn each_few<T: Copy>(
     x: &[T],
     width: usize,
     tokens: &[usize],
     out: &mut [Vec<f32>],
-    mut logits: impl FnMut(&[T]) -> Result<Vec<f32>>,
+    mut logits: impl FnMut(&[T], &mut [f32]) -> Result<()>,
 ) -> Result<()> {
     for (tokens, out) in tokens.chunks(LOGITS_TOGETHER).zip(out.chunks_mut(LOGITS_TOGETHER)) {
         let rows: Vec<T> = tokens.iter().flat_map(|token| &x[token * width..][..width]).copied().collect();
-        let logits = logits(&rows)?;
-        let vocab = logits.len() / tokens.len();
-        out.iter_mut().zip(logits.chunks_exact(vocab)).for_each(|(out, logits)| out.copy_from_slice(logits));
+        if let [out] = out {
+            logits(&rows, out)?;
+            continue;
+        }
+        let vocab = out[0].len();
+        let mut all = vec![0.0; tokens.len() * vocab];
+        logits(&rows, &mut all)?;
+        out.iter_mut().zip(all.chunks_exact(vocab)).for_each(|(out, logits)| out.copy_from_slice(logits));
     }
     Ok(())
 }
@@ -212,7 +219,9 @@ impl Compute for Cpu {
             Op::Logits { x, head, tokens, out } => {
                 let (x, shape) = (x.rows(&(0..batch.tokens()))?, [head.vocab(), head.cols()]);
                 let parts: &loss::EachPart = &|take| head.each_part(&mut |rows, matrix| take(rows, matrix));
-                each_few(x, head.cols(), tokens, out, |rows| loss::logits(workspace, rows, parts, shape))?;
+                each_few(x, head.cols(), tokens, out, |rows, out| {
+                    loss::project(&mut workspace.panels, rows, parts, shape, out)
+                })?;
             }
         }
         Ok(())
@@ -263,6 +272,7 @@ impl Cpu {
             masked,
             term,
             delta,
+            dq,
         } = workspace;
         let (isa, first) = (*isa, tokens.start);
         let adapters = batch.adapters_of(tokens);
@@ -361,8 +371,12 @@ impl Cpu {
             Op::AttentionBackward { dout, qkv, out, lse, shape, window, dqkv } => {
                 let (dout, qkv, out) = (dout.rows16(tokens)?, qkv.rows16(tokens)?, out.rows16(tokens)?);
                 let (lse, dqkv) = (lse.rows(tokens)?, dqkv.rows16_mut(tokens)?);
-                let (visible, boundaries, delta) = (Visible::new(*window), &batch.boundaries, &mut delta[..lse.len()]);
-                bf16::attention::backward(isa, tiles, dout, qkv, out, lse, boundaries, *shape, visible, delta, dqkv);
+                let (visible, boundaries) = (Visible::new(*window), &batch.boundaries);
+                let dq_len = Sums::dq_len(lse.len() / shape.heads, *shape);
+                let sums = Sums { delta: &mut delta[..lse.len()], dq: &mut dq[..dq_len] };
+                bf16::attention::backward::backward(
+                    isa, tiles, dout, qkv, out, lse, boundaries, *shape, visible, sums, dqkv,
+                );
             }
             Op::AppendToCache { qkv, shape, starts, cache } => {
                 bf16::cache::append(qkv.rows16(tokens)?, batch, *shape, starts, cache.all16_mut());
@@ -463,8 +477,8 @@ impl Cpu {
             Op::Logits { x, head, tokens, out } => {
                 let x = x.rows16(&(0..batch.tokens()))?;
                 let parts: &bf16::loss::EachPart = &|take| head.each_part(&mut |rows, matrix| take(rows, matrix));
-                each_few(x, head.cols(), tokens, out, |rows| {
-                    bf16::loss::logits(isa, gemm, rows, parts, head.cols(), head.vocab())
+                each_few(x, head.cols(), tokens, out, |rows, out| {
+                    bf16::loss::logits(isa, gemm, rows, parts, head.cols(), head.vocab(), out)
                 })?;
             }
         }
@@ -482,9 +496,11 @@ mod tests {
         for tokens in [vec![2], vec![6, 0, 3, 3], vec![0, 1, 2, 3, 4, 5, 6, 1, 0]] {
             let mut out = vec![vec![f32::NAN; 2]; tokens.len()];
             let mut calls = 0;
-            each_few(&x, 3, &tokens, &mut out, |rows| {
+            each_few(&x, 3, &tokens, &mut out, |rows, out| {
                 calls += 1;
-                Ok(rows.chunks_exact(3).flat_map(|row| [row.iter().sum(), row[0]]).collect())
+                let logits = out.chunks_exact_mut(2).zip(rows.chunks_exact(3));
+                logits.for_each(|(out, row)| out.copy_from_slice(&[row.iter().sum(), row[0]]));
+                Ok(())
             })
             .unwrap();
             assert_eq!(calls, tokens.len().div_ceil(LOGITS_TOGETHER));

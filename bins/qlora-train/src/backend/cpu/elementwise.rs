@@ -13,25 +13,45 @@ use std::ops::Range;
 /// Range reduction x = n·ln 2 + f with a two-part ln 2, then the degree-6 Taylor-like polynomial of Cephes' expf.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
+    let (y, exponent) = reduced_exp(x.clamp(LEAST_EXPONENT, 88.7));
+    // Two factors: 2^128 is not a float, but 2^64·2^64·y is.
+    let half = exponent >> 1;
+    let result = y * power_of_two(half) * power_of_two(exponent.wrapping_sub(half));
+    if x < LEAST_EXPONENT { 0.0 } else { result }
+}
+
+/// [`exp`] of x up to 88, bit for bit, and e^88 beyond: for probabilities, with fewer instructions.
+#[inline(always)]
+pub fn exp_up_to_88(x: f32) -> f32 {
+    let (y, exponent) = reduced_exp(x.clamp(LEAST_EXPONENT, 88.0));
+    let result = y * power_of_two(exponent);
+    if x < LEAST_EXPONENT { 0.0 } else { result }
+}
+
+/// Below it e^x is taken for 0.
+const LEAST_EXPONENT: f32 = -87.3;
+
+#[inline(always)]
+fn power_of_two(n: i32) -> f32 {
+    f32::from_bits((n.wrapping_add(127) as u32) << 23)
+}
+
+/// y and n of `e^x = y · 2^n`.
+#[inline(always)]
+fn reduced_exp(x: f32) -> (f32, i32) {
     // 1.5 · 2²³: adding it rounds to the nearest integer, which is then found in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
-    let clamped = x.clamp(-87.3, 88.7);
-    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
     let exponent = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     let n = rounded - ROUND;
-    let f = clamped - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let f = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let p = 1.987_569_1e-4_f32;
     let p = p * f + 1.398_2e-3;
     let p = p * f + 8.333_452e-3;
     let p = p * f + 4.166_579_6e-2;
     let p = p * f + 1.666_666_5e-1;
     let p = p * f + 5e-1;
-    let y = p * (f * f) + f + 1.0;
-    // Two factors: 2^128 is not a float, but 2^64·2^64·y is.
-    let half = exponent >> 1;
-    let power = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
-    let result = y * power(half) * power(exponent.wrapping_sub(half));
-    if x < -87.3 { 0.0 } else { result }
+    (p * (f * f) + f + 1.0, exponent)
 }
 
 /// Values of one task of an operation that takes one at a time.

@@ -52,7 +52,7 @@ impl Inputs {
 
     /// Begins to write the rows of the first `tokens` tokens, once the input before is written.
     pub fn keep_on_disk(&mut self, mut buffer: CpuBuffer, tokens: usize) -> Result<CpuOffloaded> {
-        self.settle()?;
+        self.wait_write()?;
         let (all, width, value) = (buffer.tokens().len(), buffer.width(), buffer.value());
         let place = self.file.place(value.bytes(all * width))?;
         let bytes = value.bytes(tokens * width);
@@ -64,7 +64,7 @@ impl Inputs {
     }
 
     /// Waits for the input that is being written, and gives its memory back.
-    pub fn settle(&mut self) -> Result<()> {
+    pub fn wait_write(&mut self) -> Result<()> {
         match self.leaving.take() {
             Some(mut buffer) if !self.memory.is_dry_run() => buffer.put_data(self.file.finish()?),
             _ => {}
@@ -78,7 +78,7 @@ impl Inputs {
             CpuOffloaded::OnDisk(input) if input.coming.is_none() => input,
             other => return Ok(other),
         };
-        self.settle()?;
+        self.wait_write()?;
         let mut buffer = self.memory.buffer("residual stream", input.tokens, input.width, input.value);
         if !self.memory.is_dry_run() {
             self.file.read(input.place, buffer.take_data(), input.bytes)?;
@@ -94,7 +94,7 @@ impl Inputs {
                 if !self.memory.is_dry_run() {
                     buffer.put_data(self.file.finish()?);
                 }
-                self.file.give_back(place);
+                self.file.free(place);
                 Ok(buffer)
             }
         }

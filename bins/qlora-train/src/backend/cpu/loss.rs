@@ -160,14 +160,14 @@ pub fn to_gradients(logits: &mut [f32], target: usize, weight: f32, soft_cap: Op
     f64::from(max) + sum.ln() - f64::from(target_logit)
 }
 
-/// Logits `[rows, vocab]`.
-pub fn logits(workspace: &mut Workspace, x: &[f32], head: &EachPart, [vocab, h]: [usize; 2]) -> Result<Vec<f32>> {
-    let mut logits = vec![0.0; x.len() / h * vocab];
-    project(&mut workspace.panels, x, head, [vocab, h], &mut logits)?;
-    Ok(logits)
-}
-
-fn project(panels: &mut [f32], x: &[f32], head: &EachPart, [vocab, h]: [usize; 2], logits: &mut [f32]) -> Result<()> {
+/// Logits `[rows, vocab]` without a soft cap.
+pub fn project(
+    panels: &mut [f32],
+    x: &[f32],
+    head: &EachPart,
+    [vocab, h]: [usize; 2],
+    logits: &mut [f32],
+) -> Result<()> {
     head(&mut |rows, matrix| {
         let product = Product::new(Left::Rows { data: x, stride: h }, h, Right::Turned(matrix));
         multiply(panels, logits, vocab, x.len() / h, rows, false, &[product]);

@@ -9,8 +9,8 @@ use super::gemm::panels::multiply;
 use super::gemm::product::{Left, Product, Right};
 use super::operands::{CpuVector, CpuWeight};
 use crate::backend::{LinearGroup, Lora, Segment};
+use crate::bail_usage;
 use crate::error::Result;
-use crate::refuse;
 use rayon::prelude::*;
 
 /// Tokens whose part of a sum over tokens is summed on its own.
@@ -23,7 +23,7 @@ const COLUMNS: usize = 256;
 /// ‖W‖² of each row of a weight `[n, k]`.
 pub fn row_squares(name: &str, weight: &CpuWeight, n: usize, k: usize) -> Result<Vec<f32>> {
     if let CpuWeight::OnDisk(_) = weight {
-        refuse!(
+        bail_usage!(
             "`use_dora`: {name} stays on disk, and the norms of its rows would be read there again and again; expected \
                  `weights: resident`"
         );

@@ -43,7 +43,7 @@ impl HostMemory {
         self.dry_run
     }
 
-    fn take(&self, name: &'static str, bytes: u64) {
+    fn alloc(&self, name: &'static str, bytes: u64) {
         let Usage { held, peak } = &mut *self.usage.borrow_mut();
         *held.names.entry(name).or_default() += bytes;
         held.bytes += bytes;
@@ -52,7 +52,7 @@ impl HostMemory {
         }
     }
 
-    fn give_back(&self, name: &'static str, bytes: u64) {
+    fn free(&self, name: &'static str, bytes: u64) {
         let held = &mut self.usage.borrow_mut().held;
         *held.names.get_mut(name).expect("it was taken") -= bytes;
         held.bytes -= bytes;
@@ -60,7 +60,7 @@ impl HostMemory {
 
     /// Counts `value` as `bytes` of `name` until it is dropped.
     pub fn hold<T>(self: &Rc<Self>, name: &'static str, bytes: u64, value: T) -> Held<T> {
-        self.take(name, bytes);
+        self.alloc(name, bytes);
         Held { value, memory: self.clone(), name, bytes }
     }
 
@@ -79,7 +79,7 @@ impl HostMemory {
     pub fn trim(&self) {
         for (len, pooled) in self.pool.borrow_mut().drain() {
             for (name, _) in pooled {
-                self.give_back(name, len as u64 * 4);
+                self.free(name, len as u64 * 4);
             }
         }
     }
@@ -88,7 +88,7 @@ impl HostMemory {
         let len = value.words(tokens * width);
         let pooled = self.pool.borrow_mut().get_mut(&len).and_then(Vec::pop);
         let (name, data) = pooled.unwrap_or_else(|| {
-            self.take(name, len as u64 * 4);
+            self.alloc(name, len as u64 * 4);
             (name, if self.dry_run { Aligned::default() } else { Aligned::zeros(len) })
         });
         CpuBuffer { data, value, name, first: 0, tokens, width, memory: self.clone() }
@@ -119,7 +119,7 @@ impl<T> DerefMut for Held<T> {
 
 impl<T> Drop for Held<T> {
     fn drop(&mut self) {
-        self.memory.give_back(self.name, self.bytes);
+        self.memory.free(self.name, self.bytes);
     }
 }
 
@@ -235,7 +235,7 @@ impl Drop for CpuBuffer {
         let len = self.value.words(self.tokens * self.width);
         // Values that were taken away and not returned are gone.
         if data.len() < len && !self.memory.is_dry_run() {
-            return self.memory.give_back(self.name, len as u64 * 4);
+            return self.memory.free(self.name, len as u64 * 4);
         }
         self.memory.pool.borrow_mut().entry(len).or_default().push((self.name, data));
     }

@@ -3,8 +3,8 @@
 use super::operands::Training;
 use super::{Cpu, CpuParam};
 use crate::backend::{Memory, Optimizer, OptimizerState, ParamUpdate, StateFormat, clip};
+use crate::bail_usage;
 use crate::error::Result;
-use crate::refuse;
 use qlora_kernels::optim::AdamW;
 use qlora_kernels::optim8bit::{BLOCK_SIZE, adamw_blockwise};
 use rayon::prelude::*;
@@ -52,10 +52,10 @@ impl Optimizer for Cpu {
     fn restore(&mut self, param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
         check_values(&values, param.value.len())?;
         let Some(training) = &mut param.training else {
-            refuse!("found {}, expected none: the tensor is not trained", state.describe());
+            bail_usage!("found {}, expected none: the tensor is not trained", state.describe());
         };
         if !training.state.fits(&state) {
-            refuse!("found {}, expected {}", state.describe(), training.state.describe());
+            bail_usage!("found {}, expected {}", state.describe(), training.state.describe());
         }
         (*param.value, *training.state) = (values, state);
         Ok(())
@@ -84,7 +84,7 @@ impl Optimizer for Cpu {
     fn restore_gradient(&mut self, param: &mut CpuParam, gradient: Vec<f32>) -> Result<()> {
         let own = param.gradient().len();
         if gradient.len() != own {
-            refuse!("found a gradient of {} values, expected {own}", gradient.len());
+            bail_usage!("found a gradient of {} values, expected {own}", gradient.len());
         }
         if let Some(training) = &mut param.training {
             *training.gradient = gradient;
@@ -119,7 +119,7 @@ impl Optimizer for Cpu {
 
 fn check_values(values: &[f32], expected: usize) -> Result<()> {
     if values.len() != expected {
-        refuse!("found {} values, expected {expected}", values.len());
+        bail_usage!("found {} values, expected {expected}", values.len());
     }
     Ok(())
 }

@@ -7,10 +7,10 @@ use super::table::CpuTable;
 use super::table_on_disk::TableOnDisk;
 use super::{Cpu, Precision, bf16, linear, magnitude, streaming};
 use crate::backend::{DiskTraffic, LinearGroup, Memory, Quantization, Residency, StateFormat, Weights};
+use crate::bail_usage;
 use crate::base::{Nf4OnDisk, RowsOnDisk};
 use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, WeightSource};
-use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::rope::RopeTable;
 
@@ -30,7 +30,7 @@ fn layer_on_disk(groups: [&LinearGroup<Cpu>; 4]) -> Option<usize> {
 impl Cpu {
     fn check_even(&self, name: &str, n: usize, k: usize) -> Result<()> {
         if self.precision != Precision::F32 && (!n.is_multiple_of(2) || !k.is_multiple_of(2)) {
-            refuse!(
+            bail_usage!(
                 "{name}: found {n} x {k}, expected even numbers of rows and columns for `compute: bf16`; use `compute: f32`"
             );
         }

@@ -1,7 +1,7 @@
 use super::*;
 
 fn shares(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
-    let mut stream = Stream::new(sampling.seed, SAMPLING_DOMAIN);
+    let mut stream = RngStream::new(sampling.seed, SAMPLING_DOMAIN);
     let mut counts = vec![0.0; logits.len()];
     for _ in 0..20_000 {
         counts[choose(logits, &[], sampling, &mut stream).unwrap() as usize] += 1.0 / 20_000.0;
@@ -11,12 +11,12 @@ fn shares(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
 
 #[test]
 fn the_first_of_the_largest_is_found_and_no_nan_is_passed_over() {
-    for len in [1usize, 15, 16, 17, 40] {
-        for at in 0..len {
+    for len in [1usize, 15, 16, 17, 40, 600] {
+        for at in (0..len).step_by(1 + len / 100) {
             let mut logits = vec![f32::NEG_INFINITY; len];
-            assert_eq!(argmax(&logits), 0);
+            assert_eq!(first_of(&logits, largest(&logits)), 0);
             logits[at..].fill(-3.5);
-            assert_eq!((argmax(&logits), largest(&logits)), (at, -3.5));
+            assert_eq!((first_of(&logits, -3.5), largest(&logits)), (at, -3.5));
             logits[at] = f32::NAN;
             assert!(largest(&logits).is_nan(), "{at} of {len}");
         }
@@ -61,20 +61,47 @@ fn top_k_draws_from_the_most_likely_and_top_p_from_those() {
     assert!(of(0, 0.7)[2] > 0.0);
 }
 
+/// A vocabulary that is not sorted at once, with equal logits, against all of it in order.
+#[test]
+fn the_most_likely_are_those_of_the_whole_order() {
+    let mut stream = RngStream::new(5, 0);
+    let logits: Vec<f32> = (0..3000).map(|_| stream.below(400) as f32 / 50.0).collect();
+    let mut order: Vec<u32> = (0..3000).collect();
+    order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+    for (temperature, top_k, top_p) in [(1.0, 0, 1.0), (0.1, 0, 1.0), (9.0, 0, 0.9), (9.0, 2500, 1.0), (2.0, 40, 0.5)] {
+        let sampling = Sampling { temperature, top_k, top_p, ..Sampling::GREEDY };
+        let weight =
+            |id: u32| (f64::from(logits[id as usize] - logits[order[0] as usize]) / f64::from(temperature)).exp();
+        let among = &order[..if top_k == 0 { order.len() } else { top_k }];
+        let total: f64 = among.iter().map(|&id| weight(id)).sum();
+        let before = |sum: &mut f64, &id: &u32| Some(std::mem::replace(sum, *sum + weight(id)));
+        let sums: Vec<f64> = among.iter().scan(0.0, before).collect();
+        // Those before which the sum has not reached the share yet.
+        let count = sums.iter().filter(|&&before| top_p == 1.0 || before < f64::from(top_p) * total).count();
+        let kept: f64 = among[..count].iter().map(|&id| weight(id)).sum();
+        for seed in 0..200 {
+            let at = f64::from(RngStream::new(seed, 1).uniform()) * kept;
+            let expected = among[sums[..count].partition_point(|&before| before <= at) - 1];
+            let found = choose(&logits, &[], &sampling, &mut RngStream::new(seed, 1)).unwrap();
+            assert_eq!(found, expected, "{sampling:?}, seed {seed}");
+        }
+    }
+}
+
 #[test]
 fn tokens_of_the_row_become_less_likely() {
     let logits = [2.0f32, 1.5, -1.0, -1.5];
     assert_eq!(penalize(&logits, &[0, 3, 0], 2.0), [1.0, 1.5, -1.0, -3.0]);
     let of = |row: &[u32], repetition_penalty| {
         let sampling = Sampling { repetition_penalty, ..Sampling::GREEDY };
-        choose(&logits, row, &sampling, &mut Stream::new(0, 0)).unwrap()
+        choose(&logits, row, &sampling, &mut RngStream::new(0, 0)).unwrap()
     };
     assert_eq!((of(&[0], 1.0), of(&[0], 2.0), of(&[0, 1], 2.0), of(&[2], 2.0)), (0, 1, 0, 0));
 }
 
 #[test]
 fn greedy_takes_the_first_of_the_largest_and_refuses_what_is_not_finite() {
-    let greedy = |logits: &[f32]| choose(logits, &[], &Sampling::GREEDY, &mut Stream::new(0, 0));
+    let greedy = |logits: &[f32]| choose(logits, &[], &Sampling::GREEDY, &mut RngStream::new(0, 0));
     assert_eq!(greedy(&[1.0, 3.0, 3.0]).unwrap(), 1);
     for bad in [[f32::NAN, 0.0], [0.0, f32::NAN], [f32::INFINITY, 0.0], [f32::NEG_INFINITY; 2]] {
         assert!(greedy(&bad).unwrap_err().to_string().contains("not finite"), "{bad:?}");

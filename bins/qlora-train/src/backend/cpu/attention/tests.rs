@@ -1,10 +1,10 @@
 use super::*;
 use crate::backend::cpu::aligned::Aligned;
 use qlora_kernels::reference;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 
 fn values(len: usize, seed: u64) -> Vec<f32> {
-    let mut stream = Stream::new(seed, 1);
+    let mut stream = RngStream::new(seed, 1);
     (0..len).map(|_| stream.below(4001) as f32 / 1000.0 - 2.0).collect()
 }
 

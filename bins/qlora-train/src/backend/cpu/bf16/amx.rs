@@ -85,7 +85,8 @@ pub fn multiply(left: &[bf16], stride: usize, rows: usize, panel: &[u32], width:
     let pairs = panel.len() / width;
     assert!(x86::permitted(), "AMX was not found");
     assert!(width.is_multiple_of(TILE) && width <= WIDTH && stride >= 2 * pairs, "a panel of {width} columns");
-    assert!(rows > 0 && left.len() >= (rows - 1) * stride + 2 * pairs && sums.len() >= rows * WIDTH);
+    assert!(rows > 0 && left.len() >= (rows - 1) * stride + 2 * pairs);
+    assert!(sums.len() >= (rows - 1) * WIDTH + width);
     // SAFETY: the tiles are permitted, and every tile lies inside the operands.
     unsafe { x86::multiply(left.as_ptr(), stride, rows, panel.as_ptr(), pairs, width, sums.as_mut_ptr(), add) }
 }

@@ -5,7 +5,15 @@
 use super::fused::fused;
 use super::isa::{Isa, LANES};
 use super::layout::dequantize;
+use super::pairs::WIDTH;
+use crate::backend::cpu::gemm::simd::vectorized;
 use half::bf16;
+
+/// Rows that are multiplied together at most.
+pub const FEW: usize = 4;
+
+/// Pairs that are added in one step: one to each sum of four vectors.
+const STEP: usize = 4 * LANES;
 
 /// Σ x·y in four vectors of interleaved chains, added in order, and then their halves, quarters and so on. Lengths are
 /// equal and even.
@@ -16,23 +24,27 @@ pub fn dot(isa: Isa, x: &[bf16], y: &[bf16]) -> f32 {
         #[cfg(target_arch = "x86_64")]
         true => unsafe { x86::dot(x, y) },
         _ => {
-            const STEP: usize = 4 * 2 * LANES;
-            let mut sums = [0.0f32; 4 * LANES];
-            for (x, y) in x.chunks(STEP).zip(y.chunks(STEP)) {
+            let mut sums = [0.0f32; STEP];
+            for (x, y) in x.chunks(2 * STEP).zip(y.chunks(2 * STEP)) {
                 add_pairs(x, y, &mut sums);
             }
-            let [mut total, b, c, d]: [[f32; LANES]; 4] = bytemuck::cast(sums);
-            for other in [b, c, d] {
-                total.iter_mut().zip(other).for_each(|(total, sum)| *total += sum);
-            }
-            for half in [8, 4, 2, 1] {
-                for i in 0..half {
-                    total[i] += total[i + half];
-                }
-            }
-            total[0]
+            total(sums)
         }
     }
+}
+
+/// The sum of four vectors of sums.
+fn total(sums: [f32; STEP]) -> f32 {
+    let [mut total, b, c, d]: [[f32; LANES]; 4] = bytemuck::cast(sums);
+    for other in [b, c, d] {
+        total.iter_mut().zip(other).for_each(|(total, sum)| *total += sum);
+    }
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            total[i] += total[i + half];
+        }
+    }
+    total[0]
 }
 
 /// Adds to `sums` the [`dot`] of `x` with each of as many rows of `values`, `stride` values apart.
@@ -54,8 +66,31 @@ pub fn dots(isa: Isa, values: &[bf16], stride: usize, x: &[bf16], sums: &mut [f3
 /// Elements under one absmax of [`dots_nf4`].
 pub const DOT_BLOCK: usize = 64;
 
-/// Adds to `sums` the [`dot`] of `x` with each of as many rows of codes, [dequantized](dequantize), `stride` bytes
-/// apart. A row has whole blocks of [`DOT_BLOCK`]; `absmax` holds theirs, row after row. `scratch` has room for a row.
+vectorized! {
+    /// Writes values to `out` in the order in which words of codes give them up: of every two blocks, and of one at the
+    /// end, the first of each four values, then the second of each, and so on.
+    pub fn in_order_of_codes<'a>(values: &'a [bf16], out: &'a mut [bf16]) {
+        let (pairs, rest) = values.as_chunks::<{ 2 * DOT_BLOCK }>();
+        let (to, rest_to) = out.as_chunks_mut::<{ 2 * DOT_BLOCK }>();
+        pairs.iter().zip(to).for_each(|(values, out)| deal(values, out));
+        let (one, to) = (rest.as_chunks::<DOT_BLOCK>().0, rest_to.as_chunks_mut::<DOT_BLOCK>().0);
+        one.iter().zip(to).for_each(|(values, out)| deal(values, out));
+    }
+}
+
+#[inline(always)]
+fn deal<const N: usize>(values: &[bf16; N], out: &mut [bf16; N]) {
+    for i in 0..N / 4 {
+        for j in 0..4 {
+            out[j * (N / 4) + i] = values[4 * i + j];
+        }
+    }
+}
+
+/// Adds to `sums` the [`dot`] of each of `count` rows of `x`, at most [`FEW`], with as many rows of codes as `absmax`
+/// is for, [dequantized](dequantize), `stride` bytes apart; both in the [order of codes](in_order_of_codes), which `x`
+/// has already. A row has whole blocks of [`DOT_BLOCK`]; `absmax` holds theirs, row after row. The sums of a row of `x`
+/// lie [`WIDTH`] after those of the row before.
 pub fn dots_nf4(
     isa: Isa,
     code: &[f32; 16],
@@ -63,30 +98,59 @@ pub fn dots_nf4(
     codes: &[u8],
     stride: usize,
     x: &[bf16],
+    count: usize,
     sums: &mut [f32],
-    scratch: &mut [bf16],
 ) {
-    assert!(x.len().is_multiple_of(DOT_BLOCK) && stride >= x.len() / 2, "whole blocks");
-    assert!(absmax.len() * DOT_BLOCK == sums.len() * x.len(), "an absmax for every block");
-    assert!(sums.is_empty() || codes.len() >= (sums.len() - 1) * stride + x.len() / 2, "codes out of bounds");
+    let k = x.len() / count;
+    assert!(k > 0 && x.len() == count * k && k.is_multiple_of(DOT_BLOCK) && stride >= k / 2, "whole blocks");
+    let (blocks, rows) = (k / DOT_BLOCK, absmax.len() * DOT_BLOCK / k);
+    assert!(rows > 0 && absmax.len() == rows * blocks, "an absmax for every block");
+    assert!(codes.len() >= (rows - 1) * stride + k / 2, "codes out of bounds");
+    assert!(rows <= WIDTH && sums.len() >= (count - 1) * WIDTH + rows, "sums out of bounds");
     match isa.has_vectors() {
-        // The conversion instruction takes a subnormal value for zero. Every scale is looked at, without a branch,
-        // several at once.
+        // The conversion instruction takes a subnormal value for zero.
         #[cfg(target_arch = "x86_64")]
-        true if absmax.iter().fold(true, |all, &x| all & ((x == 0.0) | (x.abs() > 1e-30))) => {
+        true if are_normal(absmax) => {
             // SAFETY: the processor has the instructions; the bounds were checked above.
-            unsafe { x86::dots_nf4(code, absmax, codes, stride, x, sums) }
+            unsafe {
+                match count {
+                    1 => x86::dots_nf4::<1>(code, absmax, codes, stride, x, sums),
+                    2 => x86::dots_nf4::<2>(code, absmax, codes, stride, x, sums),
+                    3 => x86::dots_nf4::<3>(code, absmax, codes, stride, x, sums),
+                    FEW => x86::dots_nf4::<FEW>(code, absmax, codes, stride, x, sums),
+                    _ => unreachable!("{count} rows together"),
+                }
+            }
         }
         _ => {
-            let blocks = x.len() / DOT_BLOCK;
-            let values = &mut scratch[..x.len()];
-            for (row, sum) in sums.iter_mut().enumerate() {
-                let codes = &codes[row * stride..][..x.len() / 2];
-                dequantize(isa, code, &absmax[row * blocks..][..blocks], DOT_BLOCK, codes, values);
-                *sum += dot(isa, x, values);
+            for row in 0..rows {
+                let (codes, absmax) = (&codes[row * stride..][..k / 2], &absmax[row * blocks..][..blocks]);
+                for (x, sums) in x.chunks_exact(k).zip(sums.chunks_mut(WIDTH)) {
+                    sums[row] += dot_of_codes(isa, code, absmax, codes, x);
+                }
             }
         }
     }
+}
+
+vectorized! {
+    /// True if no value under these scales is subnormal. Every scale is looked at, without a branch.
+    #[cfg(target_arch = "x86_64")]
+    fn are_normal<'a>(absmax: &'a [f32]) -> bool {
+        absmax.iter().fold(true, |all, &x| all & ((x == 0.0) | (x.abs() > 1e-30)))
+    }
+}
+
+/// One element of [`dots_nf4`].
+fn dot_of_codes(isa: Isa, code: &[f32; 16], absmax: &[f32], codes: &[u8], x: &[bf16]) -> f32 {
+    let (mut sums, mut values, mut ordered) = ([0.0f32; STEP], [bf16::ZERO; 2 * STEP], [bf16::ZERO; 2 * STEP]);
+    for ((x, codes), absmax) in x.chunks(2 * DOT_BLOCK).zip(codes.chunks(DOT_BLOCK)).zip(absmax.chunks(2)) {
+        let (values, ordered) = (&mut values[..x.len()], &mut ordered[..x.len()]);
+        dequantize(isa, code, absmax, DOT_BLOCK, codes, values);
+        in_order_of_codes(values, ordered);
+        add_pairs(x, ordered, &mut sums);
+    }
+    total(sums)
 }
 
 fn add_pairs(x: &[bf16], y: &[bf16], sums: &mut [f32]) {
@@ -97,7 +161,7 @@ fn add_pairs(x: &[bf16], y: &[bf16], sums: &mut [f32]) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::LANES;
+    use super::{DOT_BLOCK, LANES, WIDTH};
     use half::bf16;
     use std::arch::x86_64::*;
 
@@ -138,35 +202,96 @@ mod x86 {
     /// The processor has the features, and the bounds are those that [`super::dots`] checks.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub unsafe fn dots(values: &[bf16], stride: usize, x: &[bf16], sums: &mut [f32]) {
-        // SAFETY: the caller's bounds.
-        let row = |row: usize| unsafe { values.get_unchecked(row * stride..row * stride + x.len()) };
-        let (groups, rest) = sums.as_chunks_mut::<LANES>();
-        let mut first = 0;
-        for sums in groups {
-            let mut all = [_mm512_setzero_ps(); LANES];
-            for (i, all) in all.iter_mut().enumerate() {
-                // SAFETY: rows are as long as x.
-                *all = unsafe { chains(x, row(first + i)) };
+        // SAFETY: the caller's.
+        unsafe {
+            match x.len() / 2 {
+                0 => {}
+                // Rows of a head, whose other factor stays in registers.
+                1..=16 => each_dot(values, stride, sums, short::<1>(x)),
+                17..=32 => each_dot(values, stride, sums, short::<2>(x)),
+                33..=64 => each_dot(values, stride, sums, short::<4>(x)),
+                _ => each_dot(values, stride, sums, |row| {
+                    for at in (0..x.len()).step_by(PAGE / 4) {
+                        begin_page(row.wrapping_add(at + PAGE / 4).cast());
+                    }
+                    chains(x, std::slice::from_raw_parts(row, x.len()))
+                }),
             }
-            first += LANES;
-            // SAFETY: sums of sixteen rows.
-            unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), _mm512_add_ps(_mm512_loadu_ps(sums.as_ptr()), totals(all))) };
-        }
-        for (i, sum) in rest.iter_mut().enumerate() {
-            // SAFETY: rows are as long as x.
-            *sum += unsafe { dot(x, row(first + i)) };
         }
     }
 
-    /// Bytes by which codes are asked for before they are read: a page, at whose end the processor stops to look ahead.
-    const AHEAD: usize = 4096;
+    /// Adds to `sums` the total of what `chains` gives for each row.
+    ///
+    /// # Safety
+    /// Those of [`dots`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn each_dot(values: &[bf16], stride: usize, sums: &mut [f32], chains: impl Fn(*const bf16) -> __m512) {
+        // Pointers move on; computing each address would cost as much as the products.
+        let mut row = values.as_ptr();
+        for sums in sums.chunks_mut(LANES) {
+            let mut all = [_mm512_setzero_ps(); LANES];
+            for all in &mut all[..sums.len()] {
+                *all = chains(row);
+                row = row.wrapping_add(stride);
+            }
+            // SAFETY: as many sums as there are.
+            unsafe { add_totals(all, sums.as_mut_ptr(), sums.len()) };
+        }
+    }
 
-    /// Two blocks at a time: four vectors of values, one for each of the four chains.
+    /// Adds the [`totals`] of the first `count` vectors to as many sums.
+    ///
+    /// # Safety
+    /// The processor has the features, and there are as many sums, 1 to 16.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn add_totals(all: [__m512; LANES], sums: *mut f32, count: usize) {
+        let mask = (u32::from(u16::MAX) >> (LANES - count)) as u16;
+        // SAFETY: the caller's; others are masked off.
+        unsafe {
+            let before = _mm512_maskz_loadu_ps(mask, sums);
+            _mm512_mask_storeu_ps(sums, mask, _mm512_add_ps(before, totals(all)));
+        }
+    }
+
+    /// The chains of a dot product of `V` vectors at most with each of other rows.
+    ///
+    /// # Safety
+    /// The processor has the features; rows have as many values as `x`, more than `V - 1` vectors at least.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn short<const V: usize>(x: &[bf16]) -> impl Fn(*const bf16) -> __m512 {
+        let pairs = x.len() / 2;
+        let mask = |i: usize| ((1u32 << pairs.saturating_sub(i * LANES).min(LANES)) - 1) as u16;
+        let masks: [u16; V] = std::array::from_fn(mask);
+        // SAFETY: pairs beyond the rows are masked off, and are zero.
+        let load = move |row: *const bf16, i: usize| unsafe {
+            bits(_mm512_maskz_loadu_epi32(masks[i], row.wrapping_add(2 * LANES * i).cast()))
+        };
+        let x: [__m512bh; V] = std::array::from_fn(|i| load(x.as_ptr(), i));
+        move |row| {
+            let chain = |i: usize| _mm512_dpbf16_ps(_mm512_setzero_ps(), x[i], load(row, i));
+            (1..V).fold(chain(0), |sum, i| _mm512_add_ps(sum, chain(i)))
+        }
+    }
+
+    const PAGE: usize = 4096;
+
+    /// Brings the first line of the page into the caches, and where the page lies: the processor looks ahead by itself,
+    /// but not beyond a page.
+    #[inline(always)]
+    fn begin_page(at: *const u8) {
+        // SAFETY: reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.map_addr(|at| at & !(PAGE - 1)).cast()) };
+    }
+
+    /// Sixteen rows of codes at a time, each with `R` rows of `x`.
     ///
     /// # Safety
     /// The processor has the features, and the bounds are those that [`super::dots_nf4`] checks; no value is subnormal.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub unsafe fn dots_nf4(
+    pub unsafe fn dots_nf4<const R: usize>(
         code: &[f32; 16],
         absmax: &[f32],
         codes: &[u8],
@@ -174,73 +299,86 @@ mod x86 {
         x: &[bf16],
         sums: &mut [f32],
     ) {
-        let blocks = x.len() / super::DOT_BLOCK;
-        // SAFETY: the code has 64 bytes, and so have the two tables.
-        let (code, bytes, shifts) = unsafe {
-            (
-                _mm512_loadu_ps(code.as_ptr()),
-                _mm512_loadu_si512(CODE_BYTES.as_ptr().cast()),
-                _mm512_loadu_si512(CODE_SHIFTS.as_ptr().cast()),
-            )
-        };
-        for (row, sum) in sums.iter_mut().enumerate() {
-            let mut acc = [_mm512_setzero_ps(); 4];
-            // SAFETY: the caller's bounds: a block has 32 bytes of codes, 64 values of x and an absmax.
-            unsafe {
-                let (codes, absmax) = (codes.as_ptr().add(row * stride), absmax.as_ptr().add(row * blocks));
-                for line in (0..x.len() / 2).step_by(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD + line).cast());
-                }
-                // Half a block.
-                let add = |acc: __m512, half: usize, table: __m512i| {
-                    let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(codes.add(16 * half).cast()));
-                    let index = _mm512_srlv_epi16(_mm512_shuffle_epi8(codes, bytes), shifts);
-                    let values = _mm512_permutexvar_epi16(index, table);
-                    let x = _mm512_loadu_si512(x.as_ptr().add(32 * half).cast());
-                    _mm512_dpbf16_ps(acc, bits(x), bits(values))
+        let blocks = x.len() / R / DOT_BLOCK;
+        let rows = absmax.len() / blocks;
+        // SAFETY: the code has 64 bytes.
+        let code = unsafe { _mm512_loadu_ps(code.as_ptr()) };
+        for first in (0..rows).step_by(LANES) {
+            let count = LANES.min(rows - first);
+            let mut all = [[_mm512_setzero_ps(); LANES]; R];
+            for i in 0..count {
+                // SAFETY: the caller's bounds.
+                let row = unsafe {
+                    let (absmax, codes) =
+                        (absmax.as_ptr().add((first + i) * blocks), codes.as_ptr().add((first + i) * stride));
+                    row_of_codes::<R>(code, absmax, codes, blocks, x.as_ptr())
                 };
-                for block in (0..blocks - blocks % 2).step_by(2) {
-                    let scaled = |block: usize| _mm512_mul_ps(code, _mm512_set1_ps(*absmax.add(block)));
-                    let both = _mm512_cvtne2ps_pbh(scaled(block + 1), scaled(block));
-                    let both = std::mem::transmute::<__m512bh, __m512i>(both);
-                    let (first, second) =
-                        (_mm512_shuffle_i64x2::<0x44>(both, both), _mm512_shuffle_i64x2::<0xEE>(both, both));
-                    acc[0] = add(acc[0], 2 * block, first);
-                    acc[1] = add(acc[1], 2 * block + 1, first);
-                    acc[2] = add(acc[2], 2 * block + 2, second);
-                    acc[3] = add(acc[3], 2 * block + 3, second);
-                }
-                if blocks % 2 == 1 {
-                    let table = block_table_of_normal(code, *absmax.add(blocks - 1));
-                    acc[0] = add(acc[0], 2 * blocks - 2, table);
-                    acc[1] = add(acc[1], 2 * blocks - 1, table);
-                }
+                all.iter_mut().zip(row).for_each(|(all, sum)| all[i] = sum);
             }
-            *sum += total(added(acc));
+            for (r, all) in all.into_iter().enumerate() {
+                // SAFETY: the caller's bounds.
+                unsafe { add_totals(all, sums.as_mut_ptr().add(r * WIDTH + first), count) };
+            }
         }
     }
 
-    /// The byte that holds the code of each value, for both bytes of the value, in a vector that has 16 bytes of codes
-    /// four times.
-    static CODE_BYTES: [u8; 64] = {
-        let mut bytes = [0; 64];
-        let mut i = 0;
-        while i < 64 {
-            bytes[i] = (i / 4) as u8;
-            i += 1;
+    /// The four chains of the dot product of one row of codes with each of `R` rows of `x`, added.
+    ///
+    /// Two blocks are 32 words of four codes: one vector, which gives up the first code of every word, and the others
+    /// shifted down. A table has the values of both blocks; the fifth bit of an index chooses the block.
+    ///
+    /// # Safety
+    /// The processor has the features; there are as many blocks of absmax, of codes and of each row of `x`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn row_of_codes<const R: usize>(
+        code: __m512,
+        absmax: *const f32,
+        codes: *const u8,
+        blocks: usize,
+        x: *const bf16,
+    ) -> [__m512; R] {
+        const AND_OR: i32 = 0xEA;
+        let nibbles = _mm512_set1_epi8(0x0F);
+        let later_block = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi8(0x10));
+        let mut acc = [[_mm512_setzero_ps(); 4]; R];
+        let (mut absmax, mut codes, mut x) = (absmax, codes, x);
+        // SAFETY: the caller's bounds.
+        unsafe {
+            let mut add = |x: *const bf16, chain: usize, index: __m512i, table: __m512i| {
+                let values = bits(_mm512_permutexvar_epi16(index, table));
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let x = bits(_mm512_loadu_si512(x.add(r * blocks * DOT_BLOCK + chain * 2 * LANES).cast()));
+                    acc[chain] = _mm512_dpbf16_ps(acc[chain], x, values);
+                }
+            };
+            for _ in 0..blocks / 2 {
+                // What is done with a line takes so long that the processor does not see the next ones in time.
+                _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PAGE).cast());
+                begin_page(codes.wrapping_add(2 * PAGE));
+                let scaled = |block: usize| _mm512_mul_ps(code, _mm512_set1_ps(*absmax.add(block)));
+                let table = _mm512_cvtne2ps_pbh(scaled(1), scaled(0));
+                let table = std::mem::transmute::<__m512bh, __m512i>(table);
+                let words = _mm512_loadu_si512(codes.cast());
+                let low = _mm512_ternarylogic_epi32::<AND_OR>(words, nibbles, later_block);
+                let high = _mm512_ternarylogic_epi32::<AND_OR>(_mm512_srli_epi16::<4>(words), nibbles, later_block);
+                add(x, 0, high, table);
+                add(x, 1, low, table);
+                add(x, 2, _mm512_srli_epi16::<8>(high), table);
+                add(x, 3, _mm512_srli_epi16::<8>(low), table);
+                (absmax, codes, x) = (absmax.add(2), codes.add(DOT_BLOCK), x.add(2 * DOT_BLOCK));
+            }
+            if blocks % 2 == 1 {
+                let table = block_table_of_normal(code, *absmax);
+                let words = _mm512_broadcast_i64x4(_mm256_loadu_si256(codes.cast()));
+                let shifts =
+                    |first, second| _mm512_inserti64x4::<1>(_mm512_set1_epi16(first), _mm256_set1_epi16(second));
+                add(x, 0, _mm512_srlv_epi16(words, shifts(4, 0)), table);
+                add(x, 1, _mm512_srlv_epi16(words, shifts(12, 8)), table);
+            }
         }
-        bytes
-    };
-    /// The shift of each code: the earlier code is in the high half.
-    static CODE_SHIFTS: [u16; 32] = {
-        let mut shifts = [0; 32];
-        let mut i = 0;
-        while i < 32 {
-            shifts[i] = 4;
-            i += 2;
-        }
-        shifts
-    };
+        std::array::from_fn(|r| added(acc[r]))
+    }
 
     #[target_feature(enable = "avx512f")]
     fn bits(x: __m512i) -> __m512bh {

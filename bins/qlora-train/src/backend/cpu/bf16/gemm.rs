@@ -4,15 +4,15 @@
 //! Every element of a product is one sum along all of its contraction, in order, whichever thread or tile computes it.
 
 use super::amx;
-use super::dots;
+use super::dots::FEW;
 use super::isa::{self, Isa, LANES};
 use super::layout;
 use super::pairs::{Panel, Places, WIDTH};
 use super::rows::{round, widen};
-use super::stored::{Rows, Stored};
+use super::stored::{Rows, Stored, scratch_len};
 use crate::backend::cpu::aligned::Aligned;
 use crate::backend::cpu::gemm::simd::vectorized;
-use crate::backend::cpu::gemm::tiles::{Tile, even_width, split};
+use crate::backend::cpu::gemm::tiles::{Tile, even_width, grid, split};
 use half::bf16;
 use rayon::prelude::*;
 use std::collections::VecDeque;
@@ -22,16 +22,16 @@ use std::sync::Mutex;
 /// Pairs of a panel at most.
 pub const PAIRS: usize = 288;
 /// Rows whose sums a thread keeps.
-const ROWS: usize = 512;
+pub(super) const ROWS: usize = 512;
 
 /// Scratch memory of one thread.
 pub struct Scratch {
     /// `[PAIRS, WIDTH]`
-    panel: Aligned<u32>,
+    pub(super) panel: Aligned<u32>,
     /// `[ROWS, WIDTH]`
-    sums: Aligned<f32>,
+    pub(super) sums: Aligned<f32>,
     /// `[BAND, 2 · PAIRS]`: values before they are paired
-    band: Aligned<bf16>,
+    pub(super) band: Aligned<bf16>,
 }
 
 /// Rows that are read before they are transposed.
@@ -126,6 +126,50 @@ pub fn multiply(isa: Isa, scratch: &mut [Scratch], out: Out, rows: usize, column
     }
 }
 
+/// Products whose results lie side by side with others'.
+pub struct Side<'a> {
+    /// Columns of the destination
+    pub columns: Range<usize>,
+    pub bias: Option<&'a [f32]>,
+    /// With a right operand that is [turned](Right::Turned)
+    pub products: Vec<Product<'a>>,
+}
+
+/// `out[.., columns] = bf16(Σ left·right + bias)` of every side, which follow one another. Of a few rows the tiles of
+/// all sides are taken by the threads in one go.
+pub fn multiply_sides(
+    isa: Isa,
+    scratch: &mut [Scratch],
+    data: &mut [bf16],
+    stride: usize,
+    rows: usize,
+    sides: &[Side],
+) {
+    if rows > FEW {
+        for Side { columns, bias, products } in sides {
+            let out = Out::Bf16 { data: &mut *data, stride, scale: 1.0, bias: *bias };
+            multiply(isa, scratch, out, rows, columns.clone(), products);
+        }
+        return;
+    }
+    let threads = scratch.len().min(rayon::current_num_threads());
+    let cut = |side: &Side| {
+        let (width, end) = (even_width(side.columns.len(), WIDTH, threads), side.columns.end);
+        side.columns.clone().step_by(width).map(move |start| start..(start + width).min(end)).collect::<Vec<_>>()
+    };
+    let (sides, columns): (Vec<&Side>, Vec<Range<usize>>) =
+        sides.iter().flat_map(|side| cut(side).into_iter().map(move |columns| (side, columns))).unzip();
+    let all = 0..rows;
+    let [tiles] = grid(data, stride, [(std::slice::from_ref(&all), &columns)]);
+    each_in_order(scratch, tiles.into_iter().zip(sides).collect(), |scratch, (mut tile, side)| {
+        let first = side.columns.start;
+        few_rows(isa, scratch, &mut tile, first, &side.products, None, &|out, _, at, sums| match side.bias {
+            None => round_scaled(out, sums, 1.0),
+            Some(bias) => round_biased(out, sums, 1.0, &bias[at - first..][..sums.len()]),
+        });
+    });
+}
+
 vectorized! {
     /// A sum of −0 becomes 0, as with a bias of 0.
     pub fn round_scaled<'a>(out: &'a mut [bf16], sums: &'a [f32], scale: f32) {
@@ -160,7 +204,7 @@ vectorized! {
 }
 
 vectorized! {
-    fn add<'a>(out: &'a mut [f32], sums: &'a [f32]) {
+    pub(super) fn add<'a>(out: &'a mut [f32], sums: &'a [f32]) {
         for (out, sum) in out.iter_mut().zip(sums) {
             *out += sum;
         }
@@ -224,7 +268,7 @@ pub fn each<S: Send, T: Send>(scratch: &mut [S], tasks: Vec<T>, run: impl Fn(&mu
 
 /// Runs every task once, as [`each`] does. A thread begins with a part of the tasks of its own, in their order, and
 /// takes from the ends of others' parts when it is done: what lies side by side in memory is read in one stream.
-fn each_in_order<S: Send, T: Send>(scratch: &mut [S], tasks: Vec<T>, run: impl Fn(&mut S, T) + Sync) {
+pub fn each_in_order<S: Send, T: Send>(scratch: &mut [S], tasks: Vec<T>, run: impl Fn(&mut S, T) + Sync) {
     let workers = rayon::current_num_threads().min(scratch.len()).min(tasks.len());
     let (count, mut tasks) = (tasks.len(), tasks.into_iter());
     let part = |worker: usize| (worker + 1) * count / workers - worker * count / workers;
@@ -246,12 +290,9 @@ fn each_in_order<S: Send, T: Send>(scratch: &mut [S], tasks: Vec<T>, run: impl F
     });
 }
 
-/// Rows that are multiplied without panels: reading the matrices limits them.
-const FEW: usize = 4;
-
-/// Steps of a contraction of a few rows that are summed on their own: a row of the matrix that a band has room for.
+/// Steps of a contraction of a few rows that are summed on their own: as many as a panel has room for.
 const STEPS: usize = 8192;
-const _: () = assert!(STEPS <= BAND * 2 * PAIRS);
+const _: () = assert!(scratch_len(STEPS) <= PAIRS * WIDTH);
 
 /// One tile of a few rows: a dot product for each of its elements, over [`STEPS`] steps at a time, in order.
 fn few_rows<T>(
@@ -265,24 +306,16 @@ fn few_rows<T>(
 ) {
     let columns = tile.columns.start - first..tile.columns.end - first;
     let (row, rows) = (tile.rows.start, tile.rows.len());
-    let Scratch { sums, band, .. } = scratch;
-    sums[..rows * WIDTH].fill(0.0);
+    let Scratch { sums, panel, .. } = scratch;
+    let sums = &mut sums[..rows * WIDTH];
+    sums.fill(0.0);
     for product in products {
         let Right::Turned(matrix) = product.right else { unreachable!("checked by the caller") };
         for start in (0..product.k).step_by(STEPS) {
             let steps = start..(start + STEPS).min(product.k);
             let left = |i: usize| &product.left.data[(row + i) * product.left.stride..][steps.clone()];
-            if rows == 1 {
-                matrix.dots(isa, columns.clone(), steps.clone(), left(0), &mut sums[..columns.len()], band);
-                continue;
-            }
-            for column in columns.clone() {
-                let values = &mut band[..steps.len()];
-                matrix.read(isa, column, steps.clone(), values);
-                for i in 0..rows {
-                    sums[i * WIDTH + column - columns.start] += dots::dot(isa, left(i), values);
-                }
-            }
+            let left: [&[bf16]; FEW] = std::array::from_fn(|i| if i < rows { left(i) } else { &[] });
+            matrix.dots(isa, columns.clone(), steps.clone(), &left[..rows], sums, panel);
         }
     }
     for i in 0..rows {

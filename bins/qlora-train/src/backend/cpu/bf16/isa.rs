@@ -105,7 +105,7 @@ pub fn multiply(
         "a panel of {width} columns"
     );
     assert!(rows > 0 && stride >= 2 * pairs && left.len() >= (rows - 1) * stride + 2 * pairs, "rows out of bounds");
-    assert!(sums.len() >= rows * WIDTH, "sums out of bounds");
+    assert!(sums.len() >= (rows - 1) * WIDTH + width, "sums out of bounds");
     match isa.0 {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         Kind::Amx => amx::multiply(left, stride, rows, panel, width, sums, add),
@@ -125,6 +125,32 @@ pub fn multiply(
     }
 }
 
+/// [`multiply`] without a panel: the right operand is [`WIDTH`] columns of `2·pairs` rows of bf16 numbers,
+/// `right_stride` apart. False, and nothing is done, where there are no instructions for it.
+pub fn multiply_rows(
+    isa: Isa,
+    left: &[bf16],
+    stride: usize,
+    rows: usize,
+    right: &[bf16],
+    right_stride: usize,
+    pairs: usize,
+    sums: &mut [f32],
+) -> bool {
+    if isa.0 != Kind::Avx512Bf16 {
+        return false;
+    }
+    assert!(rows > 0 && stride >= 2 * pairs && left.len() >= (rows - 1) * stride + 2 * pairs, "rows out of bounds");
+    assert!(pairs > 0 && right.len() >= (2 * pairs - 1) * right_stride + WIDTH, "right operand out of bounds");
+    assert!(sums.len() >= rows * WIDTH, "sums out of bounds");
+    // SAFETY: `detect` found the instructions; the bounds were checked above.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        x86::multiply_rows(left, stride, rows, right, right_stride, pairs, sums);
+    }
+    true
+}
+
 vectorized! {
     /// The twin of `vdpbf16ps`, for one row of sums.
     fn twin_row<'a>(left: &'a [[bf16; 2]], panel: &'a [u32], sums: &'a mut [f32]) {
@@ -140,7 +166,7 @@ vectorized! {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::super::pairs::WIDTH;
+    use super::super::pairs::{PAIRS_OF_TWO, WIDTH};
     use super::LANES;
     use half::bf16;
     use std::arch::x86_64::*;
@@ -209,6 +235,89 @@ mod x86 {
             3 => rows!(3: 1 2 3 4 5 6 7 8),
             4 => rows!(4: 1 2 3 4 5 6),
             _ => unreachable!("a panel of {vectors} vectors"),
+        }
+    }
+
+    /// Rows of a right operand by which it is asked for before it is read: rows far apart are no stream that the
+    /// processor sees.
+    const AHEAD: usize = 32;
+
+    /// # Safety
+    /// The processor has the features, and the bounds are those that [`super::multiply_rows`] checks.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub unsafe fn multiply_rows(
+        left: &[bf16],
+        stride: usize,
+        rows: usize,
+        right: &[bf16],
+        right_stride: usize,
+        pairs: usize,
+        sums: &mut [f32],
+    ) {
+        // As many in every block as can be, up to those whose sums fill the registers.
+        let block = rows.div_ceil(rows.div_ceil(12));
+        for column in (0..WIDTH).step_by(2 * LANES) {
+            let right = right.as_ptr().wrapping_add(column);
+            let mut row = 0;
+            while row < rows {
+                let (left, sums) =
+                    (left.as_ptr().wrapping_add(row * stride), sums.as_mut_ptr().wrapping_add(row * WIDTH + column));
+                let count = (rows - row).min(block);
+                macro_rules! blocks {
+                    ($($rows:literal)*) => {
+                        match count {
+                            // SAFETY: the block lies inside the operands, by the caller's checks.
+                            $($rows => unsafe { rows_block::<$rows>(left, stride, right, right_stride, pairs, sums) },)*
+                            _ => unreachable!("a block of {count} rows"),
+                        }
+                    };
+                }
+                blocks!(1 2 3 4 5 6 7 8 9 10 11 12);
+                row += count;
+            }
+        }
+    }
+
+    /// # Safety
+    /// Those of [`multiply_rows`] hold, for `R` rows and two vectors of columns.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn rows_block<const R: usize>(
+        left: *const bf16,
+        stride: usize,
+        right: *const bf16,
+        right_stride: usize,
+        pairs: usize,
+        sums: *mut f32,
+    ) {
+        let mut acc = [[_mm512_setzero_ps(); 2]; R];
+        // SAFETY: the caller's bounds.
+        unsafe {
+            let order = [0, 1].map(|i| PAIRS_OF_TWO[i].as_ptr());
+            let (first, second) = (_mm512_loadu_si512(order[0].cast()), _mm512_loadu_si512(order[1].cast()));
+            let rows: [usize; R] = std::array::from_fn(|i| i.wrapping_mul(stride));
+            let (mut left, mut low) = (left, right);
+            for _ in 0..pairs {
+                let high = low.wrapping_add(right_stride);
+                for ahead in [low, high] {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(AHEAD.wrapping_mul(right_stride)).cast());
+                }
+                let (x, y) = (_mm512_loadu_si512(low.cast()), _mm512_loadu_si512(high.cast()));
+                let b = [_mm512_permutex2var_epi16(x, first, y), _mm512_permutex2var_epi16(x, second, y)];
+                for i in 0..R {
+                    let x = left.wrapping_add(rows[i]).cast::<i32>().read_unaligned();
+                    let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x));
+                    for v in 0..2 {
+                        acc[i][v] = _mm512_dpbf16_ps(acc[i][v], x, std::mem::transmute::<__m512i, __m512bh>(b[v]));
+                    }
+                }
+                left = left.wrapping_add(2);
+                low = high.wrapping_add(right_stride);
+            }
+            for i in 0..R {
+                for v in 0..2 {
+                    _mm512_storeu_ps(sums.add(i * WIDTH + v * LANES), acc[i][v]);
+                }
+            }
         }
     }
 

@@ -122,7 +122,7 @@ pub fn pair_codes(isa: Isa, code: &[f32; 16], absmax: &[f32], codes: &[u8], stri
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::super::pairs::Places;
+    use super::super::pairs::{PAIRS_OF_TWO, Places, WIDTH};
     use super::{AHEAD, LANES};
     use half::bf16;
     use std::arch::x86_64::*;
@@ -237,27 +237,53 @@ mod x86 {
         panel: &mut [u32],
         places: Places,
     ) -> usize {
-        let (rows, out) = (rows.as_ptr(), panel.as_mut_ptr());
-        let whole = columns / LANES * LANES;
-        for row in (0..count).step_by(2) {
-            for ahead in [row + AHEAD, row + AHEAD + 1] {
-                let first = rows.wrapping_add(ahead * stride);
-                _mm_prefetch::<_MM_HINT_T0>(first.cast());
-                _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(columns - 1).cast());
+        let (rows, whole) = (rows.as_ptr(), columns / LANES * LANES);
+        let [first, second] = pairs_of_two();
+        // Where the pairs of each vector of columns begin; computing it each time would take as long as the pairs.
+        let mut out = [panel.as_mut_ptr(); WIDTH / LANES];
+        for (out, column) in out.iter_mut().zip((0..whole).step_by(LANES)) {
+            *out = out.wrapping_add(places.at(0, column));
+        }
+        let mut low = rows;
+        for pair in 0..count / 2 {
+            let high = low.wrapping_add(stride);
+            for ahead in [low, high] {
+                let ahead = ahead.wrapping_add(AHEAD * stride);
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(columns - 1).cast());
             }
-            for column in (0..whole).step_by(LANES) {
-                // SAFETY: 16 values of both rows and 16 pairs are left in every round.
+            let at = pair * places.tile;
+            let mut vector = 0;
+            while (vector + 2) * LANES <= whole {
+                // SAFETY: 32 values of both rows and 32 pairs are left in every round.
                 unsafe {
-                    let low = rows.add(row * stride + column);
-                    let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.cast()));
-                    let high = rows.add((row + 1) * stride + column);
-                    let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(high.cast()));
+                    let low = _mm512_loadu_si512(low.add(vector * LANES).cast());
+                    let high = _mm512_loadu_si512(high.add(vector * LANES).cast());
+                    let to = [out[vector].add(at), out[vector + 1].add(at)];
+                    _mm512_storeu_si512(to[0].cast(), _mm512_permutex2var_epi16(low, first, high));
+                    _mm512_storeu_si512(to[1].cast(), _mm512_permutex2var_epi16(low, second, high));
+                }
+                vector += 2;
+            }
+            if vector * LANES < whole {
+                // SAFETY: 16 values of both rows and 16 pairs are left.
+                unsafe {
+                    let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.add(vector * LANES).cast()));
+                    let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(high.add(vector * LANES).cast()));
                     let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
-                    _mm512_storeu_si512(out.add(places.at(row / 2, column)).cast(), pairs);
+                    _mm512_storeu_si512(out[vector].add(at).cast(), pairs);
                 }
             }
+            low = high.wrapping_add(stride);
         }
         whole
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn pairs_of_two() -> [__m512i; 2] {
+        // SAFETY: 64 bytes each.
+        let load = |numbers: &[u16; 32]| unsafe { _mm512_loadu_si512(numbers.as_ptr().cast()) };
+        [load(&PAIRS_OF_TWO[0]), load(&PAIRS_OF_TWO[1])]
     }
 
     /// # Safety
@@ -317,17 +343,29 @@ mod x86 {
     /// The processor has the features, and the lengths are those that [`super::interleave`] checks.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub unsafe fn interleave(low: &[bf16], high: &[bf16], out: &mut [u32]) -> usize {
-        let count = out.len() / 16;
-        for i in 0..count {
-            // SAFETY: 16 values of each row and 16 pairs are left in every round.
+        let [first, second] = pairs_of_two();
+        let twice = out.len() / 32 * 32;
+        for i in (0..twice).step_by(32) {
+            // SAFETY: 32 values of each row and 32 pairs are left in every round.
             unsafe {
-                let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.as_ptr().add(16 * i).cast()));
-                let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(high.as_ptr().add(16 * i).cast()));
-                let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
-                _mm512_storeu_si512(out.as_mut_ptr().add(16 * i).cast(), pairs);
+                let low = _mm512_loadu_si512(low.as_ptr().add(i).cast());
+                let high = _mm512_loadu_si512(high.as_ptr().add(i).cast());
+                let to = out.as_mut_ptr().add(i);
+                _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi16(low, first, high));
+                _mm512_storeu_si512(to.add(LANES).cast(), _mm512_permutex2var_epi16(low, second, high));
             }
         }
-        16 * count
+        if out.len() - twice < LANES {
+            return twice;
+        }
+        // SAFETY: 16 values of each row and 16 pairs are left.
+        unsafe {
+            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.as_ptr().add(twice).cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(high.as_ptr().add(twice).cast()));
+            let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+            _mm512_storeu_si512(out.as_mut_ptr().add(twice).cast(), pairs);
+        }
+        twice + LANES
     }
 }
 

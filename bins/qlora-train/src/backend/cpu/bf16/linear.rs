@@ -1,18 +1,14 @@
 //! Frozen linear layers with a low-rank term, on bf16 values.
 
-use super::gemm::{Out, Product, Right, Scratch, multiply};
+use super::gemm::{Out, Product, Right, Scratch, Side, multiply, multiply_sides};
 use super::isa::Isa;
 use super::rows::{round, round_row, widen};
-use super::stored::{Limited, Rows, Stored};
+use super::stored::{Rows, Stored};
 use crate::backend::batch::adapter_runs;
-use crate::backend::cpu::aligned::Aligned;
 use half::bf16;
 use qlora_kernels::rng::Dropout;
 use rayon::prelude::*;
 use std::ops::Range;
-
-/// Tokens whose part of a sum over tokens is summed on its own.
-pub const TOKENS: usize = 256;
 
 /// One linear layer of those that share an input.
 pub struct Segment<'a> {
@@ -97,7 +93,7 @@ pub fn padded(r: usize) -> usize {
 }
 
 /// Segments with the column where their output begins and the column where their low-rank term begins.
-fn placed<'s, 'a>(segments: &'s [Segment<'a>]) -> impl Iterator<Item = (usize, usize, &'s Segment<'a>)> {
+pub(super) fn placed<'s, 'a>(segments: &'s [Segment<'a>]) -> impl Iterator<Item = (usize, usize, &'s Segment<'a>)> {
     segments.iter().scan((0, 0), |(n, r), segment| {
         let at = (*n, *r);
         *n += segment.n;
@@ -106,12 +102,18 @@ fn placed<'s, 'a>(segments: &'s [Segment<'a>]) -> impl Iterator<Item = (usize, u
     })
 }
 
-fn widths(segments: &[Segment]) -> (usize, usize) {
+pub(super) fn widths(segments: &[Segment]) -> (usize, usize) {
     segments.iter().fold((0, 0), |(n, r), s| (n + s.n, r + s.lora.map_or(0, |lora| lora.columns())))
 }
 
 /// `x` itself without dropout, otherwise a masked copy of it in `scratch`.
-fn dropped<'a>(x: &'a [bf16], k: usize, first: usize, dropout: Option<Dropout>, scratch: &'a mut [bf16]) -> &'a [bf16] {
+pub(super) fn dropped<'a>(
+    x: &'a [bf16],
+    k: usize,
+    first: usize,
+    dropout: Option<Dropout>,
+    scratch: &'a mut [bf16],
+) -> &'a [bf16] {
     let Some(dropout) = dropout.filter(|d| !d.is_identity()) else { return x };
     let out = &mut scratch[..x.len()];
     out.par_chunks_exact_mut(k).zip(x.par_chunks_exact(k)).enumerate().with_min_len(16).for_each(|(row, (out, x))| {
@@ -168,24 +170,24 @@ impl Group<'_> {
     /// `Y = X·Wᵀ + S·Bᵀ + bias`
     pub fn forward(&self, scratch: &mut [Scratch], x: &[bf16], s: Option<&[bf16]>, y: &mut [bf16]) {
         let (n, r) = widths(self.segments);
-        for (column, rank, segment) in placed(self.segments) {
+        let pairs: Vec<Vec<(usize, Rounded)>> = self
+            .segments
+            .iter()
+            .map(|segment| segment.lora.map_or_else(Vec::new, |lora| lora.taken_pairs(segment.n, self.adapters)))
+            .collect();
+        let sides = placed(self.segments).zip(&pairs).map(|((column, rank, segment), pairs)| {
             let left = Rows { data: x, stride: self.k };
             let base = Product { left, k: self.k, right: Right::Turned(segment.weight) };
-            let out = Out::Bf16 { data: y, stride: n, scale: 1.0, bias: segment.bias };
-            let (rows, columns) = (x.len() / self.k, column..column + segment.n);
-            match (s, segment.lora) {
-                (Some(s), Some(lora)) => {
-                    let pairs = lora.taken_pairs(segment.n, self.adapters);
-                    let terms = pairs.iter().map(|(first, b)| {
-                        let left = Rows { data: &s[rank + first..], stride: r };
-                        Product { left, k: padded(lora.r), right: Right::Turned(b) }
-                    });
-                    let products: Vec<Product> = [base].into_iter().chain(terms).collect();
-                    multiply(self.isa, scratch, out, rows, columns, &products);
-                }
-                _ => multiply(self.isa, scratch, out, rows, columns, &[base]),
-            }
-        }
+            let terms = s.into_iter().flat_map(|s| {
+                pairs.iter().map(move |(first, b)| {
+                    let left = Rows { data: &s[rank + first..], stride: r };
+                    Product { left, k: padded(b.columns), right: Right::Turned(b) }
+                })
+            });
+            let products = [base].into_iter().chain(terms).collect();
+            Side { columns: column..column + segment.n, bias: segment.bias, products }
+        });
+        multiply_sides(self.isa, scratch, y, n, x.len() / self.k, &sides.collect::<Vec<_>>());
     }
 
     /// `T = scale·dY·B`
@@ -253,101 +255,6 @@ impl Group<'_> {
             rows.for_each(|(term, dx)| term.iter_mut().zip(dx).for_each(|(x, dx)| *x += widen(*dx)));
         }
         multiply(self.isa, scratch, Out::Plus { data: dx, stride: k, more: term }, rows, 0..k, &products);
-    }
-}
-
-/// Gradients of one segment's A `[r, K]` and B `[N, r]`.
-pub struct Gradients<'a> {
-    pub a: &'a mut [f32],
-    pub b: &'a mut [f32],
-}
-
-/// Scratch memory of [`Group::gradients`].
-pub struct GradientScratch {
-    /// `[max Σr, TOKENS]`: S or T of a chunk, transposed
-    left: Aligned<bf16>,
-    /// `[max Σr, max N or K]`: gradients of a chunk, that of B transposed
-    sums: Aligned<f32>,
-}
-
-impl GradientScratch {
-    /// For groups with up to `max_r` rows of A in all and `max_width` values in a row of their input or output.
-    pub fn new(max_r: usize, max_width: usize) -> Self {
-        Self { left: Aligned::zeros(max_r * TOKENS), sums: Aligned::zeros(max_r * max_width) }
-    }
-
-    /// Bytes that [`Self::new`] takes.
-    pub fn bytes(max_r: usize, max_width: usize) -> u64 {
-        (max_r * (TOKENS * 2 + max_width * 4)) as u64
-    }
-}
-
-/// Values of a gradient of A that one task adds.
-const ADDED: usize = 4096;
-/// Features whose part of a gradient of B is added by one task.
-const FEATURES: usize = 64;
-
-impl Group<'_> {
-    /// `dA += Tᵀ·dropout(X)` and `dB += dYᵀ·S`, over chunks of tokens in order. `gradients` has an entry for each
-    /// segment. X is read once for all segments.
-    pub fn gradients(
-        &self,
-        scratch: &mut [Scratch],
-        more: &mut GradientScratch,
-        x: &[bf16],
-        dy: &[bf16],
-        s: &[bf16],
-        t: &[bf16],
-        masked: &mut [bf16],
-        gradients: &mut [Option<Gradients>],
-    ) {
-        let (n, width) = widths(self.segments);
-        let (k, tokens) = (self.k, x.len() / self.k);
-        let x = dropped(x, k, self.first, self.dropout, masked);
-        let GradientScratch { left, sums } = more;
-        for first in (0..tokens).step_by(TOKENS) {
-            let count = TOKENS.min(tokens - first);
-            let steps = count.next_multiple_of(2);
-            let mut contract = |rows: usize, left: &[bf16], right: Rows, columns: usize, sums: &mut [f32]| {
-                let right = Limited { matrix: &right, count };
-                let product =
-                    Product { left: Rows { data: left, stride: steps }, k: steps, right: Right::Upright(&right) };
-                multiply(self.isa, scratch, Out::F32 { data: sums, stride: columns }, rows, 0..columns, &[product]);
-            };
-            let mut all = 0;
-            for ((_, rank, segment), gradients) in placed(self.segments).zip(&*gradients) {
-                let (Some(lora), Some(_)) = (segment.lora, gradients) else { continue };
-                let left = &mut left[all * steps..][..lora.r * steps];
-                transpose(&t[first * width + rank..], width, count, lora.r, steps, left);
-                all += lora.r;
-            }
-            if all == 0 {
-                return;
-            }
-            let sums_of_a = &mut sums[..all * k];
-            contract(all, &left[..all * steps], Rows { data: &x[first * k..], stride: k }, k, sums_of_a);
-            let mut sums_of_a = &*sums_of_a;
-            for Gradients { a, .. } in gradients.iter_mut().flatten() {
-                let (sums, rest) = sums_of_a.split_at(a.len());
-                a.par_chunks_mut(ADDED).zip(sums.par_chunks(ADDED)).for_each(|(a, sums)| {
-                    a.iter_mut().zip(sums).for_each(|(a, sum)| *a += sum);
-                });
-                sums_of_a = rest;
-            }
-            for ((column, rank, segment), gradients) in placed(self.segments).zip(&mut *gradients) {
-                let (Some(lora), Some(Gradients { b, .. })) = (segment.lora, gradients) else { continue };
-                let (r, left) = (lora.r, &mut left[..lora.r * steps]);
-                transpose(&s[first * width + rank..], width, count, r, steps, left);
-                let sums = &mut sums[..r * segment.n];
-                contract(r, left, Rows { data: &dy[first * n + column..], stride: n }, segment.n, sums);
-                b.par_chunks_mut(FEATURES * r).enumerate().with_min_len(4).for_each(|(part, b)| {
-                    for (i, sums) in sums.chunks_exact(segment.n).enumerate() {
-                        let sums = &sums[part * FEATURES..];
-                        b.chunks_exact_mut(r).zip(sums).for_each(|(b, sum)| b[i] += sum);
-                    }
-                });
-            }
-        }
     }
 }
 

@@ -190,13 +190,12 @@ pub fn logits(
     head: &EachPart,
     h: usize,
     vocab: usize,
-) -> Result<Vec<f32>> {
-    let mut logits = vec![0.0; x.len() / h * vocab];
+    out: &mut [f32],
+) -> Result<()> {
     head(&mut |rows, part| {
         let product = Product { left: Rows { data: x, stride: h }, k: h, right: Right::Turned(part) };
-        multiply(isa, scratch, Out::F32 { data: &mut logits, stride: vocab }, x.len() / h, rows, &[product]);
-    })?;
-    Ok(logits)
+        multiply(isa, scratch, Out::F32 { data: &mut *out, stride: vocab }, x.len() / h, rows, &[product]);
+    })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod gemm;
 pub mod isa;
 mod layout;
 pub mod linear;
+pub mod lora_gradients;
 pub mod loss;
 mod nf4;
 pub mod operands;
@@ -20,4 +21,6 @@ mod scores;
 pub mod stored;
 #[cfg(test)]
 mod tests;
+mod transposed;
+mod weighted;
 pub mod workspace;

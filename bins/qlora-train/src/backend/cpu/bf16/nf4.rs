@@ -5,17 +5,27 @@ use super::isa::Isa;
 use super::layout;
 use super::pairs::{Panel, WIDTH};
 use super::rows::round;
-use super::stored::{Stored, dots_of_copies};
+use super::stored::{SCALES, Stored, dots_of_copies};
 use half::bf16;
-use qlora_kernels::nf4::Nf4Matrix;
+use qlora_kernels::nf4::{Absmax, Nf4Matrix};
 use std::ops::Range;
 
 /// Blocks whose absmax is looked up together.
 const BLOCKS: usize = 32;
 /// Rows whose absmax is looked up together, where each has one.
 const ROWS: usize = 64;
-/// Blocks of a dot product whose absmax is looked up together: those of a row and more.
-const DOT_BLOCKS: usize = 256;
+
+/// Brings what is stored of `count` scales into the caches: a thin stream beside that of the codes, which the processor
+/// does not look far ahead of.
+fn prefetch_scales(matrix: &Nf4Matrix, first: usize, count: usize) {
+    fn part<T>(all: &[T], first: usize, count: usize) -> &[T] {
+        &all[first..all.len().min(first + count)]
+    }
+    match matrix.absmax() {
+        Absmax::F32(absmax) => layout::prefetch(part(absmax, first, count)),
+        Absmax::DoubleQuantized { codes, .. } => layout::prefetch(part(codes, first, count)),
+    }
+}
 
 impl Stored for Nf4Matrix {
     /// The values of [`Nf4Matrix::dequantize_range`], rounded to bf16.
@@ -89,26 +99,31 @@ impl Stored for Nf4Matrix {
         isa: Isa,
         rows: Range<usize>,
         columns: Range<usize>,
-        x: &[bf16],
+        x: &[&[bf16]],
         sums: &mut [f32],
-        scratch: &mut [bf16],
+        scratch: &mut [u32],
     ) {
-        let (block, cols) = (self.block_size(), self.cols());
-        let blocks = columns.len().div_ceil(block);
+        let (block, cols, k) = (self.block_size(), self.cols(), columns.len());
+        let blocks = k.div_ceil(block);
         let in_registers = block == dots::DOT_BLOCK
-            && blocks <= DOT_BLOCKS
-            && [cols, columns.start, columns.len()].iter().all(|len| len.is_multiple_of(block));
+            && blocks <= SCALES
+            && [cols, columns.start, k].iter().all(|len| len.is_multiple_of(block));
         if !in_registers {
             return dots_of_copies(self, isa, rows, columns, x, sums, scratch);
         }
-        let mut absmax = [0.0; DOT_BLOCKS];
+        prefetch_scales(self, rows.start * cols / block, 2 * rows.len() * blocks);
+        let (absmax, ordered) = scratch.split_at_mut(SCALES);
+        let absmax: &mut [f32] = bytemuck::cast_slice_mut(absmax);
+        let ordered = &mut bytemuck::cast_slice_mut::<u32, bf16>(ordered)[..x.len() * k];
+        x.iter().zip(ordered.chunks_exact_mut(k)).for_each(|(x, to)| dots::in_order_of_codes(x, to));
         // The scales of several rows lie side by side where the rows are whole.
-        let together = if columns.len() == cols { DOT_BLOCKS / blocks } else { 1 };
-        for (first, sums) in rows.step_by(together).zip(sums.chunks_mut(together)) {
-            let absmax = &mut absmax[..sums.len() * blocks];
-            let element = first * cols + columns.start;
+        let together = if k == cols { WIDTH.min(SCALES / blocks) } else { 1 };
+        for first in rows.clone().step_by(together) {
+            let count = together.min(rows.end - first);
+            let (absmax, element) = (&mut absmax[..count * blocks], first * cols + columns.start);
             self.absmax_range(element / block, absmax);
-            dots::dots_nf4(isa, self.code(), absmax, &self.codes()[element / 2..], cols / 2, x, sums, scratch);
+            let (codes, sums) = (&self.codes()[element / 2..], &mut sums[first - rows.start..]);
+            dots::dots_nf4(isa, self.code(), absmax, codes, cols / 2, ordered, x.len(), sums);
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::dots;
 use super::isa::Isa;
 use super::linear::{LowRank, Rounded, Segment, padded};
-use super::pairs::Panel;
+use super::pairs::{Panel, WIDTH};
 use super::rows::{round, round_row};
 use super::stored::{Rows, Stored, dots_of_copies};
 use crate::backend::LinearGroup;
@@ -51,9 +51,9 @@ impl Stored for CpuWeight {
         isa: Isa,
         rows: Range<usize>,
         columns: Range<usize>,
-        x: &[bf16],
+        x: &[&[bf16]],
         sums: &mut [f32],
-        scratch: &mut [bf16],
+        scratch: &mut [u32],
     ) {
         match self {
             CpuWeight::Nf4(matrix) => matrix.dots(isa, rows, columns, x, sums, scratch),
@@ -96,13 +96,16 @@ impl Stored for Dense {
         isa: Isa,
         rows: Range<usize>,
         columns: Range<usize>,
-        x: &[bf16],
+        x: &[&[bf16]],
         sums: &mut [f32],
-        scratch: &mut [bf16],
+        scratch: &mut [u32],
     ) {
         if let TensorData::Bf16(values) = &self.tensor.data {
             let values = &values[rows.start * self.cols + columns.start..];
-            return dots::dots(isa, values, self.cols, x, &mut sums[..rows.len()]);
+            for (x, sums) in x.iter().zip(sums.chunks_mut(WIDTH)) {
+                dots::dots(isa, values, self.cols, x, &mut sums[..rows.len()]);
+            }
+            return;
         }
         dots_of_copies(self, isa, rows, columns, x, sums, scratch);
     }
@@ -143,26 +146,25 @@ impl Stored for Matrix<'_> {
         isa: Isa,
         rows: Range<usize>,
         columns: Range<usize>,
-        x: &[bf16],
+        x: &[&[bf16]],
         sums: &mut [f32],
-        scratch: &mut [bf16],
+        scratch: &mut [u32],
     ) {
         match *self {
             Matrix::Dense(dense) => dense.dots(isa, rows, columns, x, sums, scratch),
             Matrix::F32 { .. } => dots_of_copies(self, isa, rows, columns, x, sums, scratch),
             Matrix::Rows(own) => {
-                let (mut rest, mut sums) = (rows, sums);
+                let mut rest = rows.clone();
                 while !rest.is_empty() {
                     let stored = rest.start..own.next_own(&rest);
-                    let (of_stored, others) = sums.split_at_mut(stored.len());
+                    let of_stored = &mut sums[rest.start - rows.start..];
                     own.dense.dots(isa, stored.clone(), columns.clone(), x, of_stored, scratch);
-                    rest.start = stored.end;
-                    if rest.is_empty() {
+                    if stored.end == rest.end {
                         break;
                     }
-                    let (of_own, others) = others.split_at_mut(1);
-                    dots_of_copies(self, isa, rest.start..rest.start + 1, columns.clone(), x, of_own, scratch);
-                    (rest.start, sums) = (rest.start + 1, others);
+                    rest.start = stored.end + 1;
+                    let of_own = &mut sums[stored.end - rows.start..];
+                    dots_of_copies(self, isa, stored.end..rest.start, columns.clone(), x, of_own, scratch);
                 }
             }
         }

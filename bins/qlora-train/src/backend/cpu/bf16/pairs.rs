@@ -29,3 +29,15 @@ impl Places {
 pub fn pair(low: bf16, high: bf16) -> u32 {
     u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16
 }
+
+/// Numbers of the values of two vectors of 32 in the order of their pairs: of the first half of the pairs, and of the
+/// second.
+pub static PAIRS_OF_TWO: [[u16; 32]; 2] = {
+    let mut numbers = [[0; 32]; 2];
+    let mut i = 0;
+    while i < 64 {
+        numbers[i / 32][i % 32] = (i / 2 + i % 2 * 32) as u16;
+        i += 1;
+    }
+    numbers
+};

@@ -3,7 +3,7 @@
 use super::dots;
 use super::isa::Isa;
 use super::layout;
-use super::pairs::Panel;
+use super::pairs::{Panel, WIDTH};
 use half::bf16;
 use std::ops::Range;
 
@@ -26,19 +26,28 @@ pub trait Stored: Sync {
     /// Brings what [`Self::read`] is soon going to read of `row` into the caches; it may be beyond the last.
     fn prefetch(&self, _row: usize, _columns: Range<usize>) {}
 
-    /// Adds to `sums` the [`dots::dot`] of columns `columns` of each of `rows` with `x`, without a copy of the rows
-    /// where that is possible. `scratch` has room for one.
+    /// Adds to `sums` the dot products of columns `columns` of each of `rows` with each row of `x`, at most
+    /// [`dots::FEW`], without a copy of the rows where that is possible. The sums of a row of `x` lie [`WIDTH`] after
+    /// those of the row before. `scratch` has the length that [`scratch_len`] gives.
     fn dots(
         &self,
         isa: Isa,
         rows: Range<usize>,
         columns: Range<usize>,
-        x: &[bf16],
+        x: &[&[bf16]],
         sums: &mut [f32],
-        scratch: &mut [bf16],
+        scratch: &mut [u32],
     ) {
         dots_of_copies(self, isa, rows, columns, x, sums, scratch);
     }
+}
+
+/// Scales that are looked up together.
+pub const SCALES: usize = 2048;
+
+/// Values of the scratch memory of [`Stored::dots`] over `steps` columns.
+pub const fn scratch_len(steps: usize) -> usize {
+    SCALES + (dots::FEW * steps).div_ceil(2)
 }
 
 /// [`Stored::dots`] with a copy of each row.
@@ -47,14 +56,16 @@ pub fn dots_of_copies<M: Stored + ?Sized>(
     isa: Isa,
     rows: Range<usize>,
     columns: Range<usize>,
-    x: &[bf16],
+    x: &[&[bf16]],
     sums: &mut [f32],
-    scratch: &mut [bf16],
+    scratch: &mut [u32],
 ) {
-    let values = &mut scratch[..columns.len()];
-    for (row, sum) in rows.zip(sums) {
+    let values = &mut bytemuck::cast_slice_mut::<u32, bf16>(scratch)[..columns.len()];
+    for (i, row) in rows.enumerate() {
         matrix.read(isa, row, columns.clone(), values);
-        *sum += dots::dot(isa, x, values);
+        for (x, sums) in x.iter().zip(sums.chunks_mut(WIDTH)) {
+            sums[i] += dots::dot(isa, x, values);
+        }
     }
 }
 

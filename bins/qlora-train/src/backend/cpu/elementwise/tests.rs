@@ -31,6 +31,16 @@ fn exp_is_within_two_units_in_the_last_place() {
     assert!(exp(f32::NAN).is_nan());
 }
 
+#[test]
+fn exp_up_to_88_has_the_bits_of_exp() {
+    for i in -880_000..=880_000 {
+        let x = i as f32 * 1e-4;
+        assert_eq!(exp_up_to_88(x).to_bits(), exp(x).to_bits(), "{x}");
+    }
+    assert_eq!((exp_up_to_88(f32::NEG_INFINITY), exp_up_to_88(f32::INFINITY)), (0.0, exp(88.0)));
+    assert!(exp_up_to_88(f32::NAN).is_nan());
+}
+
 /// The reference has the same formula in the same order, so the bits are equal.
 #[test]
 fn a_rotation_has_the_bits_of_the_reference() {

@@ -57,24 +57,37 @@ pub fn split<'a, T>(
     tiles
 }
 
-/// Cuts `matrix` into tiles of `height` rows and of these columns, which follow one another: a row of tiles after the
-/// other.
-pub fn grid<'a, T>(matrix: &'a mut [T], stride: usize, height: usize, columns: &[Range<usize>]) -> Vec<Tile<'a, T>> {
-    let inside = |columns: &Range<usize>| columns.start < columns.end && columns.end <= stride;
-    let follow = columns.windows(2).all(|pair| pair[0].end <= pair[1].start);
-    assert!(columns.iter().all(inside) && follow, "tiles of columns {columns:?} of {stride}");
-    let rows = matrix.len() / stride;
-    let first = matrix.as_mut_ptr();
-    let mut tiles = Vec::with_capacity(rows.div_ceil(height) * columns.len());
-    for row in (0..rows).step_by(height) {
+/// Rows and columns of an area, in the ranges of its tiles.
+pub type Area<'a> = (&'a [Range<usize>], &'a [Range<usize>]);
+
+/// Cuts areas of `matrix`, each of these rows and of these columns, which follow one another, into tiles: a row of
+/// tiles after the other.
+pub fn grid<'a, T, const N: usize>(matrix: &'a mut [T], stride: usize, areas: [Area; N]) -> [Vec<Tile<'a, T>>; N] {
+    let mut column = 0;
+    for (rows, columns) in areas {
         for columns in columns {
-            // SAFETY: inside the matrix: the row is one of it, and so are the columns, by the assertion above.
-            let first = unsafe { first.add(row * stride + columns.start) };
-            let rows = row..(row + height).min(rows);
-            tiles.push(Tile { first, rows, columns: columns.clone(), stride, matrix: PhantomData });
+            assert!(column <= columns.start && columns.start < columns.end, "tiles of columns {columns:?} of {stride}");
+            column = columns.end;
         }
+        let mut row = 0;
+        for rows in rows {
+            assert!(row <= rows.start && rows.start < rows.end, "tiles of rows {rows:?}");
+            row = rows.end;
+        }
+        assert!(column <= stride && row <= matrix.len() / stride, "tiles out of bounds");
     }
-    tiles
+    let first = matrix.as_mut_ptr();
+    areas.map(|(rows, columns)| {
+        let mut tiles = Vec::with_capacity(rows.len() * columns.len());
+        for rows in rows {
+            for columns in columns {
+                // SAFETY: inside the matrix, by the assertions above.
+                let first = unsafe { first.add(rows.start * stride + columns.start) };
+                tiles.push(Tile { first, rows: rows.clone(), columns: columns.clone(), stride, matrix: PhantomData });
+            }
+        }
+        tiles
+    })
 }
 
 /// Columns of a tile where rows are few and a tile may have any number of columns up to `width`: as many tiles for each

@@ -1,10 +1,10 @@
 use super::super::pairs::pair;
 use super::*;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 
 #[test]
 fn the_twin_is_a_sum_of_products() {
-    let mut stream = Stream::new(1, 1);
+    let mut stream = RngStream::new(1, 1);
     let mut value = || bf16::from_f32(stream.below(2001) as f32 / 500.0 - 2.0);
     let (rows, pairs, width) = (3, 37, 16);
     let left: Vec<bf16> = (0..rows * 2 * pairs).map(|_| value()).collect();

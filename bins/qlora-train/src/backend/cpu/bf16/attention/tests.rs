@@ -1,10 +1,11 @@
 use super::super::drawn::by_every_kind;
+use super::backward::{Sums, backward};
 use super::*;
 use qlora_kernels::reference;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 
 fn values(len: usize, seed: u64) -> Vec<bf16> {
-    let mut stream = Stream::new(seed, 1);
+    let mut stream = RngStream::new(seed, 1);
     (0..len).map(|_| bf16::from_f32(stream.below(4001) as f32 / 1000.0 - 2.0)).collect()
 }
 
@@ -26,9 +27,12 @@ fn assert_close(what: &str, found: &[bf16], expected: &[f64], sizes: f64) {
 fn scratch_memory_has_the_bytes_that_are_planned() {
     for (heads, kv_heads, head_dim) in [(4, 4, 16), (9, 3, 64), (32, 8, 128), (3, 1, 96)] {
         let shape = AttentionShape { heads, kv_heads, head_dim, soft_cap: None };
-        let Scratch { panels, band, scores, gradients, p, ds, sums } = Scratch::new(shape);
-        let in_f32 = panels.iter().map(|panel| panel.len()).sum::<usize>() + scores.len() + gradients.len();
-        let bytes = 4 * (in_f32 + sums.len()) + 2 * (band.len() + p.len() + ds.len());
+        let Scratch { along_d, along_tokens, transposed: [t, u], band, scores, gradients, p, ds, ds_rows, sums } =
+            Scratch::new(shape);
+        let in_four = [along_d.len(), along_tokens.len(), t.len(), u.len(), p.len(), ds.len()];
+        let in_f32 = [scores.len(), gradients.len(), sums.len()];
+        let values = in_four.into_iter().chain(in_f32).sum::<usize>();
+        let bytes = 4 * values + 2 * (band.len() + ds_rows.len());
         assert_eq!(bytes as u64, Scratch::bytes(shape), "{shape:?}");
     }
 }
@@ -40,6 +44,8 @@ fn attention_and_its_gradient_are_the_reference_within_rounding() {
         (3, 1, 64, vec![0, 1, 70, 141], None, None),
         (8, 2, 128, vec![0, 64, 130], None, None),
         (4, 1, 32, vec![0, 200], None, None),
+        // Four tiles of keys for one thread, and eight halves for more.
+        (2, 1, 80, vec![0, 250], None, None),
         (2, 2, 16, vec![0, 5], Some(1), None),
         // Tiles that no query of a task sees, before and after those that one does.
         (2, 1, 32, vec![0, 20, 400], Some(70), None),
@@ -74,17 +80,22 @@ fn attention_and_its_gradient_are_the_reference_within_rounding() {
                 window,
                 &mut expected_d,
             );
-            let (mut delta, mut dqkv) = (vec![0.0; m * heads], vec![bf16::ZERO; m * shape.qkv()]);
-            let back = |scratch: &mut [Scratch], delta: &mut [f32], dqkv: &mut [bf16]| {
-                backward(isa, scratch, &dout, &qkv, &out, &lse, &boundaries, shape, visible, delta, dqkv);
+            let back = |threads: usize| {
+                let (mut delta, mut dq) = (vec![f32::NAN; m * heads], vec![f32::NAN; Sums::dq_len(m, shape)]);
+                let mut dqkv = vec![bf16::NAN; m * shape.qkv()];
+                let mut scratch: Vec<Scratch> = (0..threads).map(|_| Scratch::new(shape)).collect();
+                let sums = Sums { delta: &mut delta, dq: &mut dq };
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| {
+                    backward(isa, &mut scratch, &dout, &qkv, &out, &lse, &boundaries, shape, visible, sums, &mut dqkv);
+                });
+                dqkv
             };
-            back(&mut scratch, &mut delta, &mut dqkv);
+            let dqkv = back(1);
             let size = expected_d.iter().fold(0.0f64, |size, x| size.max(x.abs()));
             assert_close("gradient", &dqkv, &expected_d, size);
-            let mut again = dqkv.clone();
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-            pool.install(|| back(&mut scratch, &mut delta, &mut again));
-            assert!(again == dqkv, "bits depend on threads");
+            // Tiles of keys are smaller where more threads share them.
+            assert!(back(3) == dqkv && back(8) == dqkv, "bits depend on threads");
         }
     }
 }

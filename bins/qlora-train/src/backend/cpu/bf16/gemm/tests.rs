@@ -1,12 +1,12 @@
 use super::super::drawn::by_every_kind;
 use super::*;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 
 /// Continues a sum by the products of two rows.
 type Sum = dyn Fn(f32, &[bf16], &[bf16]) -> f32;
 
 fn matrix(len: usize, seed: u64) -> Vec<bf16> {
-    let mut stream = Stream::new(seed, 1);
+    let mut stream = RngStream::new(seed, 1);
     (0..len).map(|_| bf16::from_f32(stream.below(2001) as f32 / 1000.0 - 1.0)).collect()
 }
 

@@ -64,3 +64,32 @@ fn a_product_is_the_sum_of_exact_products() {
         }
     }
 }
+
+/// Whole blocks of rows and parts of one, products and sums that are subnormal too.
+#[test]
+fn rows_as_they_lie_give_what_a_panel_of_them_gives() {
+    let Some(isa) = Isa::avx512_bf16() else {
+        let mut sums = [7.0; WIDTH];
+        let (left, right) = (values(2, 1), values(2 * WIDTH, 2));
+        assert!(!multiply_rows(Isa::SCALAR, &left, 2, 1, &right, WIDTH, 1, &mut sums) && sums == [7.0; WIDTH]);
+        return;
+    };
+    for (rows, pairs, right_stride) in
+        [(1, 1, 64), (5, 9, 100), (12, 16, 64), (16, 128, 200), (29, 33, 72), (64, 2, 64)]
+    {
+        let stride = 2 * pairs + 6;
+        for scale in [0, -60, -64] {
+            let scaled = |x: bf16| bf16::from_f32(x.to_f32() * 2f32.powi(scale));
+            let left: Vec<bf16> = values(rows * stride, 1).into_iter().map(scaled).collect();
+            let right: Vec<bf16> = values(2 * pairs * right_stride, 2).into_iter().map(scaled).collect();
+            let at = |row: usize, column: usize| right[row * right_stride + column];
+            let panel: Vec<u32> = (0..pairs * WIDTH)
+                .map(|i| pair(at(i / WIDTH * 2, i % WIDTH), at(i / WIDTH * 2 + 1, i % WIDTH)))
+                .collect();
+            let (mut found, mut expected) = (vec![7.0; rows * WIDTH], vec![7.0; rows * WIDTH]);
+            multiply(Isa::SCALAR, &left, stride, rows, &panel, WIDTH, &mut expected, false);
+            assert!(multiply_rows(isa, &left, stride, rows, &right, right_stride, pairs, &mut found));
+            assert!(found == expected, "{rows} x {pairs} pairs, 2^{scale}");
+        }
+    }
+}

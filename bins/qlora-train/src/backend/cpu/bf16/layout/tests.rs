@@ -24,7 +24,8 @@ fn rows_are_transposed_whatever_their_length() {
 #[test]
 fn rows_are_paired_whatever_their_number_and_width() {
     let isa = Isa::avx512_bf16().unwrap_or(Isa::SCALAR);
-    for (count, columns, tile, pairs) in [(2, 5, 16, 1), (6, 64, 16, 5), (4, 64, 64, 2), (8, 40, 48, 4), (2, 33, 16, 3)]
+    for (count, columns, tile, pairs) in
+        [(2, 5, 16, 1), (6, 64, 16, 5), (4, 64, 64, 2), (8, 40, 48, 4), (2, 33, 16, 3), (4, 48, 48, 2), (6, 16, 16, 3)]
     {
         let stride = columns + 3;
         let rows = values(count * stride, 9);
@@ -63,7 +64,7 @@ fn codes_and_rows_are_those_of_the_twin() {
         let expected: Vec<bf16> = (0..2 * bytes).map(value).collect();
         assert!(run(isa) == expected && run(Isa::SCALAR) == expected, "{bytes} bytes in blocks of {block}");
     }
-    for len in [0, 2, 30, 128, 130, 576, 1000] {
+    for len in [0, 2, 16, 30, 48, 128, 130, 576, 1000] {
         let (low, high) = (values(len, 5), values(len, 6));
         let run = |isa| {
             let mut out = vec![0; len];

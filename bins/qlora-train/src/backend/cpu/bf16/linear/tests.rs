@@ -1,17 +1,28 @@
 use super::super::drawn::by_every_kind;
+use super::super::lora_gradients::{GradientScratch, Gradients};
 use super::*;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 
 fn values(len: usize, seed: u64) -> Vec<bf16> {
-    let mut stream = Stream::new(seed, 1);
+    let mut stream = RngStream::new(seed, 1);
     (0..len).map(|_| bf16::from_f32(stream.below(2001) as f32 / 1000.0 - 1.0)).collect()
 }
 
-/// Two segments, one with an odd rank and one without a low-rank term, beside sums in f64 of the same bf16 values.
 #[test]
 fn a_group_and_its_gradients_are_their_definitions() {
-    let (k, ns, r, m) = (96, [40, 24], 5, 301);
+    check_definitions(301);
+}
+
+/// Segments of a token of text share their threads.
+#[test]
+fn a_group_of_a_few_rows_is_its_definition() {
+    check_definitions(3);
+}
+
+/// Two segments, one with an odd rank and one without a low-rank term, beside sums in f64 of the same bf16 values.
+fn check_definitions(m: usize) {
+    let (k, ns, r) = (96, [40, 24], 5);
     let weights: Vec<Nf4Matrix> = ns
         .iter()
         .map(|n| {
@@ -59,7 +70,7 @@ fn a_group_and_its_gradients_are_their_definitions() {
         group.dx(&mut scratch, &dy, Some(&t), &mut term, false, &mut dx);
         let (mut ga, mut gb) = (vec![0.5f32; r * k], vec![0.25f32; ns[0] * r]);
         let mut gradients = [Some(Gradients { a: &mut ga, b: &mut gb }), None];
-        let mut more = GradientScratch::new(r, k);
+        let mut more = GradientScratch::new(r);
         group.gradients(&mut scratch, &mut more, &x, &dy, &s, &t, &mut masked, &mut gradients);
         let (ws, wt) = (wide(&s), wide(&t));
         for row in (0..m).step_by(37) {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::backend::cpu::elementwise;
-use qlora_kernels::rng::Stream;
+use qlora_kernels::rng::RngStream;
 use qlora_kernels::rope::RopeScaling;
 
 #[test]
@@ -17,7 +17,7 @@ fn rounding_is_that_of_the_half_crate() {
 }
 
 fn values(len: usize, seed: u64) -> Vec<bf16> {
-    let mut stream = Stream::new(seed, 1);
+    let mut stream = RngStream::new(seed, 1);
     (0..len).map(|_| bf16::from_f32(stream.below(4001) as f32 / 1000.0 - 2.0)).collect()
 }
 

@@ -1,3 +1,6 @@
+// Areas of one tile have one range.
+#![allow(clippy::single_range_in_vec_init)]
+
 use super::*;
 
 /// Share of `threads` that is busy until the last one is done, and the tiles, where each takes the next tile when
@@ -42,25 +45,38 @@ fn many_threads_are_busy() {
 }
 
 #[test]
-fn tiles_of_a_grid_have_their_columns_and_rows_once() {
-    let (rows, stride, columns) = (10, 9, [0..2, 2..5, 6..8]);
-    let mut matrix = vec![0; rows * stride];
-    for (i, mut tile) in grid(&mut matrix, stride, 4, &columns).into_iter().enumerate() {
-        assert_eq!((tile.rows.start, tile.columns.clone()), (i / 3 * 4, columns[i % 3].clone()));
+fn tiles_of_areas_have_their_columns_and_rows_once() {
+    let (stride, first, second) = (9, [0..2, 2..5], [6..8]);
+    let (rows, others) = ([0..4, 4..7, 8..10], [1..10]);
+    let mut matrix = vec![0; 10 * stride];
+    let [tiles, more] = grid(&mut matrix, stride, [(&rows, &first), (&others, &second)]);
+    assert_eq!((tiles.len(), more.len()), (6, 1));
+    for (i, mut tile) in tiles.into_iter().chain(more).enumerate() {
+        let expected = if i < 6 { (&rows[i / 2], &first[i % 2]) } else { (&others[0], &second[0]) };
+        assert_eq!((&tile.rows, &tile.columns), expected);
         for row in 0..tile.rows.len() {
             tile.row(row).iter_mut().for_each(|x| *x += i + 1);
         }
     }
     for (i, x) in matrix.iter().enumerate() {
-        let column = columns.iter().position(|columns| columns.contains(&(i % stride)));
-        assert_eq!(*x, column.map_or(0, |column| i / stride / 4 * 3 + column + 1), "{i}");
+        let within = |of: &[Range<usize>], at| of.iter().position(|range| range.contains(&at));
+        let (row, column) = (i / stride, i % stride);
+        let in_first = within(&rows, row).zip(within(&first, column)).map(|(row, column)| 2 * row + column + 1);
+        let in_second = within(&others, row).zip(within(&second, column)).map(|_| 7);
+        assert_eq!(*x, in_first.or(in_second).unwrap_or(0), "{row}, {column}");
     }
 }
 
 #[test]
-#[should_panic(expected = "tiles of columns [0..3, 2..4] of 5")]
-fn tiles_of_a_grid_do_not_overlap() {
-    grid(&mut [0; 10], 5, 1, &[0..3, 2..4]);
+#[should_panic(expected = "tiles of columns 2..4 of 5")]
+fn tiles_of_areas_do_not_overlap() {
+    grid(&mut [0; 10], 5, [(&[0..2], &[0..3]), (&[0..1], &[2..4])]);
+}
+
+#[test]
+#[should_panic(expected = "tiles out of bounds")]
+fn tiles_of_areas_lie_in_the_matrix() {
+    grid(&mut [0; 10], 5, [(&[1..3], &[0..5])]);
 }
 
 #[test]
