@@ -178,8 +178,8 @@ pub const NORM: &str = "norm";
 /// Products over the scores of causal attention: Q·Kᵀ and P·V.
 pub const ATTENTION_PRODUCTS: f64 = 2.0;
 
-/// Products of its gradient: the scores Q·Kᵀ again, since out and lse are all that is kept of them, then dP = dO·Vᵀ,
-/// dV = Pᵀ·dO, dQ = dS·K and dK = dSᵀ·Q (Dao et al. 2022, algorithm 4). A GPU, and the CPU in f32, compute the first two
+/// Products of its gradient: the scores Q·Kᵀ again, since out and lse are all that is kept of them, then dP = dO·Vᵀ, dV
+/// = Pᵀ·dO, dQ = dS·K and dK = dSᵀ·Q (Dao et al. 2022, algorithm 4). A GPU, and the CPU in f32, compute the first two
 /// twice, once for dQ and once for dK and dV, because that needs no sums across blocks; it is their way, not the
 /// operation's work, and speeds compare with those that are published of five.
 pub const ATTENTION_BACKWARD_PRODUCTS: f64 = 5.0;
