@@ -410,7 +410,7 @@ fn kept_bytes(spec: &ModelSpec) -> u64 {
     2 * (spec.tokens * (qkv + heads + arch.hidden_size + 2 * arch.intermediate_size)) as u64
 }
 
-/// Settles where weights are, what every layer's activations do and how batches are cut: what is predicted to take
+/// Decides where weights are, what every layer's activations do and how batches are cut: what is predicted to take
 /// least time of what fits, unless the settings say otherwise; where nothing fits, what takes least memory. More memory
 /// never makes a run slower by the prediction, as it leaves more to choose from, but in two cases: where anything else
 /// fits, no input is written to disk, and on the CPU no weight leaves memory that may stay, even if that were faster.
