@@ -254,7 +254,7 @@ mod x86 {
         pairs: usize,
         sums: &mut [f32],
     ) {
-        // As many in every block as can be, up to those whose sums fill the registers.
+        // Blocks of even size; the sums of twelve rows fill the registers.
         let block = rows.div_ceil(rows.div_ceil(12));
         for column in (0..WIDTH).step_by(2 * LANES) {
             let right = right.as_ptr().wrapping_add(column);
