@@ -102,6 +102,7 @@ pub fn pair_rows(isa: Isa, rows: &[bf16], stride: usize, count: usize, columns: 
 
 /// [`dequantize`] of [`WIDTH`] values of each of as many rows as there are `absmax`, `stride` bytes apart, by pairs of
 /// rows. Returns whether it was done: without instructions for it there is no better way than row by row.
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
 pub fn pair_codes(isa: Isa, code: &[f32; 16], absmax: &[f32], codes: &[u8], stride: usize, panel: Panel) -> bool {
     let count = absmax.len();
     assert!(count > 0 && count.is_multiple_of(2) && codes.len() >= (count - 1) * stride + WIDTH / 2, "rows of codes");

@@ -32,6 +32,7 @@ pub fn pair(low: bf16, high: bf16) -> u32 {
 
 /// Numbers of the values of two vectors of 32 in the order of their pairs: of the first half of the pairs, and of the
 /// second.
+#[cfg(target_arch = "x86_64")]
 pub static PAIRS_OF_TWO: [[u16; 32]; 2] = {
     let mut numbers = [[0; 32]; 2];
     let mut i = 0;

@@ -74,6 +74,7 @@ fn check(scores: &[f32], seen: &[u64], columns: &Range<usize>, panel: &Panel) {
 }
 
 /// True if all columns of all rows that are read count.
+#[cfg(target_arch = "x86_64")]
 fn is_whole(seen: &[u64], columns: &Range<usize>) -> bool {
     let all = seen.iter().fold(!0, |all, seen| all & seen) >> columns.start;
     rows_read(seen.len()) == seen.len() && all.trailing_ones() as usize >= columns.len()
@@ -91,9 +92,9 @@ pub fn softmax_columns(
     p: Panel,
 ) {
     check(scores, seen, &columns, &p);
-    #[cfg(target_arch = "x86_64")]
     if isa.has_vectors() {
         // SAFETY: the processor has the instructions; the bounds were checked above.
+        #[cfg(target_arch = "x86_64")]
         return match (scaling.cap, is_whole(seen, &columns)) {
             (None, true) => unsafe { x86::softmax_columns::<false, true>(scores, seen, columns, scaling, running, p) },
             (None, false) => unsafe {
@@ -150,9 +151,9 @@ pub fn gradient_rows(
     check(gradients, seen, &columns, &ds.panel);
     assert!(ds.rows.len() >= rows_read(seen.len()) * WIDTH, "rows out of bounds");
     assert!(queries.lse.len() >= rows_read(seen.len()) && queries.delta.len() >= rows_read(seen.len()), "queries");
-    #[cfg(target_arch = "x86_64")]
     if isa.has_vectors() {
         // SAFETY: the processor has the instructions; the bounds were checked above.
+        #[cfg(target_arch = "x86_64")]
         return match (scaling.cap, is_whole(seen, &columns)) {
             (None, true) => unsafe {
                 x86::gradient_rows::<false, true>(scores, gradients, seen, columns, scaling, queries, p, ds)
