@@ -6,7 +6,7 @@ use super::transfer_bandwidth::TransferBandwidth;
 use super::wsl;
 use crate::arch::Arch;
 use crate::backend::Backend;
-use crate::backend::cpu::{Cpu, Isa, Precision};
+use crate::backend::cpu::{Cpu, Isa, ORDER_OF_SUMS, Precision};
 use crate::backend::cuda::{Cuda, SharedWeights};
 use crate::backend::run_shape::RunShape;
 use crate::comm::{Communicator, Watched, is_first};
@@ -324,10 +324,11 @@ impl Device {
     }
 
     /// Arithmetic of a run that is not that of f32 on the CPU: with what decides the last bits, the processor's
-    /// instructions, the fused kernels of a GPU, or a library and the GPU's architecture.
+    /// instructions and the order of this build's sums, the fused kernels of a GPU, or a library and the GPU's
+    /// architecture.
     pub fn arithmetic(&self) -> Option<String> {
         match self {
-            Self::Cpu(Precision::Bf16(isa)) => Some(format!("bf16, {}", isa.name())),
+            Self::Cpu(Precision::Bf16(isa)) => Some(format!("bf16, {}, order of sums {ORDER_OF_SUMS}", isa.name())),
             Self::Cpu(Precision::F32) => None,
             Self::Cuda(gpu) => Some(gpu.linear.arithmetic()),
         }
@@ -454,13 +455,12 @@ impl Device {
 
     /// "cpu, 2 threads, f32", or the GPU's name
     pub fn in_words(&self) -> String {
-        let threads = || count(rayon::current_num_threads() as u64, "thread");
-        match (self, self.arithmetic()) {
-            (Self::Cpu(_), arithmetic) => {
-                format!("cpu, {}, {}", threads(), arithmetic.unwrap_or_else(|| "f32".to_owned()))
-            }
-            (Self::Cuda(_), _) => self.gpu().unwrap_or_else(|| "cuda".to_owned()),
-        }
+        let arithmetic = match self {
+            Self::Cpu(Precision::F32) => "f32".to_owned(),
+            Self::Cpu(Precision::Bf16(isa)) => format!("bf16, {}", isa.name()),
+            Self::Cuda(_) => return self.gpu().unwrap_or_else(|| "cuda".to_owned()),
+        };
+        format!("cpu, {}, {arithmetic}", count(rayon::current_num_threads() as u64, "thread"))
     }
 
     pub fn is_cpu(&self) -> bool {

@@ -8,13 +8,14 @@ use qlora_train::arch::{
     Activation, Arch, GEMMA_NAMES, LLAMA_NAMES, LayerArch, Multipliers, Norm, NormWeight, OLMO2_NAMES, PHI3_NAMES,
     Projection, QkNorm, Rope, TensorNames,
 };
-use qlora_train::backend::cpu::{Cpu, Isa, Precision};
+use qlora_train::backend::cpu::{Cpu, Isa, ORDER_OF_SUMS, Precision};
 use qlora_train::backend::{Backend, Batch, Memory as _, Quantization, StateFormat};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::data::{MicroBatch, Row, UNSUPERVISED, order, pack};
 use qlora_train::files::tensor::StoredType;
 use qlora_train::lora::{LoraSpec, LoraTerm};
 use qlora_train::model::{Activations, Llama, ModelSpec};
+use sha2::{Digest, Sha256};
 use trainer_lab::model::{Documents, Memory, Oracle, to_f64};
 
 /// Loss and gradients of one micro-batch, in the order of the model's trainable tensors.
@@ -309,6 +310,28 @@ fn instructions_give_the_bits_of_their_twins() {
             None => println!("not run: this processor has no {name}"),
         }
     }
+}
+
+/// Loss and gradients of a build, as they are recorded. Where they change, the number in the identity of runs rises
+/// with them, so that a run of another build does not go on with other bits.
+#[test]
+fn bits_in_bf16_are_those_of_the_order_of_sums() {
+    // Chains without and with a window, then tiles.
+    const DIGESTS: &str = "3ce911c4fee7aab6 920ed5e578a63435 0a8a93d81e9856bd 9f337ec1f442b689";
+    let documents = Documents::random(&[150, 5, 70], tiny_arch().vocab_size, 3);
+    let digest = |isa, window| {
+        let mut arch = Arch { hidden_size: 96, intermediate_size: 200, ..tiny_arch() };
+        arch.layers.iter_mut().for_each(|layer| layer.window = window);
+        let mut spec = spec(arch, 225);
+        spec.lora.dropout = 0.1;
+        let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 9));
+        let (loss, gradients) = run_in(Precision::Bf16(isa), &spec, &mut memory, &documents, 0.01);
+        let bytes: Vec<u8> = gradients.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
+        let hash = Sha256::digest([&loss.to_le_bytes()[..], &bytes].concat());
+        format!("{:016x}", u64::from_be_bytes(*hash.first_chunk().expect("32 bytes")))
+    };
+    let found = [Isa::SCALAR, Isa::AMX_TWIN].map(|isa| [None, Some(40)].map(|window| digest(isa, window)));
+    assert_eq!((ORDER_OF_SUMS, found.map(|of_isa| of_isa.join(" ")).join(" ").as_str()), (2, DIGESTS));
 }
 
 fn bits_do_not_depend_on_threads_or_recomputation(precision: Precision) {

@@ -33,7 +33,7 @@ mod workspace;
 
 use crate::backend::run_shape::RunShape;
 use crate::backend::{CheckedBatch, Operands, Trace};
-pub use bf16::isa::Isa;
+pub use bf16::isa::{Isa, ORDER_OF_SUMS};
 use inputs::{CpuOffloaded, Inputs};
 use loss::LossSum;
 pub use memory::CpuBuffer;

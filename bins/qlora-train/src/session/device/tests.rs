@@ -23,6 +23,15 @@ fn the_bytes_of_sums_are_in_the_budget_of_every_device() {
 }
 
 #[test]
+fn the_order_of_sums_is_a_part_of_a_run_in_bf16() {
+    assert_eq!(Device::Cpu(Precision::F32).arithmetic(), None);
+    let [chains, tiles] = [Isa::SCALAR, Isa::AMX_TWIN].map(|isa| Device::Cpu(Precision::Bf16(isa)));
+    assert_ne!(chains.arithmetic(), tiles.arithmetic());
+    assert!(chains.arithmetic().unwrap().ends_with(&format!(", order of sums {ORDER_OF_SUMS}")));
+    assert!(chains.in_words().ends_with("bf16, twin of AVX-512-BF16"), "{}", chains.in_words());
+}
+
+#[test]
 fn a_gpu_is_refused_by_a_build_without_kernels_for_one() {
     let error = ensure_kernels(Kernels::Absent).unwrap_err().to_string();
     for words in ["`device: cuda`", "no CUDA support", "rebuild it with `cargo build", "`--device cpu`"] {

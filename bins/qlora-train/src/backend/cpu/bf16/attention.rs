@@ -25,8 +25,13 @@ use std::ops::Range;
 
 /// Rows and columns of a tile of scores.
 const TILE: usize = WIDTH;
-/// Columns that are computed together, with the rows that one of them sees or is seen by, and as many rows.
+/// Rows that are left out together where no column of a part sees them or is seen by them.
 const PART: usize = WIDTH / 2;
+
+/// Columns of a part: all of a tile where products of a few columns take long to begin.
+fn part(isa: Isa) -> usize {
+    if isa.panel_tile(WIDTH) < WIDTH { TILE } else { PART }
+}
 
 /// Tasks of a batch of `tokens` tokens of one document.
 pub fn tasks(tokens: usize, kv_heads: usize) -> usize {
@@ -126,7 +131,7 @@ fn tiles_of_documents(boundaries: &[u32], width: usize) -> impl Iterator<Item = 
 
 /// A tile of tokens as the right operand of a product along D: its tokens are the columns, in parts.
 fn along_d(isa: Isa, tile: Rows, tokens: usize, d: usize, panel: &mut [u32], band: &mut [bf16]) {
-    for (columns, panel) in tiles(0..tokens, PART).zip(panel.chunks_exact_mut(d / 2 * PART)) {
+    for (columns, panel) in tiles(0..tokens, part(isa)).zip(panel.chunks_exact_mut(d / 2 * part(isa))) {
         let width = columns.len().next_multiple_of(LANES);
         fill(isa, &Right::Turned(&tile), 0..d, columns, &mut panel[..d / 2 * width], width, band);
     }
@@ -135,6 +140,11 @@ fn along_d(isa: Isa, tile: Rows, tokens: usize, d: usize, panel: &mut [u32], ban
 /// True if every one of these queries sees every one of these keys, of the same document.
 fn see_all(visible: Visible, queries: &Range<usize>, keys: &Range<usize>) -> bool {
     keys.end <= queries.start + 1 && visible.keys(keys.start, queries.end - 1).start == keys.start
+}
+
+/// Parts of so many columns, in whole vectors.
+fn parts(isa: Isa, columns: usize) -> impl Iterator<Item = Range<usize>> {
+    tiles(0..columns.next_multiple_of(LANES), part(isa))
 }
 
 /// A bit for each of `keys` that a query sees, for every query.
@@ -189,7 +199,7 @@ fn store_transposed(
     for columns in tiles(0..d, WIDTH) {
         let buffer: &mut [u32] = bytemuck::cast_slice_mut(buffer);
         for start in columns.clone().step_by(LANES) {
-            // What is beyond the last column is not stored.
+            // Columns beyond the last are not stored.
             let row = |i: usize| {
                 let row = (start + i).min(columns.end - 1);
                 bytemuck::cast_slice(&sums[row * WIDTH..][..tokens.len().next_multiple_of(LANES)])
@@ -275,8 +285,7 @@ fn forward_group(
         for member in 0..group {
             let (q, sums) = (&q[member * q_len..][..q_len], &mut sums[member * d * WIDTH..][..d * WIDTH]);
             let mut corrections = [1.0; WIDTH];
-            for (columns, q) in tiles(0..queries.len().next_multiple_of(LANES), PART).zip(q.chunks_exact(d / 2 * PART))
-            {
+            for (columns, q) in parts(isa, queries.len()).zip(q.chunks_exact(d / 2 * part(isa))) {
                 let (width, rows) = (columns.len(), rows_with(seen, &columns));
                 if rows.is_empty() {
                     continue;

@@ -11,7 +11,7 @@ use super::rows::{round, round_scaled};
 use super::weighted::add_weighted;
 use crate::backend::CheckedBatch;
 use crate::backend::cpu::cache::starts_of_tokens;
-use crate::backend::cpu::elementwise::{LANES, exp};
+use crate::backend::cpu::elementwise::{LANES, exp, exp_up_to_88};
 use crate::backend::cpu::gemm::simd::vectorized;
 use crate::backend::cpu::soft_cap::capped;
 use half::bf16;
@@ -168,7 +168,7 @@ vectorized! {
             }
             for (scores, p) in scores.as_chunks::<LANES>().0.iter().zip(p[i].as_chunks_mut::<LANES>().0) {
                 for ((score, p), total) in scores.iter().zip(p).zip(&mut totals[i]) {
-                    let exponential = exp(score - most);
+                    let exponential = exp_up_to_88(score - most);
                     *total += exponential;
                     *p = round(exponential);
                 }

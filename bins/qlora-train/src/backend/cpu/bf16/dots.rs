@@ -229,14 +229,24 @@ mod x86 {
     unsafe fn each_dot(values: &[bf16], stride: usize, sums: &mut [f32], chains: impl Fn(*const bf16) -> __m512) {
         // Pointers move on; computing each address would cost as much as the products.
         let mut row = values.as_ptr();
-        for sums in sums.chunks_mut(LANES) {
-            let mut all = [_mm512_setzero_ps(); LANES];
-            for all in &mut all[..sums.len()] {
+        let mut next = |all: &mut [__m512]| {
+            for all in all {
                 *all = chains(row);
                 row = row.wrapping_add(stride);
             }
+        };
+        let (groups, rest) = sums.as_chunks_mut::<LANES>();
+        for sums in groups {
+            let mut all = [_mm512_setzero_ps(); LANES];
+            next(&mut all);
             // SAFETY: as many sums as there are.
-            unsafe { add_totals(all, sums.as_mut_ptr(), sums.len()) };
+            unsafe { add_totals(all, sums.as_mut_ptr(), LANES) };
+        }
+        if !rest.is_empty() {
+            let mut all = [_mm512_setzero_ps(); LANES];
+            next(&mut all[..rest.len()]);
+            // SAFETY: as many sums as there are.
+            unsafe { add_totals(all, rest.as_mut_ptr(), rest.len()) };
         }
     }
 

@@ -15,6 +15,10 @@ use half::bf16;
 /// Columns of a vector of sums.
 pub const LANES: usize = 16;
 
+/// Number of the order in which this build adds up in bf16, in the identity of a run: it rises where the last bits of a
+/// run change.
+pub const ORDER_OF_SUMS: u32 = 2;
+
 /// A way of computing products of bf16 numbers that this processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(pub(super) Kind);

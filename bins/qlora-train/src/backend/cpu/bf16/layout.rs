@@ -240,7 +240,7 @@ mod x86 {
     ) -> usize {
         let (rows, whole) = (rows.as_ptr(), columns / LANES * LANES);
         let [first, second] = pairs_of_two();
-        // Where the pairs of each vector of columns begin; computing it each time would take as long as the pairs.
+        // The places of each vector of columns; computing them each time would take as long as the pairs.
         let mut out = [panel.as_mut_ptr(); WIDTH / LANES];
         for (out, column) in out.iter_mut().zip((0..whole).step_by(LANES)) {
             *out = out.wrapping_add(places.at(0, column));

@@ -54,17 +54,41 @@ fn lengths(max_r: usize) -> [usize; 2] {
 
 /// Columns of a chunk of X or dY, and what the products with them are added to.
 struct Task<'a> {
+    /// `[Σr, TOKENS]`
+    left: &'a [bf16],
     right: Rows<'a>,
     columns: Range<usize>,
-    parts: Vec<(&'a [bf16], To<'a>)>,
+    parts: Vec<To<'a>>,
 }
 
-/// The place to which the product of a `[r, tokens]` left operand is added.
+/// A gradient to which rows of a product are added.
 enum To<'a> {
     /// `[r, columns]`
     A(Tile<'a, f32>),
     /// `[columns, r]`
-    B(&'a mut [f32]),
+    B { r: usize, data: &'a mut [f32] },
+}
+
+impl To<'_> {
+    fn rows(&self) -> usize {
+        match self {
+            To::A(tile) => tile.rows.len(),
+            To::B { r, .. } => *r,
+        }
+    }
+
+    /// Adds `sums`, rows of [`WIDTH`], from row `first` on.
+    fn add(&mut self, isa: Isa, sums: &[f32], first: usize) {
+        match self {
+            To::A(tile) => {
+                for (i, sums) in sums.chunks_exact(WIDTH).enumerate() {
+                    let to = tile.row(first + i);
+                    add(to, &sums[..to.len()]);
+                }
+            }
+            To::B { r, data } => add_transposed(isa, sums, first, *r, data),
+        }
+    }
 }
 
 fn strips(columns: usize) -> Vec<Range<usize>> {
@@ -117,60 +141,62 @@ impl Group<'_> {
         ranks: &[usize],
         gradients: &'a mut [Option<Gradients>],
     ) -> Vec<Task<'a>> {
-        let (mut of_a, mut of_b) = (Vec::new(), Vec::new());
-        of_a.extend(strips(self.k).into_iter().map(|columns| Task { right: x, columns, parts: Vec::new() }));
-        let mut row = 0;
+        let all = ranks.iter().sum::<usize>() * TOKENS;
+        let of_a = |columns| Task { left: &t[..all], right: x, columns, parts: Vec::new() };
+        let mut tasks: Vec<Task> = strips(self.k).into_iter().map(of_a).collect();
+        let (mut of_b, mut row) = (Vec::new(), 0);
         for (((column, _, segment), gradients), &r) in placed(self.segments).zip(gradients).zip(ranks) {
             let (Some(Gradients { a, b }), 1..) = (gradients, r) else { continue };
-            let (t, s) = (&t[row * TOKENS..][..r * TOKENS], &s[row * TOKENS..][..r * TOKENS]);
             let [tiles] = grid(a, self.k, [(std::slice::from_ref(&(0..r)), &strips(self.k))]);
-            of_a.iter_mut().zip(tiles).for_each(|(task, tile)| task.parts.push((t, To::A(tile))));
-            let right = Rows { data: &dy.data[column..], ..dy };
-            for (columns, b) in strips(segment.n).into_iter().zip(b.chunks_mut(WIDTH * r)) {
-                of_b.push(Task { right, columns, parts: vec![(s, To::B(b))] });
+            tasks.iter_mut().zip(tiles).for_each(|(task, tile)| task.parts.push(To::A(tile)));
+            let (left, right) = (&s[row * TOKENS..][..r * TOKENS], Rows { data: &dy.data[column..], ..dy });
+            for (columns, data) in strips(segment.n).into_iter().zip(b.chunks_mut(WIDTH * r)) {
+                of_b.push(Task { left, right, columns, parts: vec![To::B { r, data }] });
             }
             row += r;
         }
         // Those of A take longest.
-        of_a.into_iter().chain(of_b).filter(|task| !task.parts.is_empty()).collect()
+        tasks.retain(|task| !task.parts.is_empty());
+        tasks.extend(of_b);
+        tasks
     }
 }
 
 /// Adds the products over `count` tokens.
 fn contract(isa: Isa, scratch: &mut Scratch, count: usize, task: Task) {
-    let Task { right, columns, parts } = task;
+    let Task { left, right, columns, mut parts } = task;
     let Scratch { panel, sums, band } = scratch;
     let (width, pairs) = (columns.len().next_multiple_of(LANES), count.div_ceil(2));
     let panel = &mut panel[..pairs * width];
     let (mut is_filled, is_whole) = (false, columns.len() == WIDTH && count.is_multiple_of(2));
-    for (left, mut to) in parts {
-        for (block, left) in left.chunks(ROWS * TOKENS).enumerate() {
-            let rows = left.len() / TOKENS;
-            let from = &right.data[columns.start..];
-            let done = is_whole && isa::multiply_rows(isa, left, TOKENS, rows, from, right.stride, pairs, sums);
-            if !done {
-                if !is_filled {
-                    let right = Limited { matrix: &right, count };
-                    fill(isa, &Right::Upright(&right), 0..2 * pairs, columns.clone(), panel, width, band);
-                    is_filled = true;
-                }
-                isa::multiply(isa, left, TOKENS, rows, panel, width, sums, false);
+    for (block, left) in left.chunks(ROWS * TOKENS).enumerate() {
+        let (first, rows) = (block * ROWS, left.len() / TOKENS);
+        let from = &right.data[columns.start..];
+        if !is_whole || !isa::multiply_rows(isa, left, TOKENS, rows, from, right.stride, pairs, sums) {
+            if !is_filled {
+                let right = Limited { matrix: &right, count };
+                fill(isa, &Right::Upright(&right), 0..2 * pairs, columns.clone(), panel, width, band);
+                is_filled = true;
             }
-            match &mut to {
-                To::A(tile) => (0..rows).for_each(|i| {
-                    add(tile.row(block * ROWS + i), &sums[i * WIDTH..][..columns.len()]);
-                }),
-                To::B(b) => add_transposed(isa, sums, rows, block * ROWS, columns.len(), b),
+            isa::multiply(isa, left, TOKENS, rows, panel, width, sums, false);
+        }
+        let mut begins = 0;
+        for to in &mut parts {
+            let here = begins.max(first)..(begins + to.rows()).min(first + rows);
+            if !here.is_empty() {
+                to.add(isa, &sums[(here.start - first) * WIDTH..][..here.len() * WIDTH], here.start - begins);
             }
+            begins += to.rows();
         }
     }
 }
 
-/// Adds sums `[rows, columns]` to columns `first..` of `b [columns, r]`.
-fn add_transposed(isa: Isa, sums: &[f32], rows: usize, first: usize, columns: usize, b: &mut [f32]) {
-    let r = b.len() / columns;
+/// Adds rows of [`WIDTH`] sums to columns `first..` of `b [columns, r]`.
+fn add_transposed(isa: Isa, sums: &[f32], first: usize, r: usize, b: &mut [f32]) {
+    let rows = sums.len() / WIDTH;
     for start in (0..rows).step_by(LANES) {
         let mut turned = [0u32; WIDTH * LANES];
+        // Rows beyond the last are not added.
         let row = |i: usize| bytemuck::cast_slice(&sums[(start + i).min(rows - 1) * WIDTH..][..WIDTH]);
         layout::transpose(isa, &std::array::from_fn(row), &mut turned, LANES);
         add_columns(bytemuck::cast_slice(&turned), LANES.min(rows - start), first + start, r, b);

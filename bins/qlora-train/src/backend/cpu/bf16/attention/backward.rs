@@ -5,8 +5,8 @@
 //! of their keys. A task waits there for those of earlier keys, which began before it.
 
 use super::{
-    Head, PART, Scratch, TILE, along_d, keys_seen, of_heads, panel, rows_with, scaling, store_transposed, tiles,
-    tiles_of_documents,
+    Head, PART, Scratch, TILE, along_d, keys_seen, of_heads, panel, part, parts, rows_with, scaling, store_transposed,
+    tiles, tiles_of_documents,
 };
 use crate::backend::cpu::attention::keys_of_task;
 use crate::backend::cpu::bf16::fused::halves;
@@ -243,8 +243,8 @@ impl<'a> Pass<'a> {
                     (bytemuck::cast_slice(q_turned), bytemuck::cast_slice(dout_turned));
                 let (lse, delta) = self.of_queries(head, tile.clone());
                 let seen = &keys_seen(visible, document.start, &tile, &keys)[..tile.len()];
-                let of_parts = k.chunks_exact(d / 2 * PART).zip(v.chunks_exact(d / 2 * PART));
-                for (columns, (k, v)) in tiles(0..count.next_multiple_of(LANES), PART).zip(of_parts) {
+                let of_parts = k.chunks_exact(d / 2 * part(isa)).zip(v.chunks_exact(d / 2 * part(isa)));
+                for (columns, (k, v)) in parts(isa, count).zip(of_parts) {
                     let (width, rows) = (columns.len(), rows_with(seen, &columns));
                     if rows.len() < tile.len() {
                         // A part is computed from its first row on.
