@@ -1,10 +1,11 @@
 //! The choice of where weights and activations are and how batches are cut: what is predicted to take least time of
 //! what fits.
 
+mod search;
+
 use super::device::{Budget, Device};
 use super::plan::{MemoryPlan, PlannedJob, TensorStorage, plan};
-use super::predicted::{Speed, unpinned_seconds};
-use crate::arch::Projection;
+use super::predicted::Speed;
 use crate::backend::{OptimizerOnHost, Quantization, Residency};
 use crate::bail_usage;
 use crate::config::{Checkpointing, HeadResidency, Settings, StateResidency, TokenTile, WeightResidency};
@@ -12,12 +13,11 @@ use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::lora::LoraKind;
 use crate::model::{Activations, ModelSpec};
+pub use search::is_nearer;
+use search::{Candidate, Search};
 
 /// Tiles that the planner tries, beside all tokens of a batch.
 const TILES: [usize; 2] = [4096, 512];
-
-/// Part of a step's time that recomputation is at most.
-const RECOMPUTED: f64 = 0.5;
 
 /// Parts that the layers are cut into: the weights of none, of the first and of both are tried in host memory.
 const PARTS: usize = 2;
@@ -260,156 +260,6 @@ pub fn first_that_fits(
     Ok(last.expect("weights have a place"))
 }
 
-/// A plan with the spec that it is of.
-struct Candidate {
-    spec: ModelSpec,
-    plan: MemoryPlan,
-    /// Predicted
-    seconds: f64,
-}
-
-/// Plans of training, with everything but the levers settled.
-struct Search<'a> {
-    device: &'a Device,
-    stored: &'a dyn Fn(&str) -> TensorStorage,
-    budget: Budget,
-    speed: Speed,
-    /// Bytes of each layer's linear weights
-    layer_bytes: Vec<u64>,
-    tried: Vec<Tried>,
-}
-
-/// A plan that was made, of what has `bytes_elsewhere` elsewhere than on the device.
-struct Tried {
-    spec: ModelSpec,
-    others: Activations,
-    kept: usize,
-    plan: MemoryPlan,
-    bytes_elsewhere: u64,
-}
-
-impl<'a> Search<'a> {
-    fn new(device: &'a Device, spec: &ModelSpec, stored: &'a dyn Fn(&str) -> TensorStorage, budget: Budget) -> Self {
-        let layer_bytes = (0..spec.arch.num_layers).map(|layer| layer_bytes(spec, layer, stored)).collect();
-        Self { device, stored, budget, speed: Speed::of(device), layer_bytes, tried: Vec::new() }
-    }
-
-    fn plan(&self, spec: ModelSpec) -> Result<Candidate> {
-        let plan = plan(self.device, &spec, self.stored, PlannedJob::Train, self.budget)?;
-        let seconds = self.speed.step_seconds(&spec, &plan);
-        Ok(Candidate { spec, plan, seconds })
-    }
-
-    /// `base` with the last `kept` layers keeping their activations.
-    fn keeping(&mut self, base: &ModelSpec, others: Activations, kept: usize) -> Result<Candidate> {
-        let activations = others.keeping(kept, base.arch.num_layers);
-        let found = self.plan(ModelSpec { activations, ..base.clone() })?;
-        let (spec, plan, bytes_elsewhere) = (found.spec.clone(), found.plan.clone(), self.bytes_elsewhere(base));
-        self.tried.push(Tried { spec, others, kept, plan, bytes_elsewhere });
-        Ok(found)
-    }
-
-    /// Bytes that a run has elsewhere than on the device, of those that a choice of places moves.
-    fn bytes_elsewhere(&self, spec: &ModelSpec) -> u64 {
-        let is_elsewhere = |at: usize| spec.residency.get(at).is_some_and(|&place| place != Residency::Device);
-        let layers = self.layer_bytes.iter().enumerate().filter(|(layer, _)| is_elsewhere(*layer));
-        let head = if is_elsewhere(self.layer_bytes.len()) { spec.head_bytes() } else { 0 };
-        layers.map(|(_, bytes)| bytes).sum::<u64>() + head + spec.paging().map_or(0, |paging| paging.bytes)
-    }
-
-    /// True if `base`, whose layers keep nothing yet, needs no plan: one of what has less elsewhere says that it does
-    /// not fit with its last `kept` layers keeping their activations, or takes at least `best` seconds. Twice the bytes
-    /// that move may be free then: gaps between buffers come and go.
-    fn is_hopeless(&self, base: &ModelSpec, others: Activations, kept: usize, best: Option<f64>) -> bool {
-        let elsewhere = self.bytes_elsewhere(base);
-        let is_like = |one: &&Tried| one.others == others && one.kept <= kept && is_nearer(&one.spec, base);
-        self.tried.iter().filter(is_like).any(|Tried { plan, kept, bytes_elsewhere, .. }| {
-            let room = 2 * elsewhere.saturating_sub(*bytes_elsewhere);
-            let is_too_large = plan.peak_bytes().saturating_sub(plan.budget.limit) > room;
-            is_too_large || best.is_some_and(|best| self.least_seconds(base, plan, room, *kept) >= best)
-        })
-    }
-
-    /// `fitting`, whose last `kept` layers keep their activations, with as many that do so as fit, and their number. A
-    /// layer more takes more memory.
-    fn keep_most(
-        &mut self,
-        mut fitting: Candidate,
-        others: Activations,
-        mut kept: usize,
-    ) -> Result<(Candidate, usize)> {
-        /// Neighbors of the guess that are tried before halving.
-        const NEIGHBORS: usize = 3;
-        let mut next = most_kept(&fitting.spec, &fitting.plan, 0, kept);
-        let mut beyond = fitting.spec.arch.num_layers + 1;
-        for tries in 0.. {
-            if beyond - kept == 1 {
-                break;
-            }
-            let tried = if tries > NEIGHBORS { kept + (beyond - kept) / 2 } else { next.clamp(kept + 1, beyond - 1) };
-            let candidate = self.keeping(&fitting.spec, others, tried)?;
-            if candidate.plan.fits() {
-                (fitting, kept, next) = (candidate, tried, tried + 1);
-            } else {
-                (beyond, next) = (tried, tried - 1);
-            }
-        }
-        Ok((fitting, kept))
-    }
-
-    /// Seconds that a step of `spec`, whose layers copy no inputs, takes at least when more layers than the last `kept`
-    /// of this plan keep their activations, and `more_room` bytes are free: they save a part of their time, and inputs
-    /// that wait in host memory, pinned or not, are not copied.
-    fn least_seconds(&self, spec: &ModelSpec, plan: &MemoryPlan, more_room: u64, kept: usize) -> f64 {
-        let layers = spec.arch.num_layers;
-        let seconds = self.speed.step_seconds(spec, plan) - unpinned_seconds(plan);
-        let more = (most_kept(spec, plan, more_room, kept) + 2).min(layers) - kept;
-        seconds * (1.0 - RECOMPUTED * more as f64 / layers as f64)
-    }
-}
-
-/// A guess at the number of layers that may keep their activations where the last `kept` of this plan do so and
-/// `more_room` bytes are free: hardly ever too low.
-fn most_kept(spec: &ModelSpec, plan: &MemoryPlan, more_room: u64, kept: usize) -> usize {
-    let room = plan.budget.limit.saturating_add(more_room).saturating_sub(plan.peak_bytes());
-    (kept as u64 + room / kept_bytes(spec).max(1) + 1).min(spec.arch.num_layers as u64) as usize
-}
-
-/// True if `other` has in host memory all that `one` has there, and cuts batches alike: then `one` is no slower, as
-/// long as the same layers keep their activations.
-pub fn is_nearer(one: &ModelSpec, other: &ModelSpec) -> bool {
-    let mut places = one.residency.iter().zip(&other.residency);
-    one.token_tile == other.token_tile
-        && other.optimizer_on_host >= one.optimizer_on_host
-        && places.all(|(here, there)| *here == Residency::Device || here == there)
-}
-
-/// Bytes of a layer's linear weights as they are held.
-fn layer_bytes(spec: &ModelSpec, layer: usize, stored: &dyn Fn(&str) -> TensorStorage) -> u64 {
-    let arch = &spec.arch;
-    let bytes = |projection: Projection| {
-        let (n, k) = projection.shape(arch);
-        let weights = (n * k) as u64;
-        let held = stored(&arch.weight_name(layer, projection)).resident_as;
-        match held.unwrap_or(spec.quantization) {
-            Quantization::Nf4 { block_size, double_quant } => {
-                weights / 2 + weights / block_size as u64 * if double_quant { 1 } else { 4 }
-            }
-            Quantization::None => 2 * weights,
-        }
-    };
-    arch.names.all().map(bytes).sum()
-}
-
-/// Bytes that a layer keeps at least where it keeps its activations, beside its input.
-fn kept_bytes(spec: &ModelSpec) -> u64 {
-    let arch = &spec.arch;
-    let heads = arch.num_heads * arch.head_dim;
-    let qkv = heads + 2 * arch.num_kv_heads * arch.head_dim;
-    // q‖k‖v, attention's output, the residual stream, gate and up, in 16 bits.
-    2 * (spec.tokens * (qkv + heads + arch.hidden_size + 2 * arch.intermediate_size)) as u64
-}
-
 /// Decides where weights are, what every layer's activations do and how batches are cut: what is predicted to take
 /// least time of what fits, unless the settings say otherwise; where nothing fits, what takes least memory. More memory
 /// never makes a run slower by the prediction, as it leaves more to choose from, but in two cases: where anything else
@@ -421,96 +271,62 @@ pub fn choose(
     stored: &dyn Fn(&str) -> TensorStorage,
     budget: Budget,
 ) -> Result<MemoryPlan> {
-    let mut search = Search::new(device, spec, stored, budget);
     let (activations, may_keep) = levers.activations(device);
-    let mut best: Option<Candidate> = None;
-    let mut least: Option<Candidate> = None;
     let (places, states) = (residencies(device, spec, levers, stored)?, levers.states(device)?);
-    if may_keep {
-        // Nothing is faster.
-        let (residency, token_tile) = (places[0].clone(), levers.tiles(spec.tokens)[0]);
-        let base = ModelSpec { residency, token_tile, optimizer_on_host: states[0], ..spec.clone() };
-        let all = search.keeping(&base, Activations::Keep, 0)?;
-        if all.plan.fits() {
-            *spec = all.spec;
-            return Ok(all.plan);
-        }
-    }
-    let most = if may_keep { spec.arch.num_layers } else { 0 };
-    // Specs that fit, with the choice of the other layers and the number of layers that keep their activations.
-    let mut searched: Vec<(ModelSpec, Activations, usize)> = Vec::new();
-    let mut hopeless: Vec<(ModelSpec, Activations)> = Vec::new();
-    for residency in &places {
-        for token_tile in levers.tiles(spec.tokens) {
-            let all = activations.iter().flat_map(|&others| states.iter().map(move |&on_host| (others, on_host)));
-            for (others, optimizer_on_host) in all {
-                let (residency, activations) = (residency.clone(), Vec::new());
-                let base = ModelSpec { residency, activations, token_tile, optimizer_on_host, ..spec.clone() };
-                // More in host memory is of use only where more layers keep their activations.
-                let nearer = searched.iter().filter(|(one, of, _)| *of == others && is_nearer(one, &base));
-                let kept = nearer.map(|(.., kept)| kept + 1).max().unwrap_or(0);
-                if kept > most {
-                    continue;
-                }
-                let fastest = best.as_ref().filter(|_| may_keep).map(|best| best.seconds);
-                if search.is_hopeless(&base, others, kept, fastest) {
-                    hopeless.push((base, others));
-                    continue;
-                }
-                let start = search.keeping(&base, others, kept)?;
-                if !start.plan.fits() {
-                    if least.as_ref().is_none_or(|least| start.plan.missing() < least.plan.missing()) {
-                        least = Some(start);
-                    }
-                    continue;
-                }
-                let is_better = |seconds: f64| best.as_ref().is_none_or(|best| seconds < best.seconds);
-                if may_keep && !is_better(search.least_seconds(&base, &start.plan, 0, kept)) {
-                    continue;
-                }
-                let (found, kept) = if may_keep { search.keep_most(start, others, kept)? } else { (start, kept) };
-                if is_better(found.seconds) {
-                    best = Some(found);
-                }
-                searched.push((base, others, kept));
+    let bases = Bases { spec, tiles: levers.tiles(spec.tokens), states };
+    let mut search = Search::new(device, spec, stored, budget, may_keep);
+    // Nothing is faster than what keeps all.
+    if !may_keep || !search.fits(&bases.first(&places[0]), Activations::Keep)? {
+        for place in &places {
+            for (base, others) in bases.of(place, activations) {
+                search.look_at(base, others)?;
+            }
+            // On the CPU weights leave memory only where they must.
+            if device.is_cpu() && search.has_found() {
+                break;
             }
         }
-        // On the CPU weights leave memory only where they must.
-        if device.is_cpu() && best.is_some() {
-            break;
+        if !search.has_found() {
+            search.look_at_hopeless()?;
+        }
+        let last_resort = if search.has_found() { &[] } else { levers.last_resort() };
+        for (base, others) in places.iter().flat_map(|place| bases.of(place, last_resort)) {
+            search.look_at_uniform(&base, others)?;
         }
     }
-    // One of these has least where nothing fits.
-    let hopeless = if best.is_none() { hopeless } else { Vec::new() };
-    for (base, others) in hopeless {
-        let found = search.keeping(&base, others, 0)?;
-        if found.plan.fits() {
-            if best.as_ref().is_none_or(|best| found.seconds < best.seconds) {
-                best = Some(found);
-            }
-        } else if least.as_ref().is_none_or(|least| found.plan.missing() < least.plan.missing()) {
-            least = Some(found);
-        }
-    }
-    let tiles = levers.tiles(spec.tokens);
-    let last_resort = if best.is_none() { levers.last_resort() } else { &[] };
-    for &others in last_resort {
-        let ways = places.iter().flat_map(|place| tiles.iter().map(move |&tile| (place, tile)));
-        for ((residency, token_tile), &optimizer_on_host) in ways.flat_map(|way| states.iter().map(move |s| (way, s))) {
-            let base = ModelSpec { residency: residency.clone(), token_tile, optimizer_on_host, ..spec.clone() };
-            let found = search.keeping(&base, others, 0)?;
-            if found.plan.fits() {
-                if best.as_ref().is_none_or(|best| found.seconds < best.seconds) {
-                    best = Some(found);
-                }
-            } else if least.as_ref().is_none_or(|least| found.plan.missing() < least.plan.missing()) {
-                least = Some(found);
-            }
-        }
-    }
-    let Candidate { spec: chosen, plan, .. } = best.or(least).expect("at least one was tried");
+    let Candidate { spec: chosen, plan, .. } = search.into_best();
     *spec = chosen;
     Ok(plan)
+}
+
+/// Specs whose layers keep nothing yet: all ways to cut batches, with each place of the optimizer's memory.
+struct Bases<'a> {
+    spec: &'a ModelSpec,
+    tiles: Vec<Option<usize>>,
+    states: &'static [OptimizerOnHost],
+}
+
+impl Bases<'_> {
+    fn base(&self, place: &[Residency], token_tile: Option<usize>, optimizer_on_host: OptimizerOnHost) -> ModelSpec {
+        let (residency, activations) = (place.to_vec(), Vec::new());
+        ModelSpec { residency, activations, token_tile, optimizer_on_host, ..self.spec.clone() }
+    }
+
+    /// The fastest with weights there.
+    fn first(&self, place: &[Residency]) -> ModelSpec {
+        self.base(place, self.tiles[0], self.states[0])
+    }
+
+    /// Those with weights there, each with every choice for the layers that do not keep their activations.
+    fn of<'b>(
+        &'b self,
+        place: &'b [Residency],
+        activations: &'static [Activations],
+    ) -> impl Iterator<Item = (ModelSpec, Activations)> + 'b {
+        let choices = activations.iter().flat_map(|&others| self.states.iter().map(move |&states| (others, states)));
+        let all = self.tiles.iter().flat_map(move |&tile| choices.clone().map(move |choice| (tile, choice)));
+        all.map(move |(tile, (others, states))| (self.base(place, tile, states), others))
+    }
 }
 
 #[cfg(test)]

@@ -208,7 +208,7 @@ fn no_step_takes_less_than_the_bound_where_more_layers_keep_their_activations() 
     let unpinned = Device::choose_for_plan(&settings, None).unwrap();
     let spec = ModelSpec { arch: Arch { head_dim: 64, ..spec().arch }, ..spec() };
     for device in [Device::unopened(0), unpinned] {
-        let mut search = Search::new(&device, &spec, &stored, budget(u64::MAX));
+        let mut search = Search::new(&device, &spec, &stored, budget(u64::MAX), true);
         for others in [Activations::Recompute, Activations::Offload] {
             let start = search.keeping(&spec, others, 0).unwrap();
             let are_pinned = device.pinned_limit().is_none() || others == Activations::Recompute;
