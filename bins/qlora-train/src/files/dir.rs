@@ -202,8 +202,9 @@ impl Dir {
 
     /// True if another file system, or another part of one, is mounted there: its content belongs elsewhere. Kernels
     /// before 5.8 cannot tell; that counts as no.
-    fn is_mount(&self, name: &OsStr) -> bool {
-        let found = retry_on_intr(|| statx(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()));
+    pub fn is_mount(&self, name: impl AsRef<OsStr>) -> bool {
+        let found =
+            retry_on_intr(|| statx(&self.handle, name.as_ref(), AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()));
         found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
     }
 

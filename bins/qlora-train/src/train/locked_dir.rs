@@ -9,7 +9,7 @@ use crate::error::{Context, Result};
 use crate::files::dir::{Dir, Kind};
 use crate::report::warning;
 
-const LOCK_FILE: &str = ".lock";
+pub(super) const LOCK_FILE: &str = ".lock";
 
 /// An output directory that no other process works in, as long as this is held; the system lets go of it however the
 /// process ends. The lock is on the directory itself, whatever becomes of its path, and on a file in it, for file

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::checkpoints;
 use super::identity::Identity;
-use super::names::{EVENTS_DIR, METRICS_FILE, RUN_FILE, STATE_FILE, step_of};
+use super::locked_dir::LOCK_FILE;
+use super::names::{EVENTS_DIR, METRICS_FILE, RUN_FILE, STATE_FILE, checkpoint, step_of};
 use super::owned::{Owned, foreign, read_run};
 use super::record::RunSummary;
 use super::resume::begin_with;
@@ -19,6 +20,10 @@ use crate::files::atomic::{SUMS, find_damage};
 use crate::files::dir::{Dir, Kind};
 use crate::run_report::tensorboard::is_own;
 use crate::run_report::{DETAILS_FILE, REPORT_FILE};
+
+/// Files of a run that are removed with it
+const FILES: [&str; 8] =
+    [ADAPTER_MODEL, ADAPTER_CONFIG, STATE_FILE, METRICS_FILE, REPORT_FILE, DETAILS_FILE, SUMS, RUN_FILE];
 
 /// State of an output directory.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,15 +106,47 @@ fn check_finished(dir: &Path) -> Result<()> {
 /// Refuses names of checkpoints that the run would come to write, from `step` on, and that are not its own.
 pub(super) fn check_room(dir: &Path, step: u64, total: u64) -> Result<()> {
     let owned = Owned::recorded_in(dir)?.unwrap_or_else(Owned::new);
-    for name in checkpoints::names(dir)? {
-        let reached = step_of(&name).is_some_and(|found| step < found && found <= total);
-        if reached && !owned.checkpoints.contains(&name) {
+    let reached = |name: &&String| step_of(name).is_some_and(|found| step < found && found <= total);
+    // Something else may have taken the place of one that is named.
+    let whole: Vec<String> = checkpoints::list(dir)?.into_iter().map(|(found, _)| checkpoint(found)).collect();
+    for name in checkpoints::names(dir)?.iter().filter(reached) {
+        let why = match (owned.checkpoints.contains(name), whole.contains(name)) {
+            (true, true) => continue,
+            (false, _) => format!("{RUN_FILE} does not name it"),
+            (true, false) => "it is no directory".to_owned(),
+        };
+        bail_usage!(
+            "{}: is not of this run ({why}), and the run may come to write there: move it away, or choose another \
+             output_dir",
+            dir.join(name).display()
+        );
+    }
+    Ok(())
+}
+
+/// Refuses a directory in the place of a file that the run puts there, at its end at the latest, and anything but a file
+/// in that of its lock. With `removes` the files of an earlier run have to be removable too.
+pub(super) fn check_names(dir: &Dir, removes: bool) -> Result<()> {
+    let kind = |name: &str| {
+        let what = || format!("{}: cannot be read (output_dir)", dir.join(name).display());
+        dir.kind(name).usage_context(what)
+    };
+    // A report that cannot be written ends no run.
+    let replaced = FILES.iter().filter(|name| removes || ![REPORT_FILE, DETAILS_FILE].contains(name));
+    for name in replaced.chain(&TOKENIZER_FILES) {
+        if kind(name)? == Some(Kind::Directory) {
             bail_usage!(
-                "{}: is not of this run ({RUN_FILE} does not name it), and the run may come to write there: move it away, or \
-                 choose another output_dir",
+                "{}: found a directory, expected a file of the run, or nothing: move it away, or choose another output_dir",
                 dir.join(name).display()
             );
         }
+    }
+    if kind(LOCK_FILE)?.is_some_and(|found| found != Kind::File) {
+        bail_usage!(
+            "{}: found something that is not a regular file, expected the run's lock, or nothing: move it away, or choose \
+             another output_dir",
+            dir.join(LOCK_FILE).display()
+        );
     }
     Ok(())
 }
@@ -124,6 +161,14 @@ pub(super) fn check_removable(dir: &Path) -> Result<()> {
             bail_usage!(
                 "{}: is not of the run there ({RUN_FILE} does not name it), so overwrite_output_dir does not remove it: move \
                  it away",
+                path.display()
+            );
+        }
+        let found = open.kind(&name).usage_context(|| format!("{}: cannot be read", path.display()))?;
+        if found != Some(Kind::Directory) || open.is_mount(&name) {
+            bail_usage!(
+                "{}: found something else in the place of a checkpoint of the run there, which overwrite_output_dir does \
+                 not remove: move it away",
                 path.display()
             );
         }
@@ -150,8 +195,7 @@ pub(super) fn remove_run(dir: &Dir) -> Result<()> {
         }
     }
     remove_events(dir).context(|| what(EVENTS_DIR))?;
-    let files = [ADAPTER_MODEL, ADAPTER_CONFIG, STATE_FILE, METRICS_FILE, REPORT_FILE, DETAILS_FILE, SUMS, RUN_FILE];
-    for name in files {
+    for name in FILES {
         dir.remove_file(name).context(|| what(name))?;
     }
     Ok(())

@@ -47,20 +47,23 @@ impl RunRecord {
         let mut owned = Owned::recorded_in(dir.path())?.unwrap_or_else(Owned::new);
         remove_temporary(dir, &owned)?;
         owned.retain_present(dir);
-        let temporary = owned.temporary.clone();
         let recorded = with_owned(run.clone(), &owned);
         if dir.kind(RUN_FILE).context(|| dir.join(RUN_FILE).display().to_string())?.is_none() {
             // First what says whose the others are: a process that is killed at any moment leaves nothing unnamed.
             write_first(dir, &recorded)?;
         }
-        let what = || format!("{}: the directory cannot be made", dir.join(&temporary).display());
-        let temporary = dir.create_sub(&temporary).context(what)?;
-        let mut files = AtomicFiles::within(dir, &temporary);
-        add_json(&mut files, RUN_FILE, &recorded)?;
-        files.add(METRICS_FILE, |to| history.iter().try_for_each(|entry| to.write_all(line(entry).as_bytes())))?;
-        files.commit()?;
-        let metrics = dir.append_to(METRICS_FILE);
-        let metrics = metrics.context(|| format!("{}: cannot be written", dir.join(METRICS_FILE).display()))?;
+        let what = || format!("{}: the directory cannot be made", dir.join(&owned.temporary).display());
+        let temporary = dir.create_sub(&owned.temporary).context(what)?;
+        let begin = || -> Result<File> {
+            let mut files = AtomicFiles::within(dir, &temporary);
+            add_json(&mut files, RUN_FILE, &recorded)?;
+            files.add(METRICS_FILE, |to| history.iter().try_for_each(|entry| to.write_all(line(entry).as_bytes())))?;
+            files.commit()?;
+            let metrics = dir.append_to(METRICS_FILE);
+            metrics.context(|| format!("{}: cannot be written", dir.join(METRICS_FILE).display()))
+        };
+        // The failure is the one to tell.
+        let metrics = begin().inspect_err(|_| drop(dir.remove_empty(&owned.temporary)))?;
         Ok(Self { output, temporary, metrics, run, owned })
     }
 

@@ -3,7 +3,7 @@
 use super::identity::Identity;
 use super::locked_dir::LockedDir;
 use super::output_dir::{
-    Found, check_output_dir, check_recorded_base, check_removable, check_room, holds_run, remove_run,
+    Found, check_names, check_output_dir, check_recorded_base, check_removable, check_room, holds_run, remove_run,
 };
 use super::owned::{Owned, recover, remove_temporary};
 use super::record::RunSummary;
@@ -49,6 +49,9 @@ pub(super) fn standing(
             remove_temporary(locked.dir(), &owned)?;
         }
         return Ok(Standing::Finished(finished));
+    }
+    if let Some(locked) = locked {
+        check_names(locked.dir(), overwrites)?;
     }
     match locked {
         Some(_) if overwrites => check_removable(output)?,

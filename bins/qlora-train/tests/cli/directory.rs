@@ -380,6 +380,50 @@ fn a_foreign_file_behind_a_hard_link_is_not_written() {
     }
 }
 
+/// A run would fail after its last step, or would have removed half of the run that it replaces.
+#[test]
+fn something_else_in_the_place_of_a_file_of_the_run_is_refused_before_any_work() {
+    let sandbox = Sandbox::new();
+    let resumed = format!("{} --resume-from-checkpoint", train(RUN));
+    let over = train(&format!("{RUN} --seed 5 --overwrite-output-dir"));
+    assert_eq!(sandbox.run_at_fault(&train(RUN), "step:3").status, None);
+    fs::rename(sandbox.path("out"), sandbox.path("stopped")).unwrap();
+    let again = || {
+        let _ = fs::remove_dir_all(sandbox.path("out"));
+        let mut copy = Command::new("cp");
+        assert!(copy.args(["-a", "stopped", "out"]).current_dir(sandbox.path("")).status().unwrap().success());
+    };
+    let directory = |path: &str| fs::create_dir(sandbox.path(path)).unwrap();
+    let link = |path: &str| symlink("../rows.jsonl", sandbox.path(path)).unwrap();
+    // (name, what is in its place, refused where the run goes on, and where it is replaced)
+    let cases: [(&str, &dyn Fn(&str), bool, bool); 11] = [
+        ("adapter_config.json", &directory, true, true),
+        ("adapter_model.safetensors", &directory, true, true),
+        ("SHA256SUMS", &directory, true, true),
+        ("trainer_state.json", &directory, true, true),
+        ("metrics.jsonl", &directory, true, true),
+        ("tokenizer.json", &directory, true, true),
+        ("report.html", &directory, false, true),
+        (".lock", &directory, true, true),
+        (".lock", &link, true, true),
+        ("checkpoint-1", &link, false, true),
+        ("checkpoint-2", &link, true, true),
+    ];
+    for (name, make, goes_on, replaced) in cases {
+        let path = format!("out/{name}");
+        for (line, refused) in [(&resumed, goes_on), (&over, replaced)] {
+            again();
+            let old = sandbox.path(&path);
+            let _ = if old.is_dir() { fs::remove_dir_all(&old) } else { fs::remove_file(&old) };
+            make(&path);
+            match refused {
+                true => sandbox.refused(line, &[&format!("{path}: "), "move it away"]),
+                false => drop(sandbox.run(line).ok()),
+            }
+        }
+    }
+}
+
 #[test]
 fn a_place_that_cannot_be_written_is_refused_before_any_work() {
     let sandbox = Sandbox::new();
