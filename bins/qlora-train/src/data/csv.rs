@@ -1,8 +1,10 @@
 //! Rows of a CSV file: the first line names the columns, every value is text, or nothing.
 
+use std::cell::Cell;
 use std::collections::HashSet;
-use std::io::Read;
+use std::io::{self, ErrorKind, Read};
 use std::path::Path;
+use std::rc::Rc;
 
 use serde_json::{Map, Number, Value};
 
@@ -11,6 +13,10 @@ use super::weight;
 use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::report::status;
+
+/// Longer headers and rows are refused, so that none fills the memory.
+const MAX_HEADER_BYTES: u64 = 4 << 20;
+const MAX_ROW_BYTES: u64 = 64 << 20;
 
 /// The delimiter of a file, by its name; the ending of a compressed file stands before `.gz` or `.zst`.
 pub(super) fn delimiter(path: &Path) -> Option<u8> {
@@ -38,6 +44,8 @@ pub(super) fn delimiter_of(head: &[u8], named: u8) -> u8 {
 /// such, because that is how tables hold turns; so is a number or a truth value in a column of weights.
 pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: EachOf) -> Result<()> {
     let name = path.display();
+    let left = Rc::new(Cell::new(MAX_HEADER_BYTES));
+    let reader = Limited { reader, left: Rc::clone(&left) };
     let mut table = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(reader);
     let header = table.headers().usage_context(|| format!("{name}: the header"))?.clone();
     let mut seen = HashSet::new();
@@ -52,7 +60,9 @@ pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: Eac
             "{name}: the header has blanks around the name {key:?}: those around such names and the cells below are left out"
         );
     }
+    left.set(MAX_ROW_BYTES);
     for (number, record) in (1..).zip(table.records()) {
+        left.set(MAX_ROW_BYTES);
         let row = match record {
             Ok(record) => {
                 let cells = header.iter().zip(&trimmed).zip(record.iter());
@@ -69,6 +79,34 @@ pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: Eac
         each(number, row)?;
     }
     Ok(())
+}
+
+/// A reader that fails when the present row takes more bytes than are `left` for it. What was read ahead for the next
+/// row counts for this one.
+struct Limited<R> {
+    reader: R,
+    left: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(buffer)?;
+        match self.left.get().checked_sub(count as u64) {
+            Some(left) => self.left.set(left),
+            None => {
+                return Err(io::Error::new(
+                    ErrorKind::InvalidData,
+                    format!(
+                        "longer than {} MiB for a header or {} MiB for a row: a quote that is never closed makes one of all \
+                         that follows; close it, or double those inside of cells",
+                        MAX_HEADER_BYTES >> 20,
+                        MAX_ROW_BYTES >> 20
+                    ),
+                ));
+            }
+        }
+        Ok(count)
+    }
 }
 
 const BLANKS: [char; 2] = [' ', '\t'];

@@ -244,6 +244,21 @@ fn an_array_without_an_end_is_refused_after_a_row_too_long() {
     assert_says(&message, &["rows.json", "line 1", "a row of more than 64 MiB"]);
 }
 
+/// A quote that is never closed makes one cell of the rest of a file.
+#[test]
+fn a_table_without_an_end_of_a_row_is_refused_after_a_row_too_long() {
+    for (begin, place) in [("", "the header"), ("text\n", "row 1"), ("text\nhello\n\"", "row 2")] {
+        let file = file("rows.csv", begin);
+        std::fs::OpenOptions::new().write(true).open(&file.path).unwrap().set_len(1 << 40).unwrap();
+        let message = refusal(load(std::slice::from_ref(&file.path), Some(&chat_tokenizer(CHATML)), &options()));
+        assert_says(&message, &["rows.csv", place, "64 MiB for a row", "a quote that is never closed"]);
+    }
+    // Rows that have as many bytes together are no long row.
+    let file = file("rows.csv", format!("text,other\n{}", format!("a,{}\n", "b".repeat(1 << 20)).repeat(70)));
+    let data = load(std::slice::from_ref(&file.path), Some(&chat_tokenizer(CHATML)), &options()).unwrap();
+    assert_eq!(data.rows.len(), 70);
+}
+
 #[test]
 fn special_tokens_are_checked_over_all_rows() {
     let tokenizer = chat_tokenizer(CHATML);

@@ -8,9 +8,9 @@
 //! Work that goes too deep into its stack is stopped in the same way: `{% set n.s = n %}` makes a value whose text has
 //! no end, and each level of it asks for memory.
 //!
-//! Many threads at work may take a small share each. Beyond its share a thread needs the allowance, which one thread
-//! has at a time: the others wait where they ask, with no more than their share, until the work that has it is done.
-//! Work is stopped for the memory that it takes itself, never for what others take.
+//! Many threads at work may take a small share each, of memory and of stack. Beyond its share a thread needs the
+//! allowance, which one thread has at a time: the others wait where they ask, with no more than their share, until the
+//! work that has it is done. Work is stopped for the memory that it takes itself, never for what others take.
 //!
 //! All that any thread holds is counted too, in steps, so that a plan can name the most that was held.
 
@@ -50,6 +50,8 @@ pub(super) struct Quota {
     pub requests: u64,
     /// Bytes of the stack
     pub stack: usize,
+    /// Bytes of them that are taken without the allowance
+    pub stack_share: usize,
 }
 
 /// Part of a quota that finished work used.
@@ -101,6 +103,8 @@ pub(super) struct Verdict {
     beyond: AtomicU8,
     waits: AtomicBool,
     has_allowance: AtomicBool,
+    /// Set once the thread took more of its stack than a share, which it keeps until it ends.
+    is_deep: AtomicBool,
     /// Set when nobody waits for the work any more.
     given_up: AtomicBool,
 }
@@ -120,6 +124,11 @@ impl Verdict {
     /// True if the thread waits for the allowance.
     pub fn waits(&self) -> bool {
         self.waits.load(Ordering::Acquire)
+    }
+
+    /// True if the thread took more of its stack than a share.
+    pub fn is_deep(&self) -> bool {
+        self.is_deep.load(Ordering::Acquire)
     }
 
     /// Gives the work up. It gets no allowance from now on, and one that it holds is lost.
@@ -171,6 +180,8 @@ struct Meter {
     requests: Cell<u64>,
     /// Address that the stack, which grows downwards, may not come below
     deepest: Cell<usize>,
+    /// Address that the stack may not come below without the allowance
+    shared: Cell<usize>,
     /// Bytes that this thread took, less those freed, since it last added them to the total of all threads
     uncounted: Cell<i64>,
 }
@@ -187,6 +198,7 @@ thread_local! {
             asked: Cell::new(0),
             requests: Cell::new(0),
             deepest: Cell::new(0),
+            shared: Cell::new(0),
             uncounted: Cell::new(0),
         }
     };
@@ -202,7 +214,9 @@ pub(super) fn metered<T>(quota: Quota, verdict: &'static Verdict, work: impl FnO
         meter.piece.set(quota.piece);
         meter.asked.set(quota.asked);
         meter.requests.set(quota.requests);
-        meter.deepest.set(stack_address().saturating_sub(quota.stack));
+        let here = stack_address();
+        meter.deepest.set(here.saturating_sub(quota.stack));
+        meter.shared.set(here.saturating_sub(quota.stack_share));
         meter.verdict.set(Some(verdict));
     });
     let done = work();
@@ -306,7 +320,8 @@ fn stack_address() -> usize {
 fn count(bytes: i64, piece: i64) {
     METER.with(|meter| {
         let Some(verdict) = meter.verdict.get() else { return };
-        if stack_address() < meter.deepest.get() {
+        let here = stack_address();
+        if here < meter.deepest.get() {
             meter.stop(verdict, Beyond::Stack);
         }
         if piece > meter.piece.get() {
@@ -322,7 +337,11 @@ fn count(bytes: i64, piece: i64) {
         if left < 0 {
             meter.stop(verdict, Beyond::Bytes);
         }
-        if left < meter.reserved.get() {
+        let is_deep = here < meter.shared.get();
+        if is_deep {
+            verdict.is_deep.store(true, Ordering::Release);
+        }
+        if left < meter.reserved.get() || (is_deep && !verdict.has_allowance.load(Ordering::Relaxed)) {
             meter.take_allowance(verdict);
         }
         match meter.requests.get().checked_sub(1) {

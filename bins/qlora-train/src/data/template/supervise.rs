@@ -23,6 +23,8 @@ use super::allocations::{Allowance, Beyond, Quota, Used, Verdict, metered};
 const STACK_BYTES: usize = 512 << 20;
 /// Stack of one piece of work, of which there is twice as much.
 pub(super) const MAX_STACK: usize = STACK_BYTES / 2;
+/// Stack that each piece of work may take at the same time as others.
+const SHARE_STACK: usize = 16 << 20;
 /// Processor time of one piece of work: some thirty times what a template takes to come to a counted limit. A fuzzer
 /// takes a second for a finding.
 pub(super) const MAX_SECONDS: u64 = match (FUZZED, cfg!(debug_assertions)) {
@@ -110,6 +112,7 @@ pub(super) fn supervised_costed<T: Send + 'static>(
         asked: MAX_ASKED,
         requests: MAX_REQUESTS,
         stack: MAX_STACK,
+        stack_share: SHARE_STACK,
     };
     supervised_within(&Limits { seconds: MAX_SECONDS as f64, memory }, work)
 }
@@ -158,7 +161,10 @@ fn supervised_within<T: Send + 'static>(
             }
         }
     };
-    WORKER.set(Some(worker));
+    // A thread that went deep gives its stack back by ending.
+    if !verdict.is_deep() {
+        WORKER.set(Some(worker));
+    }
     done
 }
 

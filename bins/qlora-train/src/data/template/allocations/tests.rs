@@ -5,7 +5,8 @@ use super::*;
 /// A quota with an allowance of its own.
 fn quota(bytes: i64, share: i64, requests: u64) -> Quota {
     let allowance = Box::leak(Box::new(Allowance::new()));
-    Quota { bytes, share, allowance, piece: i64::MAX, asked: i64::MAX, requests, stack: usize::MAX }
+    let (stack, stack_share) = (usize::MAX, usize::MAX);
+    Quota { bytes, share, allowance, piece: i64::MAX, asked: i64::MAX, requests, stack, stack_share }
 }
 
 /// The result of `work` in a thread of its own, or the limit that it exceeded.
@@ -63,6 +64,28 @@ fn work_is_stopped_where_it_goes_too_deep() {
     let quota = || Quota { stack: 256 << 10, ..quota(1 << 20, 1 << 20, u64::MAX) };
     assert_eq!(run(quota(), || deep(100)), Ok(100));
     assert_eq!(run(quota(), || deep(usize::MAX)), Err(Beyond::Stack));
+}
+
+/// Stack beyond a share is taken by one thread at a time, as memory is.
+#[test]
+fn work_that_goes_deep_waits_for_the_allowance() {
+    fn deep(levels: usize) -> usize {
+        if levels == 0 { 0 } else { take(1) + std::hint::black_box(deep(std::hint::black_box(levels - 1))) }
+    }
+    let quota = Quota { stack_share: 16 << 10, ..quota(i64::MAX, i64::MAX, u64::MAX) };
+    let verdict: &'static Verdict = Box::leak(Box::default());
+    assert_eq!(metered(quota, verdict, || deep(10)).0, 10);
+    assert!(!verdict.is_deep());
+    quota.allowance.set(TAKEN);
+    let work = thread::spawn(move || metered(quota, verdict, || deep(2000)).0);
+    while !verdict.waits() {
+        assert!(!work.is_finished());
+        thread::sleep(LOOK);
+    }
+    quota.allowance.set(FREE);
+    assert_eq!(work.join().unwrap(), 2000);
+    assert!(verdict.is_deep());
+    assert_eq!(quota.allowance.0.load(Ordering::Relaxed), FREE);
 }
 
 /// A text that grows to its size in steps asks for that many bytes, as one that is made at once does.

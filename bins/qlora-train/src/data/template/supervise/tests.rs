@@ -26,6 +26,7 @@ fn no_quota() -> Quota {
         asked: i64::MAX,
         requests: u64::MAX,
         stack: usize::MAX,
+        stack_share: usize::MAX,
     }
 }
 
