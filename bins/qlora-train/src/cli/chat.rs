@@ -42,6 +42,7 @@ const CONTEXT: usize = 4096;
 const HELP: &str = "/reset forgets the conversation, /quit ends";
 
 pub fn run(args: &ChatArgs, to_program: bool) -> Result<Answer> {
+    args.sampling.warn_of_unused();
     let Chosen { settings, adapters } = args.model.choose()?;
     if let (Together::OneByOne, [_, second, ..]) = (adapters.together(), &adapters.dirs[..]) {
         bail_usage!(

@@ -153,6 +153,7 @@ impl GenerateArgs {
 }
 
 pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
+    args.sampling.warn_of_unused();
     let Chosen { settings, adapters } = args.model.choose()?;
     let adapters = if args.adapter_by_row { adapters.by_row()? } else { adapters };
     let prompts = prompts(args)?;

@@ -4,6 +4,7 @@ use super::answer::Answer;
 use crate::bail_usage;
 use crate::config::commented_yaml;
 use crate::error::{Context, Result};
+use crate::files::atomic::write_synced;
 use crate::report::printable;
 use clap::Args;
 use serde_json::json;
@@ -24,7 +25,14 @@ pub fn run(args: &InitArgs) -> Result<Answer> {
     };
     let shown = path.display();
     match std::fs::File::create_new(path) {
-        Ok(mut file) => file.write_all(text.as_bytes()).context(|| format!("{shown}: cannot be written"))?,
+        Ok(file) => {
+            let written = write_synced(&file, "settings", |to| to.write_all(text.as_bytes()));
+            if written.is_err() {
+                // A part of the settings would be in the way of the next try. The failure is the one to tell.
+                let _ = std::fs::remove_file(path);
+            }
+            written.context(|| format!("{shown}: cannot be written"))?;
+        }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             bail_usage!("{shown}: is there already; choose another name, or remove it")
         }

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use crate::model::generate::Sampling;
+use crate::report::warning;
 
 #[derive(Args)]
 pub(super) struct SamplingArgs {
@@ -31,6 +32,14 @@ impl SamplingArgs {
     pub fn sampling(&self) -> Sampling {
         let Self { temperature, top_k, top_p, repetition_penalty, seed, .. } = *self;
         Sampling { temperature, top_k, top_p, repetition_penalty, seed }
+    }
+
+    /// Names the arguments that have no effect because nothing is sampled.
+    pub fn warn_of_unused(&self) {
+        let given = [("--top-k", self.top_k > 0), ("--top-p", self.top_p < 1.0)];
+        for (name, _) in given.into_iter().filter(|(_, given)| *given && self.temperature == 0.0) {
+            warning!("{name}: nothing is sampled without a --temperature above 0");
+        }
     }
 }
 

@@ -119,7 +119,7 @@ impl Settings {
     }
 
     /// True if there are rows that validation works on, or the data may turn out to have some.
-    fn has_validation(&self) -> bool {
+    pub fn has_validation(&self) -> bool {
         let chosen = self.val_set_size != ValSet::Off || !self.val_data.is_empty();
         chosen || self.data.iter().any(|path| may_hold_validation(path))
     }

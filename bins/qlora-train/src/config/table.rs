@@ -261,9 +261,9 @@ settings! {
     lr_scheduler_type: Scheduler = Scheduler::Cosine, "cosine",
         "constant, constant_with_warmup, linear or cosine", Results,
         ["lr_scheduler", "scheduler", "training.scheduler"];
-    "Warm-up as a share of all steps, rounded up."
+    "Warm-up as a share of all steps, rounded up; it always ends before the last step."
     warmup_ratio: f64 = 0.03, "0.03", "a number from 0 to 1", Results, [], |v| (0.0..=1.0).contains(v);
-    "Warm-up in optimizer steps, instead of `warmup_ratio`; below 1 it is a ratio."
+    "Warm-up in optimizer steps, instead of `warmup_ratio`; below 1 it is a ratio. It always ends before the last step."
     warmup_steps: Option<f64> = None, "none", "a ratio below 1 or a whole number of steps", Results, [],
         |v| v.is_none_or(|v| (0.0..1.0).contains(&v) || (v.fract() == 0.0 && (1.0..=1e9).contains(&v)));
     "Passes over the data; with a fraction the last pass stops early."
@@ -386,7 +386,7 @@ settings! {
     pinned_memory: Option<Bytes> = None, "no limit; under WSL2 half of the memory", "auto or a size such as 8GiB or 24GB", RunOnly, [];
     "GPU memory that may be used in total, including the CUDA context and other processes; GB is 10⁹ bytes, GiB 2³⁰."
     device_memory: Option<Bytes> = None, "all of it", "auto or a size such as 44.4GiB or 24GB", RunOnly, [];
-    "Number of worker threads; results do not depend on it."
+    "Number of worker threads, at most 256 for each processor; results do not depend on it."
     threads: Option<usize> = None, "one for each core", "auto or an integer from 1 to 4096", RunOnly, ["num_threads"],
         |v| v.is_none_or(|v| (1..=4096).contains(&v));
     "Number format of the CPU's arithmetic: `bf16` keeps activations in bf16 and sums in f32, and needs a processor with AVX-512-BF16 or AMX; `auto` uses bf16 on such a processor and f32 elsewhere, and a resumed run keeps its format. A GPU always computes in bf16."

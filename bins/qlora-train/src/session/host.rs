@@ -1,6 +1,7 @@
 //! The host's memory and worker threads.
 
 use super::cgroup;
+use crate::bail_usage;
 use crate::error::{Context, Result};
 use sysinfo::System;
 
@@ -66,13 +67,27 @@ fn count_of(list: &str) -> Option<usize> {
 
 /// Worker threads of each of several processes that share processors; none of one, which takes them all.
 pub fn threads_of_each(processes: usize) -> Option<usize> {
-    let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
-    (processes > 1).then(|| (processors / processes).max(1))
+    (processes > 1).then(|| (processors() / processes).max(1))
 }
+
+/// Processors that this process may use.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get())
+}
+
+/// Most worker threads of a processor: some thousands on two of them wait for each other and never finish a step.
+const THREADS_OF_A_PROCESSOR: usize = 256;
 
 /// Makes the worker pool, once per process, of `threads` threads or as many as there are processors. This thread is one
 /// of them: it computes beside the others instead of waiting for them, and a piece of work begins without waking it.
 pub fn set_threads(threads: Option<usize>) -> Result<()> {
+    let processors = processors();
+    let most = processors.saturating_mul(THREADS_OF_A_PROCESSOR);
+    if let Some(threads) = threads.filter(|threads| *threads > most) {
+        bail_usage!(
+            "`threads`: found {threads}, expected at most {most}: they share processors, of which here are {processors}"
+        );
+    }
     // 0: as many as there are processors.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).use_current_thread();
     pool.build_global().context(|| match threads {

@@ -121,6 +121,13 @@ pub(super) fn print_run(
         if a == b { format!("learning rate: {a:e}") } else { format!("learning rates: {a:e} for A, {b:e} for B") };
     let steps = schedule.total_steps();
     status!("{rates}; {}", count(steps, "step"));
+    let warmup = settings.warmup_steps_of(steps as usize);
+    if let Some(asked) = settings.warmup_steps.filter(|asked| *asked > warmup as f64 && warmup > 0) {
+        warning!(
+            "warmup_steps: found {asked}, but the run has {}, so that {warmup} of them warm up",
+            count(steps, "step")
+        );
+    }
     let (planned, limit) = (format_bytes(plan.peak_bytes()), format_bytes(plan.budget.limit));
     let counts = spec.activation_counts();
     let activations = if counts.keep < counts.layers() { format!("; {counts}") } else { String::new() };

@@ -120,7 +120,8 @@ impl Identity {
             (self.init_adapter == earlier.init_adapter, "the contents of `init_adapter`"),
             (
                 self.questions == earlier.questions,
-                "what is asked while the run trains (`sample_prompts`, `eval_answers`)",
+                "what is asked while the run trains (`sample_prompts`, `eval_answers`), or what ends an answer (the model's \
+                 generation_config.json)",
             ),
         ];
         found.extend(changed(&parts));
@@ -165,7 +166,10 @@ impl Identity {
             };
             let (there, here) = (of(&earlier.special_tokens), of(&self.special_tokens));
             if there != here {
-                found.push(format!("`{name}` of the model's tokenizer_config.json was {there} and is {here} now"));
+                found.push(format!(
+                    "`{name}` of the model's tokenizer_config.json or special_tokens_map.json was {there} and is {here} \
+                     now"
+                ));
             }
         }
         let same_template = self.chat_template == earlier.chat_template;

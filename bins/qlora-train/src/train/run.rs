@@ -80,6 +80,9 @@ pub fn train_among(mut settings: Settings, comm: &mut dyn Communicator) -> Resul
     if settings.leave_out_evaluations() {
         status!("eval_steps: the data has no rows to validate on, so that nothing is evaluated");
     }
+    if settings.eval_on_start && !settings.has_validation() {
+        status!("eval_on_start: the data has no rows to validate on, so that none are evaluated at the start");
+    }
     // Rows to validate on are known only now.
     settings.validate(Purpose::Train)?;
     check_same_settings(comm, &settings)?;

@@ -143,3 +143,14 @@ fn a_run_without_room_for_a_checkpoint_is_refused_and_writes_nothing() {
     assert_eq!(text, "status 2\nthen 0\n", "{}", sandbox.read("errors"));
     assert!(sandbox.read("errors").contains("disk/out: 64.0 KiB are free on its file system"));
 }
+
+/// A part of them would be in the way of the next try.
+#[test]
+fn settings_that_the_disk_has_no_room_for_leave_no_file() {
+    let sandbox = Sandbox::new();
+    let before = sandbox.files();
+    sandbox.run_at_fault("init run.yaml", "write/settings:1:full").ended(1, &["run.yaml: cannot be written: No space"]);
+    assert!(sandbox.files() == before, "{:?}", sandbox.names(""));
+    sandbox.run("init run.yaml").ok();
+    assert_eq!(sandbox.read("run.yaml").trim_end(), sandbox.run("init").ok().stdout.trim_end());
+}

@@ -283,8 +283,11 @@ fn the_loss_before_the_first_step_is_that_of_the_base() {
     assert!(bytes("out") == bytes("plain"));
     let best = |out: &str| sandbox.json(&format!("{out}/trainer_state.json"))["best_metric"].clone();
     assert_eq!(best("out"), best("plain"));
-    // Nothing to evaluate.
+    // Nothing to evaluate, which is told.
+    let told = "eval_on_start: the data has no rows to validate on";
+    assert!(!done.stderr.contains(told), "{}", done.stderr);
     let done = sandbox.train_into("without", "--eval-on-start").ok();
+    assert!(done.stderr.contains(told), "{}", done.stderr);
     assert!(!done.stderr.contains("validation after"), "{}", done.stderr);
 }
 

@@ -35,6 +35,11 @@ fn sampled_text_follows_the_seed_and_greedy_text_does_not() {
     for more in ["--temperature 0 --seed 1", "--temperature 0 --seed 2 --top-p 0.3", "--temperature 1 --top-p 1e-6"] {
         assert_eq!(texts(&sandbox, more), greedy, "{more}");
     }
+    // What has no effect because nothing is sampled is told.
+    for (more, told) in [("--top-p 0.3", true), ("--top-k 3", true), ("--top-k 3 --temperature 1", false)] {
+        let said = sandbox.run(&format!("{GENERATE} {more}")).ok().stderr;
+        assert_eq!(said.contains("nothing is sampled without a --temperature above 0"), told, "{more}: {said}");
+    }
     // Prompts side by side draw from streams of their own.
     let pair = texts(&sandbox, "--prompt hello --temperature 1 --seed 1");
     assert_eq!((pair.len(), &pair[0]), (2, &sampled[0]));

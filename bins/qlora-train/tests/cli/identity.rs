@@ -96,9 +96,12 @@ fn every_file_that_changes_a_token_is_named() {
     };
 
     write("tokenizer_config.json", &with("eos_token", other.as_str().into()));
-    refused(&["`eos_token` of the model's tokenizer_config.json was", &format!("{other:?} now")]);
+    refused(&[
+        "`eos_token` of the model's tokenizer_config.json or special_tokens_map.json was",
+        &format!("{other:?} now"),
+    ]);
     write("tokenizer_config.json", &with("unk_token", other.as_str().into()));
-    refused(&["`unk_token` of the model's tokenizer_config.json was nothing"]);
+    refused(&["`unk_token` of the model's tokenizer_config.json or special_tokens_map.json was nothing"]);
     write("tokenizer_config.json", &config.to_string());
     write("special_tokens_map.json", &json!({"eos_token": other}).to_string());
     refused(&["`eos_token`"]);

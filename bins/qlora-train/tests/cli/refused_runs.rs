@@ -42,6 +42,11 @@ fn values_out_of_range_or_place() {
     ] {
         sandbox.refused(line, &[word]);
     }
+    let processors = std::thread::available_parallelism().unwrap().get();
+    if processors < 16 {
+        let most = format!("at most {}", 256 * processors);
+        sandbox.refused(&train("--threads 4096"), &["`threads`: found 4096", &most]);
+    }
 }
 
 #[test]

@@ -169,6 +169,21 @@ fn every_schedule_is_followed_at_both_rates() {
 }
 
 #[test]
+fn a_warm_up_longer_than_the_run_is_told() {
+    let sandbox = Sandbox::new();
+    for (out, more, told) in [
+        ("long", "--warmup-steps 40", true),
+        ("whole", "--warmup-steps 6", true),
+        ("short", "--warmup-steps 5", false),
+        ("constant", "--warmup-steps 40 --lr-scheduler-type constant", false),
+    ] {
+        let said = sandbox.train_into(out, more).ok().stderr;
+        assert_eq!(said.contains("but the run has 6 steps, so that 5 of them warm up"), told, "{more}: {said}");
+    }
+    assert_eq!(column(&sandbox, "long", "learning_rate"), column(&sandbox, "short", "learning_rate"));
+}
+
+#[test]
 fn loraplus_changes_b_faster() {
     let sandbox = Sandbox::new();
     let one_step = "--max-steps 1 --lr-scheduler-type constant";

@@ -48,7 +48,7 @@ fn every_difference_is_named_and_changes_the_hash() {
         (Identity { tokenizer: Some("t".into()), ..one.clone() }, "tokenizer.json changed"),
         (
             Identity { special_tokens: tokens("<eos>"), ..one.clone() },
-            "`eos_token` of the model's tokenizer_config.json was \"<eos>\" and is \"</s>\" now",
+            "`eos_token` of the model's tokenizer_config.json or special_tokens_map.json was \"<eos>\" and is \"</s>\" now",
         ),
         (Identity { special_tokens: BTreeMap::new(), ..one.clone() }, "was nothing and is \"</s>\" now"),
         (Identity { added_tokens: Some("t".into()), ..one.clone() }, "added to the model's vocabulary changed"),
