@@ -31,7 +31,7 @@ const LIMIT: u64 = 50_000_000;
 const KERNELS: [(&str, &str); 2] = [("cuda", "suite"), ("kernels", "bench")];
 /// Cargo's arguments for a check, which runs its executables only as far as the question for a GPU: the trainer is
 /// compiled in less time and is no larger, so that the limit on sizes holds.
-const QUICK: [&str; 2] = ["--config", "profile.release.package.qlora-train.opt-level=1"];
+const QUICK: [&str; 2] = ["--config", "profile.release.package.qlora-train.opt-level=0"];
 /// Executables of the trainer's package, likewise: the program is that of the tests.
 const TRAINER: [(&str, &str); 2] = [("cuda", "training"), ("qlora-train", "qlora-train")];
 /// The program that times single instructions.

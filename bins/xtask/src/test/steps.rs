@@ -21,7 +21,29 @@ pub const QUICK: &[Step] = &[
     DENY,
     FORMAT,
     Step { name: "clippy", about: "clippy without a warning, all targets", run: quick_clippy },
-    Step { name: "unit", about: "the tests inside the crates", run: unit },
+    Step {
+        name: "unit",
+        about: "the tests inside the crates, but those that take long without optimization",
+        run: unit,
+    },
+];
+
+/// Tests that take most of the time of all without optimization. `cargo xtask test` runs them, optimized.
+const LONG: [&str; 14] = [
+    "a_card_of_many_subsets_without_patterns",
+    "a_search_that_gives_up_is_an_error",
+    "an_output_layer_in_parts_gives_the_bits",
+    "attention_and_its_gradient_are_the_reference",
+    "damaged_bytes_never_panic",
+    "digests_are_those_of_the_tensors",
+    "hashes_of_blocks_are_those_of_the_same_bytes",
+    "memory_is_read_at_a_rate",
+    "no_plan_exceeds_its_budget",
+    "products_are_sums_in_order",
+    "products_equal_their_twins",
+    "texts_get_the_tokens_and_offsets",
+    "texts_that_are_cut_have_the_pieces",
+    "the_fastest_of_all_that_fits",
 ];
 
 const TREE: Step = Step {
@@ -48,6 +70,7 @@ pub const STEPS: &[Step] = &[
         run: kernels::declarations,
     },
     Step { name: "other-host", about: "the other supported Linux host compiles", run: other_host },
+    Step { name: "build", about: "the programs of all tests, in one call, so that no core waits", run: programs },
     Step { name: "setup", about: "the tests' model is fetched and converted; MPI is fetched", run: prepare },
     Step {
         name: "tests",
@@ -208,23 +231,37 @@ fn prepare(workspace: &Workspace) -> Result<Outcome> {
 
 fn unit(workspace: &Workspace) -> Result<Outcome> {
     let mut command = runner(workspace, has_nextest(workspace));
-    command.args(["--workspace", "--locked", "--no-fail-fast", "--lib", "--bins"]);
+    command.args(["--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--"]);
+    command.args(LONG.iter().flat_map(|name| ["--skip", name]));
     command.env("QLORA_MODELS", workspace.models());
     keep_results(command)
 }
 
-/// With the kernels' emulation, so that one build serves every test. The unit tests again too: where their step has
-/// passed it costs seconds, and no test is left out.
+/// The command that runs all tests: with the kernels' emulation, so that one build serves every one. The unit tests
+/// again too: where their step has passed it costs seconds, and no test is left out.
+fn all_tests(workspace: &Workspace, nextest: bool) -> Command {
+    let mut command = runner(workspace, nextest);
+    command.args(["--workspace", "--release", "--locked"]).args(kernels::EMULATED);
+    if !nextest {
+        command.arg("--all-targets");
+    }
+    command
+}
+
+fn programs(workspace: &Workspace) -> Result<Outcome> {
+    let mut command = all_tests(workspace, has_nextest(workspace));
+    check(command.arg("--no-run"))?;
+    DONE()
+}
+
 fn tests(workspace: &Workspace) -> Result<Outcome> {
     let nextest = has_nextest(workspace);
-    let mut command = runner(workspace, nextest);
-    command.args(["--workspace", "--release", "--locked", "--no-fail-fast"]).args(kernels::EMULATED);
+    let mut command = all_tests(workspace, nextest);
+    command.arg("--no-fail-fast");
     if nextest {
         // One more than there are processors: some tests wait, for a rank that hangs or a hub that is silent.
         let at_once = std::thread::available_parallelism().map_or(1, |count| count.get()) + 1;
         command.args(["--test-threads", &at_once.to_string()]);
-    } else {
-        command.arg("--all-targets");
     }
     command.env("QLORA_MODELS", workspace.models()).env("QLORA_TOOLS", workspace.target.join("tools"));
     // Dropped, and with it what tests have left there, when they are done.
