@@ -63,6 +63,13 @@ def processor():
     return platform.processor()
 
 
+def family():
+    """Numbers of the processor's generation, which the name may keep to itself; none on other processors."""
+    text = pathlib.Path("/proc/cpuinfo").read_text()
+    found = [re.search(rf"^{name}\s*: (\d+)$", text, re.MULTILINE) for name in ("cpu family", "model")]
+    return f"family {found[0][1]}, model {found[1][1]}" if all(found) else None
+
+
 def instructions():
     text = pathlib.Path("/proc/cpuinfo").read_text()
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if re.search(rf"\b{name}\b", text)]
@@ -222,6 +229,7 @@ def compare(args):
         "date": datetime.date.today().isoformat(),
         "device": args.device,
         "processor": processor(),
+        "family": family(),
         **({"gpu": smi("name"), "driver": smi("driver_version")} if args.device == "cuda" else {}),
         "instructions": instructions(),
         "cores": os.cpu_count(),

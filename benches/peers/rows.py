@@ -35,7 +35,7 @@ import tempfile
 import threading
 import time
 
-from compare import HERE, processor, write_record
+from compare import HERE, family, processor, write_record
 
 # The share by which totals of tokens may differ: a chat template may end a row otherwise than its last turn.
 TOKENS_TOLERANCE = 0.02
@@ -258,6 +258,7 @@ def main():
     result = {
         "date": datetime.date.today().isoformat(),
         "processor": processor(),
+        "family": family(),
         "cores": os.cpu_count(),
         "threads": args.threads,
         "load_average_after": round(os.getloadavg()[0], 2),

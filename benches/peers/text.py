@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 
-from compare import HERE, instructions, processor, ratio, write_record
+from compare import HERE, family, instructions, processor, ratio, write_record
 
 FIGURES = {"prompt_tokens_per_second": "read", "tokens_per_second": "written"}
 
@@ -100,6 +100,7 @@ def main():
     result = {
         "date": datetime.date.today().isoformat(),
         "processor": processor(),
+        "family": family(),
         "instructions": instructions(),
         "threads": args.threads,
         "load_average_after": round(os.getloadavg()[0], 2),

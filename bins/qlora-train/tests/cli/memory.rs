@@ -46,7 +46,7 @@ const GRID: [(&str, &str); 34] = [
     ("many", "--max-length 128 --val-set-size 100 --lora-r 64 --optim adamw_8bit --save-steps 1"),
     ("rows", "--max-length 512 --gradient-checkpointing disk"),
     ("rows", "--max-length 512 --lm-head disk"),
-    ("rows", "--max-length 512 --gradient-checkpointing disk --lm-head disk --lora-target-modules q_proj --lora-r 4"),
+    ("rows", "--max-length 512 --gradient-checkpointing disk --lm-head disk"),
 ];
 
 /// Share of the plan that a run holds at its peak, at least.
