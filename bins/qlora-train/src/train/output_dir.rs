@@ -124,8 +124,8 @@ pub(super) fn check_room(dir: &Path, step: u64, total: u64) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a directory in the place of a file that the run puts there, at its end at the latest, and anything but a file
-/// in that of its lock. With `removes` the files of an earlier run have to be removable too.
+/// Refuses a directory in the place of a file that the run puts there, at its end at the latest, and anything but a
+/// file in that of its lock. With `removes` the files of an earlier run have to be removable too.
 pub(super) fn check_names(dir: &Dir, removes: bool) -> Result<()> {
     let kind = |name: &str| {
         let what = || format!("{}: cannot be read (output_dir)", dir.join(name).display());

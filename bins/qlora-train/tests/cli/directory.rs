@@ -396,7 +396,8 @@ fn something_else_in_the_place_of_a_file_of_the_run_is_refused_before_any_work()
     let directory = |path: &str| fs::create_dir(sandbox.path(path)).unwrap();
     let link = |path: &str| symlink("../rows.jsonl", sandbox.path(path)).unwrap();
     // (name, what is in its place, refused where the run goes on, and where it is replaced)
-    let cases: [(&str, &dyn Fn(&str), bool, bool); 11] = [
+    type Case<'a> = (&'a str, &'a dyn Fn(&str), bool, bool);
+    let cases: [Case; 11] = [
         ("adapter_config.json", &directory, true, true),
         ("adapter_model.safetensors", &directory, true, true),
         ("SHA256SUMS", &directory, true, true),
