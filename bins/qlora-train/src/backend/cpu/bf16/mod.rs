@@ -17,6 +17,7 @@ mod nf4;
 pub mod operands;
 pub mod pairs;
 pub mod rows;
+mod scales;
 mod scores;
 pub mod stored;
 #[cfg(test)]

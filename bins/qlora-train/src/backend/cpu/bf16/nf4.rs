@@ -5,6 +5,7 @@ use super::isa::Isa;
 use super::layout;
 use super::pairs::{Panel, WIDTH};
 use super::rows::round;
+use super::scales;
 use super::stored::{SCALES, Stored, dots_of_copies};
 use half::bf16;
 use qlora_kernels::nf4::{Absmax, Nf4Matrix};
@@ -121,7 +122,7 @@ impl Stored for Nf4Matrix {
         for first in rows.clone().step_by(together) {
             let count = together.min(rows.end - first);
             let (absmax, element) = (&mut absmax[..count * blocks], first * cols + columns.start);
-            self.absmax_range(element / block, absmax);
+            scales::absmax_range(isa, self, element / block, absmax);
             let (codes, sums) = (&self.codes()[element / 2..], &mut sums[first - rows.start..]);
             dots::dots_nf4(isa, self.code(), absmax, codes, cols / 2, ordered, x.len(), sums);
         }
