@@ -2,8 +2,13 @@
 //!
 //! A list of no bytes may claim two billion elements, which the library counts through one by one; a page may claim to
 //! become gigabytes, or to hold more values than its column. Headers are structs of Thrift's compact protocol: here
-//! they are walked through, in the time of their bytes, and the few numbers that matter are kept.
+//! they are walked through, in the time of their bytes, and the few numbers that matter are kept. The library reads a
+//! field that it knows as what it expects, whatever type the file says, and would come upon other lists than are found
+//! here: fields have the types of the format.
 
+mod format;
+
+use format::{FOOTER, Fields, PAGE, Type, kind};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 
@@ -34,7 +39,7 @@ pub(super) fn check_footer(file: &mut (impl Read + Seek)) -> Result<()> {
     let length = u64::from(u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]));
     let Some(start) = start.checked_sub(length) else { return Err("its footer is longer than the file".into()) };
     file.seek(SeekFrom::Start(start)).map_err(cannot)?;
-    Walker { reader: BufReader::new(file.take(length)) }.structure(&mut Vec::new(), &mut |_, _| ())
+    Walker { reader: BufReader::new(file.take(length)) }.structure(FOOTER, &mut Vec::new(), &mut |_, _| ())
 }
 
 /// Claims of the pages in this range of the file. Error: the reason why a page's header is invalid.
@@ -44,7 +49,7 @@ pub(super) fn of_pages(file: &mut (impl Read + Seek), range: Range<u64>) -> Resu
     let mut all = Claims::default();
     while !walker.reader.fill_buf().map_err(|error| error.to_string())?.is_empty() {
         let (mut becomes, mut follows, mut values) = (0, 0, 0);
-        walker.structure(&mut Vec::new(), &mut |path, number| match path {
+        walker.structure(PAGE, &mut Vec::new(), &mut |path, number| match path {
             [2] => becomes = number,
             [3] => follows = number,
             // The values of a data page in either version; a dictionary's are of no row.
@@ -63,20 +68,12 @@ pub(super) fn of_pages(file: &mut (impl Read + Seek), range: Range<u64>) -> Resu
     Ok(all)
 }
 
-/// Thrift's numbers of types.
-mod kind {
-    pub const STOP: u8 = 0;
-    pub const TRUE: u8 = 1;
-    pub const FALSE: u8 = 2;
-    pub const BYTE: u8 = 3;
-    pub const I16: u8 = 4;
-    pub const I32: u8 = 5;
-    pub const I64: u8 = 6;
-    pub const DOUBLE: u8 = 7;
-    pub const BINARY: u8 = 8;
-    pub const LIST: u8 = 9;
-    pub const SET: u8 = 10;
-    pub const STRUCT: u8 = 12;
+/// Refuses a value of another type than the format has for its field.
+fn check_type(known: Option<Type>, found: u8, path: &[i16]) -> Result<()> {
+    match known {
+        Some(known) if !known.is(found) => Err(format!("a header whose field {path:?} has the type {found}")),
+        _ => Ok(()),
+    }
 }
 
 struct Walker<R> {
@@ -118,7 +115,7 @@ impl<R: BufRead> Walker<R> {
     }
 
     /// Calls `number` with the path of fields and the value of each whole number in a struct.
-    fn structure(&mut self, path: &mut Vec<i16>, number: &mut dyn FnMut(&[i16], i64)) -> Result<()> {
+    fn structure(&mut self, fields: Fields, path: &mut Vec<i16>, number: &mut dyn FnMut(&[i16], i64)) -> Result<()> {
         if path.len() >= MAX_DEPTH {
             return Err("a header that is nested too deeply".into());
         }
@@ -133,16 +130,24 @@ impl<R: BufRead> Walker<R> {
                 step => field.wrapping_add(i16::from(step)),
             };
             path.push(field);
+            let known = fields.iter().find(|(known, _)| *known == field).map(|(_, known)| *known);
             match head & 0x0F {
-                kind::TRUE | kind::FALSE => {}
-                kind => self.value(kind, path, number)?,
+                kind @ (kind::TRUE | kind::FALSE) => check_type(known, kind, path)?,
+                kind => self.value(kind, known, path, number)?,
             }
             path.pop();
         }
     }
 
-    /// A value that has bytes of its own.
-    fn value(&mut self, kind: u8, path: &mut Vec<i16>, number: &mut dyn FnMut(&[i16], i64)) -> Result<()> {
+    /// A value that has bytes of its own, of a type that the format may know.
+    fn value(
+        &mut self,
+        kind: u8,
+        known: Option<Type>,
+        path: &mut Vec<i16>,
+        number: &mut dyn FnMut(&[i16], i64),
+    ) -> Result<()> {
+        check_type(known, kind, path)?;
         match kind {
             kind::BYTE => self.skip(1),
             kind::I16 | kind::I32 | kind::I64 => {
@@ -166,11 +171,12 @@ impl<R: BufRead> Walker<R> {
                 }
                 path.push(-1);
                 // Each element has a byte at least, so that this ends with the bytes.
-                (0..count).try_for_each(|_| self.value(head & 0x0F, path, number))?;
+                let element = known.and_then(Type::element);
+                (0..count).try_for_each(|_| self.value(head & 0x0F, element, path, number))?;
                 path.pop();
                 Ok(())
             }
-            kind::STRUCT => self.structure(path, number),
+            kind::STRUCT => self.structure(known.map_or(&[], Type::fields), path, number),
             // Lists of truth values and maps are no part of any header, and readers differ in their bytes.
             _ => Err(format!("a header with a value of the type {kind}")),
         }
