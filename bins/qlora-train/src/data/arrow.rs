@@ -22,6 +22,7 @@ use super::budget::{Budget, MAX_VALUES, too_many_values};
 use super::columns::Columns;
 use super::each::EachOf;
 use super::guard::guarded;
+use super::json;
 use super::keys::{THERE, is_of_other_meaning};
 use super::rows::SUPPORTED;
 use super::unused::list_columns;
@@ -98,7 +99,7 @@ pub(super) fn read_rows(path: &Path, mut reader: impl Read, columns: &Columns, e
 fn check_columns(path: &Path, schema: &Schema, columns: &Columns) -> Result<()> {
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     if !names.iter().any(|name| columns.makes_rows(name)) {
-        let shown: Vec<String> = names.iter().take(8).map(|name| format!("`{name}`")).collect();
+        let shown: Vec<String> = names.iter().take(8).map(|name| format!("`{}`", json::shorten(name))).collect();
         bail_usage!(
             "{}: unknown kind of rows: found the columns {}; {SUPPORTED}{}",
             path.display(),
@@ -232,13 +233,15 @@ fn row(batch: &RecordBatch, at: usize, ways: &[Way]) -> Result<Value, String> {
         let is_there = || !column.is_null(at) && !is_empty_list(column.as_ref(), at);
         let value = match way {
             Way::Not => continue,
-            Way::Whole => value(column.as_ref(), at, &mut left).map_err(|why| format!("`{name}`{why}"))?,
+            Way::Whole => {
+                value(column.as_ref(), at, &mut left).map_err(|why| format!("`{}`{why}", json::shorten(name)))?
+            }
             Way::Presence if is_there() => Value::from(THERE),
             Way::Length if is_there() => Value::from(vec![THERE]),
             Way::Presence | Way::Length => Value::Null,
         };
         if map.insert(name.clone(), value).is_some() {
-            return Err(format!("the column `{name}` is there twice"));
+            return Err(format!("the column `{}` is there twice", json::shorten(name)));
         }
     }
     Ok(Value::Object(map))

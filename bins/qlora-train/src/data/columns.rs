@@ -252,7 +252,12 @@ impl Columns {
                     };
                     if !may_lack {
                         let state = if map.contains_key(theirs) { "null" } else { "missing" };
-                        let found = map.keys().take(12).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+                        let found = map
+                            .keys()
+                            .take(12)
+                            .map(|key| format!("`{}`", json::shorten(key)))
+                            .collect::<Vec<_>>()
+                            .join(", ");
                         let found = if found.is_empty() { "no other key" } else { &found };
                         return Err(format!("the column `{theirs}` is {state}; found {found}"));
                     }
@@ -403,8 +408,9 @@ fn option(name: &str, column: &str) -> String {
     format!("--{name} {quote}{column}{quote}")
 }
 
+/// The question, unless nobody would read it: a file may have names of any length.
 fn did_you_mean(flags: &str) -> String {
-    format!("; did you mean `{flags}`?")
+    if flags.len() > 400 { String::new() } else { format!("; did you mean `{flags}`?") }
 }
 
 #[cfg(test)]

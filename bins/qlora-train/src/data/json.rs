@@ -133,7 +133,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
             // With its key.
             (0..2).try_for_each(|_| self.count())?;
             if map.contains_key(&key) {
-                return Err(de::Error::custom(format_args!("the key `{key}` is given twice")));
+                return Err(de::Error::custom(format_args!("the key `{}` is given twice", shorten(&key))));
             }
             map.insert(key, value);
         }

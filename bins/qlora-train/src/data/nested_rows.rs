@@ -50,11 +50,12 @@ pub(super) fn nested_rows<'t>(object: &'t str, columns: &Columns) -> Nested<'t> 
         [] => Nested::Row,
         [(key, rows, _)] => {
             let others = entries.iter().map(|(key, _)| key.as_str()).filter(|other| *other != key);
-            let others: Vec<String> = others.map(|key| format!("`{key}`")).collect();
+            let others: Vec<String> = others.map(|key| format!("`{}`", json::shorten(key))).collect();
             Nested::Rows { key: key.to_owned(), rows, others: others.join(", ") }
         }
         _ => {
-            let found: Vec<String> = lists.iter().map(|(key, _, count)| format!("`{key}` ({count})")).collect();
+            let found: Vec<String> =
+                lists.iter().map(|(key, _, count)| format!("`{}` ({count})", json::shorten(key))).collect();
             Nested::Several(format!(
                 "the object holds several lists of rows: {}; make each a file of its own, and name those to train on by \
                  `data`, those to validate on by `val_data`",

@@ -93,7 +93,11 @@ impl Notes {
             .iter()
             .map(|(of, keys)| {
                 let named = |key: &String| {
-                    if key.is_empty() { "a column without a name".to_owned() } else { format!("`{key}`") }
+                    if key.is_empty() {
+                        "a column without a name".to_owned()
+                    } else {
+                        format!("`{}`", json::shorten(key))
+                    }
                 };
                 let keys: Vec<String> = keys.iter().map(named).collect();
                 format!("{} of {}", keys.join(", "), of.name())

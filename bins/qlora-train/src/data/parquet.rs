@@ -19,6 +19,7 @@ use super::budget::{Budget, MAX_VALUES, too_many_values};
 use super::columns::Columns;
 use super::each::EachOf;
 use super::guard;
+use super::json;
 use super::keys::{THERE, is_of_other_meaning};
 use super::parquet_claims;
 use super::rows::{MAX_TEXT_VALUES, SUPPORTED};
@@ -127,7 +128,7 @@ fn open(path: &Path, mut file: File, columns: &Columns, budget: &Budget) -> Resu
     }
     let names: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
     if !names.iter().any(|name| columns.makes_rows(name)) {
-        let shown: Vec<String> = names.iter().take(8).map(|name| format!("`{name}`")).collect();
+        let shown: Vec<String> = names.iter().take(8).map(|name| format!("`{}`", json::shorten(name))).collect();
         bail_usage!(
             "{name}: unknown kind of rows: found the columns {}; {SUPPORTED}{}",
             shown.join(", "),
@@ -219,10 +220,13 @@ fn object(row: &Row, columns: Option<&Columns>, left: &mut usize) -> Result<Valu
             continue;
         }
         if whole && is_time(field) {
-            return Err(format!("`{key}` is {field}; expected text, a number, a list or a struct"));
+            return Err(format!("`{}` is {field}; expected text, a number, a list or a struct", json::shorten(key)));
         }
-        if map.insert(key.clone(), value(field, left).map_err(|why| format!("`{key}`{why}"))?).is_some() {
-            return Err(format!("the column `{key}` is there twice"));
+        if map
+            .insert(key.clone(), value(field, left).map_err(|why| format!("`{}`{why}", json::shorten(key)))?)
+            .is_some()
+        {
+            return Err(format!("the column `{}` is there twice", json::shorten(key)));
         }
     }
     Ok(Value::Object(map))
@@ -282,8 +286,10 @@ fn value(field: &Field, left: &mut usize) -> Result<Value, String> {
         Field::MapInternal(map) => {
             let mut object = Map::new();
             for (key, entry) in map.entries() {
-                let Field::Str(key) = key else { return Err(format!(" has the key {key}; expected text")) };
-                object.insert(key.clone(), value(entry, left).map_err(|why| format!(".{key}{why}"))?);
+                let Field::Str(key) = key else {
+                    return Err(format!(" has the key {}; expected text", json::shorten(&key.to_string())));
+                };
+                object.insert(key.clone(), value(entry, left).map_err(|why| format!(".{}{why}", json::shorten(key)))?);
             }
             Value::Object(object)
         }

@@ -3,7 +3,7 @@
 
 use super::ensure;
 use super::ggml::{to_bf16_bytes, undo_interleaved_rows};
-use super::read::{Gguf, Tensor};
+use super::read::{Gguf, Tensor, shown};
 use super::tokenizer;
 use crate::bail_usage;
 use crate::error::{Context, Error, Result};
@@ -121,7 +121,7 @@ impl View for Bf16View<'_> {
 /// `base_name`: the hub id of the model that the file was made from; adapters record it as their base.
 pub fn write_model_dir(gguf: &Gguf, base_name: &str, dir: &Path) -> Result<()> {
     let architecture = gguf.string("general.architecture")?;
-    ensure!(architecture == "llama", "general.architecture is {architecture:?} (expected \"llama\")");
+    ensure!(architecture == "llama", "general.architecture is {} (expected \"llama\")", shown(architecture));
     let shape = Shape::from_metadata(gguf)?;
     let tied = !gguf.tensors.contains_key("output.weight");
 
@@ -138,7 +138,7 @@ pub fn write_model_dir(gguf: &Gguf, base_name: &str, dir: &Path) -> Result<()> {
         views.push((hf_name.as_str(), Bf16View { tensor, rows: *rows }));
     }
     if let Some(unknown) = gguf.tensors.keys().find(|name| !expected.iter().any(|(known, ..)| known == *name)) {
-        bail_usage!("the tensor {unknown} has no place in a Llama without biases and rope factors");
+        bail_usage!("the tensor {} has no place in a Llama without biases and rope factors", shown(unknown));
     }
 
     let vocabulary = tokenizer::Vocabulary::from_gguf(gguf)?;

@@ -55,9 +55,11 @@ impl<'a> Gguf<'a> {
         let mut metadata = BTreeMap::new();
         for index in 0..entry_count {
             let key = reader.string().usage_context(|| format!("metadata entry {index} of {entry_count}"))?;
-            let value =
-                reader.u32().and_then(|kind| reader.value(kind, 0)).usage_context(|| format!("value of {key}"))?;
-            ensure!(metadata.insert(key.clone(), value).is_none(), "the metadata key {key} appears twice");
+            let value = reader
+                .u32()
+                .and_then(|kind| reader.value(kind, 0))
+                .usage_context(|| format!("value of {}", shown(&key)))?;
+            ensure!(metadata.insert(key.clone(), value).is_none(), "the metadata key {} appears twice", shown(&key));
         }
 
         let mut records = Vec::new();
@@ -69,7 +71,7 @@ impl<'a> Gguf<'a> {
         let alignment = match metadata.get("general.alignment") {
             None => DEFAULT_ALIGNMENT,
             Some(Value::Unsigned(value)) if value.is_power_of_two() => *value,
-            Some(other) => bail_usage!("general.alignment is {other:?} (expected a power of two)"),
+            Some(other) => bail_usage!("general.alignment is {} (expected a power of two)", other.summary()),
         };
         let data_start = (reader.position as u64).checked_next_multiple_of(alignment);
         let data_start = data_start.ok_or_else(|| Error::Refused("general.alignment overflows".to_owned()))?;
@@ -77,9 +79,9 @@ impl<'a> Gguf<'a> {
         for record in records {
             let TensorRecord { name, shape, kind, offset } = record;
             let data = tensor_bytes(bytes, data_start, alignment, &shape, kind, offset)
-                .usage_context(|| format!("tensor {name}"))?;
+                .usage_context(|| format!("tensor {}", shown(&name)))?;
             let tensor = Tensor { shape, kind, data };
-            ensure!(tensors.insert(name.clone(), tensor).is_none(), "the tensor {name} appears twice");
+            ensure!(tensors.insert(name.clone(), tensor).is_none(), "the tensor {} appears twice", shown(&name));
         }
         Ok(Self { metadata, tensors })
     }
@@ -140,11 +142,19 @@ impl<'a> Gguf<'a> {
     }
 }
 
+/// The beginning of a text of the file, quoted, as messages show it.
+pub(super) fn shown(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
 impl Value {
-    fn summary(&self) -> String {
+    pub(super) fn summary(&self) -> String {
         match self {
             Value::Array(values) => format!("an array of {} values", values.len()),
-            Value::String(text) => format!("the string {:?}", text.chars().take(60).collect::<String>()),
+            Value::String(text) => format!("the string {}", shown(text)),
             other => format!("{other:?}"),
         }
     }
@@ -263,7 +273,7 @@ impl<'a> Reader<'a> {
         }
         shape.reverse();
         let code = self.u32()?;
-        let kind = GgmlType::from_code(code).usage_context(|| format!("tensor {name}"))?;
+        let kind = GgmlType::from_code(code).usage_context(|| format!("tensor {}", shown(&name)))?;
         let offset = self.u64()?;
         Ok(TensorRecord { name, shape, kind, offset })
     }

@@ -280,7 +280,7 @@ fn errors_name_the_key_or_the_tensor() {
         (|file| file.u32("llama.block_count", 0), "llama.block_count is 0"),
         (|file| file.string("llama.block_count", "one"), "llama.block_count is the string \"one\""),
         (|file| file.u32("llama.embedding_length", 64), "token_embd.weight has shape [6, 32] (expected [6, 64])"),
-        (|file| file.tensor("rope_freqs.weight", &[8], 0, vec![0; 32]), "rope_freqs.weight has no place"),
+        (|file| file.tensor("rope_freqs.weight", &[8], 0, vec![0; 32]), "rope_freqs.weight\" has no place"),
         (|file| file.f32("llama.rope.freq_base", f32::NAN), "llama.rope.freq_base is NaN"),
         (|file| file.string("tokenizer.ggml.pre", "llama-bpe"), "tokenizer.ggml.pre is \"llama-bpe\""),
         (|file| file.array("tokenizer.ggml.merges", 8, &[text("a c")]), "the merge \"a c\""),
@@ -293,5 +293,26 @@ fn errors_name_the_key_or_the_tensor() {
         change(&mut file);
         let error = error_of(&file);
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+    }
+}
+
+#[test]
+fn an_error_shows_the_beginning_of_a_long_text() {
+    type Change = fn(&mut Writer, &str);
+    let cases: [Change; 7] = [
+        |file, long| file.string("general.architecture", long),
+        |file, long| file.string("tokenizer.ggml.model", long),
+        |file, long| file.string("tokenizer.ggml.pre", long),
+        |file, long| file.string("tokenizer.ggml.add_bos_token", long),
+        |file, long| file.array("tokenizer.ggml.merges", 8, &[text(long)]),
+        |file, long| file.array("general.alignment", 8, &vec![text(long); 9]),
+        |file, long| file.tensor(long, &[8], 0, vec![0; 32]),
+    ];
+    let long = "a\u{0}".repeat(20_000);
+    for (number, change) in cases.into_iter().enumerate() {
+        let mut file = tiny_llama();
+        change(&mut file, &long);
+        let error = error_of(&file);
+        assert!(error.len() < 500, "{number}: {} bytes", error.len());
     }
 }

@@ -1,7 +1,7 @@
 //! The tokenizer of a GGUF file as Hugging Face's tokenizer.json: byte-level BPE from the file's own tokens and merges.
 
 use super::ensure;
-use super::read::{Gguf, Value};
+use super::read::{Gguf, Value, shown};
 use crate::bail_usage;
 use crate::error::Result;
 use serde_json::{Map, Value as Json, json};
@@ -33,15 +33,18 @@ pub struct Vocabulary<'a> {
 impl<'a> Vocabulary<'a> {
     pub fn from_gguf(gguf: &'a Gguf) -> Result<Self> {
         let model = gguf.string("tokenizer.ggml.model")?;
-        ensure!(model == "gpt2", "tokenizer.ggml.model is {model:?} (expected \"gpt2\", byte-level BPE)");
+        ensure!(model == "gpt2", "tokenizer.ggml.model is {} (expected \"gpt2\", byte-level BPE)", shown(model));
         let pre = gguf.string("tokenizer.ggml.pre")?;
         ensure!(
             pre == "smollm",
-            "tokenizer.ggml.pre is {pre:?} (expected \"smollm\": other ways to split text are unknown)"
+            "tokenizer.ggml.pre is {} (expected \"smollm\": other ways to split text are unknown)",
+            shown(pre)
         );
         for key in ["tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_space_prefix"] {
-            let value = gguf.metadata.get(key);
-            ensure!(matches!(value, None | Some(Value::Bool(false))), "{key} is {value:?} (expected false)");
+            match gguf.metadata.get(key) {
+                None | Some(Value::Bool(false)) => {}
+                Some(value) => bail_usage!("{key} is {} (expected false)", value.summary()),
+            }
         }
 
         let tokens = gguf.strings("tokenizer.ggml.tokens")?;
@@ -57,7 +60,7 @@ impl<'a> Vocabulary<'a> {
             let valid = merge.split_once(' ').is_some_and(|(left, right)| {
                 known.contains(left) && known.contains(right) && known.contains(format!("{left}{right}").as_str())
             });
-            ensure!(valid, "the merge {merge:?} does not join two tokens to a third one");
+            ensure!(valid, "the merge {} does not join two tokens to a third one", shown(merge));
         }
 
         let role = |key: &str| -> Result<u64> {

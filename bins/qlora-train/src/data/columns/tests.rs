@@ -152,5 +152,7 @@ fn columns_are_guessed_by_their_words() {
     let row = json!({"id": 3, "body": "x"});
     assert_eq!(Columns::guess(row.as_object().unwrap()), "; did you mean `--text-column body`?");
     assert_eq!(Columns::guess(json!({"text": "x"}).as_object().unwrap()), "");
+    let long = "body".repeat(1000);
+    assert_eq!(Columns::guess(json!({long: "x"}).as_object().unwrap()), "", "nobody reads it");
     assert_eq!(Columns::guess_names(&["question", "answer", "id"]), text(["question", "answer"]));
 }
