@@ -9,11 +9,11 @@ use super::datasets::{BY_TEMPLATE, OF_EACH, may_hold_validation, with_parts};
 use super::enums::{Preset, Quantization, Scheduler};
 use super::intervals::{Every, Resume};
 use super::layer::{Fault, Given, Layer, apply, find, rejected};
-use super::model_files;
 use super::table::{SETTINGS, Settings};
 use super::tools::{LENGTHS, Tool, WARM_UPS};
 use super::types::{Reject, SettingValue, ValSet};
 use super::yaml::{self, Document, Value};
+use super::{idle, model_files};
 use crate::error::{Error, Result};
 use crate::files::home::expand_home;
 use crate::files::json::shown;
@@ -196,6 +196,7 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
         settings.eval_steps = Every::Never;
     }
     faults.extend(one_warmup(&mut settings, &all));
+    notes.extend(idle::notes(&settings, &all));
     if let (Some(own), Some(other)) = (&file.own_template, all.get("chat_template").filter(|given| given.line > 0)) {
         // Another data set has another type; a given template applies to the rows of both.
         let by_type = own.value == Value::text(BY_TEMPLATE[0]);

@@ -49,6 +49,7 @@ mod derived;
 mod enums;
 mod given;
 mod gpus;
+mod idle;
 mod intervals;
 mod layer;
 mod layers;

@@ -252,6 +252,11 @@ impl Device {
                  the CPU{why}"
             );
         }
+        for name in ["device_memory", "pinned_memory"].into_iter().filter(|name| settings.given.has(name)) {
+            status!(
+                "{name}: without effect here, as this run works on the CPU{why}; `host_memory` limits what it may use"
+            );
+        }
         let arithmetic = match precision {
             Precision::F32 => "f32".to_owned(),
             Precision::Bf16(isa) => format!("bf16 by {}", isa.name()),
