@@ -116,13 +116,21 @@ fn is_harmful(c: char) -> bool {
     c.is_control() || is_named || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Text in which characters that could move the cursor, color the terminal or change the direction of writing are
-/// escaped, line breaks included.
-pub fn printable(text: &str) -> Cow<'_, str> {
-    escaped(text, is_harmful, |c, to| write!(to, "{}", c.escape_default()))
+/// True if a character takes no room: two names that differ in one look the same. Those that join letters and parts of
+/// pictures are none of them.
+fn is_invisible(c: char) -> bool {
+    let is_mark = matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{feff}');
+    is_mark || matches!(c, '\u{2060}'..='\u{2064}' | '\u{206a}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}')
 }
 
-/// [`printable`] for text of several lines: line breaks and tabs stay.
+/// Text in which characters that could move the cursor, color the terminal or change the direction of writing are
+/// escaped, line breaks included, and those that cannot be seen.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| is_harmful(c) || is_invisible(c), |c, to| write!(to, "{}", c.escape_default()))
+}
+
+/// [`printable`] for text of several lines: line breaks, tabs and characters that cannot be seen stay, as some
+/// languages are written with them.
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     let harmful = |c| is_harmful(c) && c != '\n' && c != '\t';
     escaped(text, harmful, |c, to| write!(to, "{}", c.escape_default()))
@@ -131,7 +139,7 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
 /// [`printable`] for a line of JSON, whose meaning stays the same.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
     // All of them are below U+10000, and stand in strings only.
-    escaped(json, is_harmful, |c, to| write!(to, "\\u{:04x}", u32::from(c)))
+    escaped(json, |c| is_harmful(c) || is_invisible(c), |c, to| write!(to, "\\u{:04x}", u32::from(c)))
 }
 
 fn escaped(
