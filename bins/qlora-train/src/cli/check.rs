@@ -3,6 +3,7 @@
 use super::answer::Answer;
 use super::cpu_only::CpuOnly;
 use super::model_args::recorded_quantization;
+use super::paths::path_from_home;
 use crate::adapter::recorded_base;
 use crate::arch::Arch;
 use crate::base::{Checkpoint, resolve_description, resolve_model};
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 #[derive(Args)]
 pub struct CheckArgs {
     /// Adapter directory
+    #[arg(value_parser = path_from_home())]
     adapter: PathBuf,
     /// Base model: a Hugging Face directory, or a hub id (org/name@revision); without it, the one that the adapter was
     /// trained on. Its config.json is enough

@@ -3,6 +3,7 @@
 use super::answer::Answer;
 use super::eval_answers::{self, AnswersArgs};
 use super::model_args::{Chosen, ModelArgs};
+use super::paths::path_from_home;
 use crate::backend::Backend;
 use crate::bail_usage;
 use crate::comm::{Communicator, SingleProcess};
@@ -30,7 +31,7 @@ pub struct EvalArgs {
     model: ModelArgs,
     /// Rows: JSONL, JSON or Parquet files, or ids of data sets on the hub; repeat the flag for the loss over all of
     /// them and over each [default: the validation rows of the settings file, or its training rows]
-    #[arg(long, required_unless_present = "config")]
+    #[arg(long, required_unless_present = "config", value_parser = path_from_home())]
     data: Vec<PathBuf>,
     /// Each row names its adapter under `adapter` (no name: the base alone), and a batch may mix adapters. The loss is
     /// reported for all rows and for each adapter, instead of for each task

@@ -3,6 +3,7 @@
 use super::answer::Answer;
 use super::cpu_only::CpuOnly;
 use super::merge::{BaseWeights, merge_base};
+use super::paths::path_from_home;
 use crate::adapter::engines::not_plain;
 use crate::adapter::{Adapter, recorded_base};
 use crate::bail_usage;
@@ -35,10 +36,10 @@ enum Format {
 #[derive(Args)]
 struct UniformArgs {
     /// Adapter directory
-    #[arg(long)]
+    #[arg(long, value_parser = path_from_home())]
     adapter: PathBuf,
     /// Directory to write; it must not exist, or be empty
-    #[arg(long, visible_alias = "output")]
+    #[arg(long, visible_alias = "output", value_parser = path_from_home())]
     output_dir: PathBuf,
     #[command(flatten)]
     device: CpuOnly,
@@ -54,10 +55,10 @@ struct GgufArgs {
     #[arg(long)]
     revision: Option<String>,
     /// Adapter directory; without it, the base alone is written
-    #[arg(long)]
+    #[arg(long, value_parser = path_from_home())]
     adapter: Option<PathBuf>,
     /// Directory to write; it must not exist, or be empty
-    #[arg(long, visible_alias = "output")]
+    #[arg(long, visible_alias = "output", value_parser = path_from_home())]
     output_dir: PathBuf,
     /// Type of the weights [default: 16 bits as the model is stored; f32 for an adapter alone]
     #[arg(long = "type", value_name = "TYPE")]

@@ -2,6 +2,7 @@
 
 use super::answer::Answer;
 use super::model_args::{Chosen, ModelArgs};
+use super::paths::path_from_home;
 use super::sampling_args::SamplingArgs;
 use crate::backend::Backend;
 use crate::bail_usage;
@@ -34,7 +35,7 @@ pub struct GenerateArgs {
     prompt: Vec<String>,
     /// File of prompts, answered after those of --prompt: one per line, or in a .jsonl file the text under `prompt` in
     /// each line
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path_from_home())]
     prompts: Option<PathBuf>,
     /// Each line of a .jsonl file of prompts names its adapter under `adapter` (no name: the base alone); all are
     /// answered in one batch

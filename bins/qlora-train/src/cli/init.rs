@@ -1,6 +1,7 @@
 //! `qlora-train init`
 
 use super::answer::Answer;
+use super::paths::path_from_home;
 use crate::bail_usage;
 use crate::config::commented_yaml;
 use crate::error::{Context, Result};
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 #[derive(Args)]
 pub struct InitArgs {
     /// File to write; it must not exist. Without it, the settings go to standard output
-    #[arg(value_name = "CONFIG.yaml")]
+    #[arg(value_name = "CONFIG.yaml", value_parser = path_from_home())]
     file: Option<PathBuf>,
 }
 

@@ -1,6 +1,7 @@
 //! `qlora-train man`
 
 use super::answer::Answer;
+use super::paths::path_from_home;
 use crate::bail_usage;
 use crate::error::{Context, Result};
 use crate::report::{count, printable};
@@ -14,7 +15,7 @@ pub struct ManArgs {
     /// Command to write the page of, such as train or export gguf [default: the program itself]
     command: Vec<String>,
     /// Directory to write the pages of the program and all commands into, such as ~/.local/share/man/man1
-    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    #[arg(long, value_name = "DIR", conflicts_with = "command", value_parser = path_from_home())]
     output_dir: Option<PathBuf>,
 }
 

@@ -3,6 +3,7 @@
 use super::answer::Answer;
 use super::cpu_only::check_cpu_only;
 use super::model_args::recorded_form;
+use super::paths::path_from_home;
 use crate::adapter::{Adapter, recorded_base};
 use crate::bail_usage;
 use crate::base::{Checkpoint, resolve_model};
@@ -35,10 +36,10 @@ pub struct MergeArgs {
     revision: Option<String>,
     /// Adapter directory; repeat the flag to add up the changes of several. DIR:WEIGHT sets a weight other than 1, and
     /// NAME=DIR a name in the printed result
-    #[arg(long, required = true, value_name = "[NAME=]DIR[:WEIGHT]")]
+    #[arg(long, required = true, value_name = "[NAME=]DIR[:WEIGHT]", value_parser = path_from_home())]
     adapter: Vec<PathBuf>,
     /// Directory to write; it must not exist, or be empty
-    #[arg(long, visible_alias = "output")]
+    #[arg(long, visible_alias = "output", value_parser = path_from_home())]
     output_dir: PathBuf,
     /// Weights to add the adapter to: the 16-bit original, or the NF4 ones that it was trained on, dequantized
     /// [default: as the model is stored]
@@ -53,7 +54,7 @@ pub struct MergeArgs {
     max_shard_size: String,
     /// Rows to measure the effect of merging on, before the model is written: the loss of base, adapter, merged model
     /// and merged model in NF4, and how far their next tokens are from the trained adapter's
-    #[arg(long)]
+    #[arg(long, value_parser = path_from_home())]
     data: Vec<PathBuf>,
     /// Maximum number of tokens in a row of --data; longer rows are left out
     #[arg(long, requires = "data", default_value_t = 2048)]

@@ -18,6 +18,7 @@ mod init;
 mod man;
 mod merge;
 mod model_args;
+mod paths;
 mod plan;
 mod preview;
 mod push;
@@ -36,7 +37,7 @@ use crate::report::{
 };
 use answer::Answer;
 use clap::error::{ContextKind, ContextValue};
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use qlora_kernels::device::{KERNELS, Kernels};
 use serde_json::json;
 use std::io::{ErrorKind, Write};
@@ -132,10 +133,25 @@ const ELSEWHERE: [(&[&str], &str); 4] = [
 /// The commands that take the settings of a run.
 const WITH_SETTINGS: [&str; 4] = ["train", "plan", "preview", "doctor"];
 
+/// The commands with their arguments. A number below zero is a value, which an argument may refuse.
+fn command() -> clap::Command {
+    fn takes_numbers(command: clap::Command) -> clap::Command {
+        let numbers = |arg: clap::Arg| {
+            let takes_value = arg.get_long().is_some() && arg.get_action().takes_values();
+            if takes_value && !arg.is_allow_hyphen_values_set() { arg.allow_negative_numbers(true) } else { arg }
+        };
+        command.mut_args(numbers).mut_subcommands(takes_numbers)
+    }
+    takes_numbers(Cli::command())
+}
+
 /// `commit`: the commit that the program was built from, or empty.
 pub fn main(commit: &'static str) -> ExitCode {
     COMMIT.get_or_init(|| commit);
-    let cli = match Cli::try_parse() {
+    let parsed = command()
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command())));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return refuse_usage(&error),
     };
@@ -170,8 +186,8 @@ pub fn main(commit: &'static str) -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Doctor(args) => doctor::run(&args, &build()),
-        Command::Completions(args) => completions::run(&args, Cli::command()),
-        Command::Man(args) => man::run(&args, Cli::command()),
+        Command::Completions(args) => completions::run(&args, command()),
+        Command::Man(args) => man::run(&args, command()),
     };
     let fits = |answer: &Answer| match said_no {
         Some(key) => answer.json[key] != false,
@@ -226,12 +242,19 @@ fn refuse_usage(error: &clap::Error) -> ExitCode {
         }
         None => {
             let hostile = args.iter().any(|arg| printable_lines(arg) != *arg);
-            // Nobody listens if this fails.
-            let _ = match hostile {
+            let printed = match hostile {
                 true => print_text(&error.render().to_string()),
                 false => error.print(),
             };
-            (in_one_sentence(error), error.exit_code() as u8)
+            match answered(printed) {
+                // Help that was asked for is the answer.
+                Err(failed) if error.exit_code() == 0 => {
+                    print_error(&failed);
+                    (failed.to_string(), failed.exit_status())
+                }
+                // Nobody listens if this fails.
+                _ => (in_one_sentence(error), error.exit_code() as u8),
+            }
         }
     };
     if to_program && exit_status != 0 {
@@ -254,14 +277,18 @@ fn in_one_sentence(error: &clap::Error) -> String {
     found.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Prints nothing where there is no answer: it was written as it grew. A reader that has seen enough, such as `head`,
-/// is no failure.
+/// Prints nothing where there is no answer: it was written as it grew.
 fn print(text: &str) -> Result<()> {
     if text.is_empty() {
         return Ok(());
     }
     let mut out = std::io::stdout();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+    answered(writeln!(out, "{text}").and_then(|()| out.flush()))
+}
+
+/// Failed: an answer did not reach standard output. A reader that has seen enough, such as `head`, is no failure.
+fn answered(written: std::io::Result<()>) -> Result<()> {
+    match written {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context(|| "standard output".to_owned()),
         _ => Ok(()),
     }

@@ -1,5 +1,6 @@
 //! Arguments of the commands that only read a model, as settings.
 
+use super::paths::path_from_home;
 use crate::adapter::{ADAPTER_MODEL, BaseQuantization, is_adapter, metadata, recorded_base, recorded_setting};
 use crate::bail_usage;
 use crate::config::{PromptCompletion, Purpose, Settings, SettingsArgs};
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 #[derive(Args)]
 pub(super) struct ModelArgs {
     /// Settings file of a run: gives the model, the data and, after training, the adapter; the flags below override it
-    #[arg(value_name = "CONFIG.yaml")]
+    #[arg(value_name = "CONFIG.yaml", value_parser = path_from_home())]
     pub config: Option<PathBuf>,
     /// Base model: a Hugging Face directory, or a hub id (org/name@revision); without it, the one that the first
     /// adapter was trained on. An adapter directory stands for that adapter on its base
@@ -25,7 +26,7 @@ pub(super) struct ModelArgs {
     pub revision: Option<String>,
     /// Adapter directory; repeat the flag to use several in turn on the same base. NAME=DIR gives one a name.
     /// DIR:WEIGHT gives one a weight: then all are added up, with weight 1 for the others
-    #[arg(long, value_name = "[NAME=]DIR[:WEIGHT]")]
+    #[arg(long, value_name = "[NAME=]DIR[:WEIGHT]", value_parser = path_from_home())]
     pub adapter: Vec<PathBuf>,
     /// Put adapters on a base with other weights than they were trained on, such as the 16-bit original of an NF4 copy;
     /// what they compute then differs from what they learned

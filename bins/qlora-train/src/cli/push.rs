@@ -1,6 +1,7 @@
 //! `qlora-train push`
 
 use super::answer::Answer;
+use super::paths::path_from_home;
 use crate::adapter::{Publication, publication};
 use crate::bail_usage;
 use crate::error::Result;
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 #[derive(Args)]
 pub struct PushArgs {
     /// Adapter directory: the output_dir of a finished run, one of its checkpoints, or what `export uniform` wrote
-    #[arg(value_name = "DIR")]
+    #[arg(value_name = "DIR", value_parser = path_from_home())]
     adapter: PathBuf,
     /// Model on the hub to upload to, org/name
     #[arg(long, value_name = "ORG/NAME")]

@@ -2,6 +2,7 @@
 
 use super::answer::Answer;
 use super::cpu_only::CpuOnly;
+use super::paths::path_from_home;
 use crate::bail_usage;
 use crate::base::{Checkpoint, QuantizeOptions, Quantized, quantize, resolve_model};
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ pub struct QuantizeArgs {
     #[arg(long)]
     revision: Option<String>,
     /// Directory to write; it must not exist, or be empty
-    #[arg(long, visible_alias = "output")]
+    #[arg(long, visible_alias = "output", value_parser = path_from_home())]
     output_dir: PathBuf,
     /// Number of weights that share one absmax: a power of two from 32 to 4096
     #[arg(long, alias = "block-size", default_value_t = 64)]

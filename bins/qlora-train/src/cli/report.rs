@@ -1,6 +1,7 @@
 //! `qlora-train report`
 
 use super::answer::Answer;
+use super::paths::path_from_home;
 use crate::bail_usage;
 use crate::error::Result;
 use crate::files::atomic::AtomicFiles;
@@ -17,10 +18,10 @@ const MAX_PAGE_BYTES: u64 = 1 << 30;
 #[derive(Args)]
 pub struct ReportArgs {
     /// Output directories of runs; several are compared side by side
-    #[arg(value_name = "RUN", required = true)]
+    #[arg(value_name = "RUN", required = true, value_parser = path_from_home())]
     runs: Vec<PathBuf>,
     /// File to write [default: report.html in the run's directory, or for several in the working directory]
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = path_from_home())]
     output: Option<PathBuf>,
 }
 

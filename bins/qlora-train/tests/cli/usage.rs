@@ -6,7 +6,7 @@ use std::process::Command;
 
 use qlora_train::config::SETTINGS;
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, train};
 
 #[test]
 fn help_lists_every_command_and_setting() {
@@ -64,12 +64,42 @@ fn wrong_usage_has_exit_status_2_and_names_what_is_wrong() {
         ("generate --model model --prompt x --max-new-tokens 0", "--max-new-tokens"),
         ("preview --model model --data rows.jsonl --rows many", "--rows"),
         ("train a.yaml b.yaml", "b.yaml"),
+        ("generate --model model --prompt x --temperature -1", "'-1' for '--temperature <TEMPERATURE>'"),
+        ("generate --model model --prompt x --max-new-tokens -3", "'-3' for '--max-new-tokens"),
     ] {
         let done = sandbox.run(line);
         assert_eq!(done.status, Some(2), "{done:?}");
         assert_eq!(done.stdout, "");
         assert!(done.stderr.contains(word), "{done:?} lacks {word:?}");
     }
+}
+
+#[test]
+fn help_that_cannot_be_written_is_a_failure() {
+    let sandbox = Sandbox::new();
+    for line in ["--help", "train --help", "--version"] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let done = sandbox.command(line).stdout(full).output().unwrap();
+        assert_eq!(done.status.code(), Some(1), "{line}");
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(said, "error: standard output: No space left on device (os error 28)\n", "{line}");
+    }
+}
+
+#[test]
+fn a_path_from_home_is_there_however_the_flag_is_written() {
+    let sandbox = Sandbox::new();
+    let home = sandbox.path("home");
+    std::fs::create_dir(&home).unwrap();
+    let of_home = |line: &str| sandbox.run_with(line, &[("HOME", home.to_str().unwrap())]).ok();
+    of_home("quantize --model model --output-dir=~/nf4");
+    of_home(&train("--output-dir ~/run"));
+    of_home("merge --model model --adapter=~/run --output-dir=~/merged");
+    of_home("export uniform --adapter=~/run --output-dir=~/uniform");
+    of_home("init ~/settings.yaml");
+    of_home("report ~/run --output=~/page.html");
+    assert_eq!(sandbox.names("home"), ["merged", "nf4", "page.html", "run", "settings.yaml", "uniform"]);
+    assert!(!sandbox.path("~").exists());
 }
 
 #[test]
