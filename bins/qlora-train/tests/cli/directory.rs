@@ -443,3 +443,17 @@ fn a_place_that_cannot_be_written_is_refused_before_any_work() {
         sandbox.refused(&train(&format!("{RUN} --output-dir {place}")), &["shut: cannot be written (output_dir)"]);
     }
 }
+
+#[test]
+fn a_start_that_fails_leaves_no_hidden_directory() {
+    let sandbox = Sandbox::new();
+    for fault in ["write/run.json:1:full", "write/run.json:2:full", "synced/run.json:2:full", "renamed/run.json:2:full"]
+    {
+        let done = sandbox.run_at_fault(&train(RUN), fault);
+        assert_eq!(done.status, Some(1), "{fault}: {done:#?}");
+        let left = sandbox.names("out");
+        assert!(left.iter().all(|name| !name.starts_with(".run-")), "{fault}: {left:?}");
+        sandbox.run(&train(RUN)).ok();
+        fs::remove_dir_all(sandbox.path("out")).unwrap();
+    }
+}
