@@ -237,8 +237,7 @@ fn unit(workspace: &Workspace) -> Result<Outcome> {
     keep_results(command)
 }
 
-/// The command that runs all tests: with the kernels' emulation, so that one build serves every one. The unit tests
-/// again too: where their step has passed it costs seconds, and no test is left out.
+/// The command that runs all tests, with the kernels' emulation, so that one build serves every one.
 fn all_tests(workspace: &Workspace, nextest: bool) -> Command {
     let mut command = runner(workspace, nextest);
     command.args(["--workspace", "--release", "--locked"]).args(kernels::EMULATED);
@@ -338,8 +337,28 @@ fn readme(workspace: &Workspace) -> Result<Outcome> {
 
 #[cfg(test)]
 mod tests {
-    use super::{free_kib, remove_left};
+    use super::{LONG, free_kib, remove_left};
+    use std::path::Path;
     use std::time::Duration;
+
+    fn add_sources(dir: &Path, to: &mut String) {
+        for entry in dir.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => add_sources(&path, to),
+                false => to.push_str(&std::fs::read_to_string(path).unwrap()),
+            }
+        }
+    }
+
+    #[test]
+    fn the_tests_that_the_check_leaves_out_exist() {
+        let mut sources = String::new();
+        add_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../qlora-train/src"), &mut sources);
+        for name in LONG {
+            assert!(sources.contains(&format!("fn {name}")), "no test is named {name}...");
+        }
+    }
 
     #[test]
     fn directories_of_interrupted_runs_are_removed_once_they_are_old() {
