@@ -1,6 +1,6 @@
 //! Memory of a run on a real model: what was planned is what the process comes to hold, saving and rows included.
 //!
-//! Measured is the anonymous memory of the process (`RssAnon`), every millisecond. `QLORA_FULL_GRID=1` runs all 34
+//! Measured is the anonymous memory of the process (`RssAnon`), every millisecond. `QLORA_FULL_GRID=1` runs all 35
 //! settings; else four of them.
 
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::sandbox::Sandbox;
 
 /// Settings, and the file of rows that they are of.
-const GRID: [(&str, &str); 34] = [
+const GRID: [(&str, &str); 35] = [
     ("rows", "--max-length 512 --save-steps 1 --lora-r 256 --use-rslora true --gradient-checkpointing true"),
     ("short", "--max-length 128 --save-steps 1"),
     ("many", "--max-length 128 --gradient-checkpointing true --lora-target-modules q_proj --lora-r 4"),
@@ -47,6 +47,7 @@ const GRID: [(&str, &str); 34] = [
     ("rows", "--max-length 512 --gradient-checkpointing disk"),
     ("rows", "--max-length 512 --lm-head disk"),
     ("rows", "--max-length 512 --gradient-checkpointing disk --lm-head disk"),
+    ("rows", "--max-length 512 --gradient-checkpointing disk --lm-head disk --lora-target-modules q_proj --lora-r 4"),
 ];
 
 /// Share of the plan that a run holds at its peak, at least.
