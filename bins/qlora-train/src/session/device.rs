@@ -116,6 +116,8 @@ impl Budget {
 
     /// Memory that a process on the CPU takes later beside what is planned: buffers of files, the allocator's rounding.
     const LATER_ON_HOST: u64 = 8 << 20;
+    /// The part of these that saving takes at most of a run, which counts it by its tensors.
+    pub(super) const SAVING_ON_HOST: u64 = 3 << 20;
     /// Stack that a worker thread comes to use: a product in f32 has bands of 32 and 12 KiB on it.
     const STACK: u64 = 64 << 10;
     /// Bytes in use are counted in these steps, so that two processes of one run plan the same.
@@ -134,6 +136,13 @@ impl Budget {
         let freed = (most / 4).min(most / 8 + Self::LATER_ON_HOST / 2);
         let read_bytes = while_reading.max(most + freed + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
         Self { limit, in_use, in_use_name: "rows, tokenizer and program", read_bytes, host_limit: 0, sharers: 1 }
+    }
+
+    /// The budget of a run that is trained on the CPU: its plan has what saving takes, and nothing is saved while rows
+    /// are read.
+    pub(super) fn of_training(self) -> Self {
+        let less = |bytes: u64| bytes.saturating_sub(Self::SAVING_ON_HOST);
+        Self { in_use: less(self.in_use), read_bytes: less(self.read_bytes), ..self }
     }
 
     /// Limits on a GPU where a context was just made. Memory of other processes counts as in use.

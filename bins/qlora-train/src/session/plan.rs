@@ -222,9 +222,9 @@ pub fn plan(
         lines.push(PlannedBuffer { name: RANK_IMPORTANCE.to_owned(), bytes: of_ranks });
     }
     let run_bytes: u64 = buffers.iter().map(|buffer| buffer.bytes).sum();
-    let saving_bytes = match (device, job) {
-        (Device::Cpu(_), PlannedJob::Train) => saving_bytes(spec),
-        _ => 0,
+    let (saving_bytes, budget) = match (device, job) {
+        (Device::Cpu(_), PlannedJob::Train) => (saving_bytes(spec), budget.of_training()),
+        _ => (0, budget),
     };
     if saving_bytes > 0 {
         buffers.push(PlannedBuffer { name: "saving, a tensor at a time".to_owned(), bytes: saving_bytes });
@@ -259,10 +259,12 @@ pub fn plan(
     })
 }
 
-/// Bytes that writing a checkpoint takes: of the largest trainable tensor its states, value and gradient.
+/// Bytes that writing a checkpoint takes: of the largest trainable tensor its states, value and gradient, and what the
+/// allocator keeps of the tensors before, as measured; large ones it gives back.
 fn saving_bytes(spec: &ModelSpec) -> u64 {
     let largest = spec.lora.lengths(&spec.arch).max().unwrap_or(0);
-    spec.states.bytes(largest) + 8 * largest as u64
+    let values = 8 * largest as u64;
+    spec.states.bytes(largest) + values + values.min(Budget::SAVING_ON_HOST)
 }
 
 /// Records of a dry run.
