@@ -108,7 +108,8 @@ impl Habits {
         let silent = render(&turns[..1], false).ok().and_then(after_user);
         let between = render(&turns, false).ok().and_then(|text| {
             let start = text.find(ANSWER)? + ANSWER.len();
-            Some(text[start..text.rfind(NEXT)?].to_owned())
+            // A template may write the next question before the answer.
+            Some(text.get(start..text.rfind(NEXT)?)?.to_owned())
         });
         let header = header(before, tail, &asked, silent.as_deref(), between.as_deref());
         let opening = match (&header, silent.as_deref()) {

@@ -162,3 +162,14 @@ fn a_template_of_a_mebibyte_is_refused() {
     sandbox.write("model/tokenizer_config.json", &config.to_string());
     sandbox.refused("preview --model model --data chat.jsonl", &["tokenizer_config.json", "more than the 256 KiB"]);
 }
+
+/// Probes of such a template do not tell where answers end, which is no reason to end in a panic.
+#[test]
+fn a_template_may_write_the_next_question_first() {
+    let sandbox = Sandbox::chat();
+    let template = "{% if messages|length > 2 %}{{ messages[2].content }}{% endif %}{{ messages[0].content }}<u>\
+                    {% if messages|length > 1 %}{{ messages[1].content }}{% endif %}<e>";
+    sandbox.write("stranger.jinja", template);
+    let done = sandbox.run("preview --model model --data chat.jsonl --chat-template stranger.jinja");
+    assert!(matches!(done.status, Some(0 | 2)) && !done.stderr.contains("panicked"), "{done:#?}");
+}
