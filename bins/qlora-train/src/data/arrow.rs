@@ -290,7 +290,8 @@ fn value(array: &dyn Array, at: usize, left: &mut usize) -> Result<Value, String
         DataType::Struct(fields) => {
             let mut map = Map::new();
             for (field, column) in fields.iter().zip(array.as_struct().columns()) {
-                let value = value(column.as_ref(), at, left).map_err(|why| format!(".{}{why}", field.name()))?;
+                let value =
+                    value(column.as_ref(), at, left).map_err(|why| format!(".{}{why}", json::shorten(field.name())))?;
                 if !value.is_null() {
                     map.insert(field.name().clone(), value);
                 }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use serde_json::{Map, Number, Value};
 
 use super::each::EachOf;
+use super::json;
 use super::weight;
 use crate::bail_usage;
 use crate::error::{Context, Result};
@@ -50,12 +51,13 @@ pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: Eac
     let header = table.headers().usage_context(|| format!("{name}: the header"))?.clone();
     let mut seen = HashSet::new();
     if let Some((at, twice)) = header.iter().map(str::trim).enumerate().find(|(_, key)| !seen.insert(*key)) {
+        let twice = json::shorten(twice);
         bail_usage!("{name}: the column {twice:?} is there twice (the second time as column {})", at + 1);
     }
     // Blanks around the name of a column are also around its cells.
     let trimmed: Vec<[bool; 2]> = header.iter().map(|key| [key.starts_with(BLANKS), key.ends_with(BLANKS)]).collect();
     if let Some(at) = trimmed.iter().position(|trims| trims.contains(&true)) {
-        let key = header.get(at).unwrap_or_default();
+        let key = json::shorten(header.get(at).unwrap_or_default());
         status!(
             "{name}: the header has blanks around the name {key:?}: those around such names and the cells below are left out"
         );

@@ -36,6 +36,10 @@ pub(super) fn check_footer(file: &mut (impl Read + Seek)) -> Result<()> {
     let Some(start) = end.checked_sub(END_BYTES) else { return Err("it has no footer".into()) };
     file.seek(SeekFrom::Start(start)).map_err(cannot)?;
     file.read_exact(&mut tail).map_err(cannot)?;
+    // The library says what else it is, such as encrypted.
+    if !tail.ends_with(b"PAR1") {
+        return Ok(());
+    }
     let length = u64::from(u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]));
     let Some(start) = start.checked_sub(length) else { return Err("its footer is longer than the file".into()) };
     file.seek(SeekFrom::Start(start)).map_err(cannot)?;

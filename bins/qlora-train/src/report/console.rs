@@ -116,7 +116,7 @@ fn is_harmful(c: char) -> bool {
     c.is_control() || is_named || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// True if a character takes no room: two names that differ in one look the same. Those that join letters and parts of
+/// True for characters that are commonly used to make two names look the same. Those that join letters and parts of
 /// pictures are none of them.
 fn is_invisible(c: char) -> bool {
     let is_mark = matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{feff}');

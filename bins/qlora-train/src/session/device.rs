@@ -261,7 +261,8 @@ impl Device {
                  the CPU{why}"
             );
         }
-        for name in ["device_memory", "pinned_memory"].into_iter().filter(|name| settings.given.has(name)) {
+        let limits = [("device_memory", settings.device_memory), ("pinned_memory", settings.pinned_memory)];
+        for (name, _) in limits.into_iter().filter(|(_, limit)| limit.is_some()) {
             status!(
                 "{name}: without effect here, as this run works on the CPU{why}; `host_memory` limits what it may use"
             );

@@ -148,7 +148,7 @@ pub(super) const FOOTER: Fields = &[
     (4, List(&ROW_GROUP)),
     (5, List(&KEY_VALUE)),
     (6, Binary),
-    (7, List(&Struct(&[(1, EMPTY), (2, EMPTY)]))),
+    (7, List(&Struct(&[(1, EMPTY), (2, EMPTY), (3, EMPTY)]))),
     (8, Struct(&[(1, ENCRYPTION), (2, ENCRYPTION)])),
     (9, Binary),
 ];

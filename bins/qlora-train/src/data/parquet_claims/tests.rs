@@ -49,6 +49,7 @@ fn a_field_has_the_type_of_the_format() {
     refused(footer(&[0x49, 0x15, 2, 0]), "[4, -1]");
     refused(footer(&[0x29, 0x1C, 0x45, 2, 0, 0]), "[2, -1, 4]");
     refused(footer(&[0x29, 0x1C, 0xAC, 0x15, 2, 0, 0, 0]), "[2, -1, 10, 1]");
+    refused(footer(&[0x79, 0x1C, 0x38, 1, 2, 0, 0]), "[7, -1, 3]");
     let page = |bytes: &[u8]| of_pages(&mut Cursor::new(bytes), 0..bytes.len() as u64).map(|_| ());
     // An index page that is a list, a truth value for the number of values, a number for one that is sorted.
     refused(page(&[0x69, 0x17, 0, 0, 0, 0, 0, 0, 0, 0, 0]), "[6]");

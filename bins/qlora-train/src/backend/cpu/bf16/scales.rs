@@ -16,7 +16,7 @@ pub fn absmax_range(isa: Isa, matrix: &Nf4Matrix, first: usize, out: &mut [f32])
         if let Absmax::DoubleQuantized { codes, nested_absmax, nested_block_size, nested_map, offset } = matrix.absmax()
             && has_vectors
         {
-            // Few for the time that the table of bytes takes to be made.
+            // Fewer are not worth the time that making the table takes.
             if out.len() >= x86::CODES {
                 let codes = &codes[first..][..out.len()];
                 // SAFETY: the processor has the instructions; there are as many codes as scales, and a matrix has a
@@ -63,7 +63,7 @@ mod x86 {
     /// `out[i] = map[codes[i]] · nested_absmax[(first + i) / nested_block_size] + offset`, each rounded.
     ///
     /// # Safety
-    /// The processor has the features, and `out` has as many values as there are codes.
+    /// The processor has avx512f, avx512bw and avx512vbmi, and `out` has as many values as there are codes.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
     pub unsafe fn absmax(
         codes: &[u8],
