@@ -3,11 +3,10 @@
 use super::answer::Answer;
 use super::cpu_only::CpuOnly;
 use super::model_args::recorded_quantization;
-use super::paths::path_from_home;
 use crate::adapter::recorded_base;
 use crate::arch::Arch;
 use crate::base::{Checkpoint, resolve_description, resolve_model};
-use crate::config::{Purpose, Settings};
+use crate::config::{Purpose, Settings, path_from_home};
 use crate::error::Result;
 use crate::export::{Engine, LogitChange, Subject, Verdict, logit_change};
 use crate::hub::HubId;

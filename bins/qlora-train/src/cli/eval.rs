@@ -3,11 +3,10 @@
 use super::answer::Answer;
 use super::eval_answers::{self, AnswersArgs};
 use super::model_args::{Chosen, ModelArgs};
-use super::paths::path_from_home;
 use crate::backend::Backend;
 use crate::bail_usage;
 use crate::comm::{Communicator, SingleProcess};
-use crate::config::{Settings, TooLong, ValSet};
+use crate::config::{Settings, TooLong, ValSet, path_from_home};
 use crate::data::{self, DataOptions, Rows};
 use crate::error::Result;
 use crate::infer::by_row::evaluate_by_row;

@@ -11,7 +11,7 @@ use crate::infer::stop::{Stop, StopWatch};
 use crate::infer::{Adapters, InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::model::generate::{Sampling, generate_by_row};
-use crate::report::{Bars, count, printable, status};
+use crate::report::{Bars, count, printable, printable_text, status};
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
 use regex::Regex;
@@ -286,7 +286,7 @@ impl AnswerRows {
 
 /// The beginning of a text in one line.
 fn cut(text: &str) -> String {
-    let line = printable(text).into_owned();
+    let line = printable_text(text).into_owned();
     match line.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{} …", &line[..end]),
         None => line,

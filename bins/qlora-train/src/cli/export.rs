@@ -3,11 +3,11 @@
 use super::answer::Answer;
 use super::cpu_only::CpuOnly;
 use super::merge::{BaseWeights, merge_base};
-use super::paths::path_from_home;
 use crate::adapter::engines::not_plain;
 use crate::adapter::{Adapter, recorded_base};
 use crate::bail_usage;
 use crate::base::{Checkpoint, resolve_model};
+use crate::config::path_from_home;
 use crate::error::{Error, Result};
 use crate::export::{Exported, GgufType, Part, ToMerge, export_adapter, export_model, export_uniform};
 use crate::files::units::format_bytes;

@@ -2,11 +2,10 @@
 
 use super::answer::Answer;
 use super::model_args::{Chosen, ModelArgs};
-use super::paths::path_from_home;
 use super::sampling_args::SamplingArgs;
 use crate::backend::Backend;
 use crate::bail_usage;
-use crate::config::{PromptCompletion, Settings};
+use crate::config::{PromptCompletion, Settings, path_from_home};
 use crate::data::{ChatTokenizer, TextStream};
 use crate::error::{Context, Result};
 use crate::files::json::read_bounded;

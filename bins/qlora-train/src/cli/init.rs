@@ -1,9 +1,8 @@
 //! `qlora-train init`
 
 use super::answer::Answer;
-use super::paths::path_from_home;
 use crate::bail_usage;
-use crate::config::commented_yaml;
+use crate::config::{commented_yaml, path_from_home};
 use crate::error::{Context, Result};
 use crate::files::atomic::write_synced;
 use crate::report::printable;

@@ -1,8 +1,8 @@
 //! `qlora-train man`
 
 use super::answer::Answer;
-use super::paths::path_from_home;
 use crate::bail_usage;
+use crate::config::path_from_home;
 use crate::error::{Context, Result};
 use crate::report::{count, printable};
 use clap::{Args, Command};

@@ -3,11 +3,10 @@
 use super::answer::Answer;
 use super::cpu_only::check_cpu_only;
 use super::model_args::recorded_form;
-use super::paths::path_from_home;
 use crate::adapter::{Adapter, recorded_base};
 use crate::bail_usage;
 use crate::base::{Checkpoint, resolve_model};
-use crate::config::{Purpose, Settings};
+use crate::config::{Purpose, Settings, path_from_home};
 use crate::data;
 use crate::error::{Error, Result};
 use crate::export::{

@@ -18,7 +18,6 @@ mod init;
 mod man;
 mod merge;
 mod model_args;
-mod paths;
 mod plan;
 mod preview;
 mod push;

@@ -1,9 +1,8 @@
 //! Arguments of the commands that only read a model, as settings.
 
-use super::paths::path_from_home;
 use crate::adapter::{ADAPTER_MODEL, BaseQuantization, is_adapter, metadata, recorded_base, recorded_setting};
 use crate::bail_usage;
-use crate::config::{PromptCompletion, Purpose, Settings, SettingsArgs};
+use crate::config::{PromptCompletion, Purpose, Settings, SettingsArgs, name_or_path_from_home, path_from_home};
 use crate::error::Result;
 use crate::files::safetensors::TensorFile;
 use crate::infer::Adapters;
@@ -19,7 +18,7 @@ pub(super) struct ModelArgs {
     pub config: Option<PathBuf>,
     /// Base model: a Hugging Face directory, or a hub id (org/name@revision); without it, the one that the first
     /// adapter was trained on. An adapter directory stands for that adapter on its base
-    #[arg(long, required_unless_present_any = ["adapter", "config"])]
+    #[arg(long, required_unless_present_any = ["adapter", "config"], value_parser = name_or_path_from_home())]
     pub model: Option<String>,
     /// Revision of a hub id
     #[arg(long)]

@@ -1,9 +1,9 @@
 //! `qlora-train push`
 
 use super::answer::Answer;
-use super::paths::path_from_home;
 use crate::adapter::{Publication, publication};
 use crate::bail_usage;
+use crate::config::path_from_home;
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::hub::{Environment, FileState, HubId, LocalFile, Pushed, Upload, push};

@@ -2,9 +2,9 @@
 
 use super::answer::Answer;
 use super::cpu_only::CpuOnly;
-use super::paths::path_from_home;
 use crate::bail_usage;
 use crate::base::{Checkpoint, QuantizeOptions, Quantized, quantize, resolve_model};
+use crate::config::path_from_home;
 use crate::error::{Error, Result};
 use crate::files::units::{format_bytes, parse_bytes};
 use crate::report::{Bars, printable, status};

@@ -1,8 +1,8 @@
 //! `qlora-train report`
 
 use super::answer::Answer;
-use super::paths::path_from_home;
 use crate::bail_usage;
+use crate::config::path_from_home;
 use crate::error::Result;
 use crate::files::atomic::AtomicFiles;
 use crate::files::json::read_bounded;

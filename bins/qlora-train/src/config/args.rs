@@ -4,16 +4,15 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use super::compat::{DERIVED, FOREIGN};
+use super::path_args::path_from_home;
 use super::suggest::suggestion;
 use super::table::{SETTINGS, Settings};
 use super::yaml::{self, Value};
 use crate::error::{Error, Result};
-use crate::files::home::expand_home;
 use crate::report::status;
 
 /// `#[command(flatten)] settings: SettingsArgs` gives a command of the trainer its settings, their `--help` included.
@@ -143,7 +142,7 @@ impl Args for SettingsArgs {
         let file = Arg::new("settings_file")
             .value_name("CONFIG.yaml")
             .help("Settings file; the flags below win over it")
-            .value_parser(PathBufValueParser::new().map(|path| expand_home(&path)));
+            .value_parser(path_from_home());
         FLAGS.iter().fold(command.arg(file).after_help(AFTER), |command, flag| {
             let mut arg = Arg::new(flag.name)
                 .long(flag.long.as_str())

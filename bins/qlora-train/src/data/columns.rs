@@ -179,7 +179,10 @@ impl Columns {
             }
             let is_row = |kind: &RowKind| *kind != RowKind::Text && kind.keys().iter().all(|key| keys.contains(key));
             if ROWS_UNDER.contains(&list.as_str()) || RowKind::ALL.iter().any(is_row) {
-                return format!("; if its rows are those under `{list}`, give that list alone");
+                return format!(
+                    "; if its rows are those under `{list}`, give that list alone",
+                    list = json::shorten(list)
+                );
             }
         }
         match texts[..] {

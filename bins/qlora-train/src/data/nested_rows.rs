@@ -9,6 +9,9 @@ use super::json_stream::{Between, JsonStream};
 use super::keys::ROWS_UNDER;
 use crate::files::json::UniqueMap;
 
+/// Maximum number of keys that a note names
+const TOLD_KEYS: usize = 20;
+
 /// Role of a JSON object among rows.
 pub(super) enum Nested<'t> {
     /// A row by itself
@@ -51,7 +54,11 @@ pub(super) fn nested_rows<'t>(object: &'t str, columns: &Columns) -> Nested<'t> 
         [(key, rows, _)] => {
             let others = entries.iter().map(|(key, _)| key.as_str()).filter(|other| *other != key);
             let others: Vec<String> = others.map(|key| format!("`{}`", json::shorten(key))).collect();
-            Nested::Rows { key: key.to_owned(), rows, others: others.join(", ") }
+            let mut told = others[..others.len().min(TOLD_KEYS)].join(", ");
+            if others.len() > TOLD_KEYS {
+                told += &format!(" and {} more", others.len() - TOLD_KEYS);
+            }
+            Nested::Rows { key: key.to_owned(), rows, others: told }
         }
         _ => {
             let found: Vec<String> =

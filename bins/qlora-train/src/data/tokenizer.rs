@@ -27,6 +27,7 @@ use crate::bail_usage;
 use crate::config::FALLBACK_TEMPLATE;
 use crate::error::{Context, Error, Result};
 use crate::files::hash::hex;
+use crate::files::home::expand_home;
 use crate::files::json::read_bounded;
 use crate::files::regular::read_at_most;
 
@@ -590,14 +591,14 @@ fn chosen_template(setting: &str, vocabulary: &Vocabulary) -> Result<(String, St
         let source = builtin.source(vocabulary).usage_context(|| format!("chat_template: {setting}"))?;
         return Ok((source, format!("the built-in template `{setting}`")));
     }
-    let path = Path::new(setting);
+    let path = expand_home(Path::new(setting));
     if !path.is_file() {
         bail_usage!(
             "chat_template: {setting:?} is neither a template's name ({}) nor a file; leave it out for the model's own",
             Builtin::offered()
         );
     }
-    Ok((read_template(path)?, setting.to_owned()))
+    Ok((read_template(&path)?, setting.to_owned()))
 }
 
 /// The sources of a model's templates.

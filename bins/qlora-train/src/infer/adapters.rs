@@ -2,6 +2,7 @@
 
 use crate::bail_usage;
 use crate::error::Result;
+use crate::files::home::expand_home;
 use std::path::{Path, PathBuf};
 
 /// Way in which several adapters are used on the base.
@@ -42,6 +43,8 @@ impl Given {
             Some((name, dir)) if !name.trim().is_empty() && !name.contains('/') => (Some(name.trim().to_owned()), dir),
             _ => (None, text),
         };
+        let expanded = expand_home(Path::new(rest));
+        let rest = expanded.to_str().unwrap_or(rest);
         let (dir, weight) = match rest.rsplit_once(':') {
             Some((dir, "")) if !Path::new(rest).exists() => {
                 bail_usage!(

@@ -72,10 +72,18 @@ pub(crate) fn print_status(lines: impl IntoIterator<Item = String>) {
     }
 }
 
+/// Prints lines of questions and answers, in which the characters of every language stay ([`printable_text`]).
+pub(crate) fn print_answers(lines: impl IntoIterator<Item = String>) {
+    if says(Verbosity::Normal) {
+        lines.into_iter().for_each(|line| put_line(&printable_text(&in_part(&line))));
+    }
+}
+
 fn print_line(prefix: &str, text: fmt::Arguments) {
-    let text = format!("{prefix}{text}");
-    let text = in_part(&text);
-    let line = printable(&text);
+    put_line(&printable(&in_part(&format!("{prefix}{text}"))));
+}
+
+fn put_line(line: &str) {
     BARS.suspend(|| {
         let _ = writeln!(std::io::stderr(), "{line}");
     });
@@ -116,11 +124,17 @@ fn is_harmful(c: char) -> bool {
     c.is_control() || is_named || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// True for characters that are commonly used to make two names look the same. Those that join letters and parts of
-/// pictures are none of them.
+/// True for characters that cannot be seen, by which two names may look the same: those of Unicode's property
+/// Default_Ignorable_Code_Point, and marks of annotations. Those that join letters, choose a letter's form and make one
+/// picture of several are none of them.
 fn is_invisible(c: char) -> bool {
-    let is_mark = matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{feff}');
-    is_mark || matches!(c, '\u{2060}'..='\u{2064}' | '\u{206a}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}')
+    let is_mark =
+        matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{feff}');
+    let is_blank = matches!(c, '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{3164}' | '\u{ffa0}');
+    let is_of_notation = matches!(c, '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}');
+    // Between them are those that choose the form of a Japanese character.
+    let is_tag = matches!(c, '\u{e0000}'..='\u{e00ff}' | '\u{e01f0}'..='\u{e0fff}');
+    is_mark || is_blank || is_of_notation || is_tag || matches!(c, '\u{2060}'..='\u{206f}')
 }
 
 /// Text in which characters that could move the cursor, color the terminal or change the direction of writing are
@@ -129,8 +143,12 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_harmful(c) || is_invisible(c), |c, to| write!(to, "{}", c.escape_default()))
 }
 
-/// [`printable`] for text of several lines: line breaks, tabs and characters that cannot be seen stay, as some
-/// languages are written with them.
+/// [`printable`] for text in a language: characters that cannot be seen stay, as some are written with them.
+pub fn printable_text(text: &str) -> Cow<'_, str> {
+    escaped(text, is_harmful, |c, to| write!(to, "{}", c.escape_default()))
+}
+
+/// [`printable_text`] in several lines: line breaks and tabs stay too.
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     let harmful = |c| is_harmful(c) && c != '\n' && c != '\t';
     escaped(text, harmful, |c, to| write!(to, "{}", c.escape_default()))
@@ -138,8 +156,10 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
 
 /// [`printable`] for a line of JSON, whose meaning stays the same.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
-    // All of them are below U+10000, and stand in strings only.
-    escaped(json, |c| is_harmful(c) || is_invisible(c), |c, to| write!(to, "\\u{:04x}", u32::from(c)))
+    // They stand in strings only, which name a character beyond U+FFFF by two halves.
+    let escape =
+        |c: char, to: &mut String| c.encode_utf16(&mut [0; 2]).iter().try_for_each(|half| write!(to, "\\u{half:04x}"));
+    escaped(json, |c| is_harmful(c) || is_invisible(c), escape)
 }
 
 fn escaped(

@@ -6,10 +6,10 @@ mod sparkline;
 
 pub use bar::Bars;
 pub(crate) use bar::duration;
-pub use console::{PrintableOut, Verbosity, printable, printable_json, printable_lines, set_verbosity};
+pub use console::{PrintableOut, Verbosity, printable, printable_json, printable_lines, printable_text, set_verbosity};
 pub(crate) use console::{
-    detail, in_part, print, print_error, print_status, print_text, section, set_rank, speaks, status, status_lines,
-    warning,
+    detail, in_part, print, print_answers, print_error, print_status, print_text, section, set_rank, speaks, status,
+    status_lines, warning,
 };
 pub use sparkline::sparkline;
 

@@ -11,7 +11,7 @@ use crate::files::failpoint;
 use crate::infer::answers::Scores;
 use crate::infer::evaluate::{Evaluation, evaluate, losses};
 use crate::infer::questions::{Answered, Asked, scores};
-use crate::report::{Bars, count, printable, status, status_lines};
+use crate::report::{Bars, count, print_answers, printable_text, status, status_lines};
 use crate::run_report::Sample;
 
 /// Answers to validation rows that are logged as texts; all of the user's prompts are.
@@ -74,7 +74,7 @@ impl<B: Backend> Run<'_, B> {
         let step = self.state.global_step;
         let mut entry = LogEntry::new(step, self.state.epoch);
         let mut measured = Measured::default();
-        let mut lines = Vec::new();
+        let (mut lines, mut texts) = (Vec::new(), Vec::new());
         if with_loss && !self.data.validation.is_empty() {
             let evaluation = self.loss_of_validation()?;
             lines = evaluation.lines();
@@ -87,7 +87,8 @@ impl<B: Backend> Run<'_, B> {
         if !self.questions.is_empty() {
             let (answers, scores) = self.answer()?;
             measured.scores = scores;
-            lines.extend(self.lines(step, &answers, measured.scores.as_ref()));
+            lines.push(scores_in_words(step, measured.scores.as_ref()));
+            texts = self.texts(&answers);
             let of = |metric| measured.figure(metric);
             entry.eval_exact_match = of(BestMetric::ExactMatch);
             entry.eval_contains = of(BestMetric::Contains);
@@ -103,6 +104,7 @@ impl<B: Backend> Run<'_, B> {
         }
         failpoint::moment("evaluation");
         status_lines!(lines);
+        print_answers(texts);
         self.log(entry)?;
         self.progress.evaluated_at = Some(step);
         Ok(measured)
@@ -161,23 +163,13 @@ impl<B: Backend> Run<'_, B> {
         Ok(answers)
     }
 
-    /// The scores of the answers, and some of the answers.
-    fn lines(&self, step: u64, answers: &[Answered], scores: Option<&Scores>) -> Vec<String> {
-        let mut lines = vec![format!("answers after step {step}:")];
-        if let Some(Scores { answers, exact, contains, pattern, rouge_l }) = scores {
-            let percent = |share: f64| format!("{:.1}%", 100.0 * share);
-            let pattern = pattern.map_or(String::new(), |share| format!("{} match, ", percent(share)));
-            lines[0] += &format!(
-                " {} exact, {} contain the reference, {pattern}ROUGE-L {rouge_l:.4}, over {answers} with a reference",
-                percent(*exact),
-                percent(*contains)
-            );
-        }
-        for (asked, answered) in self.questions.all.iter().zip(answers).take(PRINTED) {
+    /// Some of the answers, a line each.
+    fn texts(&self, answers: &[Answered]) -> Vec<String> {
+        let line = |(asked, answered): (&Asked, &Answered)| {
             let expected = asked.reference.as_ref().map_or(String::new(), |text| format!(" (expected: {})", cut(text)));
-            lines.push(format!("  {} → {}{expected}", cut(last_line(&asked.prompt)), cut(&answered.text)));
-        }
-        lines
+            format!("  {} → {}{expected}", cut(last_line(&asked.prompt)), cut(&answered.text))
+        };
+        self.questions.all.iter().zip(answers).take(PRINTED).map(line).collect()
     }
 
     /// Keeps the best figure, and ends a run that has not had a better one for long.
@@ -212,6 +204,19 @@ impl<B: Backend> Run<'_, B> {
     }
 }
 
+/// The line above answers, with their scores if there are references.
+fn scores_in_words(step: u64, scores: Option<&Scores>) -> String {
+    let line = format!("answers after step {step}:");
+    let Some(Scores { answers, exact, contains, pattern, rouge_l }) = scores else { return line };
+    let percent = |share: f64| format!("{:.1}%", 100.0 * share);
+    let pattern = pattern.map_or(String::new(), |share| format!("{} match, ", percent(share)));
+    let (exact, contains) = (percent(*exact), percent(*contains));
+    format!(
+        "{line} {exact} exact, {contains} contain the reference, {pattern}ROUGE-L {rouge_l:.4}, over {answers} with a \
+         reference"
+    )
+}
+
 /// The last line that is more than marks of a chat template.
 fn last_line(prompt: &str) -> &str {
     let is_said = |line: &&str| !line.trim().is_empty() && !line.contains("<|") && !line.contains("|>");
@@ -220,7 +225,7 @@ fn last_line(prompt: &str) -> &str {
 
 /// The beginning of a text in one line.
 fn cut(text: &str) -> String {
-    let line = printable(text.trim()).into_owned();
+    let line = printable_text(text.trim()).into_owned();
     match line.char_indices().nth(PRINTED_CHARS) {
         Some((end, _)) => format!("{} …", &line[..end]),
         None => line,

@@ -99,6 +99,14 @@ fn a_path_from_home_is_there_however_the_flag_is_written() {
     of_home("init ~/settings.yaml");
     of_home("report ~/run --output=~/page.html");
     assert_eq!(sandbox.names("home"), ["merged", "nf4", "page.html", "run", "settings.yaml", "uniform"]);
+    for line in ["--model=~/run", "--adapter mine=~/run", "--adapter ~/run:0.5", "--adapter=~/run"] {
+        of_home(&format!("eval {line} --data rows.jsonl"));
+    }
+    let sandbox = Sandbox::chat();
+    let form = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}";
+    std::fs::write(home.join("form.jinja"), form).unwrap();
+    let line = "preview --model model --data chat.jsonl --chat-template=~/form.jinja";
+    sandbox.run_with(line, &[("HOME", home.to_str().unwrap())]).ok();
     assert!(!sandbox.path("~").exists());
 }
 

@@ -15,6 +15,8 @@ fn a_setting_without_effect_is_told_with_its_cause() {
         ("lr_scheduler_type: constant\nwarmup_ratio: 0", None),
         ("lr_scheduler_type: constant_with_warmup\nwarmup_ratio: 0.1", None),
         ("lr_scheduler_type: constant", None),
+        ("lr_scheduler_type: constant\nwarmup_ratio: 0.03\nwarmup_steps: none\neval_max_new_tokens: 128", None),
+        ("quantization: none\nnf4_block_size: 64\ndouble_quant: true", None),
     ] {
         let (_, notes) = Settings::from_yaml_noting(file, "cfg.yaml", &[]).unwrap();
         let notes: Vec<&String> = notes.iter().filter(|note| note.contains("without effect here, as")).collect();

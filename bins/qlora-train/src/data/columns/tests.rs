@@ -138,6 +138,9 @@ fn columns_are_guessed_by_their_words() {
     let row = json!({"version": "1", "data": [{"prompt": "a", "completion": "b"}]});
     let expected = "; if its rows are those under `data`, give that list alone";
     assert_eq!(Columns::guess(row.as_object().unwrap()), expected);
+    let row = json!({"k".repeat(1 << 16): [{"prompt": "a", "completion": "b"}]});
+    let guess = Columns::guess(row.as_object().unwrap());
+    assert!(guess.starts_with("; if its rows are those under `kk") && guess.len() < 200, "{guess}");
     for (row, guess) in [
         (json!({"id": "x", "segments": [{"label": true, "text": "a"}]}), ""),
         (json!({"doc_url": "x", "n": 3}), ""),

@@ -11,6 +11,9 @@ fn an_object_that_holds_rows_is_told_from_a_row() {
     assert_eq!(of(r#"{"data": [{"text": "a"}]}"#, &plain), r#"data [{"text": "a"}] "#);
     let more = r#"{"version": "1", "n": 3, "instances":[{"input": "a"}, {"input": "b"}], "tags": ["x"]}"#;
     assert_eq!(of(more, &plain), r#"instances [{"input": "a"}, {"input": "b"}] `version`, `n`, `tags`"#);
+    let others: String = (0..25).map(|i| format!(r#", "k{i}": {i}"#)).collect();
+    let many = of(&format!(r#"{{"data": [{{"text": "a"}}]{others}}}"#), &plain);
+    assert!(many.contains("`k19` and 5 more") && !many.contains("`k20`"), "{many}");
     let several = of(r#"{"train": [{"a": 1}, {"a": 2}], "validation": [{"a": 1}]}"#, &plain);
     assert!(several.contains("`train` (2), `validation` (1)") && several.contains("`val_data`"), "{several}");
     for row in [

@@ -24,10 +24,16 @@ fn control_characters_are_escaped_and_the_rest_is_left() {
     for kept in ["क्‍ष", "👩‍🔬", "می‌خواهم"] {
         assert_eq!(printable(kept), kept, "joined");
     }
-    assert_eq!(printable_lines("ខ្ញុំ\u{200b}ស្រឡាញ់"), "ខ្ញុំ\u{200b}ស្រឡាញ់", "text of a language");
+    for text in [printable_lines, printable_text] {
+        assert_eq!(text("ខ្ញុំ\u{200b}ស្រឡាញ់"), "ខ្ញុំ\u{200b}ស្រឡាញ់", "text of a language");
+    }
+    assert_eq!(printable_text("a\n\tb\x1b"), r"a\n\tb\u{1b}");
+    assert_eq!(printable("a\u{e0041}\u{3164}"), r"a\u{e0041}\u{3164}", "tags and blanks");
+    assert_eq!(printable("辻\u{e0100}❤\u{fe0f}"), "辻\u{e0100}❤\u{fe0f}", "forms");
     assert_eq!(printable("a\u{fffe}\u{ffff}"), r"a\u{fffe}\u{ffff}", "what no YAML holds");
-    let value = serde_json::json!({"a\u{9b}": "\u{202e}\u{7f}\u{1b}\n\u{ffff}"});
+    let value = serde_json::json!({"a\u{9b}": "\u{202e}\u{7f}\u{1b}\n\u{ffff}\u{e0041}"});
     let json = value.to_string();
+    assert!(printable_json(&json).contains(r"\udb40\udc41"));
     assert!(json.contains(is_harmful) && !printable_json(&json).contains(is_harmful));
     assert_eq!(serde_json::from_str::<serde_json::Value>(&printable_json(&json)).unwrap(), value);
 }
