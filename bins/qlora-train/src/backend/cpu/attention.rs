@@ -1,7 +1,7 @@
 //! Causal attention in tiles with a running softmax (Dao et al. 2022): no `[M, M]` memory, and every output row is
 //! summed in one fixed order.
 
-use super::elementwise::{exp_shifted, score_gradients};
+use super::elementwise::{exp_shifted, gradients_of_row, largest, score_gradients};
 use super::gemm::small::{Mat, matmul};
 use super::soft_cap::{cap_scores, cap_values, times};
 use super::workspace::Workspace;
@@ -118,7 +118,7 @@ fn one_head(
             if let Some(cap) = shape.soft_cap {
                 cap_values(cap, scores);
             }
-            let new_max = scores.iter().copied().fold(max[row], f32::max);
+            let new_max = largest(scores, max[row]);
             let correction = (max[row] - new_max).exp();
             max[row] = new_max;
             sum[row] = sum[row] * correction + exp_shifted(scores, new_max);
@@ -211,7 +211,7 @@ impl Pass<'_> {
                 let ds = &mut ds[row * COLUMNS..][..columns];
                 let slopes = cap_scores::<COLUMNS>(self.shape.soft_cap, p);
                 exp_shifted(p, lse);
-                ds[seen.clone()].iter_mut().zip(p.iter()).for_each(|(ds, p)| *ds = scale * p * (*ds - delta));
+                gradients_of_row(p, delta, scale, &mut ds[seen.clone()]);
                 if let Some(slopes) = slopes {
                     times(&mut ds[seen.clone()], &slopes);
                 }

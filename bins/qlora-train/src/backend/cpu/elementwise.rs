@@ -135,6 +135,15 @@ vectorized! {
     }
 }
 
+vectorized! {
+    /// From dO·Vᵀ of one query to its scores' gradients: `ds = scale·p·(ds − delta)`.
+    pub fn gradients_of_row<'a>(p: &'a [f32], delta: f32, scale: f32, ds: &'a mut [f32]) {
+        for (ds, p) in ds.iter_mut().zip(p) {
+            *ds = scale * p * (*ds - delta);
+        }
+    }
+}
+
 pub fn add(x: &[f32], y: &[f32], sum: &mut [f32]) {
     sum.par_chunks_mut(PART).zip(x.par_chunks(PART).zip(y.par_chunks(PART))).for_each(|(sum, (x, y))| {
         sum.iter_mut().zip(x.iter().zip(y)).for_each(|(sum, (x, y))| *sum = x + y);

@@ -6,6 +6,7 @@ use crate::backend::weights::quantize;
 use crate::backend::{MaybeTrained, OptimizerState, Quantization};
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, TensorData, WeightSource};
+use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use std::ops::{Deref, Range};
@@ -113,6 +114,14 @@ impl Dense {
         self.tensor.bytes().len() as u64
     }
 
+    /// The values, if they are stored in bf16.
+    pub(super) fn values_in_bf16(&self) -> Option<&[bf16]> {
+        match &self.tensor.data {
+            TensorData::Bf16(values) => Some(values),
+            TensorData::F16(_) | TensorData::F32(_) => None,
+        }
+    }
+
     /// Elements `first..first + out.len()` of the flattened matrix as f32, exactly.
     #[inline(always)]
     pub(super) fn widen(&self, first: usize, out: &mut [f32]) {
@@ -120,7 +129,7 @@ impl Dense {
         match &self.tensor.data {
             // Written out so that it takes the caller's vector width; a bf16 is the upper half of an f32.
             TensorData::Bf16(values) => {
-                let widen = |x: &half::bf16| f32::from_bits(u32::from(x.to_bits()) << 16);
+                let widen = |x: &bf16| f32::from_bits(u32::from(x.to_bits()) << 16);
                 out.iter_mut().zip(&values[range]).for_each(|(out, x)| *out = widen(x));
             }
             TensorData::F16(values) => values[range].convert_to_f32_slice(out),

@@ -18,6 +18,7 @@ use super::stored::Rows;
 use super::transposed::transpose;
 use crate::backend::cpu::aligned::Aligned;
 use crate::backend::cpu::attention::{keys_in_tile, keys_of_task, queries_in_tile};
+use crate::backend::cpu::gemm::prefetch::prefetch;
 use crate::backend::cpu::gemm::tiles::{Tile, grid};
 use half::bf16;
 use qlora_kernels::shape::{AttentionShape, Visible};
@@ -114,7 +115,7 @@ impl<'a> Head<'a> {
 
     /// Brings rows of `d` values into the caches.
     fn prefetch(&self, tokens: Range<usize>, d: usize) {
-        tokens.for_each(|token| layout::prefetch(&self.data[token * self.stride + self.column..][..d]));
+        tokens.for_each(|token| prefetch(&self.data[token * self.stride + self.column..][..d]));
     }
 }
 

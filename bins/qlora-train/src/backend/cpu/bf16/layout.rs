@@ -30,21 +30,6 @@ pub fn transpose(isa: Isa, rows: &[&[bf16]; LANES], out: &mut [u32], stride: usi
     }
 }
 
-/// Brings the lines of `values` into the caches.
-pub fn prefetch<T>(values: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let (first, bytes) = (values.as_ptr().cast::<i8>(), size_of_val(values));
-        for at in (0..bytes).step_by(64).chain(bytes.checked_sub(1)) {
-            // SAFETY: reads nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(at)) };
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
-}
-
 /// `out[i] = bf16(code[codes[i]] · absmax[i / block])` for NF4 codes, two in a byte, the earlier one in the high half.
 /// All blocks but the last are whole.
 pub fn dequantize(isa: Isa, code: &[f32; 16], absmax: &[f32], block: usize, codes: &[u8], out: &mut [bf16]) {

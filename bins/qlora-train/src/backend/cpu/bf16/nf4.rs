@@ -7,6 +7,7 @@ use super::pairs::{Panel, WIDTH};
 use super::rows::round;
 use super::scales;
 use super::stored::{SCALES, Stored, dots_of_copies};
+use crate::backend::cpu::gemm::prefetch::prefetch;
 use half::bf16;
 use qlora_kernels::nf4::{Absmax, Nf4Matrix};
 use std::ops::Range;
@@ -23,8 +24,8 @@ fn prefetch_scales(matrix: &Nf4Matrix, first: usize, count: usize) {
         &all[first..all.len().min(first + count)]
     }
     match matrix.absmax() {
-        Absmax::F32(absmax) => layout::prefetch(part(absmax, first, count)),
-        Absmax::DoubleQuantized { codes, .. } => layout::prefetch(part(codes, first, count)),
+        Absmax::F32(absmax) => prefetch(part(absmax, first, count)),
+        Absmax::DoubleQuantized { codes, .. } => prefetch(part(codes, first, count)),
     }
 }
 
@@ -90,7 +91,7 @@ impl Stored for Nf4Matrix {
     fn prefetch(&self, row: usize, columns: Range<usize>) {
         if row < self.rows() {
             let start = (row * self.cols() + columns.start) / 2;
-            layout::prefetch(&self.codes()[start..start + columns.len() / 2]);
+            prefetch(&self.codes()[start..start + columns.len() / 2]);
         }
     }
 

@@ -1,9 +1,11 @@
 //! Matrix products on the CPU: packed panels, few rows, small operands.
 
+pub mod bf16_rows;
 pub mod gemv;
 pub mod nf4;
 pub mod pack;
 pub mod panels;
+pub mod prefetch;
 pub mod product;
 pub mod simd;
 pub mod small;

@@ -15,6 +15,8 @@ use std::sync::Mutex;
 
 /// Rows that the inner loop works on together.
 const ROWS: usize = 6;
+/// Rows that meet one part of a panel after the other: with a panel they fit the second cache.
+const BLOCK: usize = 16 * ROWS;
 
 /// `dst = Σ left·right`, or `dst += …` with `accumulate`, in columns `columns` of the first `rows` rows of `dst` (rows
 /// of `stride` values); column 0 of the right operands is `columns.start` of `dst`. `scratch` holds one [`PANEL`] for
@@ -47,8 +49,13 @@ pub fn multiply(
     });
 }
 
-/// Columns of a panel at most: there are registers for their sums, 24 of 32 or 12 of 16.
+/// Columns of a panel at most.
 pub fn widest(lanes: usize) -> usize {
+    if lanes < 4 { columns_at_once(lanes) } else { WIDTH }
+}
+
+/// Columns of a part of a panel: there are registers for the sums of [`ROWS`] rows, 24 of 32 or 12 of 16.
+fn columns_at_once(lanes: usize) -> usize {
     match lanes {
         16 => WIDTH,
         4 | 8 => 16,
@@ -68,7 +75,7 @@ pub fn compute(
     products: &[Product],
 ) {
     let columns = tile.columns.start - first..tile.columns.end - first;
-    let width = columns.len().next_multiple_of(lanes);
+    let (width, at_once) = (columns.len().next_multiple_of(lanes), columns_at_once(lanes));
     let parts = products.iter().flat_map(|product| {
         let ends = move |start: usize| start..(start + product.chunk).min(product.k);
         (0..product.k).step_by(product.chunk).map(move |start| (product, ends(start)))
@@ -81,34 +88,42 @@ pub fn compute(
         let mut taken = [None, None];
         for (taken, (product, steps)) in taken.iter_mut().zip([Some(first), second].into_iter().flatten()) {
             let (values, after) = rest.split_at_mut(steps.len() * width);
-            product.right.fill(steps.clone(), columns.clone(), values, width);
-            *taken = Some(Part { panel: values, left: product.left, first: steps.start });
+            product.right.fill(steps.clone(), columns.clone(), values, at_once, lanes);
+            *taken = Some(Part { panel: values, steps: steps.len(), left: product.left, first: steps.start });
             rest = after;
         }
         let [Some(base), more] = taken else { unreachable!("there is a first part") };
-        arch.dispatch(RowTiles { tile, width, base, more, add });
+        for row in (0..tile.rows.len()).step_by(BLOCK) {
+            let rows = row..(row + BLOCK).min(tile.rows.len());
+            for column in (0..width).step_by(at_once) {
+                let width = at_once.min(width - column);
+                let (base, more) = (base.columns(column, width), more.map(|more| more.columns(column, width)));
+                arch.dispatch(RowTiles { tile, rows: rows.clone(), column, width, base, more, add });
+            }
+        }
         add = true;
     }
 }
 
 /// A round of the inner loop on one panel that stays in the nearest cache; returns its FLOPs. For measuring.
 pub fn peak_round() -> impl FnMut() -> f64 {
-    const STEPS: usize = 128;
-    const CALLS: usize = 64;
+    const VALUES: usize = 24 << 8;
+    const TIMES: usize = 64;
     let arch = Arch::new();
-    let width = widest(arch.dispatch(Lanes));
-    let panel = vec![0.5f32; STEPS * width];
-    let left = vec![0.25f32; ROWS * STEPS];
-    let mut sums = vec![0.0f32; ROWS * width];
+    let width = columns_at_once(arch.dispatch(Lanes));
+    let steps = VALUES / width;
+    let panel = vec![0.5f32; VALUES];
+    let left = vec![0.25f32; steps];
+    let rows = 0..TIMES * ROWS;
+    let mut sums = vec![0.0f32; rows.len() * width];
     move || {
-        for tile in &mut split(&mut sums, width, ROWS, 0..width, width, 1) {
-            for _ in 0..CALLS {
-                let left = Left::Rows { data: std::hint::black_box(&left), stride: STEPS };
-                let base = Part { panel: &panel, left, first: 0 };
-                arch.dispatch(RowTiles { tile, width, base, more: None, add: false });
-            }
+        for tile in &mut split(&mut sums, width, rows.len(), 0..width, width, 1) {
+            // All rows are one.
+            let left = Left::Rows { data: std::hint::black_box(&left), stride: 0 };
+            let base = Part { panel: &panel, steps, left, first: 0 };
+            arch.dispatch(RowTiles { tile, rows: rows.clone(), column: 0, width, base, more: None, add: false });
         }
-        (2 * ROWS * STEPS * width * CALLS) as f64
+        (2 * rows.len() * VALUES) as f64
     }
 }
 
@@ -124,15 +139,27 @@ impl WithSimd for Lanes {
 }
 
 /// A panel and the first of the left operand's columns that it meets.
+#[derive(Clone, Copy)]
 struct Part<'a> {
     panel: &'a [f32],
+    steps: usize,
     left: Left<'a>,
     first: usize,
 }
 
-/// All rows of a tile against one panel or two.
+impl Part<'_> {
+    /// The part of a panel for `width` columns from `column` on, before which whole parts lie.
+    fn columns(&self, column: usize, width: usize) -> Self {
+        Self { panel: &self.panel[column * self.steps..][..width * self.steps], ..*self }
+    }
+}
+
+/// Rows of a tile against one panel or two.
 struct RowTiles<'t, 'm, 'a> {
     tile: &'t mut Tile<'m>,
+    rows: Range<usize>,
+    /// The first of the tile's columns
+    column: usize,
     width: usize,
     base: Part<'a>,
     more: Option<Part<'a>>,
@@ -158,39 +185,39 @@ impl RowTiles<'_, '_, '_> {
     /// `V` vectors make up a row of the panel.
     #[inline(always)]
     fn rows<S: Simd, const V: usize>(self, simd: S) {
-        let mut edge = [[0.0f32; ROWS]; CHUNK];
-        for row in (0..self.tile.rows.len()).step_by(ROWS) {
-            let count = ROWS.min(self.tile.rows.len() - row);
+        for row in self.rows.clone().step_by(ROWS) {
+            let count = ROWS.min(self.rows.end - row);
             let first = self.tile.rows.start + row;
             let mut sums = [[simd.splat_f32s(0.0); V]; ROWS];
-            sums = part::<S, V>(simd, &self.base, first, count, &mut edge, sums);
+            sums = part::<S, V>(simd, &self.base, first, count, sums);
             if let Some(more) = &self.more {
-                sums = part::<S, V>(simd, more, first, count, &mut edge, sums);
+                sums = part::<S, V>(simd, more, first, count, sums);
             }
             for i in 0..ROWS {
                 if i < count {
-                    store(simd, self.tile.row(row + i), &sums[i], self.add);
+                    store(simd, &mut self.tile.row(row + i)[self.column..], &sums[i], self.add);
                 }
             }
         }
     }
 }
 
-/// Continues the chains of `count` rows from `row` on.
+/// Continues the chains of `count` rows from `row` on. Where that is fewer than [`ROWS`], the last is computed again in
+/// place of those that are missing.
 #[inline(always)]
 fn part<S: Simd, const V: usize>(
     simd: S,
     part: &Part,
     row: usize,
     count: usize,
-    edge: &mut [[f32; ROWS]; CHUNK],
     mut sums: [[S::f32s; V]; ROWS],
 ) -> [[S::f32s; V]; ROWS] {
     let panel = S::as_simd_f32s(part.panel).0.as_chunks::<V>().0;
     let steps = panel.len();
+    let last = count - 1;
     match part.left {
-        Left::Rows { data, stride } if count == ROWS => {
-            let row = |i: usize| &data[(row + i) * stride + part.first..][..steps];
+        Left::Rows { data, stride } => {
+            let row = |i: usize| &data[(row + i.min(last)) * stride + part.first..][..steps];
             let rows = [row(0), row(1), row(2), row(3), row(4), row(5)];
             for j in 0..steps {
                 let left = [rows[0][j], rows[1][j], rows[2][j], rows[3][j], rows[4][j], rows[5][j]];
@@ -202,24 +229,11 @@ fn part<S: Simd, const V: usize>(
                 sums = step(simd, panel, *column.first_chunk().expect("inside the matrix"), sums);
             }
         }
-        left => {
-            match left {
-                Left::Rows { data, stride } => {
-                    for i in 0..count {
-                        let values = &data[(row + i) * stride + part.first..][..steps];
-                        edge.iter_mut().zip(values).for_each(|(edge, x)| edge[i] = *x);
-                    }
-                }
-                Left::Columns { data, stride } => {
-                    for (edge, column) in
-                        edge.iter_mut().zip(data[part.first * stride + row..].chunks(stride)).take(steps)
-                    {
-                        edge[..count].copy_from_slice(&column[..count]);
-                    }
-                }
-            }
-            for (panel, left) in panel.iter().zip(edge.iter()) {
-                sums = step(simd, panel, *left, sums);
+        Left::Columns { data, stride } => {
+            for (panel, column) in panel.iter().zip(data[part.first * stride + row..].chunks(stride)) {
+                let column = &column[..count];
+                let left = std::array::from_fn(|i| column[i.min(last)]);
+                sums = step(simd, panel, left, sums);
             }
         }
     }

@@ -1,8 +1,11 @@
 //! Operands of a product, and how its contraction is cut.
 
-use super::CHUNK;
 use super::pack::{Stored, turn};
+use super::{CHUNK, WIDTH};
 use std::ops::Range;
+
+/// Steps of a panel that are read before they go to its parts.
+const BAND: usize = 32;
 
 /// The left operand `[M, k]` of a product.
 #[derive(Clone, Copy)]
@@ -36,12 +39,37 @@ impl<'a> Right<'a> {
         Right::Upright { matrix, first: 0 }
     }
 
-    pub fn fill(&self, steps: Range<usize>, columns: Range<usize>, panel: &mut [f32], width: usize) {
+    /// Writes a panel in parts of `at_once` columns, one after the other: steps of as many values, in the last part of
+    /// a multiple of `lanes`.
+    pub fn fill(&self, steps: Range<usize>, columns: Range<usize>, panel: &mut [f32], at_once: usize, lanes: usize) {
+        let count = columns.len();
+        let parts = (0..count).step_by(at_once).map(|from| from..(from + at_once).min(count));
+        let width = |part: &Range<usize>| part.len().next_multiple_of(lanes);
         match *self {
-            Right::Upright { matrix, first } => {
-                matrix.read(first + steps.start..first + steps.end, columns, panel, width);
+            Right::Upright { matrix, first } if count <= at_once => {
+                matrix.read(first + steps.start..first + steps.end, columns, panel, count.next_multiple_of(lanes));
             }
-            Right::Turned(matrix) => turn(matrix, steps, columns, panel, width),
+            Right::Upright { matrix, first } => {
+                // Whole rows of a panel are read, as they lie.
+                let mut band = [0.0f32; BAND * WIDTH];
+                for start in steps.clone().step_by(BAND) {
+                    let end = (start + BAND).min(steps.end);
+                    matrix.read(first + start..first + end, columns.clone(), &mut band, WIDTH);
+                    for part in parts.clone() {
+                        let width = width(&part);
+                        let out = &mut panel[part.start * steps.len() + (start - steps.start) * width..];
+                        for (out, band) in out.chunks_mut(width).zip(band.chunks(WIDTH)).take(end - start) {
+                            out[..part.len()].copy_from_slice(&band[part.clone()]);
+                        }
+                    }
+                }
+            }
+            Right::Turned(matrix) => {
+                for part in parts {
+                    let columns = columns.start + part.start..columns.start + part.end;
+                    turn(matrix, steps.clone(), columns, &mut panel[part.start * steps.len()..], width(&part));
+                }
+            }
         }
     }
 }
