@@ -192,7 +192,11 @@ def variants_here(args):
     absent = {}
     if args.device == "cpu":
         absent["unsloth"] = "needs a GPU"
-        return [Variant(p, q, c) for q in BASES for c in ("float32", "bfloat16") for p in ("ours", "peft")], absent
+        found = [Variant(p, q, c) for q in BASES for c in ("float32", "bfloat16") for p in ("ours", "peft")]
+        if not {"avx512_bf16", "amx_bf16"} & set(instructions()):
+            absent["ours"] = "in bfloat16: this processor has no instructions for it"
+            found = [variant for variant in found if (variant.program, variant.compute) != ("ours", "bfloat16")]
+        return found, absent
     programs = ["ours", "peft"]
     if importlib.util.find_spec("unsloth") is None:
         absent["unsloth"] = "not installed"
@@ -310,7 +314,9 @@ def write_record(out, result, kind, *details):
     def plain(text):
         return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
-    names = [result["date"], kind, plain(result.get("gpu", result["processor"])), plain(result["model"])]
+    # Processors of two generations may have one name.
+    machine = result.get("gpu") or " ".join(filter(None, [result["processor"], result.get("family")]))
+    names = [result["date"], kind, plain(machine), plain(result["model"])]
     out.mkdir(parents=True, exist_ok=True)
     path = out / ("-".join([*names, *map(str, details)]) + ".json")
     path.write_text(json.dumps(result, indent=1) + "\n")
