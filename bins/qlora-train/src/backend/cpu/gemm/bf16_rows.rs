@@ -1,6 +1,6 @@
 //! Rows of bf16, widened in registers where the processor has vectors for it.
 
-use super::nf4::LANES;
+use super::LANES;
 use super::prefetch::prefetch;
 use half::bf16;
 
@@ -32,7 +32,8 @@ impl<'a> Bf16Rows<'a> {
         unreachable!("no vectors for {} columns of {} rows", x.len(), sums.len());
     }
 
-    /// As many elements of a row as `x` has, while others are brought into the caches.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    /// Elements of a row, as many as `x` has; others are brought into the caches.
     fn row(&self, row: usize, x: &[f32]) -> &[bf16] {
         let at = self.first + row * self.stride;
         let ahead = self.values.len().min(at + AHEAD);
@@ -41,6 +42,7 @@ impl<'a> Bf16Rows<'a> {
     }
 }
 
+/// True if the processor has vectors of 256 bits or more, which [`multiply`](Bf16Rows::multiply) takes.
 pub fn has_vectors() -> bool {
     #[cfg(target_arch = "x86_64")]
     return pulp::x86::V3::try_new().is_some();

@@ -1,12 +1,12 @@
 //! Products of a few rows with transposed matrices, which are bound by how fast the matrices can be read: one dot
 //! product for each element, without panels. A row's result does not depend on the others.
 
-use super::CHUNK;
 use super::bf16_rows::{self, Bf16Rows};
-use super::nf4::{LANES, ScaledRows};
-use super::pack::{Stored, turn_rows};
+use super::nf4::ScaledRows;
+use super::pack::Stored;
 use super::product::{Left, Product, Right};
 use super::tiles::{Tile, split};
+use super::{CHUNK, LANES};
 use pulp::{Arch, Simd, WithSimd};
 use qlora_kernels::nf4::Nf4Matrix;
 use rayon::prelude::*;
@@ -17,10 +17,10 @@ const ROWS: usize = 4;
 /// Columns of a tile.
 const COLUMNS: usize = 32;
 /// Columns that are read together.
-const BAND: usize = 16;
+const BAND: usize = 8;
 /// Multiply-adds that are not worth waking another thread for.
 const ALONE: usize = 1 << 16;
-/// Scales of a band of NF4 codes at most: of sixteen rows of 4,000 codes in blocks of 64.
+/// Scales of a band of NF4 codes at most: of eight rows of 8,000 codes in blocks of 64.
 const SCALES: usize = 1 << 10;
 
 /// A sum of such products.
@@ -173,11 +173,11 @@ fn part_of_row<'a>(left: &Left<'a>, row: usize, steps: &Range<usize>, copy: &'a 
 /// Writes or adds the sums of each row's partial sums, in their order. Rows are summed beside one another, as each
 /// addition waits for the one before it.
 fn write_totals(sums: &[[f32; LANES]; BAND], out: &mut [f32], add: bool) {
-    let mut turned = [0.0f32; LANES * BAND];
     let mut totals = [-0.0f32; BAND];
-    turn_rows(sums.as_flattened(), LANES, &mut turned);
-    for turned in turned.as_chunks::<BAND>().0 {
-        totals.iter_mut().zip(turned).for_each(|(total, sum)| *total += sum);
+    for lane in 0..LANES {
+        for (total, sums) in totals.iter_mut().zip(sums) {
+            *total += sums[lane];
+        }
     }
     for (out, total) in out.iter_mut().zip(totals) {
         *out = if add { *out + total } else { total };

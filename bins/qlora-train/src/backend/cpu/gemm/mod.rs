@@ -19,3 +19,7 @@ pub const TOKENS: usize = 256;
 pub const WIDTH: usize = 64;
 /// Values of a panel at most.
 pub const PANEL: usize = CHUNK * WIDTH;
+/// Interleaved partial sums of a row's product: element i of a part is added to the one of number i modulo this.
+pub const LANES: usize = 64;
+/// NF4 codes that are looked up together.
+pub const GROUP: usize = 32;

@@ -1,6 +1,8 @@
 //! Parts of NF4 matrices as f32, and their products with rows, with the processor's table look-up where it has one. The
 //! values are those of [`Nf4Matrix::dequantize_rows`], bit for bit.
 
+use super::bf16_rows::has_vectors;
+use super::{GROUP, LANES};
 use qlora_kernels::nf4::Nf4Matrix;
 use std::ops::Range;
 
@@ -36,9 +38,6 @@ fn one_by_one(matrix: &Nf4Matrix, rows: Range<usize>, columns: Range<usize>, out
 /// by itself, but not beyond a page.
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 4096;
-
-/// Elements that are looked up together.
-const GROUP: usize = 32;
 
 /// The whole groups among these columns, each of which lies in one block; none if there are none, or rows begin within
 /// one.
@@ -89,11 +88,9 @@ impl Work for Part<'_> {
     }
 }
 
-/// Interleaved partial sums of a row's product: element i of a range is added to the one of number i modulo this.
-pub const LANES: usize = 64;
-
 /// Rows of a matrix with the scales of their blocks, to be multiplied.
 #[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub struct ScaledRows<'a> {
     matrix: &'a Nf4Matrix,
     first_row: usize,
@@ -105,9 +102,8 @@ impl<'a> ScaledRows<'a> {
     /// True if the processor has a look-up, parts of `chunk` columns are whole groups, and the scales of a row are at
     /// most `scales`.
     pub fn can_read(matrix: &Nf4Matrix, chunk: usize, scales: usize) -> bool {
-        let has_look_up = cfg!(target_arch = "x86_64") && pulp::Arch::new().dispatch(super::panels::Lanes) >= 8;
         let is_whole = matrix.cols().is_multiple_of(GROUP) && chunk.is_multiple_of(GROUP);
-        has_look_up && is_whole && Self::at_once(matrix, scales) > 0
+        has_vectors() && is_whole && Self::at_once(matrix, scales) > 0
     }
 
     /// Rows whose scales are at most `scales`. A block may begin in the row before.

@@ -167,8 +167,8 @@ vectorized! {
     }
 }
 
-/// Writes the first `length` columns of 16 rows, `stride` values apart, as rows of 16 values, `width` apart. False where the
-/// processor lacks the vectors for it.
+/// Writes the first `length` columns of 16 rows, `stride` values apart, as rows of 16 values, `width` apart. False
+/// where the processor lacks the vectors for it.
 fn turn_band(band: &[f32], stride: usize, length: usize, out: &mut [f32], width: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V4::try_new() {
@@ -176,16 +176,6 @@ fn turn_band(band: &[f32], stride: usize, length: usize, out: &mut [f32], width:
         return true;
     }
     turn_in_halves(band, stride, length, out, width)
-}
-
-/// Writes the first columns of 16 rows, `stride` values apart, as rows of 16 values: as many as `out` has.
-pub fn turn_rows(rows: &[f32], stride: usize, out: &mut [f32]) {
-    let length = out.len() / BAND;
-    if !turn_band(rows, stride, length, out, BAND) {
-        for (column, out) in out.as_chunks_mut::<BAND>().0.iter_mut().enumerate() {
-            out.iter_mut().enumerate().for_each(|(row, value)| *value = rows[row * stride + column]);
-        }
-    }
 }
 
 /// [`turn_band`] in vectors of 8 values.

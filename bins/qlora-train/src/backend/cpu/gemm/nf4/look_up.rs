@@ -1,6 +1,6 @@
 //! The 16 values of NF4 looked up in registers: as numbers with AVX-512, byte by byte with AVX2.
 
-use super::GROUP;
+use crate::backend::cpu::gemm::GROUP;
 use pulp::x86::{V3, V4};
 use qlora_kernels::nf4::CODE;
 use std::arch::x86_64::{__m256, __m256i, __m512, __m512i};
@@ -12,7 +12,7 @@ pub trait Work {
 
 /// Values of codes, and the registers that this takes. Of the two codes of a byte, the high nibble is the earlier one.
 pub trait LookUp {
-    /// As many sums as a group has values, in registers
+    /// Sums in registers, one for each value of a group
     type Sums: Copy;
 
     /// The values of a group, times `scale`.
