@@ -1,4 +1,7 @@
 //! The 16 values of NF4 looked up in registers: as numbers with AVX-512, byte by byte with AVX2.
+//!
+//! No instruction stands in a closure here: the compiler keeps closures outside of the function that has the vectors,
+//! and calls each of their instructions.
 
 use crate::backend::cpu::gemm::GROUP;
 use pulp::x86::{V3, V4};
